@@ -1,0 +1,154 @@
+"""How well intensities agree: with each other, with a reference, with truth; by shell.
+
+All functions take plain arrays, ignore pairs that are not both finite, and return NaN where
+there is nothing to say.
+"""
+
+from __future__ import annotations
+
+import math
+
+import gemmi
+import numpy as np
+
+from .merge import Merged
+from .reference import asu_map, pack_hkl
+
+
+def pearson(x: np.ndarray, y: np.ndarray) -> float:
+    """Pearson correlation of (n,) arrays; NaN for fewer than three pairs or no spread."""
+    x, y = _pairs(x, y)
+    if len(x) < 3:
+        return math.nan
+    dx, dy = x - x.mean(), y - y.mean()
+    norm = math.sqrt((dx @ dx) * (dy @ dy))
+    return float(dx @ dy / norm) if norm > 0 else math.nan
+
+
+def cc_star(cc_half: float) -> float:
+    """CC* = √(2·CC½/(1 + CC½)); NaN for CC½ < 0 (Karplus & Diederichs 2012)."""
+    return math.sqrt(2 * cc_half / (1 + cc_half)) if cc_half >= 0 else math.nan
+
+
+def r_split(half1: np.ndarray, half2: np.ndarray) -> float:
+    """R_split = 2^(−1/2)·Σ|I₁ − I₂| / Σ ½(I₁ + I₂), a fraction (White et al. 2012)."""
+    x, y = _pairs(half1, half2)
+    mean = (x + y).sum() / 2
+    return float(np.abs(x - y).sum() / mean / math.sqrt(2)) if mean > 0 else math.nan
+
+
+def r1_intensity(intensity: np.ndarray, truth: np.ndarray) -> float:
+    """R1(I) = Σ|I − k·I_true| / Σ k·I_true, a fraction, k by least squares (SPEC section 8)."""
+    x, y = _pairs(intensity, truth)
+    k = (x @ y) / (y @ y) if y.any() else math.nan
+    total = k * y.sum()
+    return float(np.abs(x - k * y).sum() / total) if total > 0 else math.nan
+
+
+def completeness(
+    hkl: np.ndarray, cell: gemmi.UnitCell, space_group: gemmi.SpaceGroup, edges: np.ndarray
+) -> np.ndarray:
+    """(k,) fraction of the possible unique reflections present in each shell.
+
+    Args:
+        hkl: (n, 3) observed, any asymmetric unit; Friedel mates count once.
+        edges: (k + 1,) shell edges in Å, from low to high resolution.
+    """
+    possible = gemmi.make_miller_array(cell, space_group, float(edges[-1]) * (1 - 1e-9))
+    seen = np.isin(pack_hkl(possible), pack_hkl(asu_map(hkl, space_group)[0]))
+    shell = shell_index(cell.calculate_d_array(possible), edges)
+    return _by_shell(shell, seen.astype(float), len(edges) - 1)
+
+
+def shell_edges(d_max: float, d_min: float, n: int) -> np.ndarray:
+    """(n + 1,) edges in Å, from d_max down to d_min, of shells of equal volume in 1/d³."""
+    return np.linspace(d_max**-3.0, d_min**-3.0, n + 1) ** (-1 / 3)
+
+
+def shell_index(d: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """(n,) shell of each d (Å), −1 outside; both outer edges belong to the shells."""
+    s, at = 1 / np.asarray(d, float), 1 / np.asarray(edges, float)
+    index = np.minimum(np.searchsorted(at, s * (1 + 1e-9), side="right") - 1, len(at) - 2)
+    return np.where((s < at[0] * (1 - 1e-6)) | (s > at[-1] * (1 + 1e-6)), -1, np.maximum(index, 0))
+
+
+def shell_table(
+    merged: Merged,
+    cell: gemmi.UnitCell,
+    space_group: gemmi.SpaceGroup,
+    edges: np.ndarray,
+    reference: np.ndarray | None = None,
+    free: np.ndarray | None = None,
+) -> list[dict[str, float | int | str | None]]:
+    """Statistics of merged intensities, a row a shell and a last one for all shells.
+
+    Args:
+        merged: m reflections.
+        cell: Å and degrees.
+        edges: (k + 1,) shell edges in Å, from low to high resolution.
+        reference: (m,) reference intensities, NaN where there is none.
+        free: (m,) bool: reflections that never saw their reference.
+
+    Returns:
+        JSON-ready rows: shell, d_max, d_min (Å), n_unique, n_observations, completeness,
+        multiplicity, mean_i_over_sigma, cc_half, cc_star, r_split, n_both_halves, cc_ref, r1_ref,
+        cc_free, n_free; None where there is nothing to say.  With ``free`` given, cc_ref and
+        r1_ref are of the other reflections, the ones that saw their reference.
+    """
+    edges = np.asarray(edges, float)
+    shell = shell_index(
+        cell.calculate_d_array(np.ascontiguousarray(merged.hkl, dtype=np.int32)), edges
+    )
+    reference = np.full(len(merged), np.nan) if reference is None else reference
+    held_out = np.zeros(len(merged), bool) if free is None else np.asarray(free, bool)
+    bounds: list[tuple[int | str, np.ndarray]] = [
+        (k, edges[k : k + 2]) for k in range(len(edges) - 1)
+    ]
+    rows = []
+    for name, pair in [*bounds, ("all", edges[[0, -1]])]:
+        chosen = shell >= 0 if name == "all" else shell == name
+        I, half = merged.intensity[chosen], merged.half_intensity[chosen]  # noqa: E741
+        ref, out = reference[chosen], held_out[chosen]
+        cc_half = pearson(half[:, 0], half[:, 1])
+        n, n_obs = int(chosen.sum()), int(merged.n[chosen].sum())
+        row = {
+            "shell": name,
+            "d_max": float(pair[0]),
+            "d_min": float(pair[1]),
+            "n_unique": n,
+            "n_observations": n_obs,
+            "multiplicity": n_obs / n if n else math.nan,
+            "mean_i_over_sigma": float(np.mean(I / merged.sigma[chosen])) if n else math.nan,
+            "cc_half": cc_half,
+            "cc_star": cc_star(cc_half),
+            "r_split": r_split(half[:, 0], half[:, 1]),
+            "n_both_halves": int(np.isfinite(half).all(axis=1).sum()),
+            "cc_ref": pearson(I[~out], ref[~out]),
+            "r1_ref": r1_intensity(I[~out], ref[~out]),
+            "cc_free": pearson(I[out], ref[out]),
+            "n_free": int((out & np.isfinite(ref)).sum()),
+        }
+        rows.append(row)
+    overall = completeness(merged.hkl, cell, space_group, edges[[0, -1]])
+    for row, value in zip(
+        rows, [*completeness(merged.hkl, cell, space_group, edges), *overall], strict=True
+    ):
+        row["completeness"] = float(value)
+    return [{key: _jsonable(value) for key, value in row.items()} for row in rows]
+
+
+def _pairs(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    good = np.isfinite(x) & np.isfinite(y)
+    return x[good], y[good]
+
+
+def _by_shell(shell: np.ndarray, values: np.ndarray, k: int) -> np.ndarray:
+    inside = shell >= 0
+    count = np.bincount(shell[inside], minlength=k)
+    total = np.bincount(shell[inside], values[inside], minlength=k)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _jsonable(value: float | int | str) -> float | int | str | None:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,47 @@
+"""What a run is made of: stills, each an image with its beam, detector and crystal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .crystal import Crystal
+from .detector import Beam, Detector
+
+
+@dataclass(frozen=True)
+class Still:
+    """One crystal on one image.
+
+    Attributes:
+        identifier: name of the experiment, unique in a run.
+        image_path: the file that holds the image.
+        frame: index of the image within that file, from 0.
+        beam, detector, crystal: geometry as indexed.
+    """
+
+    identifier: str
+    image_path: Path
+    frame: int
+    beam: Beam
+    detector: Detector
+    crystal: Crystal
+
+
+@dataclass(frozen=True)
+class Experiments:
+    """The stills of one ``.expt`` file.
+
+    Attributes:
+        stills: in the file's order.
+        path: where they were read from.
+        document: the parsed JSON, kept so that what is written back loses nothing.
+    """
+
+    stills: tuple[Still, ...]
+    path: Path
+    document: dict[str, Any] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.stills)

@@ -1,0 +1,206 @@
+"""The physics a model is written in: partiality, B, J_model, expected statistics (JAX).
+
+The reciprocal-lattice point is a three-dimensional Gaussian.  With r along ŝ and 1, 2 along
+e1, e2 (``Predictions``), in the exp(−x²/R²) convention,
+
+    Σ = R0² r̂r̂ᵀ + R1² (1 − r̂r̂ᵀ)                    size of the blocks, beam, point spread
+      + m² (t tᵀ + e2 e2ᵀ),  t = (cosθ, −sinθ, 0)     mosaic spread, m = η|q|
+      + R_bw² w wᵀ,          w = (1, cotθ, 0)·∓       bandwidth, R_bw = bλ/(√2 d²)
+
+Its marginal along r is the partiality, its conditional given ε_r the spot: a mean that moves
+with ε_r along e1, and a second moment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Observations:
+    """What a model is conditioned on: n images, up to m reflections each, padded.
+
+    Attributes:
+        fit: (n, m) bool, reflections that inform the fit (padding and the free set do not).
+        statistics: (n, m, 6) frozen T_k; response (n, m, 6, 6); variance_background,
+            variance_signal (n, m, 6); width (n, m): as ``measure.Statistics``.
+        pilot_moment: (n, m, 3) second moment of the template, Å⁻².
+        intensity_reference: (n, m) polarisation × I_ref.
+        norm_q (n, m): 1/d, Å⁻¹; sin_theta, cos_theta (n, m); e1, e2, s_hat (n, m, 3).
+        q: (n, m, 3) A as indexed times h, Å⁻¹. excitation_error: (n, m) at the pilot, Å⁻¹.
+        detector_axes: (n, m, 2, 3) change of (ε_1, ε_2) at a fixed pixel, Å⁻¹ per mm of beam
+            centre x, beam centre y and distance.
+        azimuth: (n, m, 2) cos and sin of the angle from the panel's fast axis to e1.
+        pixel: (n, m) size of a pixel in ε_t, Å⁻¹.
+        wavevector: (n, 1) 1/λ, Å⁻¹; bandwidth (n, 1) rms fraction.
+        strain_basis: (n, K, 3, 3); pilot_setting (n, 3, 3): exp([ω]×)(1+E) at the pilot;
+        pilot_shift: (n, 3) beam centre x, y and distance at the pilot, mm.
+        log_G0: ln of the run's first estimate of G; pixel_inv_angstrom: median ``pixel``.
+    """
+
+    fit: ArrayLike
+    statistics: ArrayLike
+    response: ArrayLike
+    variance_background: ArrayLike
+    variance_signal: ArrayLike
+    width: ArrayLike
+    pilot_moment: ArrayLike
+    intensity_reference: ArrayLike
+    norm_q: ArrayLike
+    sin_theta: ArrayLike
+    cos_theta: ArrayLike
+    e1: ArrayLike
+    e2: ArrayLike
+    s_hat: ArrayLike
+    q: ArrayLike
+    excitation_error: ArrayLike
+    detector_axes: ArrayLike
+    azimuth: ArrayLike
+    pixel: ArrayLike
+    wavevector: ArrayLike
+    bandwidth: ArrayLike
+    strain_basis: ArrayLike
+    pilot_setting: ArrayLike
+    pilot_shift: ArrayLike
+    log_G0: ArrayLike
+    pixel_inv_angstrom: ArrayLike
+
+
+class Spot(NamedTuple):
+    """Where a reflection is and how wide: arrays (n, m), Å⁻¹ and Å⁻².
+
+    Attributes:
+        excitation_error: ε_r. R0_eff: width of the partiality curve.
+        shift_1, shift_2: centroid from the pilot centre. m11, m22, m12: second moment.
+    """
+
+    excitation_error: Array
+    R0_eff: Array
+    shift_1: Array
+    shift_2: Array
+    m11: Array
+    m22: Array
+    m12: Array
+
+
+def rotation(rotation_mrad: Array) -> Array:
+    """exp([ω]×), (..., 3, 3), of rotation vectors (..., 3) in mrad, differentiable at zero."""
+    w = rotation_mrad * 1e-3
+    zero = jnp.zeros_like(w[..., 0])
+    rows = [[zero, -w[..., 2], w[..., 1]], [w[..., 2], zero, -w[..., 0]], [-w[..., 1], w[..., 0], zero]]
+    K = jnp.stack([jnp.stack(row, -1) for row in rows], -2)
+    angle2 = jnp.sum(w * w, -1)[..., None, None]
+    # series of sinx/x and (1−cosx)/x²: below 1e-12 for angles of a refinement (< 0.1 rad)
+    a = 1 - angle2 / 6 * (1 - angle2 / 20 * (1 - angle2 / 42))
+    b = 0.5 * (1 - angle2 / 12 * (1 - angle2 / 30 * (1 - angle2 / 56)))
+    return jnp.eye(3, dtype=w.dtype) + a * K + b * (K @ K)
+
+
+def setting(strain_basis: Array, rotation_mrad: Array, strain: Array) -> Array:
+    """exp([ω]×)(1 + Σ e_k E_k), (n, 3, 3); rotation (n, 3) mrad, strain (n, K)."""
+    stretch = jnp.eye(3) + jnp.einsum("nk,nkij->nij", strain, strain_basis)
+    return rotation(rotation_mrad) @ stretch
+
+
+def geometry(obs: Observations, rotation_mrad, strain, shift_mm) -> tuple[Array, Array, Array]:
+    """ε_r and the predicted centre's shift from the pilot centre along e1 and e2, each (n, m), Å⁻¹.
+
+    Args:
+        rotation_mrad: (n, 3) and strain (n, K): about the crystal as indexed.
+        shift_mm: (3,) beam centre x, y and distance about nominal.
+    """
+    change = setting(obs.strain_basis, rotation_mrad, strain) - obs.pilot_setting
+    dq = jnp.einsum("nij,nmj->nmi", change, obs.q)
+    length = obs.wavevector + obs.excitation_error
+    along = jnp.sum(obs.s_hat * dq, -1)
+    square = jnp.sum(dq * dq, -1)
+    gained = 2 * length * along + square
+    excitation = obs.excitation_error + gained / (length + jnp.sqrt(length**2 + gained))
+    moved = jnp.einsum("nmak,nk->nma", obs.detector_axes, shift_mm[None] - obs.pilot_shift)
+    scale = obs.wavevector / length
+    shift_1 = jnp.sum(obs.e1 * dq, -1) * scale - moved[..., 0]
+    shift_2 = jnp.sum(obs.e2 * dq, -1) * scale - moved[..., 1]
+    return excitation, shift_1, shift_2
+
+
+def bandwidth_width(obs: Observations) -> Array:
+    """R_bw = bλ/(√2 d²), (n, m), Å⁻¹, for an rms bandwidth b."""
+    return obs.bandwidth * obs.norm_q**2 / (jnp.sqrt(2.0) * obs.wavevector)
+
+
+def spot(obs: Observations, rotation_mrad, strain, shift_mm, R0, mosaic_mrad, R1_moment) -> Spot:
+    """Marginal and conditional of the Gaussian relp (module docstring).
+
+    Args:
+        rotation_mrad, strain, shift_mm: as :func:`geometry`.
+        R0: Å⁻¹; mosaic_mrad: η; R1_moment: (M11, M22, M12) of the spot without mosaic spread
+            and bandwidth, broadcastable to (n, m), Å⁻²: R1²/2, R1²/2, 0 for round spots.
+    """
+    excitation, shift_1, shift_2 = geometry(obs, rotation_mrad, strain, shift_mm)
+    m2 = (mosaic_mrad * 1e-3 * obs.norm_q) ** 2
+    bw2 = bandwidth_width(obs) ** 2
+    sin, cos = obs.sin_theta, obs.cos_theta
+    rr = R0**2 + m2 * cos**2 + bw2
+    r1 = m2 * sin * cos - bw2 * cos / sin
+    m11 = R1_moment[0] + 0.5 * (m2 * sin**2 + bw2 * (cos / sin) ** 2 - r1**2 / rr)
+    m22 = R1_moment[1] + 0.5 * m2
+    return Spot(
+        excitation_error=excitation,
+        R0_eff=jnp.sqrt(rr),
+        shift_1=shift_1 + r1 / rr * excitation,
+        shift_2=shift_2,
+        m11=m11,
+        m22=m22,
+        m12=R1_moment[2] + 0.0 * m2,
+    )
+
+
+def round_moment(R1: Array) -> tuple[Array, Array, float]:
+    """(M11, M22, M12) of a round spot exp(−|ε_t|²/R1²), Å⁻²."""
+    return R1**2 / 2, R1**2 / 2, 0.0
+
+
+def partiality(excitation_error, R0, R0_eff) -> Array:
+    """p = (R0/R0_eff)·exp(−ε_r²/R0_eff²): smearing R0 to R0_eff conserves the volume."""
+    return R0 / R0_eff * jnp.exp(-((excitation_error / R0_eff) ** 2))
+
+
+def peak_partiality(excitation_error, R0, R0_eff) -> Array:
+    """p = exp(−ε_r²/R0_eff²): one on the sphere, whatever the smearing."""
+    return jnp.exp(-((excitation_error / R0_eff) ** 2))
+
+
+def debye_waller(B, norm_q) -> Array:
+    """B_term = exp(−B/(4d²)) of SPEC section 2, with 1/d = ``norm_q``, B in Å²."""
+    return jnp.exp(-0.25 * B * norm_q**2)
+
+
+class Expected(NamedTuple):
+    """Mean and counting variance of the six frozen statistics, (n, m, 6)."""
+
+    mean: Array
+    variance: Array
+
+
+def expected_statistics(obs: Observations, spot: Spot, J_model: Array) -> Expected:
+    """E[T_k] = J(r_k0 + Σ_j r_kj η_j), Var[T_k] = V_bg,k + J V_sig,k (``measure``).
+
+    Displacing a template by δ adds δδᵀ to its second moment, to second order.
+    """
+    d1, d2 = spot.shift_1 / obs.width, spot.shift_2 / obs.width
+    scale = 1 / obs.width**2
+    g11 = (spot.m11 - obs.pilot_moment[..., 0]) * scale + d1**2
+    g22 = (spot.m22 - obs.pilot_moment[..., 1]) * scale + d2**2
+    g12 = (spot.m12 - obs.pilot_moment[..., 2]) * scale + d1 * d2
+    eta = jnp.stack([jnp.ones_like(d1), d1, d2, (g11 + g22) / 2, (g11 - g22) / 2, g12], -1)
+    mean = J_model[..., None] * jnp.einsum("nmkj,nmj->nmk", obs.response, eta)
+    variance = obs.variance_background + J_model[..., None] * obs.variance_signal
+    return Expected(mean, variance)
+

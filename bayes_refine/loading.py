@@ -1,0 +1,68 @@
+"""Models by name or by path: ``load_model("still")``, ``load_model("my_model.py")``.
+
+Models are plain files, not a sub-package: in the wheel they travel as data in
+``bayes_refine/models``; in a checkout, installed editable or not at all, they lie in
+``models/`` beside the package.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+
+_PACKAGE = Path(__file__).resolve().parent
+_FOLDERS = (_PACKAGE / "models", _PACKAGE.parent / "models")
+
+
+def model_names() -> list[str]:
+    """Names that :func:`load_model` knows, sorted."""
+    files = (file for folder in _FOLDERS for file in folder.glob("*.py"))
+    return sorted({file.stem for file in files if not file.stem.startswith("_")})
+
+
+def load_model(name_or_path: str | Path) -> Callable[..., Any]:
+    """The NumPyro program ``model`` of a file, given the file's path or a model's name.
+
+    Args:
+        name_or_path: anything that ends in ``.py`` is a path; all else is a name of
+            :func:`model_names`, looked for in the package, then beside it.
+
+    Raises:
+        InputError: there is no such model, or its file defines no callable ``model``.
+    """
+    path = Path(name_or_path) if str(name_or_path).endswith(".py") else _find(str(name_or_path))
+    if not path.is_file():
+        raise InputError(f"no model file {path}; models by name: {', '.join(model_names())}")
+    model = getattr(_execute(path.resolve()), "model", None)
+    if not callable(model):
+        raise InputError(f"{path} defines no callable named 'model'")
+    return model
+
+
+def _find(name: str) -> Path:
+    if name in model_names():
+        return next(f for folder in _FOLDERS if (f := folder / f"{name}.py").is_file())
+    raise InputError(
+        f"no model named {name!r}; there are: {', '.join(model_names()) or 'none'}"
+        " (a model of your own is given as a path ending in .py)"
+    )
+
+
+def _execute(path: Path) -> Any:
+    """Run a file as a module; in ``sys.modules`` first, as dataclasses and pickle need it."""
+    name = f"bayes_refine_model_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # the path ends in .py
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module

@@ -1,0 +1,144 @@
+"""From predictions and statistics (flat) to what a model is conditioned on (padded by image)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import jax.numpy as jnp
+import numpy as np
+
+from .crystal import rotation_matrix, strain_basis
+from .detector import beam_frame
+from .experiments import Still
+from .forward import Observations
+from .measure import Statistics
+from .predict import Predictions
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each of n flat reflections sits in the padded (n_image, m) arrays.
+
+    Attributes:
+        image, slot: (n,); shape: (n_image, m).
+    """
+
+    image: np.ndarray
+    slot: np.ndarray
+    shape: tuple[int, int]
+
+    def pad(self, values: np.ndarray, fill: float = 0.0) -> np.ndarray:
+        """(n, ...) to (n_image, m, ...)."""
+        values = np.asarray(values)
+        out = np.full((*self.shape, *values.shape[1:]), fill, dtype=values.dtype)
+        out[self.image, self.slot] = values
+        return out
+
+    def flat(self, padded: np.ndarray) -> np.ndarray:
+        """(n_image, m, ...) to (n, ...)."""
+        return np.asarray(padded)[self.image, self.slot]
+
+
+def layout(predictions: Predictions, n_image: int, at_least: int = 0) -> Layout:
+    """Slots for reflections sorted by image; m grows in steps so that shapes, and with them
+    compiled code, are shared between rounds and runs.
+    """
+    counts = np.bincount(predictions.image, minlength=n_image)
+    start = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    slot = np.arange(len(predictions)) - start[predictions.image]
+    m = max(int(counts.max(initial=1)), at_least)
+    return Layout(predictions.image, slot, (n_image, -(-m // 64) * 64))
+
+
+def geometry_observations(
+    stills: list[Still],
+    predictions: Predictions,
+    where: Layout,
+    rotation_mrad: np.ndarray,
+    strain: np.ndarray,
+    shift_mm: np.ndarray,
+) -> Observations:
+    """Observations with the geometry filled in and the statistics still zero.
+
+    Args:
+        stills: as indexed. predictions: made at the pilot state.
+        rotation_mrad: (n_image, 3), strain: (n_image, K), shift_mm: (3,), the pilot state.
+    """
+    basis = np.stack([strain_basis(still.crystal) for still in stills])
+    stretch = np.eye(3) + np.einsum("nk,nkij->nij", strain, basis)
+    axes = np.stack([beam_frame(s.beam, s.detector) for s in stills]) * np.array([[-1], [-1], [1]])
+    p, image = predictions, predictions.image
+    e12 = np.stack([p.e1, p.e2], axis=1)
+    detector_axes = p.inv_range[:, None, None] * np.einsum("nai,nki->nak", e12, axes[image])
+    pixel = np.sqrt(np.abs(np.linalg.det(p.frame)))
+    column = np.linalg.inv(p.frame) / np.linalg.norm(np.linalg.inv(p.frame), axis=1, keepdims=True)
+    q_indexed = np.einsum("nij,nj->ni", np.stack([s.crystal.A for s in stills])[image], p.hkl)
+    pad = where.pad
+    n = where.shape
+    return as_jax(
+        Observations(
+            fit=np.zeros(n, bool),
+            statistics=np.zeros((*n, 6)),
+            response=np.zeros((*n, 6, 6)),
+            variance_background=np.ones((*n, 6)),
+            variance_signal=np.zeros((*n, 6)),
+            width=np.ones(n),
+            pilot_moment=np.zeros((*n, 3)),
+            intensity_reference=np.zeros(n),
+            norm_q=pad(np.linalg.norm(p.q, axis=1), 0.1),
+            sin_theta=pad(p.sin_theta, 0.1),
+            cos_theta=pad(p.cos_theta, 1.0),
+            e1=pad(p.e1),
+            e2=pad(p.e2),
+            s_hat=pad(p.s_hat),
+            q=pad(q_indexed),
+            excitation_error=pad(p.excitation_error),
+            detector_axes=pad(detector_axes),
+            azimuth=pad(column[:, :, 0]),
+            pixel=pad(pixel, 1e-3),
+            wavevector=np.array([[1 / s.beam.wavelength] for s in stills]),
+            bandwidth=np.array([[s.beam.bandwidth] for s in stills]),
+            strain_basis=basis,
+            pilot_setting=rotation_matrix(rotation_mrad) @ stretch,
+            pilot_shift=np.broadcast_to(shift_mm, (n[0], 3)),
+            log_G0=np.array(0.0),
+            pixel_inv_angstrom=np.array(float(np.median(pixel)) if len(pixel) else 1e-3),
+        )
+    )
+
+
+def with_statistics(
+    obs: Observations,
+    where: Layout,
+    statistics: Statistics,
+    moment: np.ndarray,
+    intensity_reference: np.ndarray,
+    fit: np.ndarray,
+    log_G0: float,
+) -> Observations:
+    """The observations after measuring.
+
+    Args:
+        moment: (n, 3) second moment of the templates, Å⁻².
+        intensity_reference: (n,) polarisation × I_ref. fit: (n,) bool.
+    """
+    pad = where.pad
+    return as_jax(
+        replace(
+            obs,
+            fit=pad(fit),
+            statistics=pad(statistics.value),
+            response=pad(statistics.response),
+            variance_background=pad(statistics.variance_background, 1.0),
+            variance_signal=pad(statistics.variance_signal),
+            width=pad(statistics.width, 1.0),
+            pilot_moment=pad(moment),
+            intensity_reference=pad(intensity_reference),
+            log_G0=np.array(log_G0),
+        )
+    )
+
+
+def as_jax(obs: Observations) -> Observations:
+    """A copy with JAX arrays in the caller's default precision."""
+    return Observations(**{name: jnp.asarray(value) for name, value in vars(obs).items()})

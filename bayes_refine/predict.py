@@ -1,0 +1,161 @@
+"""Which reflections are near the Ewald sphere, where they land, how far off they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import gemmi
+import numpy as np
+
+from .detector import Beam, pixel_to_lab, ray_to_pixel
+from .experiments import Still
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predicted reflections, flat over images (n in all); SPEC section 1.
+
+    Attributes:
+        image: (n,) index of the still in the run.
+        hkl: (n, 3) indices as indexed, not reduced.
+        q: (n, 3) reciprocal-lattice point, lab frame, Å⁻¹.
+        excitation_error: (n,) ε_r = |s0 + q| − 1/λ, Å⁻¹.
+        s_hat, e1, e2: (n, 3) unit vectors: diffracted ray; normal to it, e1 in the plane of s0
+            and ŝ towards larger 2θ, e2 = ŝ × e1.
+        sin_theta, cos_theta: (n,) of the Bragg angle.
+        polarisation: (n,) polarisation factor.
+        panel: (n,) panel; xy_px: (n, 2) predicted centre.
+        frame: (n, 2, 2) d(ε_1, ε_2)/d(x, y), Å⁻¹ per pixel, at the predicted centre.
+        inv_range: (n,) 1/(λ|x|), Å⁻¹ per mm: how a detector shift moves ε_t.
+    """
+
+    image: np.ndarray
+    hkl: np.ndarray
+    q: np.ndarray
+    excitation_error: np.ndarray
+    s_hat: np.ndarray
+    e1: np.ndarray
+    e2: np.ndarray
+    sin_theta: np.ndarray
+    cos_theta: np.ndarray
+    polarisation: np.ndarray
+    panel: np.ndarray
+    xy_px: np.ndarray
+    frame: np.ndarray
+    inv_range: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    @property
+    def d(self) -> np.ndarray:
+        """(n,) Bragg spacing, Å."""
+        return 1 / np.linalg.norm(self.q, axis=1)
+
+    def select(self, keep: np.ndarray) -> Predictions:
+        """The reflections of a boolean mask or an index array."""
+        return Predictions(*(getattr(self, f.name)[keep] for f in fields(self)))
+
+
+def concatenate(parts: list[Predictions]) -> Predictions:
+    """One flat set from several, in order."""
+    return Predictions(
+        *(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Predictions))
+    )
+
+
+def candidate_indices(cell: gemmi.UnitCell, space_group: gemmi.SpaceGroup, d_min: float):
+    """All hkl with d ≥ 0.97·d_min that the lattice centring allows, shape (n, 3) int32.
+
+    The 3 % beyond d_min lets one list serve all crystals of a run; :func:`predict` applies
+    the limit with each crystal's own cell.
+    """
+    limit = 0.97 * d_min
+    top = [int(axis / limit) for axis in (cell.a, cell.b, cell.c)]
+    grid = np.stack(np.meshgrid(*(np.arange(-n, n + 1) for n in top), indexing="ij"), -1)
+    hkl = grid.reshape(-1, 3).astype(np.int32)
+    hkl = hkl[np.any(hkl != 0, axis=1)]
+    hkl = hkl[cell.calculate_d_array(hkl) >= limit]
+    centring = gemmi.GroupOps([gemmi.Op()])
+    centring.cen_ops = space_group.operations().cen_ops
+    return hkl[~np.asarray(centring.systematic_absences(hkl), bool)]
+
+
+def predict(
+    still: Still, hkl: np.ndarray, d_min: float, excitation_max, image: int = 0, d_max: float = 60.0
+) -> Predictions:
+    """Reflections of one still within ``excitation_max`` of the Ewald sphere, on the detector.
+
+    The predicted centre is where the ray along ŝ = (s0 + q)/|s0 + q| meets a panel.
+
+    Args:
+        hkl: (m, 3) candidates, :func:`candidate_indices`.
+        d_min, d_max: resolution limits, Å.
+        excitation_max: limit on |ε_r|, Å⁻¹; a number, or a function of d (Å) and λ (Å).
+        image: value for ``Predictions.image``.
+    """
+    beam = still.beam
+    q = hkl @ still.crystal.A.T
+    s = beam.s0 + q
+    length = np.linalg.norm(s, axis=1)
+    excitation = length - 1 / beam.wavelength
+    norm_q = np.linalg.norm(q, axis=1)
+    limit = excitation_max(1 / norm_q, beam.wavelength) if callable(excitation_max) else excitation_max
+    near = (np.abs(excitation) < limit) & (norm_q <= 1 / d_min) & (norm_q >= 1 / d_max)
+    hkl, q, s_hat, excitation = hkl[near], q[near], s[near] / length[near, None], excitation[near]
+    panel, xy = ray_to_pixel(still.detector, s_hat)
+    hit = panel >= 0
+    hkl, q, s_hat, excitation = hkl[hit], q[hit], s_hat[hit], excitation[hit]
+    panel, xy = panel[hit], xy[hit]
+
+    e1 = -(beam.s0_direction - (s_hat @ beam.s0_direction)[:, None] * s_hat)
+    sin_2theta = np.linalg.norm(e1, axis=1)
+    e1 /= np.maximum(sin_2theta, 1e-12)[:, None]
+    e2 = np.cross(s_hat, e1)
+    theta = 0.5 * np.arctan2(sin_2theta, s_hat @ beam.s0_direction)
+    frame, inv_range = _pixel_frame(still, panel, xy, e1, e2)
+    return Predictions(
+        image=np.full(len(hkl), image),
+        hkl=hkl,
+        q=q,
+        excitation_error=excitation,
+        s_hat=s_hat,
+        e1=e1,
+        e2=e2,
+        sin_theta=np.sin(theta),
+        cos_theta=np.cos(theta),
+        polarisation=polarisation(beam, s_hat),
+        panel=panel,
+        xy_px=xy,
+        frame=frame,
+        inv_range=inv_range,
+    )
+
+
+def polarisation(beam: Beam, s_hat: np.ndarray) -> np.ndarray:
+    """Polarisation factor (n,) of rays ``s_hat`` (n, 3).
+
+    (1−2f)(1 − (n·ŝ)²) + f(1 + cos²2θ): f the fraction in the plane with normal n.
+    """
+    f = beam.polarization_fraction
+    along_normal = s_hat @ beam.polarization_normal
+    return (1 - 2 * f) * (1 - along_normal**2) + f * (1 + (s_hat @ beam.s0_direction) ** 2)
+
+
+def _pixel_frame(still: Still, panel, xy, e1, e2):
+    """d(ε_1, ε_2)/d(x, y) by central differences over one pixel, and 1/(λ|x|)."""
+    wavelength, detector = still.beam.wavelength, still.detector
+
+    def direction(dx, dy):
+        lab = pixel_to_lab(detector, panel, xy + np.array([dx, dy]))
+        return lab / np.linalg.norm(lab, axis=1, keepdims=True)
+
+    columns = [
+        (direction(0.5, 0) - direction(-0.5, 0)) / wavelength,
+        (direction(0, 0.5) - direction(0, -0.5)) / wavelength,
+    ]
+    frame = np.stack(
+        [np.stack([np.einsum("ni,ni->n", e, c) for c in columns], axis=1) for e in (e1, e2)], axis=1
+    )
+    lab = pixel_to_lab(detector, panel, xy)
+    return frame, 1 / (wavelength * np.linalg.norm(lab, axis=1))

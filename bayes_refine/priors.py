@@ -1,0 +1,81 @@
+"""Priors: numbers with units in one frozen dataclass, overridable from TOML."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from .errors import InputError
+
+
+@dataclass(frozen=True)
+class Priors:
+    """Priors of the models (SPEC section 5).  ``log`` priors: normal in ln, median given.
+
+    Attributes:
+        R0_inv_angstrom, log_R0_sd: partiality width (reciprocal size of a mosaic block), shared.
+        mosaic_spread_mrad, log_mosaic_spread_sd: η, in the exp(−x²/η²) convention, shared.
+        rotation_sd_mrad: orientation about the indexed one, each axis.
+        strain_sd: cell strain about the indexed cell, each allowed component.
+        distance_sd_mm, beam_center_sd_mm: detector about its nominal place, shared.
+        log_G_sd: ln G of an image about the run's first estimate.
+        B_mean, B_sd: Debye–Waller B relative to the reference's, Å².
+        R1_px, log_R1_sd: spot width in pixels (beyond the pixel's own size) and its spread.
+        model_error, log_model_error_sd: fractional error of J_model, shared.
+        position_error_px, log_position_error_sd: centroid error beyond counting, shared.
+        shape_error, log_shape_error_sd: fractional error of R1² beyond counting, shared.
+        student_t_nu: degrees of freedom of the residuals; infinite for normal ones.
+    """
+
+    R0_inv_angstrom: float = 5e-4
+    log_R0_sd: float = 0.7
+    mosaic_spread_mrad: float = 0.5
+    log_mosaic_spread_sd: float = 1.0
+    rotation_sd_mrad: float = 3.0
+    strain_sd: float = 3e-3
+    distance_sd_mm: float = 0.5
+    beam_center_sd_mm: float = 0.1
+    log_G_sd: float = 2.0
+    B_mean: float = 0.0
+    B_sd: float = 20.0
+    R1_px: float = 0.8
+    log_R1_sd: float = 0.7
+    model_error: float = 0.1
+    log_model_error_sd: float = 1.0
+    position_error_px: float = 0.05
+    log_position_error_sd: float = 1.0
+    shape_error: float = 0.1
+    log_shape_error_sd: float = 1.0
+    student_t_nu: float = float("inf")
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+                raise InputError(f"prior {field.name} must be a number, not {value!r}")
+            if field.name != "B_mean" and value <= 0:
+                raise InputError(f"prior {field.name} must be positive, not {value!r}")
+
+
+def read_priors(path: str | Path) -> Priors:
+    """Priors from a TOML file of ``name = number`` lines; names not given keep their default.
+
+    Raises:
+        InputError: no such file, not TOML, an unknown name or a value that is no number.
+    """
+    path = Path(path)
+    try:
+        values = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the priors ({error.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a TOML file ({error}); write lines such as R0_inv_angstrom = 5e-4") from None
+    known = {field.name for field in fields(Priors)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise InputError(f"{path}: unknown prior {unknown[0]!r}; known are {', '.join(sorted(known))}")
+    try:
+        return replace(Priors(), **values)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None

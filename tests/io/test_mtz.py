@@ -1,0 +1,179 @@
+"""MTZ files read back by gemmi and by reciprocalspaceship."""
+
+from pathlib import Path
+
+import gemmi
+import numpy as np
+import pytest
+import reciprocalspaceship as rs
+
+from bayes_refine.crystal import Crystal, rotation_matrix
+from bayes_refine.detector import Beam, Detector
+from bayes_refine.errors import InputError
+from bayes_refine.experiments import Still
+from bayes_refine.io.mtz import read_unmerged, write_merged, write_unmerged
+
+GROUP = gemmi.SpaceGroup("P 61 2 2")
+CELL = gemmi.UnitCell(93.99, 93.99, 130.87, 90, 90, 120)
+
+
+def make_still(k):
+    B = np.array(CELL.frac.mat.tolist()).T
+    one = np.ones(1)
+    panel = Detector(
+        *(np.zeros((1, 3)) for _ in range(3)), np.ones((1, 2)), np.ones((1, 2), int),
+        np.ones((1, 2)), one, one, one, one,
+    )  # fmt: skip
+    return Still(
+        identifier=f"still-{k}",
+        image_path=Path("x.h5"),
+        frame=k,
+        beam=Beam(1.3 + 0.01 * k, np.array([0.0, 0.0, -1.0]), np.array([0.0, 1.0, 0.0])),
+        detector=panel,
+        crystal=Crystal(A=rotation_matrix([200.0 * k, 100.0, 50.0]) @ B, hall=GROUP.hall),
+    )
+
+
+@pytest.fixture
+def run():
+    """Random observations on images 1, 2 and 4 of four."""
+    rng = np.random.default_rng(0)
+    n = 400
+    columns = {
+        "BATCH": rng.choice([1, 2, 4], n),
+        "I": rng.normal(100, 50, n),
+        "SIGI": rng.uniform(1, 9, n),
+        "PARTIALITY": rng.uniform(0, 1, n),
+        "EPSILON_R": rng.normal(0, 1e-3, n),
+        "SCALE": rng.uniform(0, 2, n),
+        "IMODEL": rng.exponential(90, n),
+        "XDET": rng.uniform(0, 2000, n),
+        "YDET": rng.uniform(0, 2000, n),
+        "FREE": rng.uniform(size=n) < 0.1,
+    }
+    hkl = rng.integers(-4, 5, (n, 3))  # few, so that observations repeat
+    return hkl, columns, [make_still(k) for k in range(4)]
+
+
+@pytest.fixture
+def written(run, tmp_path):
+    hkl, columns, stills = run
+    path = tmp_path / "unmerged.mtz"
+    write_unmerged(path, hkl, columns, CELL, GROUP, stills)
+    return path
+
+
+def test_unmerged_by_gemmi(run, written):
+    hkl, columns, stills = run
+    mtz = gemmi.read_mtz_file(str(written))
+    types = {c.label: c.type for c in mtz.columns}
+    assert types == dict(
+        H="H", K="H", L="H", BATCH="B", I="J", SIGI="Q", PARTIALITY="R", EPSILON_R="R",
+        SCALE="R", IMODEL="J", XDET="R", YDET="R", FREE="I", **{"M/ISYM": "Y"},
+    )  # fmt: skip
+    assert [b.number for b in mtz.batches] == [1, 2, 3, 4]
+    for header, still in zip(mtz.batches, stills, strict=True):
+        assert header.title == f"TITLE {still.identifier}"  # as gemmi 0.7 reads it
+        assert header.wavelength == pytest.approx(still.beam.wavelength)
+        assert header.cell.parameters == pytest.approx(still.crystal.cell.parameters, rel=1e-5)
+        U = np.array([header.floats[k] for k in range(6, 15)]).reshape(3, 3).T
+        np.testing.assert_allclose(U, still.crystal.U, atol=1e-6)
+    asu = gemmi.ReciprocalAsu(GROUP)
+    assert all(asu.is_in(h) for h in mtz.make_miller_array().tolist())
+    keys = [tuple(row) for row in mtz.array[:, :5].tolist()]
+    assert keys == sorted(keys) and mtz.sort_order == [1, 2, 3, 4, 5]
+    assert mtz.switch_to_original_hkl()  # gemmi's own reading of our M/ISYM
+    got = sorted(zip(mtz.make_miller_array().tolist(), mtz.column_with_label("I"), strict=True))
+    want = sorted(zip(hkl.tolist(), columns["I"].astype(np.float32), strict=True))
+    assert got == want
+
+
+def test_unmerged_by_reciprocalspaceship(run, written):
+    hkl, columns, _ = run
+    data = rs.read_mtz(str(written))
+    assert not data.merged and data.spacegroup.number == 178
+    assert [str(data[c].dtype) for c in ("BATCH", "I", "SIGI", "PARTIALITY", "FREE")] == [
+        "Batch", "Intensity", "Stddev", "MTZReal", "MTZInt",
+    ]  # fmt: skip
+    data = data.reset_index().sort_values("I")  # rs has restored the observed indices
+    order = np.argsort(columns["I"])
+    assert np.array_equal(data[["H", "K", "L"]].to_numpy(int), hkl[order])
+    for label, values in columns.items():
+        np.testing.assert_allclose(data[label].to_numpy(float), values[order], rtol=1e-6)
+
+
+def test_unmerged_round_trip(run, written):
+    hkl, columns, _ = run
+    got = read_unmerged(written)
+    order, back = np.argsort(columns["I"]), np.argsort(got.intensity)
+    assert np.array_equal(got.hkl[back], hkl[order])
+    assert np.array_equal(got.batch[back], columns["BATCH"][order])
+    assert np.array_equal(got.image, np.array([-1, 0, 1, -1, 2])[got.batch])
+    np.testing.assert_allclose(got.excitation_error[back], columns["EPSILON_R"][order], rtol=1e-6)
+    np.testing.assert_allclose(got.xy_px[back, 1], columns["YDET"][order], rtol=1e-6)
+
+
+def test_unmerged_refuses_nonsense(run, tmp_path):
+    hkl, columns, stills = run
+    for change in ({"BATCH": columns["BATCH"] + 1}, {"I": columns["I"][:3]}, {"SIZE": hkl[:, 0]}):
+        with pytest.raises(ValueError, match=r"BATCH|column I|SIZE"):
+            write_unmerged(tmp_path / "x.mtz", hkl, columns | change, CELL, GROUP, stills)
+    with pytest.raises(InputError, match=r"x\.mtz: cannot be written"):
+        write_unmerged(tmp_path / "no" / "x.mtz", hkl, columns, CELL, GROUP, stills)
+
+
+def test_merged_by_both(tmp_path):
+    hkl = np.array([[5, 2, 1], [3, 1, -0], [3, 0, 7]])
+    columns = {
+        "IMEAN": ("J", np.array([1.5, -2.0, np.nan])),
+        "SIGIMEAN": ("Q", np.array([1.0, 2.0, 3.0])),
+        "FPOST": ("F", np.array([1.0, 1.0, 4.0])),
+        "N": ("I", np.array([7, 1, 0])),
+        "I(+)": ("K", np.array([1.0, 2.0, 3.0])),
+        "SIGI(+)": ("M", np.array([1.0, 2.0, 3.0])),
+    }
+    path = tmp_path / "merged.mtz"
+    write_merged(path, hkl, columns, CELL, GROUP, 1.27)
+    mtz = gemmi.read_mtz_file(str(path))
+    assert [(c.label, c.type) for c in mtz.columns][3:] == [(k, t) for k, (t, _) in columns.items()]
+    assert mtz.datasets[1].wavelength == pytest.approx(1.27) and not mtz.batches
+    data = rs.read_mtz(str(path))
+    assert data.merged and data.index.tolist() == [(3, 0, 7), (3, 1, 0), (5, 2, 1)]
+    np.testing.assert_array_equal(data["IMEAN"].to_numpy(float), [np.nan, -2.0, 1.5])
+    assert data["N"].to_numpy().tolist() == [0, 1, 7]
+
+
+def test_real_unmerged_file(shared_data):
+    path = shared_data / "thermolysin_unmerged" / "unmerged_plus.mtz"
+    got = read_unmerged(path)
+    assert len(got) == 75_619 and got.image.max() + 1 == 395
+    data = rs.read_mtz(str(path))  # observed indices
+    assert np.array_equal(np.array(data.index.to_list()), got.hkl)
+    assert np.array_equal(data["I"].to_numpy(float), got.intensity)
+    assert np.array_equal(data["ewald_offset"].to_numpy(float), got.excitation_error)
+    np.testing.assert_array_equal(data["xobs"].to_numpy(float), got.xy_px[:, 0])
+
+
+def test_bad_files_are_named(tmp_path, shared_data):
+    with pytest.raises(InputError, match=r"gone\.mtz: no such file"):
+        read_unmerged(tmp_path / "gone.mtz")
+    (tmp_path / "text.mtz").write_text("hello " * 50)
+    with pytest.raises(InputError, match=r"text\.mtz: not an MTZ"):
+        read_unmerged(tmp_path / "text.mtz")
+    with pytest.raises(InputError, match=r"reference\.mtz: no column I;"):
+        read_unmerged(shared_data / "thermolysin_unmerged" / "reference.mtz")
+    empty = gemmi.Mtz(with_base=True)
+    empty.spacegroup = GROUP
+    empty.set_cell_for_all(CELL)
+    empty.set_data(np.zeros((0, 3), np.float32))
+    empty.write_to_file(str(tmp_path / "empty.mtz"))
+    with pytest.raises(InputError, match=r"empty\.mtz: no reflections"):
+        read_unmerged(tmp_path / "empty.mtz")
+    one = {"BATCH": np.ones(1), "I": np.ones(1), "SIGI": np.zeros(1)}
+    hkl = np.array([[1, 2, 3]])
+    write_unmerged(tmp_path / "zero.mtz", hkl, one, CELL, GROUP, [make_still(0)])
+    with pytest.raises(InputError, match=r"zero\.mtz: no reflection with .* positive sigma"):
+        read_unmerged(tmp_path / "zero.mtz")
+    none = {label: values[:0] for label, values in one.items()}
+    with pytest.raises(InputError, match=r"none\.mtz: no reflection to write"):
+        write_unmerged(tmp_path / "none.mtz", hkl[:0], none, CELL, GROUP, [])
