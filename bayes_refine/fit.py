@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 
@@ -24,6 +23,8 @@ from .reference import Reference
 MARGIN = 2.4  # |ε_r| up to this many R0_eff: p = 0.3 % there, well beyond where anything is seen
 MIN_COVERED = 0.6  # of a spot's template on usable pixels, for it to inform the fit
 CLAIM = 1.5  # |ε_r| in R0_eff (p > 10 %) up to which a spot spoils its neighbours
+BATCH = 8192  # shoeboxes in memory at a time
+HOLD = 0.05  # sd of ln R0 in the first round
 MIN_REFLECTIONS = 30  # in an image's fit: three for each of its ~ten unknowns
 
 
@@ -51,12 +52,11 @@ class Movement:
     """How far the pilot moved in one round: rms over images, and what was used.
 
     Attributes:
-        rotation_mrad, centre_px, log_R1, log_G: rms changes.
+        rotation_mrad, log_R1, log_G: rms changes.
         iterations: Newton steps. seconds_measure, seconds_fit: wall time.
     """
 
     rotation_mrad: float
-    centre_px: float
     log_R1: float
     log_G: float
     iterations: int
@@ -132,92 +132,193 @@ def fit_run(
     priors, settings = priors or Priors(), settings or Settings()
     say = progress or (lambda line: None)
     stills = tuple(stills)
-    conditioned = partial(model, priors=priors)
     reference.check_fits(ref, [s.crystal for s in stills], "the experiments")
-    cell = stills[0].crystal.cell
-    candidates = predict.candidate_indices(cell, ref.space_group, settings.d_min)
-    candidates = candidates[ref.lookup(candidates) != 0]  # systematically absent
-    hkl = [candidates] * len(stills)
-    status = np.full(len(stills), "", dtype=object)
+    run = _Run(stills, ref, reader, model, priors, settings, _candidates(stills, ref, priors, settings))
 
-    state: dict[str, np.ndarray] = {}
+    status = np.full(len(stills), "", dtype=object)
+    start, log_G0 = _first_state(run)
+    state: State = start
+    seen = None
     movement: list[Movement] = []
-    slots = 0
     for round_ in range(1, settings.rounds + 1):
         started = time.perf_counter()
-        pilot = _pilot_geometry(stills, state)
-        current = _moved(stills, *pilot)
-        limit = _excitation_limit(state, priors)
-        say(f"round {round_} of {settings.rounds}: predicting and measuring {len(stills)} images")
-        parts = [
-            predict.predict(s, h, settings.d_min, limit, i)
-            for i, (s, h) in enumerate(zip(current, hkl, strict=True))
-        ]
-        if round_ == 1:  # later rounds move by far less than the width of this shell
-            hkl = [
-                predict.predict(s, candidates, 0.98 * settings.d_min, _wider(limit), i).hkl
-                for i, s in enumerate(current)
-            ]
-        predictions = predict.concatenate(parts)
-        where = observe.layout(predictions, len(stills), slots)
-        slots = where.shape[1]
-        obs = observe.geometry_observations(list(stills), predictions, where, *pilot)
-        intensity, free, expected = _references(ref, predictions, settings)
-        sites = infer.evaluate(conditioned, state, obs)
-        scale = where.flat(sites["scale"]) * predictions.polarisation
-        J0 = scale * expected if state else np.zeros(len(predictions))
-        moment = where.flat(sites["spot_moment"])
-        predictions, statistics, failed = _measure(
-            current, predictions, where, reader, J0, moment, limit, settings, say
-        )
-        for i, why in failed.items():
-            status[i] = why
-        informs = np.isfinite(intensity) & ~free & (statistics.covered > MIN_COVERED)
-        informs &= np.array([not status[i] for i in range(len(stills))])[predictions.image]
-        counts = np.bincount(predictions.image[informs], minlength=len(stills))
-        for i in np.flatnonzero((counts < MIN_REFLECTIONS) & (status == "")):
-            status[i] = f"too few reflections ({counts[i]})"
-        informs &= (status == "")[predictions.image]
-        if not informs.any():
-            raise InputError(f"no image can be used: {status[0]}")
-
-        if not state:
-            log_G, log_G0 = _first_scales(statistics, scale * np.nan_to_num(intensity), informs,
-                                          predictions.image, len(stills))
-            init = {"log_G": log_G.reshape(-1, 1)}
-        else:
-            init = state
-        prior_scale = log_G0
-        obs = observe.with_statistics(
-            obs, where, statistics, moment,
-            predictions.polarisation * np.where(np.isfinite(intensity), intensity, 0.0),
-            informs, prior_scale,
-        )
+        last = round_ == settings.rounds
+        say(f"round {round_} of {settings.rounds}: measuring {len(stills)} images")
+        seen = _measured(run, state, log_G0, status, seen, say)
         measured = time.perf_counter()
-        result = infer.map_fit(conditioned, obs, init=init, progress=say)
+        # R0 is held near its prior at first: orientations are found on a broad curve
+        result = infer.map_fit(
+            model,
+            seen.observations,
+            replace(priors, log_R0_sd=HOLD) if round_ == 1 and not last else priors,
+            init=state,
+            tolerance=1e-2 if last else 0.5,
+            progress=say,
+        )
         new = result.values()
         movement.append(
-            _movement(state, new, obs, result, measured - started, time.perf_counter() - measured)
+            _movement(state, new, seen, result, measured - started, time.perf_counter() - measured)
         )
         say(f"round {round_}: {movement[-1]}")
         state = new
 
-    sites = infer.evaluate(conditioned, state, obs)
     return RunFit(
         stills=_moved(stills, *_pilot_geometry(stills, state)),
         indexed=stills,
         status=np.where(status == "", result.status, status),
         fit=result,
-        observations=obs,
-        predictions=predictions,
-        statistics=statistics,
-        where=where,
-        free=free,
-        informs=informs,
-        intensity_reference=intensity,
-        model_sites=sites,
+        observations=seen.observations,
+        predictions=seen.predictions,
+        statistics=seen.statistics,
+        where=seen.where,
+        free=seen.free,
+        informs=seen.informs,
+        intensity_reference=seen.intensity,
+        model_sites=infer.evaluate(model, state, seen.observations, priors),
         movement=tuple(movement),
     )
+
+
+State = dict[str, np.ndarray]  # the model's sites, constrained, by name
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What stays the same from round to round; ``candidates`` (·, 3) hkl for each still."""
+
+    stills: tuple[Still, ...]
+    ref: Reference
+    reader: ImageReader
+    model: infer.Model
+    priors: Priors
+    settings: Settings
+    candidates: list[np.ndarray]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What one round is conditioned on."""
+
+    predictions: Predictions
+    where: observe.Layout
+    statistics: Statistics
+    observations: Observations
+    intensity: np.ndarray
+    free: np.ndarray
+    informs: np.ndarray
+
+
+def _candidates(stills, ref, priors, settings):
+    """For each still the reflections that may come near the sphere in any round."""
+    cell = stills[0].crystal.cell
+    hkl = predict.candidate_indices(cell, ref.space_group, settings.d_min)
+    hkl = hkl[ref.lookup(hkl) != 0]  # systematically absent
+    limit = _excitation_limit({}, priors)
+    return [
+        predict.near_sphere(s, hkl, 0.98 * settings.d_min, lambda d: 3 * limit(d)) for s in stills
+    ]
+
+
+def _predicted(run: _Run, state: State, slots: int = 0):
+    """Predictions at a state, their layout, and observations that still lack the statistics."""
+    pilot = _pilot_geometry(run.stills, state)
+    limit = _excitation_limit(state, run.priors)
+    stills = _moved(run.stills, *pilot)
+    predictions = predict.concatenate(
+        [
+            predict.predict(s, hkl, run.settings.d_min, limit, i)
+            for i, (s, hkl) in enumerate(zip(stills, run.candidates, strict=True))
+        ]
+    )
+    if not len(predictions):
+        raise InputError("no reflection is predicted on the detector; check d_min and the geometry")
+    where = observe.layout(predictions, len(stills), slots)
+    obs = observe.geometry_observations(list(run.stills), predictions, where, *pilot)
+    return stills, predictions, where, obs
+
+
+def _measured(run: _Run, state: State, log_G0, status, before: _Seen | None, say) -> _Seen:
+    """Predict and measure at a state; ``status`` gets a word for each image that cannot be used."""
+    slots = before.where.shape[1] if before else 0
+    stills, predictions, where, obs = _predicted(run, state, slots)
+    sites = infer.evaluate(run.model, state, obs, run.priors)
+    intensity, free, expected = _references(run.ref, predictions, run.settings)
+    scale = where.flat(sites["scale"]) * predictions.polarisation
+    moment = where.flat(sites["spot_moment"])
+    statistics, failed = _statistics(run, stills, predictions, scale * expected, moment, state)
+    for i, why in failed.items():
+        status[i] = why
+    informs = np.isfinite(intensity) & ~free & (statistics.covered > MIN_COVERED)
+    informs &= (status == "")[predictions.image]
+    counts = np.bincount(predictions.image[informs], minlength=len(stills))
+    for i in np.flatnonzero((counts < MIN_REFLECTIONS) & (status == "")):
+        status[i] = f"too few reflections ({counts[i]})"
+    informs &= (status == "")[predictions.image]
+    if not informs.any():
+        raise InputError(f"no image can be used: {status[0]}")
+    obs = observe.with_statistics(
+        obs,
+        where,
+        statistics,
+        moment,
+        predictions.polarisation * np.where(np.isfinite(intensity), intensity, 0.0),
+        informs,
+        log_G0,
+    )
+    return _Seen(predictions, where, statistics, obs, intensity, free, informs)
+
+
+def _first_state(run: _Run) -> tuple[State, float]:
+    """Spot width and scales to start from, and ln G of the run.
+
+    On up to 16 images, flat weights: the width from the summed spread Σ T_spread J1/Σ T_total J1
+    with J1 the expected intensity at G = 1, three times; scales from Σ T J1/Σ J1².  An image
+    that shows nothing gets the run's.
+    """
+    some = np.unique(np.linspace(0, len(run.stills) - 1, 16).astype(int))
+    few = replace(
+        run,
+        stills=tuple(run.stills[i] for i in some),
+        candidates=[run.candidates[i] for i in some],
+    )
+    state: State = {}
+    for _ in range(4):
+        total, spread, pixel = _summed(few, state)[2:]
+        eta = np.clip(spread / total if total > 0 else 0.0, -0.3, 0.45)
+        R1 = np.exp(state.get("log_R1", np.log(run.priors.R1_px * pixel)))
+        state = {"log_R1": np.log(R1) + 0.5 * np.log1p(2 * eta / (1 - eta))}
+    width = float(state["log_R1"])
+    n = len(run.stills)
+    state = {"log_R1": np.full((n, 1), width)}
+    top, bottom = _summed(run, state)[:2]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_G = np.log(top / bottom)
+    usable = np.isfinite(log_G)
+    if not usable.any():
+        raise InputError(
+            "no image has more photons at the predicted spots than beside them; "
+            "check that experiments, images and reference belong together"
+        )
+    typical = float(np.median(log_G[usable]))
+    log_G = np.where(usable, np.clip(log_G, typical - 3, typical + 3), typical)
+    return {**state, "log_G": log_G[:, None]}, typical
+
+
+def _summed(run: _Run, state: State):
+    """Σ T J1 and Σ J1² by image; Σ T J1 and Σ T_spread J1 of the run; a pixel in Å⁻¹."""
+    stills, predictions, where, obs = _predicted(run, state)
+    n = len(stills)
+    flat_state = {k: np.broadcast_to(v, (n, 1)) for k, v in state.items()}
+    sites = infer.evaluate(run.model, {**flat_state, "log_G": np.zeros((n, 1))}, obs, run.priors)
+    expected = _references(run.ref, predictions, run.settings)[2]
+    J1 = where.flat(sites["scale"]) * predictions.polarisation * expected
+    moment = where.flat(sites["spot_moment"])
+    statistics, _ = _statistics(run, stills, predictions, 0 * J1, moment, state)
+    J1 = np.where(statistics.covered > MIN_COVERED, J1, 0.0)
+    top = np.bincount(predictions.image, statistics.value[:, 0] * J1, n)
+    bottom = np.bincount(predictions.image, J1**2, n)
+    spread = float(np.sum(statistics.value[:, 3] * J1))
+    return top, bottom, float(top.sum()), spread, float(obs.pixel_inv_angstrom)
 
 
 def _pilot_geometry(stills, state):
@@ -244,15 +345,11 @@ def _moved(stills, rotation_mrad, strain, shift_mm):
     return tuple(one(*row) for row in zip(stills, rotation_mrad, strain, strict=True))
 
 
-def _excitation_limit(state, priors):
-    """|ε_r| up to which reflections are taken, a function of d and λ: by the pilot, never by counts."""
+def _excitation_limit(state: State, priors: Priors):
+    """|ε_r| (Å⁻¹) up to which reflections are taken, a function of d: by the pilot, never by counts."""
     R0 = float(np.exp(state.get("log_R0", np.log(priors.R0_inv_angstrom))))
     eta = 1e-3 * float(np.exp(state.get("log_mosaic_mrad", np.log(priors.mosaic_spread_mrad))))
-    return lambda d, wavelength: MARGIN * np.sqrt(R0**2 + (eta / d) ** 2)
-
-
-def _wider(limit):
-    return lambda d, wavelength: 3 * limit(d, wavelength)
+    return lambda d: MARGIN * np.sqrt(R0**2 + (eta / d) ** 2)
 
 
 def _references(ref, predictions, settings):
@@ -263,23 +360,37 @@ def _references(ref, predictions, settings):
     return intensity, free, np.where(np.isfinite(intensity) & ~free, intensity, mean)
 
 
-def _measure(stills, predictions, where, reader, J0, moment, limit, settings, say):
-    """Statistics of all reflections, image by image from disk; an unreadable image is reported."""
-    width_px = np.sqrt(np.median((moment[:, 0] + moment[:, 1]) / np.abs(np.linalg.det(predictions.frame))))
-    shoebox = measure.shoebox_for_width(float(width_px))
-    bounds = np.searchsorted(predictions.image, np.arange(len(stills) + 1))
-    R0_eff = limit(predictions.d, None) / MARGIN
+def _statistics(run: _Run, stills, predictions: Predictions, expected, moment, state):
+    """Statistics of all reflections, a few images in memory at a time.
+
+    Returns the statistics and, for images that cannot be read, why: their spots count as
+    uncovered.
+    """
+    pixel_area = np.abs(np.linalg.det(predictions.frame))
+    width_px = float(np.sqrt(np.median((moment[:, 0] + moment[:, 1]) / pixel_area)))
+    shoebox = measure.shoebox_for_width(width_px)
+    R0_eff = _excitation_limit(state, run.priors)(predictions.d) / MARGIN
     claimed = np.abs(predictions.excitation_error) < CLAIM * R0_eff
-    failed, parts, waiting, size = {}, [], [], 0
+    bounds = np.searchsorted(predictions.image, np.arange(len(stills) + 1))
+    failed: dict[int, str] = {}
+    parts: list[Statistics] = []
+    waiting: list[tuple] = []
 
     def flush():
         if waiting:
             rows = np.concatenate([w[0] for w in waiting])
-            boxes = [np.concatenate([w[1][k] for w in waiting]) for k in range(4)]
-            parts.append(measure.measure(
-                *boxes, predictions.frame[rows], moment[rows], J0[rows], shoebox,
-                settings.read_noise, settings.weights,
-            ))
+            boxes = [np.concatenate(x) for x in zip(*(w[1] for w in waiting), strict=True)]
+            parts.append(
+                measure.measure(
+                    *boxes,
+                    predictions.frame[rows],
+                    moment[rows],
+                    expected[rows],
+                    shoebox,
+                    run.settings.read_noise,
+                    run.settings.weights,
+                )
+            )
             waiting.clear()
 
     for i, still in enumerate(stills):
@@ -287,46 +398,33 @@ def _measure(stills, predictions, where, reader, J0, moment, limit, settings, sa
         if not len(rows):
             continue
         try:
-            image, mask = reader.read(still)
+            image, mask = run.reader.read(still)
         except InputError as error:
             failed[i] = str(error)
             image = np.zeros((still.detector.n_panels, *still.detector.shape[0]), np.float32)
             mask = np.zeros(image.shape, bool)
-        waiting.append((rows, measure.cut_shoeboxes(
-            image, mask, predictions.panel[rows], predictions.xy_px[rows], claimed[rows], shoebox)))
-        size += len(rows)
-        if size >= 8192:
+        boxes = measure.cut_shoeboxes(
+            image, mask, predictions.panel[rows], predictions.xy_px[rows], claimed[rows], shoebox
+        )
+        waiting.append((rows, boxes))
+        if sum(len(w[0]) for w in waiting) >= BATCH:
             flush()
-            size = 0
     flush()
-    return predictions, measure.concatenate(parts), failed
+    return measure.concatenate(parts), failed
 
 
-def _first_scales(statistics, J1, informs, image, n):
-    """ln G of each image, and of the run, from totals: Σ T J1/Σ J1²; the run's where an image has none."""
-    use = informs & (J1 > 0)
-    top = np.bincount(image[use], statistics.value[use, 0] * J1[use], n)
-    bottom = np.bincount(image[use], J1[use] ** 2, n)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        log_G = np.log(top / bottom)
-    usable = np.isfinite(log_G)
-    if not usable.any():
-        raise InputError("no image has more photons at the predicted spots than beside them; "
-                         "check that experiments, images and reference belong together")
-    typical = float(np.median(log_G[usable]))
-    return np.where(usable, np.clip(log_G, typical - 3, typical + 3), typical), typical
+def _movement(old: State, new: State, seen: _Seen, result, seconds_measure, seconds_fit):
+    """What changed in a round, over the images that could be used."""
+    usable = np.bincount(seen.predictions.image[seen.informs], minlength=len(result.status)) > 0
 
-
-def _movement(old, new, obs, result, seconds_measure, seconds_fit):
     def rms(name):
         if name not in new:
             return 0.0
-        change = np.asarray(new[name]) - (np.asarray(old[name]) if name in old else 0.0)
-        return float(np.sqrt(np.mean(change**2))) if name in old or name == "rotation_mrad" else float("nan")
+        change = np.asarray(new[name]) - np.asarray(old.get(name, 0.0))
+        return float(np.sqrt(np.mean(change[usable] ** 2)))
 
     return Movement(
         rotation_mrad=rms("rotation_mrad"),
-        centre_px=float("nan"),
         log_R1=rms("log_R1"),
         log_G=rms("log_G"),
         iterations=result.iterations,

@@ -27,22 +27,24 @@ from jax.typing import ArrayLike
 class Observations:
     """What a model is conditioned on: n images, up to m reflections each, padded.
 
+    Reflections are the last axis throughout, so that arithmetic on them is contiguous.
+
     Attributes:
         fit: (n, m) bool, reflections that inform the fit (padding and the free set do not).
-        statistics: (n, m, 6) frozen T_k; response (n, m, 6, 6); variance_background,
-            variance_signal (n, m, 6); width (n, m): as ``measure.Statistics``.
-        pilot_moment: (n, m, 3) second moment of the template, Å⁻².
+        statistics: (n, 6, m) frozen T_k; response (n, 6, 6, m); variance_background,
+            variance_signal (n, 6, m); width (n, m): as ``measure.Statistics``.
+        pilot_moment: (n, 3, m) second moment of the template, Å⁻².
         intensity_reference: (n, m) polarisation × I_ref.
-        norm_q (n, m): 1/d, Å⁻¹; sin_theta, cos_theta (n, m); e1, e2, s_hat (n, m, 3).
-        q: (n, m, 3) A as indexed times h, Å⁻¹. excitation_error: (n, m) at the pilot, Å⁻¹.
-        detector_axes: (n, m, 2, 3) change of (ε_1, ε_2) at a fixed pixel, Å⁻¹ per mm of beam
+        norm_q (n, m): 1/d, Å⁻¹; sin_theta, cos_theta (n, m); e1, e2, s_hat (n, 3, m).
+        q: (n, 3, m) A as indexed times h, Å⁻¹. excitation_error: (n, m) at the pilot, Å⁻¹.
+        detector_axes: (n, 2, 3, m) change of (ε_1, ε_2) at a fixed pixel, Å⁻¹ per mm of beam
             centre x, beam centre y and distance.
-        azimuth: (n, m, 2) cos and sin of the angle from the panel's fast axis to e1.
-        pixel: (n, m) size of a pixel in ε_t, Å⁻¹.
+        azimuth: (n, 2, m) cos and sin of the angle from the panel's fast axis to e1.
         wavevector: (n, 1) 1/λ, Å⁻¹; bandwidth (n, 1) rms fraction.
         strain_basis: (n, K, 3, 3); pilot_setting (n, 3, 3): exp([ω]×)(1+E) at the pilot;
         pilot_shift: (n, 3) beam centre x, y and distance at the pilot, mm.
-        log_G0: ln of the run's first estimate of G; pixel_inv_angstrom: median ``pixel``.
+        log_G0: ln of the run's first estimate of G.
+        pixel_inv_angstrom: median size of a pixel in ε_t, Å⁻¹.
     """
 
     fit: ArrayLike
@@ -63,7 +65,6 @@ class Observations:
     excitation_error: ArrayLike
     detector_axes: ArrayLike
     azimuth: ArrayLike
-    pixel: ArrayLike
     wavevector: ArrayLike
     bandwidth: ArrayLike
     strain_basis: ArrayLike
@@ -117,16 +118,14 @@ def geometry(obs: Observations, rotation_mrad, strain, shift_mm) -> tuple[Array,
         shift_mm: (3,) beam centre x, y and distance about nominal.
     """
     change = setting(obs.strain_basis, rotation_mrad, strain) - obs.pilot_setting
-    dq = jnp.einsum("nij,nmj->nmi", change, obs.q)
+    dq = change @ obs.q  # (n, 3, m)
     length = obs.wavevector + obs.excitation_error
-    along = jnp.sum(obs.s_hat * dq, -1)
-    square = jnp.sum(dq * dq, -1)
-    gained = 2 * length * along + square
+    gained = 2 * length * jnp.sum(obs.s_hat * dq, 1) + jnp.sum(dq * dq, 1)
     excitation = obs.excitation_error + gained / (length + jnp.sqrt(length**2 + gained))
-    moved = jnp.einsum("nmak,nk->nma", obs.detector_axes, shift_mm[None] - obs.pilot_shift)
+    moved = jnp.sum(obs.detector_axes * (shift_mm - obs.pilot_shift)[:, None, :, None], 2)
     scale = obs.wavevector / length
-    shift_1 = jnp.sum(obs.e1 * dq, -1) * scale - moved[..., 0]
-    shift_2 = jnp.sum(obs.e2 * dq, -1) * scale - moved[..., 1]
+    shift_1 = jnp.sum(obs.e1 * dq, 1) * scale - moved[:, 0]
+    shift_2 = jnp.sum(obs.e2 * dq, 1) * scale - moved[:, 1]
     return excitation, shift_1, shift_2
 
 
@@ -183,24 +182,32 @@ def debye_waller(B, norm_q) -> Array:
 
 
 class Expected(NamedTuple):
-    """Mean and counting variance of the six frozen statistics, (n, m, 6)."""
+    """Mean and counting variance of the first ``count`` frozen statistics, (n, count, m)."""
 
     mean: Array
     variance: Array
 
 
-def expected_statistics(obs: Observations, spot: Spot, J_model: Array) -> Expected:
+def expected_statistics(obs: Observations, spot: Spot, J_model: Array, count: int = 4) -> Expected:
     """E[T_k] = J(r_k0 + Σ_j r_kj η_j), Var[T_k] = V_bg,k + J V_sig,k (``measure``).
 
-    Displacing a template by δ adds δδᵀ to its second moment, to second order.
+    Displacing a template by δ adds δδᵀ to its second moment, to second order.  The response to
+    the spread is exact for a flat background in the form η/(1 + η), linear for η → 0: the
+    overlap of two Gaussians, which stays positive however wrong the pilot's width is.
+
+    Args:
+        J_model: (n, m) photons. count: 4 for round spots, 6 with the two quadrupoles.
     """
     d1, d2 = spot.shift_1 / obs.width, spot.shift_2 / obs.width
     scale = 1 / obs.width**2
-    g11 = (spot.m11 - obs.pilot_moment[..., 0]) * scale + d1**2
-    g22 = (spot.m22 - obs.pilot_moment[..., 1]) * scale + d2**2
-    g12 = (spot.m12 - obs.pilot_moment[..., 2]) * scale + d1 * d2
-    eta = jnp.stack([jnp.ones_like(d1), d1, d2, (g11 + g22) / 2, (g11 - g22) / 2, g12], -1)
-    mean = J_model[..., None] * jnp.einsum("nmkj,nmj->nmk", obs.response, eta)
-    variance = obs.variance_background + J_model[..., None] * obs.variance_signal
+    g11 = (spot.m11 - obs.pilot_moment[:, 0]) * scale + d1**2
+    g22 = (spot.m22 - obs.pilot_moment[:, 1]) * scale + d2**2
+    g12 = (spot.m12 - obs.pilot_moment[:, 2]) * scale + d1 * d2
+    wider = (g11 + g22) / 2
+    damp = 1 / (1 + wider)
+    eta = [jnp.ones_like(d1), d1, d2, wider * damp, (g11 - g22) / 2 * damp, g12 * damp]
+    mean = J_model[:, None] * jnp.sum(obs.response[:, :count] * jnp.stack(eta, 1)[:, None], 2)
+    variance = (
+        obs.variance_background[:, :count] + J_model[:, None] * obs.variance_signal[:, :count]
+    )
     return Expected(mean, variance)
-

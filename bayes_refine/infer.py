@@ -123,23 +123,17 @@ def map_fit(
     """
     sites, start = _find_sites(model, args, init or {})
     theta, phi = _flatten(sites, start)
-    problem = _problem(model, sites)
-    n = len(theta)
-    damping, shared_damping = jnp.full(n, 1e-3), jnp.asarray(1e-3)
-    iteration = 0
-    for iteration in range(1, max_iterations + 1):  # noqa: B007
-        theta, phi, damping, shared_damping, report = problem.step(
-            theta, phi, damping, shared_damping, args
-        )
+    step = _compiled_step(model, sites)
+    state = _State(theta, phi, jnp.full(len(theta), 1e-3), jnp.asarray(1e-3))
+    for iteration in range(max_iterations + 1):
+        moved, local = step(state, args)
+        far = max(float(jnp.max(local.distance)), float(local.shared_distance))
         if progress is not None:
-            progress(
-                f"step {iteration}: ln p {float(report.log_density):.2f}, "
-                f"{float(jnp.max(report.distance)):.2g} sd from the mode"
-            )
-        if float(jnp.max(report.distance)) < tolerance and float(report.shared_distance) < tolerance:
+            progress(f"step {iteration}: ln p {float(local.log_density):.2f}, {far:.2g} sd to go")
+        if far < tolerance or iteration == max_iterations:
             break
-    arrow, gradient, log_density = problem.curvature(theta, phi, args)
-    return _fit(sites, theta, phi, arrow, gradient, float(log_density), iteration, tolerance)
+        state = moved
+    return _fit(sites, state, local, iteration, tolerance)
 
 
 def laplace_draws(fit: Fit, rng: np.random.Generator, n_draws: int) -> dict[str, np.ndarray]:
@@ -157,9 +151,19 @@ def laplace_draws(fit: Fit, rng: np.random.Generator, n_draws: int) -> dict[str,
 
 
 def evaluate(model: Model, values: dict[str, np.ndarray], *args: Any) -> dict[str, np.ndarray]:
-    """The model's deterministic sites at ``values`` (constrained, by site)."""
-    trace = _trace(model, {k: jnp.asarray(v) for k, v in values.items()}, args)
-    return {k: np.asarray(s["value"]) for k, s in trace.items() if s["type"] == "deterministic"}
+    """The model's deterministic sites at ``values`` (constrained, by site; prior mean if absent)."""
+    sites = _compiled_deterministic(model)(values, args)
+    return {name: np.asarray(value) for name, value in sites.items()}
+
+
+@lru_cache(maxsize=8)
+def _compiled_deterministic(model: Model):
+    @jax.jit
+    def deterministic(values, args):
+        trace = _trace(model, {**_prior_means(model, args), **values}, args)
+        return {k: site["value"] for k, site in trace.items() if site["type"] == "deterministic"}
+
+    return deterministic
 
 
 def log_likelihood(model: Model, draws: dict[str, np.ndarray], *args: Any) -> dict[str, np.ndarray]:
@@ -191,21 +195,35 @@ def _in_image_plate(site) -> bool:
     return any(frame.name == IMAGE for frame in site["cond_indep_stack"])
 
 
+def _latent(trace):
+    return {k: s for k, s in trace.items() if s["type"] == "sample" and not s["is_observed"]}
+
+
+def _prior_means(model, args):
+    latent = _latent(_trace(model, {}, args))
+    return {k: jnp.broadcast_to(s["fn"].mean, s["value"].shape) for k, s in latent.items()}
+
+
 def _find_sites(model, args, init):
-    sites, start = [], {}
-    for name, site in _trace(model, {}, args).items():
-        if site["type"] != "sample" or site["is_observed"]:
-            continue
+    """The latent sites, and where to start: ``init``, the prior mean where it says nothing."""
+    latent = {}
+
+    def start(args):
+        latent.update(_latent(_trace(model, {}, args)))
+        return _prior_means(model, args)
+
+    values = jax.jit(start)(args)  # op by op this would take seconds
+    sites = []
+    for name, site in latent.items():
         others = [f.name for f in site["cond_indep_stack"] if f.name != IMAGE]
         if others:
             raise InputError(f"latent site {name!r} is in plate {others[0]!r}; only {IMAGE!r} is known")
-        per_image = _in_image_plate(site)
-        shape = site["value"].shape
+        per_image, shape = _in_image_plate(site), values[name].shape
         sites.append(Site(name, shape[1:] if per_image else shape, per_image, site["fn"].support))
-        start[name] = jnp.broadcast_to(jnp.asarray(init.get(name, site["fn"].mean)), shape)
+        values[name] = jnp.broadcast_to(jnp.asarray(init.get(name, values[name])), shape)
     if not any(site.per_image for site in sites):
         raise InputError(f"the model has no latent site in the plate {IMAGE!r}")
-    return tuple(sites), start
+    return tuple(sites), values
 
 
 def _flatten(sites, values):
@@ -271,79 +289,91 @@ class _Report(NamedTuple):
     shared_distance: jax.Array
 
 
-class _Problem:
-    """One model's density, its derivatives and the Newton step."""
+class _State(NamedTuple):
+    """Where the search is: unknowns (n, k) and (s,), and a damping for each."""
 
-    def __init__(self, model: Model, sites: tuple[Site, ...]) -> None:
-        self.split = partial(_density, model, sites)
-        self.step = jax.jit(self._step)
-        self.curvature = jax.jit(self._curvature)
+    theta: jax.Array
+    phi: jax.Array
+    damping: jax.Array
+    shared_damping: jax.Array
 
-    def _total(self, theta, phi, args):
-        image, shared = self.split(theta, phi, args)
-        return image.sum() + shared
 
-    def _curvature(self, theta, phi, args):
-        k, s = theta.shape[1], phi.shape[0]
-        gradient_of = jax.grad(lambda t, p: -self._total(t, p, args), argnums=(0, 1))
-        gradient, product = jax.linearize(gradient_of, theta, phi)
+class _Local(NamedTuple):
+    """The density at one point: ln p, its slope and curvature, distances to the mode in sd."""
 
-        def along_image(e):
-            return product(jnp.broadcast_to(e, theta.shape), jnp.zeros_like(phi))[0]
+    log_density: jax.Array
+    gradient: tuple[jax.Array, jax.Array]
+    arrow: Arrow
+    distance: jax.Array
+    shared_distance: jax.Array
 
-        def along_shared(e):
-            return product(jnp.zeros_like(theta), e)
 
-        blocks = jax.lax.map(along_image, jnp.eye(k, dtype=theta.dtype))
-        border, shared = jax.lax.map(along_shared, jnp.eye(s, dtype=theta.dtype))
-        arrow = Arrow(jnp.moveaxis(blocks, 0, 2), jnp.moveaxis(border, 0, 2), shared)
-        return arrow, gradient, self._total(theta, phi, args)
+def _curvature(split, theta, phi, args):
+    """Gradient and arrow Hessian of −ln p, one Hessian–vector product a column."""
+    k, s = theta.shape[1], phi.shape[0]
 
-    def _step(self, theta, phi, damping, shared_damping, args):
-        arrow, (g_image, g_shared), before = self._curvature(theta, phi, args)
-        inverse = _upward_inverse(arrow.blocks, damping)
-        pull = jnp.einsum("nij,njs->nis", inverse, arrow.border)
-        schur = arrow.shared - jnp.einsum("nis,nit->st", arrow.border, pull)
-        g_schur = g_shared - jnp.einsum("nis,ni->s", pull, g_image)
-        d_shared = -_upward_inverse(schur[None], shared_damping[None])[0] @ g_schur
-        d_alone = -jnp.einsum("nij,nj->ni", inverse, g_image)
-        d_image = d_alone - pull @ d_shared
+    def negative(t, p):
+        image, shared = split(t, p, args)
+        return -image.sum() - shared
 
-        old_image, old_shared = self.split(theta, phi, args)
-        moved, moved_shared = self.split(theta + d_image, phi + d_shared, args)
-        stayed, _ = self.split(theta, phi + d_shared, args)
-        alone, _ = self.split(theta + d_alone, phi, args)
-        bad = -jnp.inf
-        moved, stayed, alone = (jnp.where(jnp.isfinite(x), x, bad) for x in (moved, stayed, alone))
-        moved_shared = jnp.where(jnp.isfinite(moved_shared), moved_shared, bad)
+    gradient, product = jax.linearize(jax.grad(negative, argnums=(0, 1)), theta, phi)
 
-        # all together, each image at the better of its two places; or the images by themselves
-        better = moved > stayed
-        together = jnp.where(better, moved, stayed).sum() + moved_shared
-        alone_better = alone > old_image
-        by_itself = jnp.where(alone_better, alone, old_image).sum() + old_shared
-        joint = together >= by_itself
-        helped = jnp.where(joint, better, alone_better)
-        move = jnp.where(joint, d_image, d_alone)
-        report = _Report(
-            jnp.maximum(jnp.where(joint, together, by_itself), before),
-            jnp.sqrt(jnp.maximum(-jnp.einsum("ni,ni->n", g_image, d_alone), 0)),
-            jnp.sqrt(jnp.maximum(-g_schur @ d_shared, 0)),
-        )
-        damping = jnp.clip(jnp.where(helped, damping / 10, damping * 10), 1e-9, 1e9)
-        return (
-            theta + jnp.where(helped[:, None], move, 0.0),
-            jnp.where(joint, phi + d_shared, phi),
-            damping,
-            jnp.clip(jnp.where(joint, shared_damping / 10, shared_damping * 10), 1e-9, 1e9),
-            report,
-        )
+    def column(direction):
+        e_image, e_shared = direction
+        return product(jnp.broadcast_to(e_image, theta.shape), e_shared)
+
+    eye = jnp.eye(k + s, dtype=theta.dtype)
+    image, shared = jax.lax.map(column, (eye[:, :k], eye[:, k:]))
+    return gradient, Arrow(
+        jnp.moveaxis(image[:k], 0, 2), jnp.moveaxis(image[k:], 0, 2), shared[k:]
+    )
+
+
+def _newton_step(split, state: _State, args) -> tuple[_State, _Local]:
+    """One step uphill, and what the density looked like before it."""
+    theta, phi = state.theta, state.phi
+    (g_image, g_shared), arrow = _curvature(split, theta, phi, args)
+    inverse = _upward_inverse(arrow.blocks, state.damping)
+    pull = inverse @ arrow.border
+    schur = arrow.shared - jnp.einsum("nis,nit->st", arrow.border, pull)
+    g_schur = g_shared - jnp.einsum("nis,ni->s", pull, g_image)
+    d_shared = -_upward_inverse(schur[None], state.shared_damping[None])[0] @ g_schur
+    d_alone = -jnp.einsum("nij,nj->ni", inverse, g_image)
+    d_image = d_alone - pull @ d_shared
+
+    # here; all move; only what is shared moves; only the images move
+    thetas = theta + jnp.stack([0 * d_image, d_image, 0 * d_image, d_alone])
+    phis = phi + jnp.stack([0 * phi, d_shared, d_shared, 0 * phi])
+    image, shared = jax.lax.map(lambda x: split(*x, args), (thetas, phis))
+    image = jnp.where(jnp.isfinite(image), image, -jnp.inf)
+    shared = jnp.where(jnp.isfinite(shared), shared, -jnp.inf)
+
+    # an image moves only where that helps it; the shared unknowns only where it helps in all
+    joint = jnp.maximum(image[1], image[2]).sum() + shared[1]
+    alone = jnp.maximum(image[0], image[3]).sum() + shared[0]
+    is_joint = joint >= alone
+    helped = jnp.where(is_joint, image[1] > image[2], image[3] > image[0])
+    move = jnp.where(is_joint, d_image, d_alone)
+    local = _Local(
+        image[0].sum() + shared[0],
+        (g_image, g_shared),
+        arrow,
+        jnp.sqrt(jnp.maximum(-jnp.einsum("ni,ni->n", g_image, d_alone), 0)),
+        jnp.sqrt(jnp.maximum(-g_schur @ d_shared, 0)),
+    )
+    moved = _State(
+        theta + jnp.where(helped[:, None], move, 0.0),
+        jnp.where(is_joint, phi + d_shared, phi),
+        jnp.clip(state.damping * jnp.where(helped, 0.1, 10.0), 1e-9, 1e9),
+        jnp.clip(state.shared_damping * jnp.where(is_joint, 0.1, 10.0), 1e-9, 1e9),
+    )
+    return moved, local
 
 
 @lru_cache(maxsize=8)
-def _problem(model: Model, sites: tuple[Site, ...]) -> _Problem:
-    """Compiled once for a model (the same object) and the shape of its observations."""
-    return _Problem(model, sites)
+def _compiled_step(model: Model, sites: tuple[Site, ...]):
+    """:func:`_newton_step`, compiled once for a model and the shape of its observations."""
+    return jax.jit(partial(_newton_step, partial(_density, model, sites)))
 
 
 def _upward_inverse(matrices, damping):
@@ -355,9 +385,9 @@ def _upward_inverse(matrices, damping):
     return inverse / (scale[:, :, None] * scale[:, None])
 
 
-def _fit(sites, theta, phi, arrow, gradient, log_density, iterations, tolerance) -> Fit:
-    blocks, border, shared = (np.asarray(x, float) for x in arrow)
-    g_image, g_shared = (np.asarray(x, float) for x in gradient)
+def _fit(sites, state: _State, local: _Local, iterations, tolerance) -> Fit:
+    blocks, border, shared = (np.asarray(x, float) for x in local.arrow)
+    g_image, g_shared = (np.asarray(x, float) for x in local.gradient)
     lowest = np.linalg.eigvalsh(_scaled(blocks))[:, 0]
     is_mode = lowest > 0
     zero = jnp.zeros(len(blocks))
@@ -372,8 +402,8 @@ def _fit(sites, theta, phi, arrow, gradient, log_density, iterations, tolerance)
     status[~is_mode] = "no maximum"
     return Fit(
         sites=sites,
-        image=np.asarray(theta),
-        shared=np.asarray(phi),
+        image=np.asarray(state.theta),
+        shared=np.asarray(state.phi),
         image_precision=blocks,
         border=border,
         shared_covariance=shared_covariance,
@@ -381,7 +411,7 @@ def _fit(sites, theta, phi, arrow, gradient, log_density, iterations, tolerance)
         shared_distance=float(np.sqrt(max(g_schur @ shared_covariance @ g_schur, 0))),
         status=status,
         iterations=iterations,
-        log_density=log_density,
+        log_density=float(local.log_density),
     )
 
 

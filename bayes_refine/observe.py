@@ -28,15 +28,15 @@ class Layout:
     shape: tuple[int, int]
 
     def pad(self, values: np.ndarray, fill: float = 0.0) -> np.ndarray:
-        """(n, ...) to (n_image, m, ...)."""
+        """(n, ...) to (n_image, ..., m): reflections become the last axis."""
         values = np.asarray(values)
         out = np.full((*self.shape, *values.shape[1:]), fill, dtype=values.dtype)
         out[self.image, self.slot] = values
-        return out
+        return np.ascontiguousarray(np.moveaxis(out, 1, -1))
 
     def flat(self, padded: np.ndarray) -> np.ndarray:
-        """(n_image, m, ...) to (n, ...)."""
-        return np.asarray(padded)[self.image, self.slot]
+        """(n_image, ..., m) to (n, ...)."""
+        return np.moveaxis(np.asarray(padded), -1, 1)[self.image, self.slot]
 
 
 def layout(predictions: Predictions, n_image: int, at_least: int = 0) -> Layout:
@@ -74,17 +74,17 @@ def geometry_observations(
     column = np.linalg.inv(p.frame) / np.linalg.norm(np.linalg.inv(p.frame), axis=1, keepdims=True)
     q_indexed = np.einsum("nij,nj->ni", np.stack([s.crystal.A for s in stills])[image], p.hkl)
     pad = where.pad
-    n = where.shape
+    n, m = n_m = where.shape
     return as_jax(
         Observations(
-            fit=np.zeros(n, bool),
-            statistics=np.zeros((*n, 6)),
-            response=np.zeros((*n, 6, 6)),
-            variance_background=np.ones((*n, 6)),
-            variance_signal=np.zeros((*n, 6)),
-            width=np.ones(n),
-            pilot_moment=np.zeros((*n, 3)),
-            intensity_reference=np.zeros(n),
+            fit=np.zeros(n_m, bool),
+            statistics=np.zeros((n, 6, m)),
+            response=np.zeros((n, 6, 6, m)),
+            variance_background=np.ones((n, 6, m)),
+            variance_signal=np.zeros((n, 6, m)),
+            width=np.ones(n_m),
+            pilot_moment=np.zeros((n, 3, m)),
+            intensity_reference=np.zeros(n_m),
             norm_q=pad(np.linalg.norm(p.q, axis=1), 0.1),
             sin_theta=pad(p.sin_theta, 0.1),
             cos_theta=pad(p.cos_theta, 1.0),
@@ -95,12 +95,11 @@ def geometry_observations(
             excitation_error=pad(p.excitation_error),
             detector_axes=pad(detector_axes),
             azimuth=pad(column[:, :, 0]),
-            pixel=pad(pixel, 1e-3),
             wavevector=np.array([[1 / s.beam.wavelength] for s in stills]),
             bandwidth=np.array([[s.beam.bandwidth] for s in stills]),
             strain_basis=basis,
             pilot_setting=rotation_matrix(rotation_mrad) @ stretch,
-            pilot_shift=np.broadcast_to(shift_mm, (n[0], 3)),
+            pilot_shift=np.broadcast_to(shift_mm, (n, 3)),
             log_G0=np.array(0.0),
             pixel_inv_angstrom=np.array(float(np.median(pixel)) if len(pixel) else 1e-3),
         )

@@ -81,6 +81,17 @@ def candidate_indices(cell: gemmi.UnitCell, space_group: gemmi.SpaceGroup, d_min
     return hkl[~np.asarray(centring.systematic_absences(hkl), bool)]
 
 
+def near_sphere(
+    still: Still, hkl: np.ndarray, d_min: float, excitation_max, d_max: float = 60.0
+) -> np.ndarray:
+    """The hkl of (m, 3) with d_min ≤ d ≤ d_max and |ε_r| below ``excitation_max`` (of d, Å⁻¹)."""
+    q = hkl @ still.crystal.A.T
+    norm_q = np.linalg.norm(q, axis=1)
+    excitation = np.linalg.norm(still.beam.s0 + q, axis=1) - 1 / still.beam.wavelength
+    keep = (norm_q <= 1 / d_min) & (norm_q >= 1 / d_max)
+    return hkl[keep & (np.abs(excitation) < excitation_max(1 / norm_q))]
+
+
 def predict(
     still: Still, hkl: np.ndarray, d_min: float, excitation_max, image: int = 0, d_max: float = 60.0
 ) -> Predictions:
@@ -91,18 +102,15 @@ def predict(
     Args:
         hkl: (m, 3) candidates, :func:`candidate_indices`.
         d_min, d_max: resolution limits, Å.
-        excitation_max: limit on |ε_r|, Å⁻¹; a number, or a function of d (Å) and λ (Å).
+        excitation_max: limit on |ε_r|, Å⁻¹, a function of d (Å).
         image: value for ``Predictions.image``.
     """
     beam = still.beam
+    hkl = near_sphere(still, hkl, d_min, excitation_max, d_max)
     q = hkl @ still.crystal.A.T
     s = beam.s0 + q
     length = np.linalg.norm(s, axis=1)
-    excitation = length - 1 / beam.wavelength
-    norm_q = np.linalg.norm(q, axis=1)
-    limit = excitation_max(1 / norm_q, beam.wavelength) if callable(excitation_max) else excitation_max
-    near = (np.abs(excitation) < limit) & (norm_q <= 1 / d_min) & (norm_q >= 1 / d_max)
-    hkl, q, s_hat, excitation = hkl[near], q[near], s[near] / length[near, None], excitation[near]
+    s_hat, excitation = s / length[:, None], length - 1 / beam.wavelength
     panel, xy = ray_to_pixel(still.detector, s_hat)
     hit = panel >= 0
     hkl, q, s_hat, excitation = hkl[hit], q[hit], s_hat[hit], excitation[hit]

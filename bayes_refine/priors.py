@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+
+import jax
 
 from .errors import InputError
 
@@ -49,13 +51,23 @@ class Priors:
     log_shape_error_sd: float = 1.0
     student_t_nu: float = float("inf")
 
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
-                raise InputError(f"prior {field.name} must be a number, not {value!r}")
-            if field.name != "B_mean" and value <= 0:
-                raise InputError(f"prior {field.name} must be positive, not {value!r}")
+
+# Numbers are data to a compiled model; only what changes the form of a density is not.
+jax.tree_util.register_dataclass(
+    Priors,
+    data_fields=[f.name for f in fields(Priors) if f.name != "student_t_nu"],
+    meta_fields=["student_t_nu"],
+)
+
+
+def check(priors: Priors) -> Priors:
+    """The same priors; InputError where one is no number, or not positive (B_mean may be)."""
+    for name, value in asdict(priors).items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+            raise InputError(f"prior {name} must be a number, not {value!r}")
+        if name != "B_mean" and value <= 0:
+            raise InputError(f"prior {name} must be positive, not {value!r}")
+    return priors
 
 
 def read_priors(path: str | Path) -> Priors:
@@ -76,6 +88,6 @@ def read_priors(path: str | Path) -> Priors:
     if unknown:
         raise InputError(f"{path}: unknown prior {unknown[0]!r}; known are {', '.join(sorted(known))}")
     try:
-        return replace(Priors(), **values)
+        return check(replace(Priors(), **values))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None

@@ -64,13 +64,13 @@ def model(obs, priors, partiality=forward.partiality):
     numpyro.deterministic("scale", scale)
     numpyro.deterministic("partiality", p)
     numpyro.deterministic("excitation_error", spot.excitation_error)
-    numpyro.deterministic("spot_moment", jnp.stack([spot.m11, spot.m22, spot.m12], -1))
+    numpyro.deterministic("spot_moment", jnp.stack([spot.m11, spot.m22, spot.m12], 1))
     expected = forward.expected_statistics(obs, spot, J_model)
 
     # what counting does not explain: a fraction of J, of a pixel, of R1²
-    position = jnp.broadcast_to(position_error / obs.width, J_model.shape)
-    fraction = jnp.stack([model_error + 0 * position, position, position, shape_error + 0 * position], -1)
-    variance = expected.variance[..., :4] + (fraction * J_model[..., None]) ** 2
+    position = position_error / obs.width
+    fraction = [model_error + 0 * position, position, position, shape_error + 0 * position]
+    variance = expected.variance + (jnp.stack(fraction, 1) * J_model[:, None]) ** 2
 
     # three likelihoods of one shoebox
     with (
@@ -81,6 +81,6 @@ def model(obs, priors, partiality=forward.partiality):
         for k, name in enumerate(("intensity", "centroid_radial", "centroid_tangential", "spread")):
             numpyro.sample(
                 name,
-                residual(expected.mean[..., k], variance[..., k], priors.student_t_nu),
-                obs=obs.statistics[..., k],
+                residual(expected.mean[:, k], variance[:, k], priors.student_t_nu),
+                obs=obs.statistics[:, k],
             )
