@@ -176,6 +176,23 @@ def peak_partiality(excitation_error, R0, R0_eff) -> Array:
     return jnp.exp(-((excitation_error / R0_eff) ** 2))
 
 
+def block_variance(obs: Observations, excitation_error, R0, mosaic_mrad) -> Array:
+    """Relative variance of p, times the number of mosaic blocks, that their finite number causes.
+
+    Each block has a curve k = exp(−(ε_r − x)²/R_k²), R_k² = R0² + R_bw², about its own place x
+    with spread m = η|q|cosθ.  One draw of x varies by E[k²]/E[k]² − 1,
+
+        E[k²]/E[k]² = R_eff²/(R_k √(R_k² + 2m²)) · exp(2ε_r²(1/R_eff² − 1/(R_k² + 2m²))),
+
+    zero at low resolution and large in the tails, where few blocks diffract.
+    """
+    m2 = (mosaic_mrad * 1e-3 * obs.norm_q * obs.cos_theta) ** 2
+    k2 = R0**2 + bandwidth_width(obs) ** 2
+    eff2, twice = k2 + m2, k2 + 2 * m2
+    power = 2 * excitation_error**2 * (1 / eff2 - 1 / twice)
+    return eff2 / jnp.sqrt(k2 * twice) * jnp.exp(power) - 1
+
+
 def debye_waller(B, norm_q) -> Array:
     """B_term = exp(−B/(4d²)) of SPEC section 2, with 1/d = ``norm_q``, B in Å²."""
     return jnp.exp(-0.25 * B * norm_q**2)

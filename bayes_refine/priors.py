@@ -18,6 +18,7 @@ class Priors:
     Attributes:
         R0_inv_angstrom, log_R0_sd: partiality width (reciprocal size of a mosaic block), shared.
         mosaic_spread_mrad, log_mosaic_spread_sd: η, in the exp(−x²/η²) convention, shared.
+        log_mosaic_image_sd: of ln η from crystal to crystal.
         rotation_sd_mrad: orientation about the indexed one, each axis.
         strain_sd: cell strain about the indexed cell, each allowed component.
         distance_sd_mm, beam_center_sd_mm: detector about its nominal place, shared.
@@ -25,6 +26,7 @@ class Priors:
         B_mean, B_sd: Debye–Waller B relative to the reference's, Å².
         R1_px, log_R1_sd: spot width in pixels (beyond the pixel's own size) and its spread.
         model_error, log_model_error_sd: fractional error of J_model, shared.
+        blocks, log_blocks_sd: mosaic blocks that share the beam: fewer, and p is speckled.
         position_error_px, log_position_error_sd: centroid error beyond counting, shared.
         shape_error, log_shape_error_sd: fractional error of R1² beyond counting, shared.
         student_t_nu: degrees of freedom of the residuals; infinite for normal ones.
@@ -34,6 +36,7 @@ class Priors:
     log_R0_sd: float = 0.7
     mosaic_spread_mrad: float = 0.5
     log_mosaic_spread_sd: float = 1.0
+    log_mosaic_image_sd: float = 0.2
     rotation_sd_mrad: float = 3.0
     strain_sd: float = 3e-3
     distance_sd_mm: float = 0.5
@@ -45,6 +48,8 @@ class Priors:
     log_R1_sd: float = 0.7
     model_error: float = 0.1
     log_model_error_sd: float = 1.0
+    blocks: float = 100.0
+    log_blocks_sd: float = 2.0
     position_error_px: float = 0.05
     log_position_error_sd: float = 1.0
     shape_error: float = 0.1

@@ -31,10 +31,11 @@ def model(obs, priors, partiality=forward.partiality):
 
     # the run
     R0 = log_normal("R0", priors.R0_inv_angstrom, priors.log_R0_sd)
-    mosaic = log_normal("mosaic_mrad", priors.mosaic_spread_mrad, priors.log_mosaic_spread_sd)
+    mosaic_run = log_normal("mosaic_mrad", priors.mosaic_spread_mrad, priors.log_mosaic_spread_sd)
     shift_sd = jnp.array([priors.beam_center_sd_mm] * 2 + [priors.distance_sd_mm])
     shift = numpyro.sample("detector_shift_mm", dist.Normal(0.0, shift_sd).to_event(1))
     model_error = log_normal("model_error", priors.model_error, priors.log_model_error_sd)
+    blocks = log_normal("blocks", priors.blocks, priors.log_blocks_sd)
     position_error = log_normal(
         "position_error", priors.position_error_px * pixel, priors.log_position_error_sd
     )
@@ -52,6 +53,7 @@ def model(obs, priors, partiality=forward.partiality):
         strain = numpyro.sample(
             "strain", dist.Normal(0.0, priors.strain_sd).expand([n_strain]).to_event(1)
         )
+        mosaic = log_normal("mosaic_image_mrad", mosaic_run, priors.log_mosaic_image_sd)
         R1 = log_normal("R1", priors.R1_px * pixel, priors.log_R1_sd)
 
     # each reflection: where, how wide, how bright
@@ -69,7 +71,9 @@ def model(obs, priors, partiality=forward.partiality):
 
     # what counting does not explain: a fraction of J, of a pixel, of R1²
     position = position_error / obs.width
-    fraction = [model_error + 0 * position, position, position, shape_error + 0 * position]
+    speckle = forward.block_variance(obs, spot.excitation_error, R0, mosaic) / blocks
+    intensity_error = jnp.sqrt(model_error**2 + speckle)
+    fraction = [intensity_error, position, position, shape_error + 0 * position]
     variance = expected.variance + (jnp.stack(fraction, 1) * J_model[:, None]) ** 2
 
     # three likelihoods of one shoebox
