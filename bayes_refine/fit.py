@@ -21,10 +21,14 @@ from .priors import Priors
 from .reference import Reference
 
 MARGIN = 2.4  # |ε_r| up to this many R0_eff: p = 0.3 % there, well beyond where anything is seen
+BROAD_MARGIN = 1.7  # while the curve is held broad (p = 6 %)
 MIN_COVERED = 0.6  # of a spot's template on usable pixels, for it to inform the fit
 CLAIM = 1.5  # |ε_r| in R0_eff (p > 10 %) up to which a spot spoils its neighbours
 BATCH = 8192  # shoeboxes in memory at a time
-HOLD = 0.05  # sd of ln R0 in the first round
+# errors to start from: too large is soon mended, too small is not
+ROUGH = {"log_model_error": 0.5, "log_position_error": 5e-4, "log_shape_error": 0.5}
+SCOUTS = 16  # images on which a larger run finds its widths
+HOLD = 0.05  # sd of ln R0 and ln η in a first round
 MIN_REFLECTIONS = 30  # in an image's fit: three for each of its ~ten unknowns
 
 
@@ -133,34 +137,18 @@ def fit_run(
     say = progress or (lambda line: None)
     stills = tuple(stills)
     reference.check_fits(ref, [s.crystal for s in stills], "the experiments")
-    run = _Run(stills, ref, reader, model, priors, settings, _candidates(stills, ref, priors, settings))
-
+    candidates = _candidates(stills, ref, priors, settings)
+    run = _Run(stills, ref, reader, model, priors, settings, candidates)
     status = np.full(len(stills), "", dtype=object)
-    start, log_G0 = _first_state(run)
-    state: State = start
-    seen = None
+    state, log_G0, broad, after = _scout(run, say)
     movement: list[Movement] = []
     for round_ in range(1, settings.rounds + 1):
-        started = time.perf_counter()
-        last = round_ == settings.rounds
-        say(f"round {round_} of {settings.rounds}: measuring {len(stills)} images")
-        seen = _measured(run, state, log_G0, status, seen, say)
-        measured = time.perf_counter()
-        # R0 is held near its prior at first: orientations are found on a broad curve
-        result = infer.map_fit(
-            model,
-            seen.observations,
-            replace(priors, log_R0_sd=HOLD) if round_ == 1 and not last else priors,
-            init=state,
-            tolerance=1e-2 if last else 0.5,
-            progress=say,
-        )
-        new = result.values()
-        movement.append(
-            _movement(state, new, seen, result, measured - started, time.perf_counter() - measured)
-        )
-        say(f"round {round_}: {movement[-1]}")
-        state = new
+        say(f"round {round_} of {settings.rounds}: {len(stills)} images")
+        now, last = (broad if round_ == 1 else priors), round_ == settings.rounds
+        new, result, seen, moved = _round(run, state, now, status, log_G0, last, say)
+        movement.append(moved)
+        say(f"round {round_}: {moved}")
+        state = {**new, **after} if round_ == 1 else new  # the widths were held broad
 
     return RunFit(
         stills=_moved(stills, *_pilot_geometry(stills, state)),
@@ -219,10 +207,11 @@ def _candidates(stills, ref, priors, settings):
     ]
 
 
-def _predicted(run: _Run, state: State, slots: int = 0):
+def _predicted(run: _Run, state: State, priors: Priors):
     """Predictions at a state, their layout, and observations that still lack the statistics."""
     pilot = _pilot_geometry(run.stills, state)
-    limit = _excitation_limit(state, run.priors)
+    margin = MARGIN if priors.log_R0_sd > HOLD else BROAD_MARGIN
+    limit = _excitation_limit(state, priors, margin)
     stills = _moved(run.stills, *pilot)
     predictions = predict.concatenate(
         [
@@ -232,16 +221,34 @@ def _predicted(run: _Run, state: State, slots: int = 0):
     )
     if not len(predictions):
         raise InputError("no reflection is predicted on the detector; check d_min and the geometry")
-    where = observe.layout(predictions, len(stills), slots)
+    where = observe.layout(predictions, len(stills))
     obs = observe.geometry_observations(list(run.stills), predictions, where, *pilot)
     return stills, predictions, where, obs
 
 
-def _measured(run: _Run, state: State, log_G0, status, before: _Seen | None, say) -> _Seen:
+def _round(run: _Run, state: State, priors: Priors, status, log_G0: float, last: bool, say):
+    """One round from a state: the new state, the fit, what it was conditioned on, the movement."""
+    started = time.perf_counter()
+    seen = _measured(run, state, priors, status, log_G0)
+    measured = time.perf_counter()
+    result = infer.map_fit(
+        run.model,
+        seen.observations,
+        priors,
+        init=state,
+        tolerance=1e-2 if last else 0.3,
+        stragglers=0.0 if last else 0.05,
+        progress=say,
+    )
+    new = result.values()
+    seconds = (measured - started, time.perf_counter() - measured)
+    return new, result, seen, _movement(state, new, seen, result, *seconds)
+
+
+def _measured(run: _Run, state: State, priors: Priors, status, log_G0: float) -> _Seen:
     """Predict and measure at a state; ``status`` gets a word for each image that cannot be used."""
-    slots = before.where.shape[1] if before else 0
-    stills, predictions, where, obs = _predicted(run, state, slots)
-    sites = infer.evaluate(run.model, state, obs, run.priors)
+    stills, predictions, where, obs = _predicted(run, state, priors)
+    sites = infer.evaluate(run.model, state, obs, priors)
     intensity, free, expected = _references(run.ref, predictions, run.settings)
     scale = where.flat(sites["scale"]) * predictions.polarisation
     moment = where.flat(sites["spot_moment"])
@@ -268,28 +275,63 @@ def _measured(run: _Run, state: State, log_G0, status, before: _Seen | None, say
     return _Seen(predictions, where, statistics, obs, intensity, free, informs)
 
 
-def _first_state(run: _Run) -> tuple[State, float]:
-    """Spot width and scales to start from, and ln G of the run.
+def _scout(run: _Run, say) -> tuple[State, float, Priors, State]:
+    """Where to start, ln G of the run, priors for the first round, what to expect after it.
 
-    On up to 16 images, flat weights: the width from the summed spread Σ T_spread J1/Σ T_total J1
-    with J1 the expected intensity at G = 1, three times; scales from Σ T J1/Σ J1².  An image
-    that shows nothing gets the run's.
+    Found on up to 16 images.  Orientations that are off look like mosaic spread, so the first round of a run is fitted
+    with η² + 2⟨ω²⟩ in place of η² and both widths held: a broad curve that every image can be
+    found on.  ⟨ω²⟩, the widths, the detector and the errors come from the scouts, whose own
+    first round has the priors' widths.
     """
-    some = np.unique(np.linspace(0, len(run.stills) - 1, 16).astype(int))
+    n = len(run.stills)
+    some = np.unique(np.linspace(0, n - 1, SCOUTS).astype(int))
     few = replace(
         run,
         stills=tuple(run.stills[i] for i in some),
         candidates=[run.candidates[i] for i in some],
     )
+    say(f"finding the width of spots and of the partiality curve on {len(some)} images")
+    state, log_G0 = _first_scales(few, {"log_R1": _spot_width(few)})
+    state |= {name: np.log(value) for name, value in ROUGH.items()}
+    hold = {"log_R0_sd": HOLD, "log_mosaic_spread_sd": HOLD}
+    broad = replace(run.priors, **hold)
+    if n <= SCOUTS:
+        return state, log_G0, broad, {}
+    status = np.full(len(some), "", dtype=object)
+    found = []
+    for priors in (broad, run.priors):
+        state, result, seen, moved = _round(few, state, priors, status, log_G0, False, say)
+        found.append({site.name: state[site.name] for site in result.sites if not site.per_image})
+        say(f"scouts: {moved}")
+    wide, shared = found
+    turned = np.asarray(state.get("rotation_mrad", 0.0))
+    eta = float(np.exp(shared.get("log_mosaic_mrad", np.log(run.priors.mosaic_spread_mrad))))
+    eta = float(np.hypot(eta, np.sqrt(2 * np.mean(turned**2))))
+    R0 = float(np.exp(shared.get("log_R0", np.log(run.priors.R0_inv_angstrom))))
+    broad = replace(run.priors, **hold, R0_inv_angstrom=R0, mosaic_spread_mrad=eta)
+    start = {**wide, "log_R0": np.log(R0), "log_mosaic_mrad": np.log(eta)}
+    start |= {"detector_shift_mm": shared.get("detector_shift_mm", np.zeros(3))}
+    state, log_G0 = _first_scales(run, {**start, "log_R1": np.median(state["log_R1"])})
+    if "log_mosaic_image_mrad" in result.values():
+        shared["log_mosaic_image_mrad"] = np.full((n, 1), shared["log_mosaic_mrad"])
+    return state, log_G0, broad, shared
+
+
+def _spot_width(run: _Run) -> float:
+    """ln R1 of the run from the summed spread Σ T_spread J1/Σ T_total J1, flat weights, J1 the
+    expected intensity at G = 1; four times, since the template has to be about right.
+    """
     state: State = {}
     for _ in range(4):
-        total, spread, pixel = _summed(few, state)[2:]
+        _, _, total, spread, pixel = _summed(run, state)
         eta = np.clip(spread / total if total > 0 else 0.0, -0.3, 0.45)
-        R1 = np.exp(state.get("log_R1", np.log(run.priors.R1_px * pixel)))
-        state = {"log_R1": np.log(R1) + 0.5 * np.log1p(2 * eta / (1 - eta))}
-    width = float(state["log_R1"])
-    n = len(run.stills)
-    state = {"log_R1": np.full((n, 1), width)}
+        log_R1 = float(state.get("log_R1", np.log(run.priors.R1_px * pixel)))
+        state = {"log_R1": log_R1 + 0.5 * np.log1p(2 * eta / (1 - eta))}
+    return float(state["log_R1"])
+
+
+def _first_scales(run: _Run, state: State) -> tuple[State, float]:
+    """ln G of the run, and the state with ln G of each image from Σ T J1/Σ J1²; the run's where an image shows nothing."""
     top, bottom = _summed(run, state)[:2]
     with np.errstate(divide="ignore", invalid="ignore"):
         log_G = np.log(top / bottom)
@@ -301,15 +343,18 @@ def _first_state(run: _Run) -> tuple[State, float]:
         )
     typical = float(np.median(log_G[usable]))
     log_G = np.where(usable, np.clip(log_G, typical - 3, typical + 3), typical)
-    return {**state, "log_G": log_G[:, None]}, typical
+    column = {k: np.full((len(log_G), 1), state[k]) for k in state if k == "log_R1"}
+    return {**state, **column, "log_G": log_G[:, None]}, typical
 
 
 def _summed(run: _Run, state: State):
     """Σ T J1 and Σ J1² by image; Σ T J1 and Σ T_spread J1 of the run; a pixel in Å⁻¹."""
-    stills, predictions, where, obs = _predicted(run, state)
+    stills, predictions, where, obs = _predicted(run, state, run.priors)
     n = len(stills)
-    flat_state = {k: np.broadcast_to(v, (n, 1)) for k, v in state.items()}
-    sites = infer.evaluate(run.model, {**flat_state, "log_G": np.zeros((n, 1))}, obs, run.priors)
+    unit = {**state, "log_G": np.zeros((n, 1))}
+    if "log_R1" in state:
+        unit["log_R1"] = np.full((n, 1), state["log_R1"])
+    sites = infer.evaluate(run.model, unit, obs, run.priors)
     expected = _references(run.ref, predictions, run.settings)[2]
     J1 = where.flat(sites["scale"]) * predictions.polarisation * expected
     moment = where.flat(sites["spot_moment"])
@@ -345,11 +390,11 @@ def _moved(stills, rotation_mrad, strain, shift_mm):
     return tuple(one(*row) for row in zip(stills, rotation_mrad, strain, strict=True))
 
 
-def _excitation_limit(state: State, priors: Priors):
+def _excitation_limit(state: State, priors: Priors, margin: float = MARGIN):
     """|ε_r| (Å⁻¹) up to which reflections are taken, a function of d: by the pilot, never by counts."""
     R0 = float(np.exp(state.get("log_R0", np.log(priors.R0_inv_angstrom))))
     eta = 1e-3 * float(np.exp(state.get("log_mosaic_mrad", np.log(priors.mosaic_spread_mrad))))
-    return lambda d: MARGIN * np.sqrt(R0**2 + (eta / d) ** 2)
+    return lambda d: margin * np.sqrt(R0**2 + (eta / d) ** 2)
 
 
 def _references(ref, predictions, settings):
@@ -379,10 +424,10 @@ def _statistics(run: _Run, stills, predictions: Predictions, expected, moment, s
     def flush():
         if waiting:
             rows = np.concatenate([w[0] for w in waiting])
-            boxes = [np.concatenate(x) for x in zip(*(w[1] for w in waiting), strict=True)]
+            boxes = zip(*(w[1] for w in waiting), strict=True)
             parts.append(
                 measure.measure(
-                    *boxes,
+                    measure.Boxes(*(np.concatenate(x) for x in boxes)),
                     predictions.frame[rows],
                     moment[rows],
                     expected[rows],

@@ -17,8 +17,9 @@ The six statistics are, in order: total, centroid 1 (radial), centroid 2 (tangen
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from functools import partial
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,22 +36,33 @@ class Shoebox:
     """Pixel geometry of a measurement, px.
 
     Attributes:
-        half_width: the box has (2·half_width + 1)² pixels.
         signal_radius: pixels nearer to the predicted centre carry the spot.
         ring_inner, ring_outer: pixels between these radii carry the background.
     """
 
-    half_width: int
     signal_radius: float
     ring_inner: float
     ring_outer: float
 
-    @property
-    def offsets(self) -> np.ndarray:
-        """(K, 2) pixel offsets (x, y) from the central pixel."""
-        axis = np.arange(-self.half_width, self.half_width + 1)
-        y, x = np.meshgrid(axis, axis, indexing="ij")
-        return np.stack([x.ravel(), y.ravel()], axis=1)
+    @cached_property
+    def signal_offsets(self) -> np.ndarray:
+        """(K, 2) offsets (x, y) from the central pixel of all pixels that may carry the spot."""
+        return _disc(0.0, self.signal_radius)
+
+    @cached_property
+    def ring_offsets(self) -> np.ndarray:
+        """(L, 2) offsets of all pixels that may carry the background."""
+        return _disc(self.ring_inner, self.ring_outer)
+
+
+def _disc(inner: float, outer: float) -> np.ndarray:
+    """Offsets between two radii of any point of the central pixel."""
+    half = int(np.ceil(outer + 0.5))
+    y, x = np.mgrid[-half : half + 1, -half : half + 1]
+    r = np.hypot(x, y)
+    slack = np.sqrt(0.5)
+    keep = (r < outer + slack) & (r > inner - slack)
+    return np.stack([x[keep], y[keep]], axis=1)
 
 
 def shoebox_for_width(R1_px: float) -> Shoebox:
@@ -62,7 +74,7 @@ def shoebox_for_width(R1_px: float) -> Shoebox:
     radius = float(np.clip(np.ceil(2.5 * R1_px) + 1, 3, 12))
     inner = radius + 1
     outer = float(np.ceil(np.sqrt(inner**2 + 120 / np.pi)))
-    return Shoebox(int(outer), radius, inner, outer)
+    return Shoebox(radius, inner, outer)
 
 
 @dataclass(frozen=True)
@@ -98,36 +110,55 @@ def concatenate(parts: list[Statistics]) -> Statistics:
     )
 
 
-def cut_shoeboxes(image, mask, panel, xy_px, claimed, shoebox: Shoebox):
+class Boxes(NamedTuple):
+    """Pixels of n shoeboxes: K of signal and L of background.
+
+    Attributes:
+        centre: (n, 2) predicted centre from the centre of the box's middle pixel, px.
+        signal: (n, K) photons; usable (n, K): valid and in no neighbour's spot; contested
+            (n, K): in a neighbour's.
+        ring: (n, L) photons, NaN where not usable.
+    """
+
+    centre: np.ndarray
+    signal: np.ndarray
+    usable: np.ndarray
+    contested: np.ndarray
+    ring: np.ndarray
+
+
+def cut_shoeboxes(image, mask, panel, xy_px, claimed, shoebox: Shoebox) -> Boxes:
     """Pixels of the shoeboxes of one image.
 
     Args:
         image, mask: (P, ny, nx) photons and validity.
         panel: (n,); xy_px: (n, 2) predicted centres.
         claimed: (n,) bool, reflections bright enough to spoil a neighbour.
-
-    Returns:
-        pixels (n, K) photons (0 where invalid), valid (n, K), contested (n, K): pixels inside
-        another claimed spot's signal radius, and centre (n, 2) of the predicted centre from
-        the centre of the box's middle pixel.
     """
     n_panels, height, width = image.shape
     middle = np.floor(xy_px).astype(int)
     centre = xy_px - middle - 0.5
-    offsets = shoebox.offsets
-    x = middle[:, :1] + offsets[:, 0]
-    y = middle[:, 1:] + offsets[:, 1]
-    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    flat = (panel[:, None] * height + np.clip(y, 0, height - 1)) * width + np.clip(x, 0, width - 1)
-    valid = inside & mask.reshape(-1)[flat]
-    pixels = np.where(valid, image.reshape(-1)[flat], 0.0)
 
-    distance2 = np.sum((offsets[None] - centre[:, None]) ** 2, axis=2)
-    core = distance2 < shoebox.signal_radius**2
-    claims = np.bincount(flat[core & inside & claimed[:, None]], minlength=image.size)
+    def gather(offsets):
+        x, y = middle[:, :1] + offsets[:, 0], middle[:, 1:] + offsets[:, 1]
+        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+        row = panel[:, None] * height + np.clip(y, 0, height - 1)
+        flat = row * width + np.clip(x, 0, width - 1)
+        r2 = np.sum((offsets[None] - centre[:, None]) ** 2, axis=2)
+        return flat, inside & mask.reshape(-1)[flat], inside, r2
+
+    flat, valid, inside, r2 = gather(shoebox.signal_offsets)
+    core = (r2 < shoebox.signal_radius**2) & inside
     own = core & claimed[:, None]
-    contested = claims[flat] > own
-    return pixels, valid, contested, centre
+    claims = np.bincount(flat[own], minlength=image.size)
+    contested = core & valid & (claims[flat] > own)
+    signal = np.where(valid & core, image.reshape(-1)[flat], 0.0)
+    usable = valid & core & ~contested
+
+    flat, valid, _, r2 = gather(shoebox.ring_offsets)
+    valid &= (r2 >= shoebox.ring_inner**2) & (r2 <= shoebox.ring_outer**2) & (claims[flat] == 0)
+    ring = np.where(valid, image.reshape(-1)[flat], np.nan)
+    return Boxes(centre, signal, usable, contested, ring)
 
 
 def score_weights(template, gradient, moments, variance):
@@ -149,7 +180,7 @@ def score_weights(template, gradient, moments, variance):
     fisher = jnp.einsum("nak,nbk->nab", derivative, score)
     scale = jnp.sqrt(jnp.maximum(jnp.diagonal(fisher, axis1=1, axis2=2), 1e-30))
     correlation = fisher / (scale[:, :, None] * scale[:, None])
-    lower = jnp.linalg.cholesky(correlation + 1e-6 * jnp.eye(6))
+    lower = jnp.linalg.cholesky(correlation + 1e-5 * jnp.eye(6, dtype=correlation.dtype))
     whitened = jax.lax.linalg.triangular_solve(
         lower, score / scale[:, :, None], left_side=True, lower=True
     )
@@ -196,104 +227,127 @@ def template_and_gradient(centre, frame, moment, width, offsets):
     jacobian = jnp.abs(jnp.linalg.det(frame / width[:, None, None]))[:, None]
     norm = jacobian / (2 * jnp.pi * jnp.sqrt(det))
     nodes, node_weights = np.polynomial.legendre.leggauss(3)
-    template, gradient = 0.0, 0.0
+    template = jnp.zeros((len(centre), len(offsets)), frame.dtype)
+    gradient = jnp.zeros((len(centre), 5, len(offsets)), frame.dtype)
     for node_x, weight_x in zip(nodes / 2, node_weights / 2, strict=True):
         for node_y, weight_y in zip(nodes / 2, node_weights / 2, strict=True):
-            at = offsets[None] + jnp.array([node_x, node_y]) - centre[:, None]
-            u1, u2 = jnp.einsum("nab,nkb->ank", frame / width[:, None, None], at)
+            at = offsets[None] + jnp.array([node_x, node_y], frame.dtype) - centre[:, None]
+            u1, u2 = _in_widths(frame, width, at)
             a1, a2 = i11 * u1 + i12 * u2, i12 * u1 + i22 * u2
-            p = weight_x * weight_y * norm * jnp.exp(-0.5 * (u1 * a1 + u2 * a2))
+            p = float(weight_x * weight_y) * norm * jnp.exp(-0.5 * (u1 * a1 + u2 * a2))
             d11, d22, d12 = 0.5 * (a1 * a1 - i11), 0.5 * (a2 * a2 - i22), a1 * a2 - i12
             template += p
             gradient += p[:, None] * jnp.stack([a1, a2, d11 + d22, d11 - d22, d12], axis=1)
     at = offsets[None] - centre[:, None]
-    u1, u2 = jnp.einsum("nab,nkb->ank", frame / width[:, None, None], at)
+    u1, u2 = _in_widths(frame, width, at)
     moments = jnp.stack([u1, u2, (u1**2 + u2**2) / 2, (u1**2 - u2**2) / 2, u1 * u2], axis=1)
     return template, gradient, moments
 
 
-def ring_background(pixels, usable, read_variance):
+def _in_widths(frame, width, at):
+    """Components of ε/ρ, (n, K) each, of pixel offsets ``at`` (n, K, 2)."""
+    f = (frame / width[:, None, None])[:, :, :, None]
+    x, y = at[..., 0], at[..., 1]
+    return f[:, 0, 0] * x + f[:, 0, 1] * y, f[:, 1, 0] * x + f[:, 1, 1] * y
+
+
+def ring_background(ring, start, read_variance):
     """Clipped mean of the ring, its variance and the pixels' expected variance.
 
     Pixels further than 3.5 expected sd from the running mean go out, five times over; the
     expected sd is that of the mean itself, √(Bg + σ_read²), never of the pixel.
 
     Args:
-        pixels: (n, K); usable: (n, K) valid ring pixels; read_variance: photons².
+        ring: (n, L) photons, NaN where not usable; start: (n,) median, which half the ring
+            would have to be junk to move; read_variance: photons².
 
     Returns:
-        background (n,), variance of it (n,), variance of one background pixel (n,).
+        background (n,), variance of it (n,) — infinite with fewer than 10 pixels — and
+        variance of one background pixel (n,).
     """
-
-    def mean(keep):
-        count = jnp.maximum(jnp.sum(keep, axis=1), 1)
-        return jnp.sum(jnp.where(keep, pixels, 0.0), axis=1) / count, count
+    usable = jnp.isfinite(ring)
+    pixels = jnp.where(usable, ring, 0.0)
 
     def pixel_variance(background, count):
         return jnp.maximum(background, 1.0 / count) + read_variance
 
-    # start from the median, which half the ring would have to be junk to move
-    background = jnp.nanmedian(jnp.where(usable, pixels, jnp.nan), axis=1)
-    background = jnp.where(jnp.isfinite(background), background, 0.0)
-    count = jnp.sum(usable, axis=1)
-    keep = usable
+    background, count, keep = start, jnp.maximum(jnp.sum(usable, axis=1), 1), usable
     for _ in range(5):
-        sd = jnp.sqrt(pixel_variance(background, jnp.maximum(count, 1)))
-        keep = usable & (jnp.abs(pixels - background[:, None]) < 3.5 * sd[:, None] + 1.0)
-        background, count = mean(keep)
+        reach = 3.5 * jnp.sqrt(pixel_variance(background, count)) + 1.0
+        keep = usable & (jnp.abs(pixels - background[:, None]) < reach[:, None])
+        count = jnp.maximum(jnp.sum(keep, axis=1), 1)
+        background = jnp.sum(jnp.where(keep, pixels, 0.0), axis=1) / count
     variance = pixel_variance(background, count)
     enough = jnp.sum(keep, axis=1) >= 10
     return background, jnp.where(enough, variance / count, jnp.inf), variance
 
 
 @partial(jax.jit, static_argnames=("shoebox", "weights"))
-def _statistics(pixels, valid, contested, centre, frame, moment, expected, read_variance, *,
-                shoebox: Shoebox, weights: Weights):
-    offsets = jnp.asarray(shoebox.offsets, pixels.dtype)
+def _statistics(
+    boxes, start, frame, moment, expected, read_variance, *, shoebox: Shoebox, weights: Weights
+):
+    offsets = jnp.asarray(shoebox.signal_offsets, frame.dtype)
     width = jnp.sqrt(moment[:, 0] + moment[:, 1])
-    template, gradient, moments = template_and_gradient(centre, frame, moment, width, offsets)
-    distance = jnp.linalg.norm(offsets[None] - centre[:, None], axis=2)
-    free = valid & ~contested
-    ring = free & (distance >= shoebox.ring_inner) & (distance <= shoebox.ring_outer)
-    background, mean_variance, pixel_variance = ring_background(pixels, ring, read_variance)
-
-    signal = free & (distance < shoebox.signal_radius)
+    template, gradient, moments = template_and_gradient(
+        boxes.centre, frame, moment, width, offsets
+    )
+    background, mean_variance, pixel_variance = ring_background(boxes.ring, start, read_variance)
     variance = pixel_variance[:, None] + expected[:, None] * template
-    a = weights(template, gradient, moments, jnp.where(signal, variance, jnp.inf))
-    value = jnp.einsum("nak,nk->na", a, jnp.where(signal, pixels - background[:, None], 0.0))
+    a = weights(template, gradient, moments, jnp.where(boxes.usable, variance, jnp.inf))
+    excess = jnp.where(boxes.usable, boxes.signal - background[:, None], 0.0)
+    value = jnp.sum(a * excess[:, None], axis=2)
     derivative = jnp.concatenate([template[:, None], gradient], axis=1)
     response = jnp.einsum("nak,nbk->nab", a, derivative)
     finite_mean = jnp.where(jnp.isfinite(mean_variance), mean_variance, 0.0)
     v_background = jnp.sum(a**2, axis=2) * pixel_variance[:, None]
     v_background += jnp.sum(a, axis=2) ** 2 * finite_mean[:, None]
-    v_signal = jnp.einsum("nak,nk->na", a**2, template)
-    covered = jnp.sum(jnp.where(signal, template, 0.0), axis=1)
-    lost = jnp.sum(jnp.where(valid & contested & (distance < shoebox.signal_radius), template, 0.0),
-                   axis=1)
+    v_signal = jnp.sum(a**2 * template[:, None], axis=2)
+    covered = jnp.sum(jnp.where(boxes.usable, template, 0.0), axis=1)
     covered = jnp.where(jnp.isfinite(mean_variance), covered, 0.0)
+    lost = jnp.sum(jnp.where(boxes.contested, template, 0.0), axis=1)
     return value, response, v_background, v_signal, background, mean_variance, width, covered, lost
 
 
-def measure(pixels, valid, contested, centre, frame, moment, expected, shoebox: Shoebox,
-            read_noise: float = 0.0, weights: Weights = score_weights) -> Statistics:
-    """The frozen statistics of n shoeboxes at the pilot state.
+def measure(
+    boxes: Boxes,
+    frame: np.ndarray,
+    moment: np.ndarray,
+    expected: np.ndarray,
+    shoebox: Shoebox,
+    read_noise: float = 0.0,
+    weights: Weights = score_weights,
+) -> Statistics:
+    """The frozen statistics of n shoeboxes at the pilot state, in single precision.
 
     Args:
-        pixels, valid, contested, centre: from :func:`cut_shoeboxes`.
+        boxes: :func:`cut_shoeboxes`.
         frame: (n, 2, 2) Å⁻¹/px; moment: (n, 3) pilot second moment (M11, M22, M12), Å⁻²;
         expected: (n,) J_model at the pilot, photons (never the observed one);
         read_noise: photons rms a pixel.
         weights: :func:`score_weights` or :func:`moment_weights`.
     """
-    n = len(pixels)
-    padded = -(-max(n, 1) // _CHUNK) * _CHUNK
-    fill = np.concatenate([np.arange(n), np.zeros(padded - n, int)]) if n else None
-    if fill is None:
-        raise ValueError("measure: no shoeboxes")
-    arguments = (pixels, valid, contested, centre, frame, moment, np.maximum(expected, 0.0))
+    n = len(boxes.centre)
+    # Å⁻² of a spot are below what single precision squares safely: work in 1e-3 Å⁻¹
+    numbers = (_median(boxes.ring), frame * 1e3, moment * 1e6, np.maximum(expected, 0.0))
     parts = []
-    for start in range(0, padded, _CHUNK):
-        rows = fill[start : start + _CHUNK]
-        chunk = [jnp.asarray(np.asarray(a)[rows]) for a in arguments]
-        parts.append(_statistics(*chunk, read_noise**2, shoebox=shoebox, weights=weights))
-    return Statistics(*(np.concatenate([np.asarray(x) for x in c])[:n] for c in zip(*parts, strict=True)))
+    for first in range(0, n, _CHUNK):
+        rows = np.minimum(np.arange(first, first + _CHUNK), n - 1)
+        chunk = Boxes(*(_single(a[rows]) for a in boxes))
+        rest = [_single(a[rows]) for a in numbers]
+        parts.append(
+            _statistics(chunk, *rest, read_noise**2, shoebox=shoebox, weights=weights)
+        )
+    arrays = [np.concatenate(p)[:n].astype(float) for p in zip(*parts, strict=True)]
+    return replace(Statistics(*arrays), width=arrays[6] * 1e-3)
+
+
+def _single(array: np.ndarray) -> jax.Array:
+    return jnp.asarray(array if array.dtype == bool else array.astype(np.float32))
+
+
+def _median(ring: np.ndarray) -> np.ndarray:
+    """(n,) median of the finite values of (n, L); 0 where there is none."""
+    count = np.sum(np.isfinite(ring), axis=1)
+    ordered = np.sort(ring, axis=1)  # NaN last
+    middle = np.take_along_axis(ordered, np.maximum(count - 1, 0)[:, None] // 2, axis=1)[:, 0]
+    return np.where(count > 0, middle, 0.0)

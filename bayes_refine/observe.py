@@ -39,14 +39,14 @@ class Layout:
         return np.moveaxis(np.asarray(padded), -1, 1)[self.image, self.slot]
 
 
-def layout(predictions: Predictions, n_image: int, at_least: int = 0) -> Layout:
-    """Slots for reflections sorted by image; m grows in steps so that shapes, and with them
-    compiled code, are shared between rounds and runs.
+def layout(predictions: Predictions, n_image: int) -> Layout:
+    """Slots for reflections sorted by image; m grows in steps of 64 so that shapes, and with
+    them compiled code, are shared between rounds.
     """
     counts = np.bincount(predictions.image, minlength=n_image)
     start = np.concatenate([[0], np.cumsum(counts)[:-1]])
     slot = np.arange(len(predictions)) - start[predictions.image]
-    m = max(int(counts.max(initial=1)), at_least)
+    m = int(counts.max(initial=1))
     return Layout(predictions.image, slot, (n_image, -(-m // 64) * 64))
 
 
