@@ -236,7 +236,7 @@ def _round(run: _Run, state: State, priors: Priors, status, log_G0: float, last:
         seen.observations,
         priors,
         init=state,
-        tolerance=1e-2 if last else 0.3,
+        tolerance=1e-2 if last else 0.5,
         stragglers=0.0 if last else 0.05,
         progress=say,
     )

@@ -110,15 +110,17 @@ def map_fit(
 
     Damped Fisher scoring, then Newton, through the arrow Hessian (per-image blocks, Schur
     complement on the shared unknowns).  Directions of negative curvature are followed upwards
-    (|eigenvalue|); each image has its own damping and keeps its old place when a step does not
-    help it, so ln p never falls and one bad image does not hold up the rest.
+    (|eigenvalue|); no step goes beyond one prior sd; each image has its own damping and keeps
+    its old place when a step does not help it, so ln p never falls and one bad image does not
+    hold up the rest.
 
     Args:
         model: NumPyro program; ``args``: what it is called with.
         init: start by site (constrained); the prior mean where absent.
         tolerance: stop when every image and the shared unknowns are nearer to the mode than
             this many posterior sd.
-        stragglers: share of the images that need not be, for a fit that will be repeated.
+        stragglers: share of the images that need not be, nor the shared unknowns then: for a
+            fit that will be repeated.
         progress: called with one line a step.
 
     Raises:
@@ -127,11 +129,13 @@ def map_fit(
     sites, start = _find_sites(model, args, init or {})
     theta, phi = _flatten(sites, start)
     step = _compiled_step(model, sites, _fisher_curvature)
-    state = _State(theta, phi, jnp.full(len(theta), 1e-3), jnp.asarray(1e-3))
+    damping = jnp.full(len(theta), 1e-3), jnp.asarray(1e-3)
+    state = _State(theta, phi, *damping, _compiled_reach(model, sites)(theta, phi, args))
     for iteration in range(max_iterations + 1):
         moved, local = step(state, args)
-        image = float(jnp.quantile(local.distance, 1 - stragglers))
-        far = max(image, float(local.shared_distance))
+        far = float(jnp.quantile(local.distance, 1 - stragglers))
+        if not stragglers:
+            far = max(far, float(local.shared_distance))
         if progress is not None:
             progress(f"step {iteration}: ln p {float(local.log_density):.2f}, {far:.2g} sd to go")
         if far < tolerance or iteration == max_iterations:
@@ -332,12 +336,15 @@ class _Report(NamedTuple):
 
 
 class _State(NamedTuple):
-    """Where the search is: unknowns (n, k) and (s,), and a damping for each."""
+    """Where the search is: unknowns (n, k) and (s,), a damping for each, and how far one step
+    may go (k,) and (s,): one prior sd.
+    """
 
     theta: jax.Array
     phi: jax.Array
     damping: jax.Array
     shared_damping: jax.Array
+    reach: tuple[jax.Array, jax.Array]
 
 
 class _Local(NamedTuple):
@@ -427,9 +434,14 @@ def _newton_step(model, sites, curvature, state: _State, args) -> tuple[_State, 
     pull = inverse @ arrow.border
     schur = arrow.shared - jnp.einsum("nis,nit->st", arrow.border, pull)
     g_schur = g_shared - jnp.einsum("nis,ni->s", pull, g_image)
+    r_image, r_shared = state.reach
     d_shared = -_upward_inverse(schur[None], state.shared_damping[None])[0] @ g_schur
+    left = jnp.sqrt(jnp.maximum(-g_schur @ d_shared, 0))
+    d_shared = jnp.clip(d_shared, -r_shared, r_shared)
     d_alone = -jnp.einsum("nij,nj->ni", inverse, g_image)
-    d_image = d_alone - pull @ d_shared
+    left_image = jnp.sqrt(jnp.maximum(-jnp.einsum("ni,ni->n", g_image, d_alone), 0))
+    d_image = jnp.clip(d_alone - pull @ d_shared, -r_image, r_image)
+    d_alone = jnp.clip(d_alone, -r_image, r_image)
 
     # here; all move; only what is shared moves; only the images move
     thetas = theta + jnp.stack([0 * d_image, d_image, 0 * d_image, d_alone])
@@ -448,16 +460,30 @@ def _newton_step(model, sites, curvature, state: _State, args) -> tuple[_State, 
         image[0].sum() + shared[0],
         (g_image, g_shared),
         arrow,
-        jnp.sqrt(jnp.maximum(-jnp.einsum("ni,ni->n", g_image, d_alone), 0)),
-        jnp.sqrt(jnp.maximum(-g_schur @ d_shared, 0)),
+        left_image,
+        left,
     )
     moved = _State(
         theta + jnp.where(helped[:, None], move, 0.0),
         jnp.where(is_joint, phi + d_shared, phi),
         jnp.clip(state.damping * jnp.where(helped, 0.1, 10.0), 1e-9, 1e9),
         jnp.clip(state.shared_damping * jnp.where(is_joint, 0.1, 10.0), 1e-9, 1e9),
+        state.reach,
     )
     return moved, local
+
+
+@lru_cache(maxsize=16)
+def _compiled_reach(model: Model, sites: tuple[Site, ...]):
+    """One prior sd of each unknown, (k,) and (s,)."""
+
+    @jax.jit
+    def reach(theta, phi, args):
+        prior = _hessian(lambda t, p: -_prior_density(model, sites, t, p, args), theta, phi)
+        image = jnp.diagonal(prior.blocks, axis1=1, axis2=2)[0]
+        return tuple(jnp.abs(x) ** -0.5 for x in (image, jnp.diagonal(prior.shared)))
+
+    return reach
 
 
 @lru_cache(maxsize=16)
