@@ -237,7 +237,8 @@ def _round(run: _Run, state: State, priors: Priors, status, log_G0: float, last:
         priors,
         init=state,
         tolerance=1e-2 if last else 0.5,
-        stragglers=0.0 if last else 0.05,
+        stragglers=0.0 if last else 0.02,
+        exact=last,
         progress=say,
     )
     new = result.values()
@@ -295,8 +296,6 @@ def _scout(run: _Run, say) -> tuple[State, float, Priors, State]:
     state |= {name: np.log(value) for name, value in ROUGH.items()}
     hold = {"log_R0_sd": HOLD, "log_mosaic_spread_sd": HOLD}
     broad = replace(run.priors, **hold)
-    if n <= SCOUTS:
-        return state, log_G0, broad, {}
     status = np.full(len(some), "", dtype=object)
     found = []
     for priors in (broad, run.priors):

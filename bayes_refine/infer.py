@@ -104,6 +104,7 @@ def map_fit(
     max_iterations: int = 60,
     tolerance: float = 1e-2,
     stragglers: float = 0.0,
+    exact: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> Fit:
     """The joint MAP of a model with its Laplace curvature.
@@ -121,6 +122,7 @@ def map_fit(
             this many posterior sd.
         stragglers: share of the images that need not be, nor the shared unknowns then: for a
             fit that will be repeated.
+        exact: end with Newton steps and the exact Hessian; else with Fisher's.
         progress: called with one line a step.
 
     Raises:
@@ -140,10 +142,11 @@ def map_fit(
             progress(f"step {iteration}: ln p {float(local.log_density):.2f}, {far:.2g} sd to go")
         if far < tolerance or iteration == max_iterations:
             break
-        if far < 1.0:  # near the mode the exact Hessian converges quadratically
+        if exact and far < 1.0:  # near the mode the exact Hessian converges quadratically
             step = _compiled_step(model, sites, _exact_curvature)
         state = moved
-    _, local = _compiled_step(model, sites, _exact_curvature)(state, args)
+    if exact:
+        _, local = _compiled_step(model, sites, _exact_curvature)(state, args)
     return _fit(sites, state, local, iteration, tolerance)
 
 

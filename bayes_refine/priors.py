@@ -54,7 +54,7 @@ class Priors:
     log_position_error_sd: float = 1.0
     shape_error: float = 0.1
     log_shape_error_sd: float = 1.0
-    student_t_nu: float = float("inf")
+    student_t_nu: float = 4.0
 
 
 # Numbers are data to a compiled model; only what changes the form of a density is not.
