@@ -201,9 +201,12 @@ def _candidates(stills, ref, priors, settings):
     cell = stills[0].crystal.cell
     hkl = predict.candidate_indices(cell, ref.space_group, settings.d_min)
     hkl = hkl[ref.lookup(hkl) != 0]  # systematically absent
-    limit = _excitation_limit({}, priors)
+    width = _partiality_width({}, priors)
     return [
-        predict.near_sphere(s, hkl, 0.98 * settings.d_min, lambda d: 3 * limit(d)) for s in stills
+        predict.near_sphere(
+            s, hkl, 0.98 * settings.d_min, lambda d, s=s: 3 * MARGIN * width(d, s.beam)
+        )
+        for s in stills
     ]
 
 
@@ -211,11 +214,13 @@ def _predicted(run: _Run, state: State, priors: Priors):
     """Predictions at a state, their layout, and observations that still lack the statistics."""
     pilot = _pilot_geometry(run.stills, state)
     margin = MARGIN if priors.log_R0_sd > HOLD else BROAD_MARGIN
-    limit = _excitation_limit(state, priors, margin)
+    width = _partiality_width(state, priors)
     stills = _moved(run.stills, *pilot)
     predictions = predict.concatenate(
         [
-            predict.predict(s, hkl, run.settings.d_min, limit, i)
+            predict.predict(
+                s, hkl, run.settings.d_min, lambda d, s=s: margin * width(d, s.beam), i
+            )
             for i, (s, hkl) in enumerate(zip(stills, run.candidates, strict=True))
         ]
     )
@@ -389,11 +394,16 @@ def _moved(stills, rotation_mrad, strain, shift_mm):
     return tuple(one(*row) for row in zip(stills, rotation_mrad, strain, strict=True))
 
 
-def _excitation_limit(state: State, priors: Priors, margin: float = MARGIN):
-    """|ε_r| (Å⁻¹) up to which reflections are taken, a function of d: by the pilot, never by counts."""
+def _partiality_width(state: State, priors: Priors):
+    """R0_eff (Å⁻¹) at a state, a function of d (Å) and of the beam."""
     R0 = float(np.exp(state.get("log_R0", np.log(priors.R0_inv_angstrom))))
     eta = 1e-3 * float(np.exp(state.get("log_mosaic_mrad", np.log(priors.mosaic_spread_mrad))))
-    return lambda d: margin * np.sqrt(R0**2 + (eta / d) ** 2)
+
+    def width(d, beam):
+        smeared = beam.bandwidth * beam.wavelength / (np.sqrt(2) * d**2)
+        return np.sqrt(R0**2 + smeared**2 + (eta / d) ** 2)
+
+    return width
 
 
 def _references(ref, predictions, settings):
@@ -413,8 +423,7 @@ def _statistics(run: _Run, stills, predictions: Predictions, expected, moment, s
     pixel_area = np.abs(np.linalg.det(predictions.frame))
     width_px = float(np.sqrt(np.median((moment[:, 0] + moment[:, 1]) / pixel_area)))
     shoebox = measure.shoebox_for_width(width_px)
-    R0_eff = _excitation_limit(state, run.priors)(predictions.d) / MARGIN
-    claimed = np.abs(predictions.excitation_error) < CLAIM * R0_eff
+    R0_eff = _partiality_width(state, run.priors)
     bounds = np.searchsorted(predictions.image, np.arange(len(stills) + 1))
     failed: dict[int, str] = {}
     parts: list[Statistics] = []
@@ -447,8 +456,10 @@ def _statistics(run: _Run, stills, predictions: Predictions, expected, moment, s
             failed[i] = str(error)
             image = np.zeros((still.detector.n_panels, *still.detector.shape[0]), np.float32)
             mask = np.zeros(image.shape, bool)
+        near = CLAIM * R0_eff(predictions.d[rows], still.beam)
+        claimed = np.abs(predictions.excitation_error[rows]) < near
         boxes = measure.cut_shoeboxes(
-            image, mask, predictions.panel[rows], predictions.xy_px[rows], claimed[rows], shoebox
+            image, mask, predictions.panel[rows], predictions.xy_px[rows], claimed, shoebox
         )
         waiting.append((rows, boxes))
         if sum(len(w[0]) for w in waiting) >= BATCH:

@@ -8,7 +8,7 @@ Everything here works in NumPyro's unconstrained space.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -195,6 +195,36 @@ def log_likelihood(model: Model, draws: dict[str, np.ndarray], *args: Any) -> di
     count = len(next(iter(draws.values())))
     rows = [one({k: v[i] for k, v in draws.items()}, args) for i in range(count)]
     return {name: np.stack([np.asarray(row[name]) for row in rows]) for name in rows[0]}
+
+
+def predictive_draws(
+    rng: np.random.Generator, model: Model, draws: dict[str, np.ndarray], *args: Any
+) -> Iterator[dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """For each draw, ln p of every observed site and a replicate of it: posterior predictive.
+
+    One draw at a time in memory; each array has the shape of the site's observation, and is of
+    no meaning where the model masks it.
+    """
+    one = _compiled_predictive(model)
+    for i in range(len(next(iter(draws.values())))):
+        key = jax.random.key(int(rng.integers(2**31)))
+        sites = one(key, {name: value[i] for name, value in draws.items()}, args)
+        yield {k: (np.asarray(ln_p), np.asarray(replica)) for k, (ln_p, replica) in sites.items()}
+
+
+@lru_cache(maxsize=8)
+def _compiled_predictive(model: Model):
+    @jax.jit
+    def one(key, values, args):
+        observed = {k: s for k, s in _trace(model, values, args).items() if s["type"] == "sample"}
+        observed = {k: s for k, s in observed.items() if s["is_observed"]}
+        keys = jax.random.split(key, max(len(observed), 1))
+        return {
+            name: (site["fn"].log_prob(site["value"]), site["fn"].sample(k))
+            for k, (name, site) in zip(keys, observed.items(), strict=False)
+        }
+
+    return one
 
 
 # -- the density, split by image ------------------------------------------------------------

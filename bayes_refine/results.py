@@ -1,0 +1,499 @@
+"""What a fit leaves on disk: refined geometry, MTZ files, tables, posterior, picture.
+
+A reflection is *measured* where more than 60 % of its template lies on usable pixels.  An image
+is *usable* if its status is "converged" or "not converged"; the others appear in ``images.csv``
+and in the counts, and nowhere else: their geometry stays as it came in.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import infer
+from .agreement import pearson, shell_edges, shell_table
+from .errors import InputError
+from .experiments import Experiments, Still
+from .fit import MIN_COVERED, RunFit, Settings
+from .infer import Fit, Site
+from .io.expt import write_experiments
+from .io.images import ImageReader
+from .io.mtz import write_merged, write_unmerged
+from .io.posterior import Variable, write_posterior
+from .merge import Merged, merge
+from .noise import Noise
+from .priors import Priors
+from .reference import Reference, asu_map, free_set, wilson_mean
+
+N_SHELLS = 10
+N_SCALE_DRAWS = 50
+PACKAGES = ("bayes-refine", "numpy", "jax", "numpyro", "arviz", "gemmi", "h5py", "hdf5plugin")
+AXES = {  # names along the last axis of known unknowns
+    "rotation_mrad": ("axis", ("x", "y", "z")),
+    "detector_shift_mm": ("detector_axis", ("beam_center_x", "beam_center_y", "distance")),
+    "strain": ("strain_component", None),
+}
+UNITS = {"R0": "R0_inv_angstrom", "position_error": "position_error_inv_angstrom"}
+
+
+def write_results(
+    out_dir: str | Path,
+    run: RunFit,
+    experiments: Experiments,
+    ref: Reference,
+    model: infer.Model,
+    priors: Priors,
+    settings: Settings,
+    method: str = "laplace",
+    reader: ImageReader | None = None,
+    noise: Noise | None = None,
+    n_draws: int = 100,
+    model_name: str = "",
+    command: Sequence[str] = (),
+    seconds: Mapping[str, float] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Write the files of a fit (SPEC section 7) and return the content of ``summary.json``.
+
+    All is written beside its place first and moved there at the end, ``summary.json`` last:
+    where that file is, the others are complete and belong to it.
+
+    Args:
+        out_dir: made if absent; results in it are replaced.
+        run, model, priors, settings: as given to and returned by ``fit_run``.
+        method: "map": sigmas of merged intensities are at fixed scales; "laplace": the
+            uncertainty of the scales is propagated (``scale_uncertainty``).
+        reader: for the one image in the picture; none without it.
+        n_draws: Laplace draws in ``posterior.nc``.
+        seconds: per stage, what happened before.
+
+    Raises:
+        InputError: nothing to write, or ``out_dir`` cannot be written.
+    """
+    say = progress or (lambda line: None)
+    timed = dict(seconds or {})
+    out = prepare_folder(out_dir)
+    work = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=out))
+
+    def stage(name: str, call: Callable, *args):
+        say(f"writing: {name}")
+        started = time.perf_counter()
+        value = call(*args)
+        timed[name] = time.perf_counter() - started
+        return value
+
+    try:
+        rng = np.random.default_rng(settings.seed)
+        draws = infer.laplace_draws(run.fit, rng, n_draws)
+        variance = intensity_variance(run, ref, model, priors)
+        scale_sd: np.ndarray | float = 0.0
+        if method == "laplace":
+            scale_sd = stage("scale_sd", scale_uncertainty, run, model, priors, draws)
+        merged = stage("merge", _merged, run, ref, variance, scale_sd, settings)
+        stage("tables", _write_tables, work, run, experiments, ref, variance, merged, settings)
+        stage("posterior", _write_draws, work / "posterior.nc", run, model, priors, draws, rng)
+        if reader is not None:
+            stage("pictures", _write_picture, work / "overview.png", run, reader)
+        summary = {
+            "command": list(command),
+            "versions": versions(),
+            "method": method,
+            "model": model_name,
+            **_summary(run, ref, merged, settings),
+            "noise": asdict(noise) if noise else None,
+            "settings": {**asdict(settings), "weights": settings.weights.__name__},
+            "priors": asdict(priors),
+            "seconds": timed,
+        }
+        text = json.dumps(_jsonable(summary), indent=1, allow_nan=False, ensure_ascii=False)
+        (work / "summary.json").write_text(text + "\n", encoding="utf-8")
+        (out / "summary.json").unlink(missing_ok=True)
+        for file in sorted(work.iterdir(), key=lambda f: f.name == "summary.json"):
+            os.replace(file, out / file.name)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return _jsonable(summary)
+
+
+def prepare_folder(out_dir: str | Path) -> Path:
+    """The folder, made if absent; InputError where nothing can be written in it."""
+    out = Path(out_dir)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            return out
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
+
+
+# -- what is merged -------------------------------------------------------------------------
+
+
+def usable_images(run: RunFit) -> np.ndarray:
+    """(n,) bool: images that were fitted and found a maximum."""
+    return np.isin(run.status, ["converged", "not converged"])
+
+
+def measured(run: RunFit) -> np.ndarray:
+    """(N,) bool: reflections with a measurement, whatever they were expected to be."""
+    s = run.statistics
+    finite = np.isfinite(s.value[:, 0]) & np.isfinite(s.variance_background[:, 0])
+    return (s.covered > MIN_COVERED) & finite
+
+
+def intensity_variance(run: RunFit, ref: Reference, model: infer.Model, priors: Priors) -> np.ndarray:
+    """(N,) expected variance of J, photons²: counting and, if the model says so, model error.
+
+    From the model's deterministic site ``intensity_variance``, else σ_J² = V_bg + J_model V_sig.
+    Free reflections and those without a reference get the mean intensity of their resolution
+    for I_ref: no weight knows what it must not see.
+    """
+    known = np.isfinite(run.intensity_reference) & ~run.free
+    mean = wilson_mean(ref.d, ref.intensity, run.predictions.d)
+    expected = np.where(known, run.intensity_reference, mean)
+    if "intensity_variance" not in run.model_sites:
+        return run.variance(run.scale * expected)
+    padded = run.where.pad(run.predictions.polarisation * expected)
+    blind = replace(run.observations, intensity_reference=padded)
+    sites = infer.evaluate(model, run.fit.values(), blind, priors)
+    return run.where.flat(sites["intensity_variance"])
+
+
+def scale_uncertainty(
+    run: RunFit, model: infer.Model, priors: Priors, draws: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """(N,) fractional sd of g = G·B_term·p·pol: that of ln g over the first 50 draws.
+
+    Each reflection's own; that reflections of one image share the error of G is left out.
+    """
+    count = min(N_SCALE_DRAWS, len(next(iter(draws.values()))))
+    mean = total = np.zeros(len(run.predictions))
+    for i in range(count):
+        values = {name: value[i] for name, value in draws.items()}
+        scale = infer.evaluate(model, values, run.observations, priors)["scale"]
+        log_g = np.log(np.maximum(run.where.flat(scale), 1e-300))
+        step = log_g - mean
+        mean = mean + step / (i + 1)
+        total = total + step * (log_g - mean)
+    return np.sqrt(total / max(count - 1, 1))
+
+
+def _merged(
+    run: RunFit, ref: Reference, variance: np.ndarray, scale_sd: np.ndarray | float, settings: Settings
+) -> Merged:
+    rows = _rows(run)
+    return merge(
+        asu_map(run.predictions.hkl[rows], ref.space_group)[0],
+        run.J[rows],
+        variance[rows],
+        run.scale[rows],
+        run.predictions.image[rows],
+        np.broadcast_to(scale_sd, len(run.J))[rows],
+        settings.seed,
+    )
+
+
+def _rows(run: RunFit) -> np.ndarray:
+    """Indices of the reflections that go into files."""
+    rows = np.flatnonzero(measured(run) & usable_images(run)[run.predictions.image])
+    if not len(rows):
+        raise InputError(f"no image could be fitted; the first one: {run.status[0]}")
+    return rows
+
+
+# -- tables ---------------------------------------------------------------------------------
+
+
+def _write_tables(work: Path, run: RunFit, experiments, ref, variance, merged: Merged, settings):
+    usable = usable_images(run)
+    kept = zip(usable, run.stills, run.indexed, strict=True)
+    stills = tuple(new if good else old for good, new, old in kept)
+    write_experiments(work / "refined.expt", replace(experiments, stills=stills))
+    cell = mean_cell(run)
+    rows = _rows(run)
+    p = run.predictions
+    flat = {name: run.where.flat(run.model_sites[name]) for name in ("partiality", "excitation_error")}
+    columns = {
+        "BATCH": p.image + 1,
+        "I": run.J,
+        "SIGI": np.sqrt(variance),
+        "PARTIALITY": flat["partiality"],
+        "EPSILON_R": flat["excitation_error"],
+        "SCALE": run.scale,
+        "IMODEL": run.J_model,
+        "XDET": p.xy_px[:, 0],
+        "YDET": p.xy_px[:, 1],
+        "PANEL": p.panel,
+        "FREE": run.free,
+    }
+    columns = {name: np.asarray(values, float)[rows] for name, values in columns.items()}
+    write_unmerged(work / "unmerged.mtz", p.hkl[rows], columns, cell, ref.space_group, stills)
+    free = free_set(merged.hkl, settings.free_fraction, settings.seed, ref.space_group)
+    half, sigma = merged.half_intensity.T, merged.half_sigma.T
+    write_merged(
+        work / "merged.mtz",
+        merged.hkl,
+        {
+            "IMEAN": ("J", merged.intensity),
+            "SIGIMEAN": ("Q", merged.sigma),
+            "N": ("I", merged.n),
+            "IHALF1": ("J", half[0]),
+            "SIGIHALF1": ("Q", sigma[0]),
+            "IHALF2": ("J", half[1]),
+            "SIGIHALF2": ("Q", sigma[1]),
+            "FREE": ("I", free),
+        },
+        cell,
+        ref.space_group,
+        float(np.mean([still.beam.wavelength for still in stills])),
+    )
+    table = image_table(run)
+    with (work / "images.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(table)
+        for row in zip(*table.values(), strict=True):
+            writer.writerow([_csv_value(value) for value in row])
+
+
+def mean_cell(run: RunFit):
+    """Mean refined cell of the usable images, constrained to the crystal system."""
+    cells = [s.crystal.cell.parameters for s, good in zip(run.stills, usable_images(run), strict=True) if good]
+    return type(run.stills[0].crystal.cell)(*np.mean(cells, axis=0))
+
+
+def image_table(run: RunFit) -> dict[str, np.ndarray]:
+    """Columns of ``images.csv``: one row an image, NaN where it could not be fitted.
+
+    identifier, status, n_reflections (measured), cc_model (Pearson CC of J and J_model over all
+    measured reflections with a reference, free ones too), then every unknown of an image with
+    its Laplace sd: G, B (Å²), R1 (Å⁻¹), rot_x_mrad, ..., strain_1, ..., what else the model has.
+    """
+    n, image, seen = len(run.stills), run.predictions.image, measured(run)
+    usable = usable_images(run)
+    columns: dict[str, np.ndarray] = {
+        "identifier": np.array([still.identifier for still in run.stills], object),
+        "status": run.status,
+        "n_reflections": np.bincount(image[seen], minlength=n),
+    }
+    unknowns: dict[str, np.ndarray] = {}
+    for site in sorted((s for s in run.fit.sites if s.per_image), key=_column_order):
+        for name, value, sd in _numbers(run.fit, site):
+            unknowns[name] = np.where(usable, value, np.nan)
+            unknowns[f"{name}_sd"] = np.where(usable, sd, np.nan)
+    known = np.flatnonzero(seen & np.isfinite(run.intensity_reference))
+    J, J_model = run.J, run.J_model
+    by_image = np.split(known, np.searchsorted(image[known], np.arange(1, n)))
+    cc = [pearson(J[k], J_model[k]) for k in by_image]
+    columns |= unknowns
+    columns["cc_model"] = np.where(usable, cc, np.nan)
+    return columns
+
+
+_FIRST = ("log_G", "B", "log_R1", "rotation_mrad", "strain")
+
+
+def _column_order(site: Site) -> tuple[int, str]:
+    return (_FIRST.index(site.name) if site.name in _FIRST else len(_FIRST), site.name)
+
+
+def _numbers(fit: Fit, site: Site):
+    """(name, value, sd) of each number of a site: exp(x) of a site ``log_x``, sd by its slope.
+
+    Values are (n,) of an image's unknown, scalars of a shared one.
+    """
+    lead = len(fit.image) if site.per_image else 1
+    value = np.asarray(fit.values()[site.name]).reshape(lead, -1)
+    sd = np.asarray(fit.sd(site.name)).reshape(lead, -1)
+    name = site.name
+    if name.startswith("log_"):
+        name, value = name[4:], np.exp(value)
+        sd = value * sd
+    names = [name]
+    if name == "rotation_mrad":
+        names = [f"rot_{axis}_mrad" for axis in "xyz"]
+    elif name in AXES and (labels := AXES[name][1]):
+        names = [f"{label}_mm" for label in labels]
+    elif value.shape[1] > 1 or name == "strain":
+        names = [f"{name}_{k + 1}" for k in range(value.shape[1])]
+    for k, label in enumerate(names):
+        if site.per_image:
+            yield label, value[:, k], sd[:, k]
+        else:
+            yield UNITS.get(label, label), float(value[0, k]), float(sd[0, k])
+
+
+def _csv_value(value: Any) -> Any:
+    if isinstance(value, float):  # np.float64 is one
+        return f"{value:.7g}" if math.isfinite(value) else ""
+    return value
+
+
+# -- posterior.nc ---------------------------------------------------------------------------
+
+
+def _write_draws(path: Path, run: RunFit, model, priors, draws, rng) -> None:
+    rows = np.flatnonzero(run.informs)
+    posterior, coords = {}, {}
+    for site in run.fit.sites:
+        values, shape = np.asarray(draws[site.name]), site.shape
+        if site.per_image and shape[:1] == (1,):  # the plate's own axis
+            values, shape = values.reshape(*values.shape[:2], *shape[1:]), shape[1:]
+        dims = [f"{site.name}_dim_{k}" for k in range(len(shape))]
+        if site.name in AXES and dims:
+            dims[-1], labels = AXES[site.name]
+            coords[dims[-1]] = np.array(labels) if labels else np.arange(1, shape[-1] + 1)
+        posterior[site.name] = Variable(values, ("image", *dims) if site.per_image else tuple(dims))
+    terms = infer.predictive_draws(rng, model, draws, run.observations, priors)
+
+    def informing(row):
+        return {k: tuple(run.where.flat(x)[rows] for x in pair) for k, pair in row.items()}
+
+    observed = {}
+    for k, name in enumerate(("intensity", "centroid_radial", "centroid_tangential", "spread")):
+        observed[name] = run.statistics.value[rows, k]
+    hkl = run.predictions.hkl[rows]
+    write_posterior(
+        path,
+        posterior,
+        map(informing, terms),
+        observed,
+        {"image": run.predictions.image[rows], **dict(zip("hkl", hkl.T, strict=True))},
+        coords,
+        {"identifier": ("image", np.array([still.identifier for still in run.stills]))},
+        {"inference_library": "bayes_refine", "method": "Laplace draws"},
+    )
+
+
+def _write_picture(path: Path, run: RunFit, reader: ImageReader) -> None:
+    from . import plots
+
+    plots.save(plots.overview(run, reader), path)
+
+
+# -- summary.json ---------------------------------------------------------------------------
+
+
+def _summary(run: RunFit, ref: Reference, merged: Merged, settings: Settings) -> dict[str, Any]:
+    free = free_set(merged.hkl, settings.free_fraction, settings.seed, ref.space_group)
+    cell, usable, seen = mean_cell(run), usable_images(run), measured(run)
+    d = cell.calculate_d_array(np.ascontiguousarray(merged.hkl, np.int32))
+    edges = shell_edges(float(d.max()), float(d.min()), N_SHELLS)
+    reference = ref.lookup(merged.hkl)
+    return {
+        "globals": shared_values(run),
+        "cell": list(cell.parameters),
+        "space_group": ref.space_group.hm,
+        "reference": ref.source,
+        "counts": {
+            "images": len(run.stills),
+            "images_used": int(usable.sum()),
+            "images_failed": int((~usable).sum()),
+            "status": dict(Counter(_kind(s) for s in run.status)),
+            "reflections_predicted": len(run.predictions),
+            "reflections_measured": int(seen.sum()),
+            "reflections_fitted": int(run.informs.sum()),
+            "reflections_merged": len(merged),
+            "reflections_free": int(free.sum()),
+        },
+        "agreement": shell_table(merged, cell, ref.space_group, edges, reference, free),
+        "cc_model_median": float(np.nanmedian(image_table(run)["cc_model"])),
+        "convergence": {
+            "iterations": run.fit.iterations,
+            "log_density": run.fit.log_density,
+            "shared_distance_sd": run.fit.shared_distance,
+            "image_distance_sd_max": float(np.max(run.fit.distance[usable])),
+            "rounds": [asdict(round_) for round_ in run.movement],
+        },
+    }
+
+
+def _kind(status: str) -> str:
+    """A status without what is special to the image."""
+    known = ("converged", "not converged", "no maximum", "too few reflections")
+    return next((k for k in known if status.startswith(k)), "not read")
+
+
+def shared_values(run: RunFit) -> dict[str, dict[str, float]]:
+    """Value and Laplace sd of what the images share, units in the names.
+
+    The refined distance and beam centre (of the first image; px of the panel the beam meets)
+    stand beside the shifts themselves.
+    """
+    found = {
+        name: {"value": value, "sd": sd}
+        for site in run.fit.sites
+        if not site.per_image
+        for name, value, sd in _numbers(run.fit, site)
+    }
+    shift = {k: found.pop(f"{k}_mm", None) for k in ("beam_center_x", "beam_center_y", "distance")}
+    if shift["distance"] is None:
+        return found
+    place = beam_place(run.stills[0])
+    size = dict(zip(("beam_center_x", "beam_center_y"), place["pixel_size_mm"], strict=True))
+    for name, part in shift.items():
+        mm = place[name]
+        found[f"{name}_mm"] = {"value": mm, "sd": part["sd"], "shift": part["value"]}
+        if name in size:
+            px = {k: v / size[name] for k, v in found[f"{name}_mm"].items()}
+            found[f"{name}_px"] = px
+    return found
+
+
+def beam_place(still: Still) -> dict[str, Any]:
+    """Where the beam meets the detector: distance and beam centre along fast and slow, mm.
+
+    Of the panel the beam meets, or would meet first outside its edges; distance along its normal.
+    """
+    detector, along = still.detector, still.beam.s0_direction
+    v = np.array(
+        [along @ np.linalg.inv(np.stack(axes)) for axes in zip(detector.fast, detector.slow, detector.origin_mm, strict=True)]
+    )
+    mm = v[:, :2] / v[:, 2:]
+    size = detector.pixel_size_mm * detector.shape[:, ::-1]
+    outside = np.linalg.norm(np.clip(-mm, 0, None) + np.clip(mm - size, 0, None), axis=1)
+    p = int(np.argmin(outside))
+    return {
+        "panel": p,
+        "beam_center_x": float(mm[p, 0]),
+        "beam_center_y": float(mm[p, 1]),
+        "distance": float(abs(detector.origin_mm[p] @ detector.normal[p])),
+        "pixel_size_mm": detector.pixel_size_mm[p],
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python, the platform and the packages that matter."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # run from a checkout
+            found[package] = "not installed"
+    return found
+
+
+def _jsonable(value: Any) -> Any:
+    """Plain JSON values; None for what is not finite."""
+    if isinstance(value, dict):
+        return {str(k): _jsonable(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
