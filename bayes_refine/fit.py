@@ -142,10 +142,12 @@ def fit_run(
     status = np.full(len(stills), "", dtype=object)
     state, log_G0, broad, after = _scout(run, say)
     movement: list[Movement] = []
+    slots = 0
     for round_ in range(1, settings.rounds + 1):
         say(f"round {round_} of {settings.rounds}: {len(stills)} images")
         now, last = (broad if round_ == 1 else priors), round_ == settings.rounds
-        new, result, seen, moved = _round(run, state, now, status, log_G0, last, say)
+        new, result, seen, moved = _round(run, state, now, status, log_G0, slots, last, say)
+        slots = seen.where.shape[1]
         movement.append(moved)
         say(f"round {round_}: {moved}")
         state = {**new, **after} if round_ == 1 else new  # the widths were held broad
@@ -210,7 +212,7 @@ def _candidates(stills, ref, priors, settings):
     ]
 
 
-def _predicted(run: _Run, state: State, priors: Priors):
+def _predicted(run: _Run, state: State, priors: Priors, slots: int = 0):
     """Predictions at a state, their layout, and observations that still lack the statistics."""
     pilot = _pilot_geometry(run.stills, state)
     margin = MARGIN if priors.log_R0_sd > HOLD else BROAD_MARGIN
@@ -226,15 +228,15 @@ def _predicted(run: _Run, state: State, priors: Priors):
     )
     if not len(predictions):
         raise InputError("no reflection is predicted on the detector; check d_min and the geometry")
-    where = observe.layout(predictions, len(stills))
+    where = observe.layout(predictions, len(stills), slots)
     obs = observe.geometry_observations(list(run.stills), predictions, where, *pilot)
     return stills, predictions, where, obs
 
 
-def _round(run: _Run, state: State, priors: Priors, status, log_G0: float, last: bool, say):
+def _round(run: _Run, state: State, priors: Priors, status, log_G0: float, slots: int, last: bool, say):
     """One round from a state: the new state, the fit, what it was conditioned on, the movement."""
     started = time.perf_counter()
-    seen = _measured(run, state, priors, status, log_G0)
+    seen = _measured(run, state, priors, status, log_G0, slots)
     measured = time.perf_counter()
     result = infer.map_fit(
         run.model,
@@ -251,9 +253,9 @@ def _round(run: _Run, state: State, priors: Priors, status, log_G0: float, last:
     return new, result, seen, _movement(state, new, seen, result, *seconds)
 
 
-def _measured(run: _Run, state: State, priors: Priors, status, log_G0: float) -> _Seen:
+def _measured(run: _Run, state: State, priors: Priors, status, log_G0: float, slots: int) -> _Seen:
     """Predict and measure at a state; ``status`` gets a word for each image that cannot be used."""
-    stills, predictions, where, obs = _predicted(run, state, priors)
+    stills, predictions, where, obs = _predicted(run, state, priors, slots)
     sites = infer.evaluate(run.model, state, obs, priors)
     intensity, free, expected = _references(run.ref, predictions, run.settings)
     scale = where.flat(sites["scale"]) * predictions.polarisation
@@ -302,9 +304,10 @@ def _scout(run: _Run, say) -> tuple[State, float, Priors, State]:
     hold = {"log_R0_sd": HOLD, "log_mosaic_spread_sd": HOLD}
     broad = replace(run.priors, **hold)
     status = np.full(len(some), "", dtype=object)
-    found = []
+    found, slots = [], 0
     for priors in (broad, run.priors):
-        state, result, seen, moved = _round(few, state, priors, status, log_G0, False, say)
+        state, result, seen, moved = _round(few, state, priors, status, log_G0, slots, False, say)
+        slots = seen.where.shape[1]
         found.append({site.name: state[site.name] for site in result.sites if not site.per_image})
         say(f"scouts: {moved}")
     wide, shared = found

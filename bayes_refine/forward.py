@@ -161,11 +161,6 @@ def spot(obs: Observations, rotation_mrad, strain, shift_mm, R0, mosaic_mrad, R1
     )
 
 
-def round_moment(R1: Array) -> tuple[Array, Array, float]:
-    """(M11, M22, M12) of a round spot exp(−|ε_t|²/R1²), Å⁻²."""
-    return R1**2 / 2, R1**2 / 2, 0.0
-
-
 def partiality(excitation_error, R0, R0_eff) -> Array:
     """p = (R0/R0_eff)·exp(−ε_r²/R0_eff²): smearing R0 to R0_eff conserves the volume."""
     return R0 / R0_eff * jnp.exp(-((excitation_error / R0_eff) ** 2))
@@ -213,7 +208,7 @@ def expected_statistics(obs: Observations, spot: Spot, J_model: Array, count: in
     overlap of two Gaussians, which stays positive however wrong the pilot's width is.
 
     Args:
-        J_model: (n, m) photons. count: 4 for round spots, 6 with the two quadrupoles.
+        J_model: (n, m) photons. count: 1 the total, 3 with the centroid, 4 with the spread, 6 with the quadrupoles.
     """
     d1, d2 = spot.shift_1 / obs.width, spot.shift_2 / obs.width
     scale = 1 / obs.width**2

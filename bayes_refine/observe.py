@@ -15,6 +15,9 @@ from .measure import Statistics
 from .predict import Predictions
 
 
+WASTE = 400_000  # empty slots that cost as much as a compilation, about ten seconds
+
+
 @dataclass(frozen=True)
 class Layout:
     """Where each of n flat reflections sits in the padded (n_image, m) arrays.
@@ -39,15 +42,19 @@ class Layout:
         return np.moveaxis(np.asarray(padded), -1, 1)[self.image, self.slot]
 
 
-def layout(predictions: Predictions, n_image: int) -> Layout:
-    """Slots for reflections sorted by image; m grows in steps of 64 so that shapes, and with
-    them compiled code, are shared between rounds.
+def layout(predictions: Predictions, n_image: int, at_least: int = 0) -> Layout:
+    """Slots for reflections sorted by image.
+
+    Shapes decide what has to be compiled again, so m grows in steps of 64 and stays at
+    ``at_least``, the last round's, where that wastes less time than compiling would take.
     """
     counts = np.bincount(predictions.image, minlength=n_image)
     start = np.concatenate([[0], np.cumsum(counts)[:-1]])
     slot = np.arange(len(predictions)) - start[predictions.image]
-    m = int(counts.max(initial=1))
-    return Layout(predictions.image, slot, (n_image, -(-m // 64) * 64))
+    m = -(-int(counts.max(initial=1)) // 64) * 64
+    if n_image * (at_least - m) < WASTE:
+        m = max(m, at_least)
+    return Layout(predictions.image, slot, (n_image, m))
 
 
 def geometry_observations(

@@ -87,7 +87,7 @@ def predicted_spots(
     bright = of_image[J_model[of_image] > 3 * np.sqrt(run.variance(J_model))[of_image]]
     panel, x0, y0 = _densest(p.panel[bright], p.xy_px[bright], pixels.shape, size_px)
     shown = np.where(valid, pixels, np.nan)[panel, y0 : y0 + size_px, x0 : x0 + size_px]
-    low, high = np.nanpercentile(shown, [5, 99.7]) if np.isfinite(shown).any() else (0, 1)
+    low, high = np.nanpercentile(shown, [25, 99.7]) if np.isfinite(shown).any() else (0, 1)
     extent = (x0, x0 + shown.shape[1], y0 + shown.shape[0], y0)
     root = np.sqrt(np.clip(shown - low, 0, None) / max(high - low, 1e-9))
     ax.imshow(root, extent=extent, cmap="Greys", vmin=0, vmax=1.2, interpolation="nearest")
@@ -126,12 +126,20 @@ def calculated_against_observed(run: RunFit, ax: Any = None) -> Any:
         rows = known & (run.free == free)
         size = 1.6 if rows.sum() > 5000 else 3
         ax.plot(
-            J_model[rows], J[rows], ".", ms=size, color=color, alpha=0.5, label=f"{name}, {rows.sum()}"
+            J_model[rows],
+            J[rows],
+            ".",
+            ms=size,
+            color=color,
+            alpha=0.5,
+            label=f"{name}, {rows.sum()}",
         )
     ax.set_xscale("symlog", linthresh=linear)
     ax.set_yscale("symlog", linthresh=linear)
     low = min(float(np.nanpercentile(J[known], 0.5)) * 1.5, -linear / 2)
-    ax.set(xlim=(-linear / 4, top), ylim=(low, top), xlabel="J_model (photons)", ylabel="J (photons)")
+    ax.set(
+        xlim=(-linear / 4, top), ylim=(low, top), xlabel="J_model (photons)", ylabel="J (photons)"
+    )
     ax.set_title("observed and expected intensity")
     legend = ax.legend(loc="upper left", handletextpad=0.1)
     for handle in legend.legend_handles:
@@ -171,7 +179,9 @@ def partiality_curve(run: RunFit, ax: Any = None, n_bins: int = 21) -> Any:
         fitted = mean(p[inside][good])[0]
         sure = sd < 0.15
         name = f"{limits[k]:.1f}–{limits[k + 1]:.1f} Å"
-        ax.errorbar(middle[sure], observed[sure], sd[sure], fmt="o", color=color, lw=0.8, label=name)
+        ax.errorbar(
+            middle[sure], observed[sure], sd[sure], fmt="o", color=color, lw=0.8, label=name
+        )
         ax.plot(middle[sure], fitted[sure], color=color, lw=1.2)
     ax.axhline(0, color="k", lw=0.5)
     ax.set(xlabel="excitation error ε_r (10⁻³ Å⁻¹)", ylabel="partiality", ylim=(-0.1, None))
@@ -242,7 +252,9 @@ def across_images(
         color = BLUE if len(names) == 1 else SHELLS[k]
         x = np.arange(n) + (0.12 * (k - 1) if len(names) > 1 and n <= 40 else 0.0)
         text = name.split("_")[1] if len(names) > 1 else None
-        ax.errorbar(x, value, sd, fmt="o", ms=3.5 if n <= 60 else 2, lw=0.8, color=color, label=text)
+        ax.errorbar(
+            x, value, sd, fmt="o", ms=3.5 if n <= 60 else 2, lw=0.8, color=color, label=text
+        )
     if names == ("G",):
         ax.set_yscale("log")
         ax.yaxis.set_minor_formatter("{x:g}" if _narrow(table["G"]) else "")
@@ -259,9 +271,9 @@ def across_images(
 def shoebox_gallery(run: RunFit, reader: ImageReader, n: int = 3, figure: Any = None) -> Any:
     """Data, model and (data − model)/σ of reflections of four kinds, n each.
 
-    Strong: most photons expected; weak: about 1σ expected; expected but missing: most negative
-    residual where 3σ or more was expected; outlying: largest residual.  Of the reflections the
-    fit saw.
+    Strong: most photons expected; weak: about 1σ expected; below the model (missing, in the
+    worst case): most negative residual where 3σ or more was expected; above it: largest
+    residual.  Of the reflections the fit saw.
 
     Raises:
         InputError: an image cannot be read.
@@ -269,7 +281,7 @@ def shoebox_gallery(run: RunFit, reader: ImageReader, n: int = 3, figure: Any = 
     from matplotlib.figure import Figure
 
     with _styled():
-        figure = figure or Figure(figsize=(2.9 * n + 0.4, 7.6), layout="constrained")
+        figure = figure or Figure(figsize=(3.2 * n + 0.4, 6.0), layout="constrained")
         axes = figure.subplots(4, 3 * n, squeeze=False, gridspec_kw={"wspace": 0.02})
     for row, (kind, chosen) in enumerate(_kinds(run, n)):
         for axis in axes[row]:
@@ -311,7 +323,9 @@ def _shoebox(run: RunFit) -> measure.Shoebox:
     """The shoebox of the last round, to within its steps of a pixel."""
     moment = run.where.flat(run.model_sites["spot_moment"])
     area = np.abs(np.linalg.det(run.predictions.frame))
-    return measure.shoebox_for_width(float(np.sqrt(np.median((moment[:, 0] + moment[:, 1]) / area))))
+    return measure.shoebox_for_width(
+        float(np.sqrt(np.median((moment[:, 0] + moment[:, 1]) / area)))
+    )
 
 
 def _densest(panel, xy, shape, size) -> tuple[int, int, int]:
@@ -341,8 +355,8 @@ def _kinds(run: RunFit, n: int) -> Iterator[tuple[str, np.ndarray]]:
     yield "strong", rows[np.argsort(-run.J_model[rows])[:n]]
     yield "weak", rows[np.argsort(np.abs(strength - 1))[:n]]
     expected = np.flatnonzero(strength > 3)
-    yield "expected, missing", rows[expected[np.argsort(z[expected])[:n]]]
-    yield "outlying", rows[np.argsort(-z)[:n]]
+    yield "below the model", rows[expected[np.argsort(z[expected])[:n]]]
+    yield "above the model", rows[np.argsort(-z)[:n]]
 
 
 def _draw_shoebox(run: RunFit, reader: ImageReader, k: int, axes: Sequence[Any]) -> None:
@@ -368,10 +382,15 @@ def _draw_shoebox(run: RunFit, reader: ImageReader, k: int, axes: Sequence[Any])
     z = (data - expected) / np.sqrt(np.maximum(expected, 0.05))
     top = max(float(np.nanmax(data)) if np.isfinite(data).any() else 1, expected.max(), 1.0)
     for axis, values in zip(axes[:2], (data, expected), strict=True):
-        axis.imshow(values, cmap="Greys", vmin=min(background, 0), vmax=top, interpolation="nearest")
+        axis.imshow(
+            values, cmap="Greys", vmin=min(background, 0), vmax=top, interpolation="nearest"
+        )
     axes[2].imshow(z, cmap="RdBu_r", vmin=-5, vmax=5, interpolation="nearest")
     sd = np.sqrt(run.variance(run.J_model)[k])
     h, kk, l = p.hkl[k]  # noqa: E741
-    axes[0].set_title(f"({h} {kk} {l}), image {image}", fontsize=7.5, fontweight="normal")
-    axes[1].set_xlabel(f"J {run.J[k]:.0f} ± {sd:.0f}, model {run.J_model[k]:.0f}", fontsize=7.5)
-    axes[2].set_title("±5σ", fontsize=7.5, fontweight="normal")
+    title = (
+        f"({h} {kk} {l}), image {image}: J {run.J[k]:.0f} ± {sd:.0f}, model {run.J_model[k]:.0f}"
+    )
+    axes[0].set_title(title, fontsize=7.5, fontweight="normal")
+    for axis, name in zip(axes, ("data", "model", "difference, ±5σ"), strict=True):
+        axis.set_xlabel(name, fontsize=7, color="0.4", labelpad=2)

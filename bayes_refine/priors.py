@@ -25,6 +25,7 @@ class Priors:
         log_G_sd: ln G of an image about the run's first estimate.
         B_mean, B_sd: Debye–Waller B relative to the reference's, Å².
         R1_px, log_R1_sd: spot width in pixels (beyond the pixel's own size) and its spread.
+        stretch_sd: ln of the ratio of a spot's widths, each of two components (model tensor).
         model_error, log_model_error_sd: fractional error of J_model, shared.
         blocks, log_blocks_sd: mosaic blocks that share the beam: fewer, and p is speckled.
         position_error_px, log_position_error_sd: centroid error beyond counting, shared.
@@ -46,6 +47,7 @@ class Priors:
     B_sd: float = 20.0
     R1_px: float = 0.8
     log_R1_sd: float = 0.7
+    stretch_sd: float = 0.3
     model_error: float = 0.1
     log_model_error_sd: float = 1.0
     blocks: float = 100.0

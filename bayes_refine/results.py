@@ -139,7 +139,9 @@ def prepare_folder(out_dir: str | Path) -> Path:
         with tempfile.TemporaryFile(dir=out):
             return out
     except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
+        raise InputError(
+            f"{out}: cannot be written ({error.strerror}); choose another --out"
+        ) from None
 
 
 # -- what is merged -------------------------------------------------------------------------
@@ -157,7 +159,9 @@ def measured(run: RunFit) -> np.ndarray:
     return (s.covered > MIN_COVERED) & finite
 
 
-def intensity_variance(run: RunFit, ref: Reference, model: infer.Model, priors: Priors) -> np.ndarray:
+def intensity_variance(
+    run: RunFit, ref: Reference, model: infer.Model, priors: Priors
+) -> np.ndarray:
     """(N,) expected variance of J, photons²: counting and, if the model says so, model error.
 
     From the model's deterministic site ``intensity_variance``, else σ_J² = V_bg + J_model V_sig.
@@ -195,7 +199,11 @@ def scale_uncertainty(
 
 
 def _merged(
-    run: RunFit, ref: Reference, variance: np.ndarray, scale_sd: np.ndarray | float, settings: Settings
+    run: RunFit,
+    ref: Reference,
+    variance: np.ndarray,
+    scale_sd: np.ndarray | float,
+    settings: Settings,
 ) -> Merged:
     rows = _rows(run)
     return merge(
@@ -228,7 +236,9 @@ def _write_tables(work: Path, run: RunFit, experiments, ref, variance, merged: M
     cell = mean_cell(run)
     rows = _rows(run)
     p = run.predictions
-    flat = {name: run.where.flat(run.model_sites[name]) for name in ("partiality", "excitation_error")}
+    flat = {
+        name: run.where.flat(run.model_sites[name]) for name in ("partiality", "excitation_error")
+    }
     columns = {
         "BATCH": p.image + 1,
         "I": run.J,
@@ -273,7 +283,11 @@ def _write_tables(work: Path, run: RunFit, experiments, ref, variance, merged: M
 
 def mean_cell(run: RunFit):
     """Mean refined cell of the usable images, constrained to the crystal system."""
-    cells = [s.crystal.cell.parameters for s, good in zip(run.stills, usable_images(run), strict=True) if good]
+    cells = [
+        s.crystal.cell.parameters
+        for s, good in zip(run.stills, usable_images(run), strict=True)
+        if good
+    ]
     return type(run.stills[0].crystal.cell)(*np.mean(cells, axis=0))
 
 
@@ -462,7 +476,10 @@ def beam_place(still: Still) -> dict[str, Any]:
     """
     detector, along = still.detector, still.beam.s0_direction
     v = np.array(
-        [along @ np.linalg.inv(np.stack(axes)) for axes in zip(detector.fast, detector.slow, detector.origin_mm, strict=True)]
+        [
+            along @ np.linalg.inv(np.stack(axes))
+            for axes in zip(detector.fast, detector.slow, detector.origin_mm, strict=True)
+        ]
     )
     mm = v[:, :2] / v[:, 2:]
     size = detector.pixel_size_mm * detector.shape[:, ::-1]

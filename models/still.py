@@ -11,6 +11,7 @@ import numpyro
 import numpyro.distributions as dist
 
 from bayes_refine import forward
+from bayes_refine.measure import STATISTICS
 
 
 def residual(mean, variance, nu):
@@ -25,8 +26,18 @@ def log_normal(name, median, log_sd):
     return jnp.exp(numpyro.sample(f"log_{name}", dist.Normal(jnp.log(median), log_sd)))
 
 
-def model(obs, priors, partiality=forward.partiality):
-    """Joint density of the unknowns and the frozen statistics of ``obs`` (Observations)."""
+def round_spot(obs, R1, priors):
+    """(M11, M22, M12), Å⁻², of a round spot exp(−|ε_t|²/R1²)."""
+    return R1**2 / 2, R1**2 / 2, 0.0
+
+
+def model(obs, priors, partiality=forward.partiality, spot_shape=round_spot, terms=4):
+    """Joint density of the unknowns and the frozen statistics of ``obs`` (Observations).
+
+    ``partiality`` and ``spot_shape`` are the two pieces of physics with rivals; ``terms`` is
+    how many of the six statistics are used: 1 total, 3 with the centroid, 4 with the spread, 6
+    with the quadrupoles.
+    """
     pixel = obs.pixel_inv_angstrom
 
     # the run
@@ -55,11 +66,10 @@ def model(obs, priors, partiality=forward.partiality):
         )
         mosaic = log_normal("mosaic_image_mrad", mosaic_run, priors.log_mosaic_image_sd)
         R1 = log_normal("R1", priors.R1_px * pixel, priors.log_R1_sd)
+        moment = spot_shape(obs, R1, priors)
 
     # each reflection: where, how wide, how bright
-    spot = forward.spot(
-        obs, rotation[:, 0], strain[:, 0], shift, R0, mosaic, forward.round_moment(R1)
-    )
+    spot = forward.spot(obs, rotation[:, 0], strain[:, 0], shift, R0, mosaic, moment)
     p = partiality(spot.excitation_error, R0, spot.R0_eff)
     scale = jnp.exp(log_G) * forward.debye_waller(B, obs.norm_q) * p
     J_model = scale * obs.intensity_reference
@@ -67,22 +77,23 @@ def model(obs, priors, partiality=forward.partiality):
     numpyro.deterministic("partiality", p)
     numpyro.deterministic("excitation_error", spot.excitation_error)
     numpyro.deterministic("spot_moment", jnp.stack([spot.m11, spot.m22, spot.m12], 1))
-    expected = forward.expected_statistics(obs, spot, J_model)
+    expected = forward.expected_statistics(obs, spot, J_model, terms)
 
     # what counting does not explain: a fraction of J, of a pixel, of R1²
     position = position_error / obs.width
     speckle = forward.block_variance(obs, spot.excitation_error, R0, mosaic) / blocks
-    intensity_error = jnp.sqrt(model_error**2 + speckle)
-    fraction = [intensity_error, position, position, shape_error + 0 * position]
-    variance = expected.variance + (jnp.stack(fraction, 1) * J_model[:, None]) ** 2
+    shape = shape_error + 0 * position
+    fraction = jnp.stack([jnp.sqrt(model_error**2 + speckle), *[position] * 2, *[shape] * 3], 1)
+    variance = expected.variance + (fraction[:, :terms] * J_model[:, None]) ** 2
+    numpyro.deterministic("intensity_variance", variance[:, 0])
 
-    # three likelihoods of one shoebox
+    # the likelihoods of one shoebox
     with (
         numpyro.plate("image", n_image, dim=-2),
         numpyro.plate("reflection", n_reflection, dim=-1),
         numpyro.handlers.mask(mask=obs.fit),
     ):
-        for k, name in enumerate(("intensity", "centroid_radial", "centroid_tangential", "spread")):
+        for k, name in enumerate(STATISTICS[:terms]):
             numpyro.sample(
                 name,
                 residual(expected.mean[:, k], variance[:, k], priors.student_t_nu),

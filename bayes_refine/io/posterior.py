@@ -105,7 +105,12 @@ def _write_pointwise(file, pointwise, terms, reflections, n_draws) -> None:
             _variable(group, name, ("reflection",), values)
         for name in terms:
             variable = group.create_variable(
-                name, dims, "f4", chunks=(1, 1, max(n, 1)), compression="gzip", compression_opts=1,
+                name,
+                dims,
+                "f4",
+                chunks=(1, 1, max(n, 1)),
+                compression="gzip",
+                compression_opts=1,
                 shuffle=True,
             )
             variable.attrs["coordinates"] = " ".join(reflections)

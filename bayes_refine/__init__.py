@@ -1,0 +1,87 @@
+"""Bayesian integration, scaling and geometry refinement of serial-crystallography stills.
+
+    import bayes_refine as br
+
+    experiments = br.read_experiments("indexed.expt")
+    reference = br.read_reference("reference.mtz")
+    model = br.load_model("still")
+    with br.ImageReader() as reader:
+        run = br.fit_run(experiments.stills, reference, reader, model)
+
+Fitting wants float64: ``jax.config.update("jax_enable_x64", True)`` is the caller's to switch on.
+"""
+
+from .agreement import completeness, pearson, r_split, shell_edges, shell_table
+from .crystal import Crystal
+from .detector import Beam, Detector
+from .errors import InputError
+from .experiments import Experiments, Still
+from .fit import RunFit, Settings, fit_run
+from .infer import Fit, evaluate, laplace_draws, log_likelihood, map_fit, predictive_draws
+from .io.expt import read_experiments, write_experiments
+from .io.images import ImageReader, read_bandwidth
+from .io.mtz import Unmerged, read_unmerged, write_merged, write_unmerged
+from .io.posterior import write_posterior
+from .loading import load_model, model_names
+from .merge import Merged, merge
+from .noise import Noise, estimate_noise, noise_for
+from .predict import Predictions, predict
+from .priors import Priors, read_priors
+from .reference import Reference, asu_map, free_set, read_reference
+from .results import image_table, shared_values, write_results
+from .simulate import Simulation
+from .simulate_files import simulate_run
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Beam",
+    "Crystal",
+    "Detector",
+    "Experiments",
+    "Fit",
+    "ImageReader",
+    "InputError",
+    "Merged",
+    "Noise",
+    "Predictions",
+    "Priors",
+    "Reference",
+    "RunFit",
+    "Settings",
+    "Simulation",
+    "Still",
+    "Unmerged",
+    "asu_map",
+    "completeness",
+    "estimate_noise",
+    "evaluate",
+    "fit_run",
+    "free_set",
+    "image_table",
+    "laplace_draws",
+    "load_model",
+    "log_likelihood",
+    "map_fit",
+    "merge",
+    "model_names",
+    "noise_for",
+    "pearson",
+    "predict",
+    "predictive_draws",
+    "r_split",
+    "read_bandwidth",
+    "read_experiments",
+    "read_priors",
+    "read_reference",
+    "read_unmerged",
+    "shared_values",
+    "shell_edges",
+    "shell_table",
+    "simulate_run",
+    "write_experiments",
+    "write_merged",
+    "write_posterior",
+    "write_results",
+    "write_unmerged",
+]
