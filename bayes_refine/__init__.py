@@ -28,9 +28,10 @@ from .noise import Noise, estimate_noise, noise_for
 from .predict import Predictions, predict
 from .priors import Priors, read_priors
 from .reference import Reference, asu_map, free_set, read_reference
-from .results import image_table, shared_values, write_results
+from .results import write_results
 from .simulate import Simulation
 from .simulate_files import simulate_run
+from .tables import image_table, shared_values
 
 __version__ = "0.1.0"
 

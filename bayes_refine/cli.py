@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from . import __version__, demo, fit, loading, noise, priors, reference, results
+from . import __version__, demo, fit, loading, noise, priors, reference, results, tables
 from .errors import InputError
 from .experiments import Experiments, Still
 from .io.expt import read_experiments
@@ -37,7 +37,8 @@ app = typer.Typer(
 out_console, err_console = Console(highlight=False), Console(stderr=True, highlight=False)
 
 Out = Annotated[
-    Path, typer.Option(help="Folder for the results; made if absent.", show_default=False)
+    Path,
+    typer.Option(help="Folder for the results; made if absent.", metavar="DIR", show_default=False),
 ]
 DETECTOR, INFERENCE = "Beam and detector", "Model and inference"
 
@@ -74,71 +75,102 @@ def _version(
 def fit_command(
     context: typer.Context,
     experiments: Annotated[
-        Path, typer.Argument(help="Indexed stills, a DIALS .expt file.", show_default=False)
+        Path,
+        typer.Argument(
+            help="Indexed stills, a DIALS .expt file.", metavar="EXPERIMENTS", show_default=False
+        ),
     ],
     out: Out,
     reference_file: Annotated[
         Path | None,
         typer.Option(
             "--reference",
+            metavar="FILE",
             help="Reference intensities: .mtz, structure-factor .cif, .pdb or model .cif.",
         ),
     ] = None,
     reference_column: Annotated[
         str | None,
-        typer.Option(help="Column of the reference; found by its usual names if left out."),
+        typer.Option(
+            metavar="LABEL", help="Column of the reference; found by its usual names if left out."
+        ),
     ] = None,
     d_min: Annotated[
         float | None,
-        typer.Option(help="Resolution limit, Å.", show_default="that of the reference"),
+        typer.Option(
+            metavar="Å", help="Resolution limit, Å.", show_default="that of the reference"
+        ),
     ] = None,
     images: Annotated[
         str | None,
-        typer.Option(help="Range a:b of the stills, from 0, b left out.", show_default="all"),
+        typer.Option(
+            metavar="A:B", help="Range a:b of the stills, from 0, b left out.", show_default="all"
+        ),
     ] = None,
     free_fraction: Annotated[
-        float, typer.Option(min=0.0, max=0.5, help="Share of unique reflections kept from the fit.")
+        float,
+        typer.Option(
+            min=0.0,
+            max=0.5,
+            metavar="FRACTION",
+            help="Share of unique reflections kept from the fit.",
+        ),
     ] = 0.05,
     seed: Annotated[
-        int, typer.Option(help="Of the free set, the random halves and the draws.")
+        int, typer.Option(metavar="N", help="Of the free set, the random halves and the draws.")
     ] = 0,
     model: Annotated[
         str,
-        typer.Option(help="Name of a model, or path of your own (.py).", rich_help_panel=INFERENCE),
+        typer.Option(
+            metavar="NAME_OR_PATH",
+            help="Name of a model, or path of your own (.py).",
+            rich_help_panel=INFERENCE,
+        ),
     ] = "still",
     method: Annotated[
         Method,
         typer.Option(
-            help="Sigmas of merged intensities at fixed scales (map), or with the scales' uncertainty.",
+            help="Merged sigmas at fixed scales (map), or with the scales' uncertainty.",
             rich_help_panel=INFERENCE,
         ),
     ] = Method.laplace,
     priors_file: Annotated[
         Path | None,
         typer.Option(
-            "--priors", help="TOML file of priors that replace defaults.", rich_help_panel=INFERENCE
+            "--priors",
+            metavar="FILE",
+            help="TOML file of priors that replace defaults.",
+            rich_help_panel=INFERENCE,
         ),
     ] = None,
     student_t: Annotated[
         float | None,
         typer.Option(
             min=1.0,
-            help="Degrees of freedom of Student-t residuals, against outliers.",
-            show_default="normal residuals",
+            metavar="NU",
+            help="Degrees of freedom of Student-t residuals; inf for normal ones.",
+            show_default="of the priors",
             rich_help_panel=INFERENCE,
         ),
     ] = None,
     rounds: Annotated[
-        int, typer.Option(min=1, help="Rounds of predict, measure, fit.", rich_help_panel=INFERENCE)
+        int,
+        typer.Option(
+            min=1, metavar="N", help="Rounds of predict, measure, fit.", rich_help_panel=INFERENCE
+        ),
     ] = 3,
     draws: Annotated[
-        int, typer.Option(min=4, help="Laplace draws in posterior.nc.", rich_help_panel=INFERENCE)
+        int,
+        typer.Option(
+            min=4, metavar="N", help="Laplace draws in posterior.nc.", rich_help_panel=INFERENCE
+        ),
     ] = 100,
     bandwidth: Annotated[
         float | None,
         typer.Option(
             min=0.0,
             max=0.2,
+            metavar="FRACTION",
             help="Bandwidth Δλ/λ, rms fraction.",
             show_default="from the image files, else 0",
             rich_help_panel=DETECTOR,
@@ -147,6 +179,7 @@ def fit_command(
     gain: Annotated[
         float | None,
         typer.Option(
+            metavar="G",
             help="Counts per photon.",
             show_default="from the .expt, else the images",
             rich_help_panel=DETECTOR,
@@ -155,6 +188,7 @@ def fit_command(
     read_noise: Annotated[
         float | None,
         typer.Option(
+            metavar="PHOTONS",
             help="Read-out noise, photons rms.",
             show_default="from the images",
             rich_help_panel=DETECTOR,
@@ -163,13 +197,17 @@ def fit_command(
     pedestal: Annotated[
         float | None,
         typer.Option(
-            help="Counts at no photon.", show_default="from the .expt", rich_help_panel=DETECTOR
+            metavar="COUNTS",
+            help="Counts at no photon.",
+            show_default="from the .expt",
+            rich_help_panel=DETECTOR,
         ),
     ] = None,
     sensor_thickness_mm: Annotated[
         float | None,
         typer.Option(
             min=0.0,
+            metavar="MM",
             help="For parallax; 0 for none.",
             show_default="from the .expt",
             rich_help_panel=DETECTOR,
@@ -179,6 +217,7 @@ def fit_command(
         float | None,
         typer.Option(
             min=0.0,
+            metavar="PER_MM",
             help="Attenuation of the sensor, per mm.",
             show_default="from the .expt",
             rich_help_panel=DETECTOR,
@@ -197,13 +236,13 @@ def fit_command(
     run_of = _images(read_experiments(experiments), images)
     if reference_file is None:
         raise InputError("a reference is needed for now: give one with --reference")
+    if d_min and d_min > _d_max(run_of.stills[0]):
+        raise InputError(f"--d-min {d_min:g}: no reflection of this cell has so large a d")
     margin = 0.97 * d_min if d_min else None  # the cells of stills differ a little
     ref = reference.read_reference(reference_file, reference_column, margin)
     settings = fit.Settings(
         d_min=d_min or float(ref.d.min()), rounds=rounds, free_fraction=free_fraction, seed=seed
     )
-    if settings.d_min > _d_max(run_of.stills[0]):
-        raise InputError(f"--d-min {settings.d_min:g}: no reflection of this cell has so large a d")
     stills = _overridden(run_of.stills, bandwidth, sensor_thickness_mm, sensor_mu)
     with ImageReader(gain=gain, pedestal=pedestal) as reader:
         _fit_and_write(
@@ -227,25 +266,38 @@ def fit_command(
 @app.command("simulate")
 def simulate_command(
     out: Out,
-    images: Annotated[int, typer.Option(min=1, help="Number of stills.")] = 12,
-    seed: Annotated[int, typer.Option(help="Of every random number.")] = 1,
-    d_min: Annotated[float, typer.Option(min=0.5, help="No reflections beyond, Å.")] = 2.3,
-    pixels: Annotated[int, typer.Option(min=64, help="Pixels along a side of the detector.")] = 480,
-    distance_mm: Annotated[float, typer.Option(min=1.0, help="Of the detector.")] = 110.0,
-    panels: Annotated[int, typer.Option(help="1, or 4 for 2×2 tiles.")] = 1,
-    wavelength: Annotated[float, typer.Option(min=0.1, help="Å.")] = 1.0,
-    bandwidth: Annotated[float, typer.Option(min=0.0, help="Δλ/λ, rms fraction.")] = 1e-3,
+    images: Annotated[int, typer.Option(min=1, metavar="N", help="Number of stills.")] = 12,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of every random number.")] = 1,
+    d_min: Annotated[
+        float, typer.Option(min=0.5, metavar="Å", help="No reflections beyond, Å.")
+    ] = 2.3,
+    pixels: Annotated[
+        int, typer.Option(min=64, metavar="N", help="Pixels along a side of the detector.")
+    ] = 480,
+    distance_mm: Annotated[
+        float, typer.Option(min=1.0, metavar="MM", help="Of the detector.")
+    ] = 110.0,
+    panels: Annotated[int, typer.Option(metavar="N", help="1, or 4 for 2×2 tiles.")] = 1,
+    wavelength: Annotated[float, typer.Option(min=0.1, metavar="Å", help="Å.")] = 1.0,
+    bandwidth: Annotated[
+        float, typer.Option(min=0.0, metavar="FRACTION", help="Δλ/λ, rms fraction.")
+    ] = 1e-3,
     mosaic_mrad: Annotated[
-        float, typer.Option(min=0.0, help="Mosaic spread η, exp(−φ²/η²).")
+        float, typer.Option(min=0.0, metavar="MRAD", help="Mosaic spread η, exp(−φ²/η²).")
     ] = 0.0,
     photons: Annotated[
-        float, typer.Option(min=0.0, help="Mean I_ref of a unique reflection.")
+        float, typer.Option(min=0.0, metavar="PHOTONS", help="Mean I_ref of a unique reflection.")
     ] = 400.0,
-    background: Annotated[float, typer.Option(min=0.0, help="Photons a pixel.")] = 6.0,
-    gain: Annotated[float, typer.Option(min=1e-6, help="Counts per photon.")] = 1.0,
-    read_noise: Annotated[float, typer.Option(min=0.0, help="Counts rms a pixel.")] = 0.0,
+    background: Annotated[
+        float, typer.Option(min=0.0, metavar="PHOTONS", help="Photons a pixel.")
+    ] = 6.0,
+    gain: Annotated[float, typer.Option(min=1e-6, metavar="G", help="Counts per photon.")] = 1.0,
+    read_noise: Annotated[
+        float, typer.Option(min=0.0, metavar="COUNTS", help="Counts rms a pixel.")
+    ] = 0.0,
     rotation_error_deg: Annotated[
-        float, typer.Option(min=0.0, help="rms angle from true to indexed orientation.")
+        float,
+        typer.Option(min=0.0, metavar="DEG", help="rms angle from true to indexed orientation."),
     ] = 0.05,
 ) -> None:
     """Simulate a run of stills whose truth is known: images, geometry, reference, truth."""
@@ -278,8 +330,8 @@ def simulate_command(
 def demo_command(
     context: typer.Context,
     out: Out,
-    images: Annotated[int, typer.Option(min=2, help="Number of stills.")] = 6,
-    seed: Annotated[int, typer.Option(help="Of every random number.")] = 1,
+    images: Annotated[int, typer.Option(min=2, metavar="N", help="Number of stills.")] = 6,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of every random number.")] = 1,
 ) -> None:
     """Simulate a small run, fit it, and say how near the truth the fit came."""
     started = time.perf_counter()
@@ -369,11 +421,11 @@ def _report(out: Path, run: fit.RunFit, summary: dict[str, Any], seconds: float)
         f"reflections measured, {counts['reflections_merged']} unique, to {last['d_min']:.2f} Å"
     )
     if counts["images_failed"]:
-        usable = results.usable_images(run)
+        usable = tables.usable_images(run)
         first = next(i for i, good in enumerate(usable) if not good)
         out_console.print(
-            f"{counts['images_failed']} images failed and were left out (see images.csv); the first, "
-            f"{run.stills[first].identifier}: {run.status[first]}",
+            f"{counts['images_failed']} images failed and were left out (see images.csv); "
+            f"the first, {run.stills[first].identifier}: {run.status[first]}",
             markup=False,
             soft_wrap=True,
         )

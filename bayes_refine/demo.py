@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 
 from .fit import RunFit
-from .results import beam_place, image_table, shared_values, usable_images
+from .tables import beam_place, image_table, shared_values, usable_images
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Error:
 
 
 def errors(run: RunFit, truth_path: str | Path) -> list[Error]:
-    """Errors of the usable images, and of the detector, against ``truth.h5`` of ``simulate_run``."""
+    """Errors of the usable images and of the detector, against ``truth.h5`` of a simulated run."""
     with h5py.File(truth_path, "r") as file:
         truth = {name: file[name][()] for name in file}
         size = float(file.attrs["pixel_size_mm"])

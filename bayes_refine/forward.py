@@ -95,7 +95,11 @@ def rotation(rotation_mrad: Array) -> Array:
     """exp([ω]×), (..., 3, 3), of rotation vectors (..., 3) in mrad, differentiable at zero."""
     w = rotation_mrad * 1e-3
     zero = jnp.zeros_like(w[..., 0])
-    rows = [[zero, -w[..., 2], w[..., 1]], [w[..., 2], zero, -w[..., 0]], [-w[..., 1], w[..., 0], zero]]
+    rows = [
+        [zero, -w[..., 2], w[..., 1]],
+        [w[..., 2], zero, -w[..., 0]],
+        [-w[..., 1], w[..., 0], zero],
+    ]
     K = jnp.stack([jnp.stack(row, -1) for row in rows], -2)
     angle2 = jnp.sum(w * w, -1)[..., None, None]
     # series of sinx/x and (1−cosx)/x²: below 1e-12 for angles of a refinement (< 0.1 rad)

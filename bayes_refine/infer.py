@@ -80,7 +80,9 @@ class Fit:
 
     def values(self) -> dict[str, np.ndarray]:
         """The mode by site, in the sites' own (constrained) space."""
-        return {k: np.asarray(v) for k, v in _unflatten(self.sites, self.image, self.shared).items()}
+        return {
+            k: np.asarray(v) for k, v in _unflatten(self.sites, self.image, self.shared).items()
+        }
 
     def image_covariance(self) -> np.ndarray:
         """(n, k, k) Laplace covariance of each image's unknowns, the shared ones integrated out."""
@@ -244,24 +246,27 @@ def _latent(trace):
 
 
 def _prior_means(model, args):
-    latent = _latent(_trace(model, {}, args))
+    latent = _latent(_trace(model, {}, args))  # op by op this would take seconds: see callers
     return {k: jnp.broadcast_to(s["fn"].mean, s["value"].shape) for k, s in latent.items()}
+
+
+@lru_cache(maxsize=8)
+def _compiled_prior_means(model: Model):
+    return jax.jit(partial(_prior_means, model))
 
 
 def _find_sites(model, args, init):
     """The latent sites, and where to start: ``init``, the prior mean where it says nothing."""
-    latent = {}
-
-    def start(args):
-        latent.update(_latent(_trace(model, {}, args)))
-        return _prior_means(model, args)
-
-    values = jax.jit(start)(args)  # op by op this would take seconds
+    latent: dict[str, Any] = {}
+    jax.eval_shape(lambda args: latent.update(_latent(_trace(model, {}, args))), args)
+    values = dict(_compiled_prior_means(model)(args))
     sites = []
     for name, site in latent.items():
         others = [f.name for f in site["cond_indep_stack"] if f.name != IMAGE]
         if others:
-            raise InputError(f"latent site {name!r} is in plate {others[0]!r}; only {IMAGE!r} is known")
+            raise InputError(
+                f"latent site {name!r} is in plate {others[0]!r}; only {IMAGE!r} is known"
+            )
         per_image, shape = _in_image_plate(site), values[name].shape
         sites.append(Site(name, shape[1:] if per_image else shape, per_image, site["fn"].support))
         values[name] = jnp.broadcast_to(jnp.asarray(init.get(name, values[name])), shape)
@@ -282,7 +287,11 @@ def _split(sites, theta, phi):
     for site in sites:
         start = offset[site.per_image]
         offset[site.per_image] = start + site.size
-        part = theta[:, start : start + site.size] if site.per_image else phi[start : start + site.size]
+        part = (
+            theta[:, start : start + site.size]
+            if site.per_image
+            else phi[start : start + site.size]
+        )
         yield site, jnp.reshape(part, (*((len(theta),) if site.per_image else ()), *site.shape))
 
 

@@ -86,8 +86,8 @@ def noise_for(
     """The noise to use for a run.
 
     Options come first, then a gain other than 1 in the ``.expt``; what is still unknown is
-    estimated from up to 8 images spread over the run, and is (1, 0) where they turn out to be
-    counted photons.
+    estimated from up to 8 readable images spread over the run, and is (1, 0) where they turn
+    out to be counted photons.
 
     Args:
         reader: for the images; its gain is not used, and may be set to what is found here.
@@ -97,7 +97,7 @@ def noise_for(
         read_noise: rms, photons.
 
     Raises:
-        InputError: an option is out of range, or nothing can be estimated.
+        InputError: an option is out of range, no image can be read, or nothing can be estimated.
     """
     if gain is not None and not 0 < gain < np.inf:
         raise InputError(f"a gain of {gain} cannot be; give the counts per photon")
@@ -108,12 +108,29 @@ def noise_for(
         gain = detector_gain
     if gain is not None and read_noise is not None:
         return Noise(gain, read_noise)
-    step = -(-len(stills) // _MAX_IMAGES)
-    images = [reader.counts(still) for still in stills[::step]]
+    images = _readable(reader, stills)
     noise = estimate_noise(images, gain)
     if gain is None and is_counting(images, noise):
         noise = Noise(1.0, 0.0)
     return noise if read_noise is None else Noise(noise.gain, read_noise)
+
+
+def _readable(reader: ImageReader, stills: Sequence[Still]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Up to 8 images spread over the run; others stand in for those that cannot be read."""
+    step = -(-len(stills) // _MAX_IMAGES)
+    spread = list(range(0, len(stills), step))
+    images: list[tuple[np.ndarray, np.ndarray]] = []
+    failures: list[InputError] = []
+    for i in [*spread, *sorted(set(range(len(stills))) - set(spread))]:
+        try:
+            images.append(reader.counts(stills[i]))
+        except InputError as error:
+            failures.append(error)
+        if len(images) == len(spread):
+            break
+    if not images:
+        raise failures[0]
+    return images
 
 
 def _patches(counts: np.ndarray, valid: np.ndarray) -> np.ndarray:

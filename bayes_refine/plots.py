@@ -14,11 +14,11 @@ from . import measure
 from .errors import InputError
 from .fit import RunFit
 from .io.images import ImageReader
-from .results import image_table, measured, usable_images
+from .tables import image_table, measured, usable_images, variance
 
-BLUE, RED, GREY = "#1f5fa8", "#c8382c", "0.55"
-SHELLS = ("#1b4f8f", "#2a9d8f", "#e07a1f")  # low to high resolution
-STYLE = {
+BLUE, RED, ORANGE, GREY = "#1f5fa8", "#c8382c", "#e07a1f", "0.55"
+SHELLS = ("#1b4f8f", "#2a9d8f", ORANGE)  # low to high resolution
+STYLE: Any = {
     "font.size": 8.5,
     "axes.titlesize": 9.5,
     "axes.titleweight": "bold",
@@ -84,32 +84,32 @@ def predicted_spots(
     still = run.stills[image]
     pixels, valid = reader.read(still)
     of_image = np.flatnonzero((p.image == image) & seen)
-    bright = of_image[J_model[of_image] > 3 * np.sqrt(run.variance(J_model))[of_image]]
+    bright = of_image[J_model[of_image] > 3 * np.sqrt(variance(run))[of_image]]
     panel, x0, y0 = _densest(p.panel[bright], p.xy_px[bright], pixels.shape, size_px)
     shown = np.where(valid, pixels, np.nan)[panel, y0 : y0 + size_px, x0 : x0 + size_px]
-    low, high = np.nanpercentile(shown, [25, 99.7]) if np.isfinite(shown).any() else (0, 1)
+    low, high = np.nanpercentile(shown, [50, 99.8]) if np.isfinite(shown).any() else (0, 1)
     extent = (x0, x0 + shown.shape[1], y0 + shown.shape[0], y0)
-    root = np.sqrt(np.clip(shown - low, 0, None) / max(high - low, 1e-9))
-    ax.imshow(root, extent=extent, cmap="Greys", vmin=0, vmax=1.2, interpolation="nearest")
+    style = {"cmap": "Greys", "vmin": low, "vmax": max(high, low + 1e-9)}
+    ax.imshow(shown, extent=extent, interpolation="nearest", **style)
     radius = _shoebox(run).signal_radius
     here = of_image[p.panel[of_image] == panel]
     inside = np.all((p.xy_px[here] > [x0, y0]) & (p.xy_px[here] < [extent[1], extent[2]]), axis=1)
     for k in here[inside]:
         expected = k in bright
-        circle = {"color": BLUE if expected else GREY, "lw": 1.0 if expected else 0.6}
+        circle = {"color": BLUE if expected else ORANGE, "lw": 1.0 if expected else 0.7}
         ax.add_patch(_circle(p.xy_px[k], radius, **circle))
     centres = p.xy_px[here[inside]]
     ax.plot(*centres.T, "+", ms=5, mew=0.8, color=RED)
     for color, text in (
         (BLUE, "signal region, more than 3σ expected"),
-        (GREY, "signal region, less expected"),
+        (ORANGE, "signal region, less expected"),
     ):
         ax.plot([], [], "o", mfc="none", color=color, ms=7, label=text)
     ax.plot([], [], "+", color=RED, label="predicted centre")
     ax.legend(loc="upper right", framealpha=0.9, frameon=True, edgecolor="none")
     ax.set(xlabel="fast (px)", ylabel="slow (px)", xlim=extent[:2], ylim=extent[2:])
     where = f", panel {panel}" if len(pixels) > 1 else ""
-    ax.set_title(f"{still.identifier}{where}: {low:.3g} (white) to {high:.3g} photons a pixel")
+    ax.set_title(f"{still.identifier}{where}: white {low:.3g}, black {high:.3g} photons a pixel")
     return ax
 
 
@@ -159,7 +159,7 @@ def partiality_curve(run: RunFit, ax: Any = None, n_bins: int = 21) -> Any:
     p = run.where.flat(run.model_sites["partiality"])[rows]
     epsilon = run.where.flat(run.model_sites["excitation_error"])[rows] * 1e3
     h = run.J_model[rows] / np.maximum(p, 1e-12)
-    weight = h**2 / run.variance(run.J_model)[rows]
+    weight = h**2 / variance(run)[rows]
     ratio = run.J[rows] / np.where(h > 0, h, np.inf)
     edges = np.linspace(-1, 1, n_bins + 1) * np.percentile(np.abs(epsilon), 99)
     middle = (edges[:-1] + edges[1:]) / 2
@@ -212,7 +212,8 @@ def residuals_by_resolution(run: RunFit, ax: Any = None, n_bins: int = 12) -> An
             kept.append(value)
     ax.set_xticks([v**-2.0 for v in kept], [f"{v:g}" for v in kept])
     ax.set(xlabel="resolution d (Å)", ylabel="(J − J_model)/σ", ylim=(-8.3, 8.3))
-    ax.set_title("residuals (σ: counting alone)")
+    counting = "intensity_variance" not in run.model_sites
+    ax.set_title("residuals (σ: counting alone)" if counting else "residuals (σ with model error)")
     ax.legend(loc="upper left", ncols=2, handlelength=1.5)
     return ax
 
@@ -221,7 +222,7 @@ def residual_histogram(run: RunFit, ax: Any = None) -> Any:
     """Distribution of (J − J_model)/σ of weak and strong reflections beside N(0, 1)."""
     ax = _axes(ax)
     rows, z = _residuals(run)
-    strength = run.J_model[rows] / np.sqrt(run.variance(run.J_model)[rows])
+    strength = run.J_model[rows] / np.sqrt(variance(run)[rows])
     edges = np.linspace(-6, 6, 41)
     for chosen, color, name in (
         (strength < 3, GREY, "J_model < 3σ"),
@@ -344,14 +345,14 @@ def _densest(panel, xy, shape, size) -> tuple[int, int, int]:
 
 
 def _residuals(run: RunFit) -> tuple[np.ndarray, np.ndarray]:
-    """Rows that inform the fit, and (J − J_model)/σ with σ of counting."""
+    """Rows that inform the fit, and (J − J_model)/σ."""
     rows = np.flatnonzero(run.informs & usable_images(run)[run.predictions.image])
-    return rows, ((run.J - run.J_model) / np.sqrt(run.variance(run.J_model)))[rows]
+    return rows, ((run.J - run.J_model) / np.sqrt(variance(run)))[rows]
 
 
 def _kinds(run: RunFit, n: int) -> Iterator[tuple[str, np.ndarray]]:
     rows, z = _residuals(run)
-    strength = run.J_model[rows] / np.sqrt(run.variance(run.J_model)[rows])
+    strength = run.J_model[rows] / np.sqrt(variance(run)[rows])
     yield "strong", rows[np.argsort(-run.J_model[rows])[:n]]
     yield "weak", rows[np.argsort(np.abs(strength - 1))[:n]]
     expected = np.flatnonzero(strength > 3)
@@ -386,7 +387,7 @@ def _draw_shoebox(run: RunFit, reader: ImageReader, k: int, axes: Sequence[Any])
             values, cmap="Greys", vmin=min(background, 0), vmax=top, interpolation="nearest"
         )
     axes[2].imshow(z, cmap="RdBu_r", vmin=-5, vmax=5, interpolation="nearest")
-    sd = np.sqrt(run.variance(run.J_model)[k])
+    sd = np.sqrt(variance(run)[k])
     h, kk, l = p.hkl[k]  # noqa: E741
     title = (
         f"({h} {kk} {l}), image {image}: J {run.J[k]:.0f} ± {sd:.0f}, model {run.J_model[k]:.0f}"

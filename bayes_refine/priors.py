@@ -89,11 +89,15 @@ def read_priors(path: str | Path) -> Priors:
     except OSError as error:
         raise InputError(f"{path}: cannot read the priors ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a TOML file ({error}); write lines such as R0_inv_angstrom = 5e-4") from None
+        raise InputError(
+            f"{path}: not a TOML file ({error}); write lines such as R0_inv_angstrom = 5e-4"
+        ) from None
     known = {field.name for field in fields(Priors)}
     unknown = sorted(set(values) - known)
     if unknown:
-        raise InputError(f"{path}: unknown prior {unknown[0]!r}; known are {', '.join(sorted(known))}")
+        raise InputError(
+            f"{path}: unknown prior {unknown[0]!r}; known are {', '.join(sorted(known))}"
+        )
     try:
         return check(replace(Priors(), **values))
     except InputError as error:

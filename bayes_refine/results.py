@@ -1,8 +1,7 @@
 """What a fit leaves on disk: refined geometry, MTZ files, tables, posterior, picture.
 
-A reflection is *measured* where more than 60 % of its template lies on usable pixels.  An image
-is *usable* if its status is "converged" or "not converged"; the others appear in ``images.csv``
-and in the counts, and nowhere else: their geometry stays as it came in.
+Only images that are usable (``tables.usable_images``) go into the MTZ files; the others appear
+in ``images.csv`` and in the counts, and their geometry stays as it came in.
 """
 
 from __future__ import annotations
@@ -25,11 +24,10 @@ from typing import Any
 import numpy as np
 
 from . import infer
-from .agreement import pearson, shell_edges, shell_table
+from .agreement import shell_edges, shell_table
 from .errors import InputError
-from .experiments import Experiments, Still
-from .fit import MIN_COVERED, RunFit, Settings
-from .infer import Fit, Site
+from .experiments import Experiments
+from .fit import RunFit, Settings
 from .io.expt import write_experiments
 from .io.images import ImageReader
 from .io.mtz import write_merged, write_unmerged
@@ -38,16 +36,11 @@ from .merge import Merged, merge
 from .noise import Noise
 from .priors import Priors
 from .reference import Reference, asu_map, free_set, wilson_mean
+from .tables import AXES, image_table, mean_cell, measured, shared_values, usable_images
 
 N_SHELLS = 10
 N_SCALE_DRAWS = 50
 PACKAGES = ("bayes-refine", "numpy", "jax", "numpyro", "arviz", "gemmi", "h5py", "hdf5plugin")
-AXES = {  # names along the last axis of known unknowns
-    "rotation_mrad": ("axis", ("x", "y", "z")),
-    "detector_shift_mm": ("detector_axis", ("beam_center_x", "beam_center_y", "distance")),
-    "strain": ("strain_component", None),
-}
-UNITS = {"R0": "R0_inv_angstrom", "position_error": "position_error_inv_angstrom"}
 
 
 def write_results(
@@ -145,18 +138,6 @@ def prepare_folder(out_dir: str | Path) -> Path:
 
 
 # -- what is merged -------------------------------------------------------------------------
-
-
-def usable_images(run: RunFit) -> np.ndarray:
-    """(n,) bool: images that were fitted and found a maximum."""
-    return np.isin(run.status, ["converged", "not converged"])
-
-
-def measured(run: RunFit) -> np.ndarray:
-    """(N,) bool: reflections with a measurement, whatever they were expected to be."""
-    s = run.statistics
-    finite = np.isfinite(s.value[:, 0]) & np.isfinite(s.variance_background[:, 0])
-    return (s.covered > MIN_COVERED) & finite
 
 
 def intensity_variance(
@@ -281,77 +262,6 @@ def _write_tables(work: Path, run: RunFit, experiments, ref, variance, merged: M
             writer.writerow([_csv_value(value) for value in row])
 
 
-def mean_cell(run: RunFit):
-    """Mean refined cell of the usable images, constrained to the crystal system."""
-    cells = [
-        s.crystal.cell.parameters
-        for s, good in zip(run.stills, usable_images(run), strict=True)
-        if good
-    ]
-    return type(run.stills[0].crystal.cell)(*np.mean(cells, axis=0))
-
-
-def image_table(run: RunFit) -> dict[str, np.ndarray]:
-    """Columns of ``images.csv``: one row an image, NaN where it could not be fitted.
-
-    identifier, status, n_reflections (measured), cc_model (Pearson CC of J and J_model over all
-    measured reflections with a reference, free ones too), then every unknown of an image with
-    its Laplace sd: G, B (Å²), R1 (Å⁻¹), rot_x_mrad, ..., strain_1, ..., what else the model has.
-    """
-    n, image, seen = len(run.stills), run.predictions.image, measured(run)
-    usable = usable_images(run)
-    columns: dict[str, np.ndarray] = {
-        "identifier": np.array([still.identifier for still in run.stills], object),
-        "status": run.status,
-        "n_reflections": np.bincount(image[seen], minlength=n),
-    }
-    unknowns: dict[str, np.ndarray] = {}
-    for site in sorted((s for s in run.fit.sites if s.per_image), key=_column_order):
-        for name, value, sd in _numbers(run.fit, site):
-            unknowns[name] = np.where(usable, value, np.nan)
-            unknowns[f"{name}_sd"] = np.where(usable, sd, np.nan)
-    known = np.flatnonzero(seen & np.isfinite(run.intensity_reference))
-    J, J_model = run.J, run.J_model
-    by_image = np.split(known, np.searchsorted(image[known], np.arange(1, n)))
-    cc = [pearson(J[k], J_model[k]) for k in by_image]
-    columns |= unknowns
-    columns["cc_model"] = np.where(usable, cc, np.nan)
-    return columns
-
-
-_FIRST = ("log_G", "B", "log_R1", "rotation_mrad", "strain")
-
-
-def _column_order(site: Site) -> tuple[int, str]:
-    return (_FIRST.index(site.name) if site.name in _FIRST else len(_FIRST), site.name)
-
-
-def _numbers(fit: Fit, site: Site):
-    """(name, value, sd) of each number of a site: exp(x) of a site ``log_x``, sd by its slope.
-
-    Values are (n,) of an image's unknown, scalars of a shared one.
-    """
-    lead = len(fit.image) if site.per_image else 1
-    value = np.asarray(fit.values()[site.name]).reshape(lead, -1)
-    sd = np.asarray(fit.sd(site.name)).reshape(lead, -1)
-    name = site.name
-    if name.startswith("log_"):
-        name, value = name[4:], np.exp(value)
-        sd = value * sd
-    names = [name]
-    if name == "rotation_mrad":
-        names = [f"rot_{axis}_mrad" for axis in "xyz"]
-    elif name in AXES and (labels := AXES[name][1]):
-        names = [f"{label}_mm" for label in labels]
-    elif value.shape[1] > 1 or name == "strain":
-        names = [f"{name}_{k + 1}" for k in range(value.shape[1])]
-    for k, label in enumerate(names):
-        if site.per_image:
-            yield label, value[:, k], sd[:, k]
-        else:
-            yield UNITS.get(label, label), float(value[0, k]), float(sd[0, k])
-
-
 def _csv_value(value: Any) -> Any:
     if isinstance(value, float):  # np.float64 is one
         return f"{value:.7g}" if math.isfinite(value) else ""
@@ -441,57 +351,6 @@ def _kind(status: str) -> str:
     """A status without what is special to the image."""
     known = ("converged", "not converged", "no maximum", "too few reflections")
     return next((k for k in known if status.startswith(k)), "not read")
-
-
-def shared_values(run: RunFit) -> dict[str, dict[str, float]]:
-    """Value and Laplace sd of what the images share, units in the names.
-
-    The refined distance and beam centre (of the first image; px of the panel the beam meets)
-    stand beside the shifts themselves.
-    """
-    found = {
-        name: {"value": value, "sd": sd}
-        for site in run.fit.sites
-        if not site.per_image
-        for name, value, sd in _numbers(run.fit, site)
-    }
-    shift = {k: found.pop(f"{k}_mm", None) for k in ("beam_center_x", "beam_center_y", "distance")}
-    if shift["distance"] is None:
-        return found
-    place = beam_place(run.stills[0])
-    size = dict(zip(("beam_center_x", "beam_center_y"), place["pixel_size_mm"], strict=True))
-    for name, part in shift.items():
-        mm = place[name]
-        found[f"{name}_mm"] = {"value": mm, "sd": part["sd"], "shift": part["value"]}
-        if name in size:
-            px = {k: v / size[name] for k, v in found[f"{name}_mm"].items()}
-            found[f"{name}_px"] = px
-    return found
-
-
-def beam_place(still: Still) -> dict[str, Any]:
-    """Where the beam meets the detector: distance and beam centre along fast and slow, mm.
-
-    Of the panel the beam meets, or would meet first outside its edges; distance along its normal.
-    """
-    detector, along = still.detector, still.beam.s0_direction
-    v = np.array(
-        [
-            along @ np.linalg.inv(np.stack(axes))
-            for axes in zip(detector.fast, detector.slow, detector.origin_mm, strict=True)
-        ]
-    )
-    mm = v[:, :2] / v[:, 2:]
-    size = detector.pixel_size_mm * detector.shape[:, ::-1]
-    outside = np.linalg.norm(np.clip(-mm, 0, None) + np.clip(mm - size, 0, None), axis=1)
-    p = int(np.argmin(outside))
-    return {
-        "panel": p,
-        "beam_center_x": float(mm[p, 0]),
-        "beam_center_y": float(mm[p, 1]),
-        "distance": float(abs(detector.origin_mm[p] @ detector.normal[p])),
-        "pixel_size_mm": detector.pixel_size_mm[p],
-    }
 
 
 def versions() -> dict[str, str]:

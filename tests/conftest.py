@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+import io
+import json
+from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import h5py
 import jax
+import numpy as np
 import pytest
 
 jax.config.update("jax_enable_x64", True)
@@ -17,3 +25,66 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"the data these tests compare with are not at {path.resolve()}")
     return path.resolve()
+
+
+@dataclass(frozen=True)
+class SmallRun:
+    """A simulated run as the command line fitted it; images 4 to 7 are each bad in their way.
+
+    Attributes:
+        data, out: folders; status, printed: exit status, and what went to stdout.
+        arguments: of ``write_results``, to call it again.
+    """
+
+    data: Path
+    out: Path
+    status: int
+    printed: str
+    arguments: dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory) -> SmallRun:
+    """Fitted once for all tests that look at results: most of its time is compilation."""
+    from bayes_refine import cli, results
+    from bayes_refine.simulate import Simulation
+    from bayes_refine.simulate_files import simulate_run
+
+    folder = tmp_path_factory.mktemp("small_run")
+    data, out = folder / "data", folder / "out"
+    expt = simulate_run(Simulation(n_images=8, seed=3), data)
+    _spoil(data, expt)
+    captured: dict[str, Any] = {}
+    written = results.write_results
+
+    def record(*args, **kwargs):
+        bound = inspect.signature(written).bind(*args, **kwargs)
+        captured.update(bound.arguments)
+        return written(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        patch.setattr(results, "write_results", record)
+        reference = str(data / "reference.mtz")
+        line = ["fit", str(expt), "--reference", reference, "--out", str(out)]
+        with pytest.raises(SystemExit) as end:
+            cli.main([*line, "--rounds", "2", "--draws", "12"])
+    return SmallRun(data, out, end.value.code or 0, printed.getvalue(), captured)
+
+
+def _spoil(data: Path, expt: Path) -> None:
+    """Images 4 to 7: in a truncated file, in none, not a number, of another shape."""
+    document = json.loads(expt.read_text())
+    whole = (data / "master.h5").read_bytes()
+    (data / "truncated.h5").write_bytes(whole[: len(whole) // 2])
+    for name, pixels in (
+        ("nan.h5", np.full((1, 480, 480), np.nan, np.float32)),
+        ("shape.h5", np.zeros((1, 481, 480), np.uint16)),
+    ):
+        with h5py.File(data / name, "w") as file:
+            file.create_group("entry").attrs["NX_class"] = "NXentry"
+            file.create_group("entry/data").attrs.update({"NX_class": "NXdata", "signal": "data"})
+            file["entry/data/data"] = pixels
+    for k, name in enumerate(("truncated.h5", "missing.h5", "nan.h5", "shape.h5"), start=4):
+        document["imageset"][k] |= {"images": [name], "single_file_indices": [0]}
+    expt.write_text(json.dumps(document))

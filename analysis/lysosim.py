@@ -1,0 +1,78 @@
+"""The simulated run `lysosim` and what is known of it, for the scripts beside this one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+import bayes_refine as br
+from bayes_refine.agreement import pearson
+from bayes_refine.io.images import read_bandwidth
+
+SHARED = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
+
+
+@dataclass(frozen=True)
+class Truth:
+    """A (n, 3, 3), G (n,), B (n,), detector shift (3,) mm from nominal (beam x, beam y, distance)."""
+
+    A: np.ndarray
+    G: np.ndarray
+    B: np.ndarray
+    shift_mm: np.ndarray
+
+
+def load(data: Path, n: int):
+    """Stills with their bandwidth, reference and truth of the first ``n`` images."""
+    folder = data / "lysosim"
+    stills = br.read_experiments(folder / "lysosim_indexed.expt").stills[:n]
+    bandwidth = read_bandwidth(stills[0]) or 0.0
+    stills = [replace(s, beam=replace(s.beam, bandwidth=bandwidth)) for s in stills]
+    with h5py.File(folder / "lysosim_truth.h5") as f:
+        detector = stills[0].detector
+        nominal_px = -detector.origin_mm[0, :2] / detector.pixel_size_mm[0]
+        centre = (f["beam_center_px"][()] - nominal_px) * detector.pixel_size_mm[0]
+        distance = f["distance_mm"][()] - detector.origin_mm[0, 2]
+        truth = Truth(f["A"][:n], f["G"][:n], f["B"][:n], np.append(centre, distance))
+    return stills, br.read_reference(folder / "lysosim_reference.mtz"), truth
+
+
+def excitation_error(A: np.ndarray, hkl: np.ndarray, s0: np.ndarray) -> np.ndarray:
+    """ε_r (n,) of hkl (n, 3) for one setting matrix."""
+    return np.linalg.norm(s0 + hkl @ A.T, axis=1) - np.linalg.norm(s0)
+
+
+def errors(run: br.RunFit, truth: Truth, near: float = 3e-4) -> dict[str, np.ndarray]:
+    """By image: rms error of ε_r as indexed and refined (|true ε_r| < near), and CC(J, J_model)."""
+    rows = []
+    for i, (still, indexed) in enumerate(zip(run.stills, run.indexed, strict=True)):
+        mine = run.predictions.image == i
+        hkl, s0 = run.predictions.hkl[mine], still.beam.s0
+        true = excitation_error(truth.A[i], hkl, s0)
+        use = np.abs(true) < near
+        rms = [
+            np.sqrt(np.mean((excitation_error(x.crystal.A, hkl, s0) - true)[use] ** 2))
+            for x in (indexed, still)
+        ]
+        J, J_model = run.J[mine], run.J_model[mine]
+        known = np.isfinite(J_model) & (run.statistics.covered[mine] > 0.6)
+        rows.append((*rms, pearson(J[known], J_model[known])))
+    return dict(zip(("indexed", "refined", "cc"), np.array(rows).T, strict=True))
+
+
+def rotation_error_mrad(run: br.RunFit, truth: Truth) -> np.ndarray:
+    """(n, 3) rotation, lab axes, from the true to the refined orientation."""
+    out = []
+    for still, A in zip(run.stills, truth.A, strict=True):
+        u, _, vt = np.linalg.svd(still.crystal.A @ np.linalg.inv(A))
+        r = u @ vt
+        out.append([r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1]])
+    return 500 * np.array(out)
+
+
+def robust_sd(x: np.ndarray) -> float:
+    """1.4826 times the median distance from the median."""
+    return 1.4826 * float(np.median(np.abs(x - np.median(x))))

@@ -1,0 +1,126 @@
+"""How near the truth is a fit of stills whose physics is not this model's?
+
+python analysis/lysosim_truth.py --images 200 --out lysosim_truth.png
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+from lysosim import SHARED, errors, excitation_error, load, robust_sd, rotation_error_mrad
+
+import bayes_refine as br
+from bayes_refine import measure
+from bayes_refine.crystal import rotation_matrix
+
+
+def mosaic_floor(run, truth, sd_mrad, seed=0):
+    """Median over images of the rms ε_r error that a random rotation of ``sd_mrad`` an axis makes."""
+    rng = np.random.default_rng(seed)
+    rms = []
+    for i, A in enumerate(truth.A):
+        hkl = run.predictions.hkl[run.predictions.image == i]
+        s0 = run.stills[i].beam.s0
+        true = excitation_error(A, hkl, s0)
+        moved = excitation_error(rotation_matrix(rng.normal(0, sd_mrad, 3)) @ A, hkl, s0)
+        rms.append(np.sqrt(np.mean((moved - true)[np.abs(true) < 3e-4] ** 2)))
+    return float(np.median(rms))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--d-min", type=float, default=2.3)
+    parser.add_argument("--data", type=Path, default=SHARED)
+    parser.add_argument("--model", default="still")
+    parser.add_argument("--nu", type=float, default=br.Priors().student_t_nu)
+    parser.add_argument("--moments", action="store_true", help="textbook moments, not scores")
+    parser.add_argument("--out", type=Path, default=Path("lysosim_truth.png"))
+    options = parser.parse_args()
+    jax.config.update("jax_enable_x64", True)
+
+    stills, reference, truth = load(options.data, options.images)
+    weights = measure.moment_weights if options.moments else measure.score_weights
+    with br.ImageReader() as reader:
+        run = br.fit_run(
+            stills,
+            reference,
+            reader,
+            br.load_model(options.model),
+            br.Priors(student_t_nu=options.nu),
+            br.Settings(d_min=options.d_min, weights=weights),
+        )
+    values, sd = run.fit.values(), run.fit.sd
+    found = errors(run, truth)
+    print(f"images: {len(stills)}; status: {dict(zip(*np.unique(run.status, return_counts=True)))}")
+    print(
+        f"rms ε_r error, median: indexed {np.median(found['indexed']):.3g} Å⁻¹,"
+        f" refined {np.median(found['refined']):.3g}, worst {found['refined'].max():.3g}"
+    )
+    print(f"CC(J, J_model): median {np.median(found['cc']):.4f}, worst {found['cc'].min():.4f}")
+
+    log_G = values["log_G"][:, 0] - np.log(truth.G)
+    log_G -= np.median(log_G)
+    pull = log_G / sd("log_G")[:, 0]
+    print(
+        f"ln(G/G_true): robust sd {robust_sd(log_G):.4f}, sd {log_G.std():.4f};"
+        f" pulls: robust sd {robust_sd(pull):.3f}, sd {pull.std():.3f}"
+    )
+    B = values["B"][:, 0] - truth.B
+    slope = np.polyfit(truth.B, values["B"][:, 0], 1)[0]
+    print(
+        f"B − B_true: median {np.median(B):+.2f} Å², robust sd {robust_sd(B):.2f}, slope {slope:.3f},"
+        f" pulls {robust_sd(B / sd('B')[:, 0]):.2f}"
+    )
+    names = ("beam centre x", "beam centre y", "distance")
+    shift_sd = sd("detector_shift_mm")
+    for k, name in enumerate(names):
+        print(
+            f"{name}: {values['detector_shift_mm'][k]:+.4f} ± {shift_sd[k]:.4f} mm,"
+            f" true {truth.shift_mm[k]:+.4f}"
+        )
+    for name in ("R0", "mosaic_mrad", "model_error", "blocks", "position_error", "shape_error"):
+        x, s = float(values[f"log_{name}"]), float(sd(f"log_{name}"))
+        print(f"{name}: {np.exp(x):.4g} (ln sd {s:.3f})")
+
+    turned = rotation_error_mrad(run, truth)
+    laplace = np.median(sd("rotation_mrad").reshape(-1, 3), axis=0)
+    print(
+        f"rotation error, sd by axis: {turned.std(0).round(4)} mrad; Laplace sd {laplace.round(4)}"
+    )
+    eta = float(np.exp(values["log_mosaic_mrad"])) / np.sqrt(2)
+    # ten domains, the first unturned; their spread about their own mean is what the spots show
+    mean_of_ten = eta / np.sqrt(0.9) * np.sqrt(9) / 10
+    print(
+        f"mosaic rms {eta:.3f} mrad an axis: the mean of ten domains lies {mean_of_ten:.3f} mrad off"
+    )
+    print(
+        f"rms ε_r error of the mean orientation against the nominal one:"
+        f" {mosaic_floor(run, truth, mean_of_ten):.3g} Å⁻¹, which no estimate can go below"
+    )
+    for moved in run.movement:
+        print(moved)
+
+    figure, axes = plt.subplots(2, 2, figsize=(10, 8), layout="constrained")
+    axes[0, 0].hist(1e5 * found["indexed"], bins=40, alpha=0.6, label="as indexed")
+    axes[0, 0].hist(1e5 * found["refined"], bins=40, alpha=0.6, label="refined")
+    axes[0, 0].set(xlabel="rms error of ε_r, 10⁻⁵ Å⁻¹", ylabel="images")
+    axes[0, 0].legend()
+    axes[0, 1].errorbar(np.log(truth.G), values["log_G"][:, 0], sd("log_G")[:, 0], fmt=".", lw=0.5)
+    axes[0, 1].set(xlabel="ln G, true", ylabel="ln G, refined")
+    axes[1, 0].errorbar(truth.B, values["B"][:, 0], sd("B")[:, 0], fmt=".", lw=0.5)
+    axes[1, 0].axline((0, 0), slope=1, color="k", lw=0.5)
+    axes[1, 0].set(xlabel="B true, Å²", ylabel="B refined, Å²")
+    for k, axis in enumerate("xyz"):
+        axes[1, 1].hist(turned[:, k], bins=30, histtype="step", label=f"about {axis}")
+    axes[1, 1].set(xlabel="rotation error, mrad", ylabel="images")
+    axes[1, 1].legend()
+    figure.savefig(options.out, dpi=120)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Where a run starts: found on a few of its images before all are fitted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from . import infer
+from .priors import Priors
+from .rounds import (
+    MIN_COVERED,
+    Run,
+    Say,
+    State,
+    one_round,
+    partiality_width,
+    predicted,
+    references,
+    statistics_of,
+)
+
+SCOUTS = 16  # images looked at first
+HOLD = 0.05  # sd of ln R0 and ln η while the curve is held broad
+BROAD_MARGIN = 1.7  # |ε_r| in R0_eff up to which reflections are taken then (p = 6 %)
+# errors to start from: too large is soon mended, too small is not
+ROUGH = {"log_model_error": 0.5, "log_position_error": 5e-4, "log_shape_error": 0.5}
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where to start and what to expect.
+
+    Attributes:
+        state: for the first round, on a broad partiality curve.
+        broad: the priors that hold it broad.
+        after: sites to put in the state once the first round is done.
+    """
+
+    state: State
+    broad: Priors
+    after: State
+
+
+def scout(run: Run, priors: Priors, say: Say) -> Start:
+    """Fit up to 16 images to learn where all may start.
+
+    Orientations that are off look like mosaic spread, so the first round of a run is fitted
+    with η² + 2⟨ω²⟩ in place of η² and both widths held: a curve so broad that every image is
+    found on it.  ⟨ω²⟩, the widths, the detector and the errors come from the scouts, whose own
+    first round has the priors' widths.
+    """
+    n = len(run.stills)
+    images = np.unique(np.linspace(0, n - 1, SCOUTS).astype(int))
+    few = run.few(images)
+    say(f"finding the width of spots and of the partiality curve on {len(images)} images")
+    hold = {"log_R0_sd": HOLD, "log_mosaic_spread_sd": HOLD}
+    state: State = {"log_R1": np.full((len(images), 1), spot_width(few, priors))}
+    state |= {name: np.log(value) for name, value in ROUGH.items()}
+    status, seen, shared = np.full(len(images), "", dtype=object), None, []
+    for now, margin in ((replace(priors, **hold), BROAD_MARGIN), (priors, run.settings.margin)):
+        state, fit, seen, moved = one_round(few, state, now, status, seen, margin, False, say)
+        shared.append({site.name: state[site.name] for site in fit.sites if not site.per_image})
+        say(f"scouts: {moved}")
+    rough, after = shared
+
+    turned = np.asarray(state.get("rotation_mrad", 0.0))
+    R0 = float(np.exp(after.get("log_R0", np.log(priors.R0_inv_angstrom))))
+    eta = float(np.exp(after.get("log_mosaic_mrad", np.log(priors.mosaic_spread_mrad))))
+    eta = float(np.hypot(eta, np.sqrt(2 * np.mean(turned**2))))
+    start = {**rough, "log_R0": np.log(R0), "log_mosaic_mrad": np.log(eta)}
+    start |= {k: after[k] for k in ("detector_shift_mm",) if k in after}
+    if "log_R1" in state:
+        start["log_R1"] = np.full((n, 1), np.median(state["log_R1"]))
+    if "log_mosaic_image_mrad" in state:
+        after["log_mosaic_image_mrad"] = np.full((n, 1), after["log_mosaic_mrad"])
+    broad = replace(priors, **hold, R0_inv_angstrom=R0, mosaic_spread_mrad=eta)
+    return Start(start, broad, after)
+
+
+def spot_width(run: Run, priors: Priors) -> float:
+    """ln R1 (Å⁻¹) of a run from the summed spread Σ T_spread J1/Σ T_total J1.
+
+    Flat weights, J1 the expected intensity at G = 1; four times, since the template has to be
+    about right for its answer to be.
+    """
+    n = len(run.stills)
+    log_R1 = None
+    for _ in range(4):
+        state = {} if log_R1 is None else {"log_R1": np.full((n, 1), log_R1)}
+        stills, predictions, where, obs = predicted(run, state, priors, BROAD_MARGIN)
+        sites = infer.evaluate(run.model, {**state, "log_G": np.zeros((n, 1))}, obs, priors)
+        expected = references(run.ref, predictions, run.settings)[2]
+        J1 = where.flat(sites["scale"]) * predictions.polarisation * expected
+        moment = where.flat(sites["spot_moment"])
+        width = partiality_width(state, priors)
+        found, _ = statistics_of(run, stills, predictions, 0 * J1, moment, width)
+        J1 = np.where(found.covered > MIN_COVERED, J1, 0.0)
+        total, spread = np.sum(found.value[:, [0, 3]] * J1[:, None], axis=0)
+        eta = np.clip(spread / total if total > 0 else 0.0, -0.3, 0.45)
+        if log_R1 is None:
+            log_R1 = float(np.log(priors.R1_px * float(obs.pixel_inv_angstrom)))
+        log_R1 += 0.5 * float(np.log1p(2 * eta / (1 - eta)))
+    return log_R1

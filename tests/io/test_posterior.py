@@ -1,0 +1,107 @@
+"""posterior.nc through ArviZ, 0.x or 1.x as installed."""
+
+from __future__ import annotations
+
+import arviz
+import numpy as np
+import pytest
+
+from bayes_refine import infer
+from bayes_refine.errors import InputError
+from bayes_refine.io.posterior import Variable, write_posterior
+
+TERMS = ["intensity", "centroid_radial", "centroid_tangential", "spread"]
+
+
+def example(n_draws=6, n=9):
+    rng = np.random.default_rng(0)
+    observed = {"intensity": rng.normal(size=n), "spread": rng.normal(size=n)}
+    posterior = {
+        "log_R0": Variable(rng.normal(size=n_draws)),
+        "rotation_mrad": Variable(rng.normal(size=(n_draws, 3, 3)), ("image", "axis")),
+    }
+    rows = [{k: (rng.normal(size=n), rng.normal(size=n)) for k in observed} for _ in range(n_draws)]
+    reflections = {
+        "image": np.arange(n) // 3,
+        "h": np.arange(n),
+        "k": -np.arange(n),
+        "l": np.ones(n),
+    }
+    return posterior, rows, observed, reflections
+
+
+def test_what_is_written_is_read(tmp_path):
+    posterior, rows, observed, reflections = example()
+    path = tmp_path / "posterior.nc"
+    labels = {"identifier": ("image", np.array(["a", "b", "ç"]))}
+    axis = {"axis": np.array(["x", "y", "z"])}
+    write_posterior(path, posterior, iter(rows), observed, reflections, axis, labels)
+    data = arviz.from_netcdf(str(path))
+    rotation = data["posterior"]["rotation_mrad"]
+    assert rotation.dims == ("chain", "draw", "image", "axis")
+    np.testing.assert_array_equal(rotation.values[0], posterior["rotation_mrad"].draws)
+    assert list(rotation["axis"].values) == ["x", "y", "z"]
+    assert list(rotation["identifier"].values) == ["a", "b", "ç"]
+    for group, place in (("log_likelihood", 0), ("posterior_predictive", 1)):
+        found = data[group]["spread"]
+        assert found.dims == ("chain", "draw", "reflection") and found.dtype == np.float32
+        expected = np.float32([row["spread"][place] for row in rows])
+        np.testing.assert_array_equal(found.values[0], expected)
+        np.testing.assert_array_equal(found["k"].values, reflections["k"])
+    np.testing.assert_array_equal(data["observed_data"]["spread"], np.float32(observed["spread"]))
+
+
+def test_numbers_of_draws_must_agree(tmp_path):
+    posterior, rows, observed, reflections = example()
+    for wrong in (rows[:-1], [*rows, rows[0]]):
+        with pytest.raises(ValueError, match="draws"):
+            write_posterior(tmp_path / "x.nc", posterior, wrong, observed, reflections)
+    with pytest.raises(ValueError, match="one number of draws"):
+        uneven = {**posterior, "log_R0": Variable(np.zeros(2))}
+        write_posterior(tmp_path / "x.nc", uneven, rows, observed, reflections)
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere.*cannot be written"):
+        write_posterior(tmp_path / "nowhere" / "x.nc", *example())
+
+
+def test_posterior_of_a_fit(small_run):
+    data = arviz.from_netcdf(str(small_run.out / "posterior.nc"))
+    run = small_run.arguments["run"]
+    n = int(run.informs.sum())
+    posterior = data["posterior"]
+    assert posterior["rotation_mrad"].dims == ("chain", "draw", "image", "axis")
+    assert posterior["detector_shift_mm"].dims == ("chain", "draw", "detector_axis")
+    assert posterior["strain"].dims == ("chain", "draw", "image", "strain_component")
+    assert posterior["log_G"].shape == (1, 12, 8)
+    assert [v for v in data["log_likelihood"].data_vars] == TERMS
+    for group in ("log_likelihood", "posterior_predictive"):
+        assert data[group]["intensity"].shape == (1, 12, n)
+        assert all(np.isfinite(data[group][term].values).all() for term in TERMS)
+    np.testing.assert_array_equal(data["log_likelihood"]["h"], run.predictions.hkl[run.informs, 0])
+    # replicates scatter about what was seen as their own spread says
+    replicate = data["posterior_predictive"]["intensity"].values[0]
+    z = (data["observed_data"]["intensity"].values - replicate.mean(0)) / replicate.std(0, ddof=1)
+    assert 0.5 < np.median(np.abs(z)) < 0.95  # 0.67·√(1 + 1/12), more in the tails of t₁₁
+
+
+def test_log_likelihood_is_that_of_the_draws(small_run):
+    data = arviz.from_netcdf(str(small_run.out / "posterior.nc"))
+    run, posterior = small_run.arguments["run"], data["posterior"]
+    draws = {
+        site.name: posterior[site.name]
+        .values[0, :2]
+        .reshape(2, *((8,) if site.per_image else ()), *site.shape)
+        for site in run.fit.sites
+    }
+    model, priors = small_run.arguments["model"], small_run.arguments["priors"]
+    expected = infer.log_likelihood(model, draws, run.observations, priors)
+    for term in TERMS:
+        for k in range(2):
+            np.testing.assert_allclose(
+                data["log_likelihood"][term].values[0, k],
+                run.where.flat(expected[term][k])[run.informs],
+                rtol=1e-5,
+                atol=1e-5,
+            )

@@ -1,0 +1,393 @@
+"""The physics of the models against full recomputation, Monte-Carlo and the simulator."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import erf, sqrt
+from pathlib import Path
+
+import gemmi
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bayes_refine import forward
+from bayes_refine.crystal import Crystal, refined_crystal, rotation_matrix
+from bayes_refine.detector import Beam, beam_frame
+from bayes_refine.experiments import Still
+from bayes_refine.measure import Boxes, measure, score_weights, shoebox_for_width
+from bayes_refine.observe import geometry_observations, layout
+from bayes_refine.predict import candidate_indices, concatenate, predict
+from bayes_refine.simulate import Simulation, relp_covariance, square_detector
+
+SIMULATION = Simulation(R0=4e-4, R1=8e-4, mosaic_rad=1.2e-3, bandwidth=2e-3, wavelength=1.1)
+CELL = gemmi.UnitCell(52, 67, 81, 90, 102, 90)
+PILOT = (  # a pilot that is not the crystal as indexed: rotation (mrad), strain, shift (mm)
+    np.array([[0.8, -0.5, 1.1], [-1.0, 0.3, 0.2]]),
+    np.array([[2e-4, -1e-4, 3e-4, 1e-4], [0, 1e-4, -2e-4, 0]]),
+    np.array([0.03, -0.02, 0.06]),
+)
+FURTHER = (  # from there by 3 mrad, strains of 1e-3, 0.2 mm
+    PILOT[0] + 3 * np.array([[0.6, 0.0, -0.8], [-0.7, 0.7, 0.14]]),
+    PILOT[1] + 1e-3 * np.array([[1, -1, 1, 0.5], [-1, 0.5, 1, 1]]),
+    PILOT[2] + 0.2,
+)
+
+
+def stills() -> list[Still]:
+    """Two monoclinic crystals; the second has a beam off the detector's normal."""
+    R = rotation_matrix(np.array([[400.0, 900.0, -700.0], [-900.0, 100.0, 300.0]]))
+    out = []
+    for k, direction in enumerate(([0, 0, 1.0], [0.02, -0.03, 1.0])):
+        B = np.array(CELL.frac.mat.tolist()).T
+        beam = Beam(
+            wavelength=SIMULATION.wavelength,
+            s0_direction=np.array(direction) / np.linalg.norm(direction),
+            polarization_normal=np.array([0, 1.0, 0]),
+            bandwidth=SIMULATION.bandwidth,
+        )
+        detector = square_detector(SIMULATION, 110.0, np.array([240.0, 238.0]))
+        out.append(Still(str(k), Path("none"), 0, beam, detector, Crystal(R[k] @ B, "P 2y")))
+    return out
+
+
+def moved(still: Still, rotation, strain, shift) -> Still:
+    """By the definitions: a beam centre that moves by +x is a detector that moves by −x."""
+    x, y, along = beam_frame(still.beam, still.detector)
+    return replace(
+        still,
+        crystal=refined_crystal(still.crystal, rotation, strain),
+        detector=still.detector.shifted(-shift[0] * x - shift[1] * y + shift[2] * along),
+    )
+
+
+@pytest.fixture(scope="module")
+def pilot():
+    """Stills as indexed, predictions at the pilot, their layout, observations."""
+    indexed, parts = stills(), []
+    for i, still in enumerate(indexed):
+        here = moved(still, PILOT[0][i], PILOT[1][i], PILOT[2])
+        hkl = candidate_indices(still.crystal.cell, still.crystal.space_group, 2.4)
+        parts.append(predict(here, hkl, 2.4, lambda d: np.full_like(d, 1.5e-3), i))
+    predictions = concatenate(parts)
+    where = layout(predictions, 2)
+    assert len(predictions) > 300
+    return indexed, predictions, where, geometry_observations(indexed, predictions, where, *PILOT)
+
+
+# -- geometry -------------------------------------------------------------------------------
+
+
+def test_rotation_is_the_crystal_s():
+    """The series against Rodrigues' formula up to 100 mrad, as promised to 1e-12."""
+    w = np.random.default_rng(0).standard_normal((20, 3)) * np.geomspace(1e-6, 55, 20)[:, None]
+    np.testing.assert_allclose(forward.rotation(jnp.asarray(w)), rotation_matrix(w), atol=1e-12)
+
+
+def test_rotation_is_differentiable_at_zero():
+    """∂R/∂ω_k = 1e-3·[e_k]×, and the second derivatives ½{K_i, K_j}."""
+    slope = np.asarray(jax.jit(jax.jacfwd(forward.rotation))(jnp.zeros(3)))
+    levi_civita = np.zeros((3, 3, 3))
+    for i, j, k in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
+        levi_civita[i, j, k], levi_civita[i, k, j] = 1, -1
+    K = -np.moveaxis(levi_civita, 0, -1).transpose(2, 0, 1)  # [e_k]×_ij = −ε_kij
+    np.testing.assert_allclose(np.moveaxis(slope, -1, 0), 1e-3 * K, atol=1e-15)
+    second = np.asarray(jax.jit(jax.hessian(lambda w: forward.rotation(w)[0, 0]))(jnp.zeros(3)))
+    np.testing.assert_allclose(second, -1e-6 * np.diag([0, 1, 1]), atol=1e-15)
+
+
+def test_at_the_pilot_nothing_has_moved(pilot):
+    _, predictions, where, obs = pilot
+    excitation, shift_1, shift_2 = forward.geometry(obs, *map(jnp.asarray, PILOT))
+    np.testing.assert_allclose(where.flat(excitation), predictions.excitation_error, atol=1e-16)
+    np.testing.assert_allclose(where.flat(shift_1), 0, atol=1e-16)
+    np.testing.assert_allclose(where.flat(shift_2), 0, atol=1e-16)
+
+
+def test_geometry_is_the_full_recomputation(pilot):
+    """ε_r exactly; the centre to second order in what it moves.
+
+    It moves by up to u = 3 mrad·|q| = 1.3e-3 Å⁻¹; left out are terms of order u²λ = 2e-6 Å⁻¹,
+    two thousandths of a pixel.
+    """
+    indexed, predictions, where, obs = pilot
+    excitation, shift_1, shift_2 = (
+        where.flat(x) for x in forward.geometry(obs, *map(jnp.asarray, FURTHER))
+    )
+    largest = 0.0
+    for i, still in enumerate(indexed):
+        here = predictions.image == i
+        again = moved(still, FURTHER[0][i], FURTHER[1][i], FURTHER[2])
+        hkl = predictions.hkl[here]
+        length = np.linalg.norm(still.beam.s0 + hkl @ again.crystal.A.T, axis=1)
+        np.testing.assert_allclose(
+            excitation[here], length - 1 / still.beam.wavelength, atol=1e-12
+        )
+        new = predict(again, hkl, 2.3, lambda d: np.full_like(d, 1.0))
+        places = {tuple(h): xy for h, xy in zip(new.hkl.tolist(), new.xy_px, strict=True)}
+        kept = [k for k, h in enumerate(hkl.tolist()) if tuple(h) in places]
+        assert len(kept) > 0.95 * len(hkl)
+        dxy = np.array([places[tuple(h)] for h in hkl[kept].tolist()])
+        dxy -= predictions.xy_px[here][kept]
+        expected = np.einsum("nij,nj->ni", predictions.frame[here][kept], dxy)
+        found = np.stack([shift_1[here][kept], shift_2[here][kept]], axis=1)
+        largest = max(largest, np.abs(expected).max())
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert largest > 1e-3  # it was a move of a pixel or more
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_beam_centre_and_distance(pilot, axis):
+    """Each shift by itself, 0.01 mm: linear, so that a wrong sign cannot hide."""
+    indexed, predictions, where, obs = pilot
+    shift = PILOT[2] + 0.01 * np.eye(3)[axis]
+    _, shift_1, shift_2 = forward.geometry(
+        obs, jnp.asarray(PILOT[0]), jnp.asarray(PILOT[1]), jnp.asarray(shift)
+    )
+    found = np.stack([where.flat(shift_1), where.flat(shift_2)], axis=1)
+    for i, still in enumerate(indexed):
+        here = predictions.image == i
+        again = moved(still, PILOT[0][i], PILOT[1][i], shift)
+        new = predict(again, predictions.hkl[here], 2.4, lambda d: np.full_like(d, 1.6e-3))
+        same = np.all(new.hkl[: here.sum()] == predictions.hkl[here][: len(new)], axis=1)
+        assert same.all() and len(new) == here.sum()
+        dxy = new.xy_px - predictions.xy_px[here]
+        expected = np.einsum("nij,nj->ni", predictions.frame[here], dxy)
+        np.testing.assert_allclose(found[here], expected, atol=2e-3 * np.abs(expected).max())
+
+
+# -- spots ----------------------------------------------------------------------------------
+
+
+def spot_of(obs, geometry=PILOT) -> forward.Spot:
+    R1_moment = (SIMULATION.R1**2 / 2, SIMULATION.R1**2 / 2, 0.0)
+    return forward.spot(
+        obs,
+        *map(jnp.asarray, geometry),
+        SIMULATION.R0,
+        jnp.full((2, 1), SIMULATION.mosaic_rad * 1e3),
+        R1_moment,
+    )
+
+
+def test_spot_is_the_simulator_s_gaussian(pilot):
+    """Widths, slope k of the centroid and partiality from the 3×3 covariance.
+
+    The simulator takes θ from |q|, the model from the ray: they differ by ε_r ≤ 1.5e-3 Å⁻¹
+    over |q| ≥ 0.02 Å⁻¹ at worst, so angles of low orders do, by a few per cent.
+    """
+    _, predictions, where, obs = pilot
+    spot = spot_of(obs)
+    q = 1 / predictions.d
+    sigma = relp_covariance(SIMULATION, q)
+    k = -sigma[:, 0, 1] / sigma[:, 0, 0]
+    fine = q > 0.1  # where that difference is below 2 %
+    expected = {
+        "R0_eff": np.sqrt(sigma[:, 0, 0]),
+        "shift_1": k * predictions.excitation_error,
+        "m11": (sigma[:, 1, 1] - sigma[:, 0, 1] ** 2 / sigma[:, 0, 0]) / 2,
+        "m22": sigma[:, 2, 2] / 2,
+    }
+    assert fine.sum() > 200 and np.abs(k[fine]).max() > 0.5
+    for name, value in expected.items():
+        found = where.flat(getattr(spot, name))[fine]
+        np.testing.assert_allclose(
+            found, value[fine], rtol=2e-2, atol=1e-3 * np.abs(value).max(), err_msg=name
+        )
+    p = forward.partiality(spot.excitation_error, SIMULATION.R0, spot.R0_eff)
+    theory = SIMULATION.R0 / expected["R0_eff"] * np.exp(
+        -((predictions.excitation_error / expected["R0_eff"]) ** 2)
+    )
+    np.testing.assert_allclose(where.flat(p)[fine], theory[fine], rtol=0.02, atol=2e-3)
+    peak = forward.peak_partiality(spot.excitation_error, SIMULATION.R0, spot.R0_eff)
+    np.testing.assert_allclose(
+        where.flat(peak), where.flat(p * spot.R0_eff) / SIMULATION.R0, rtol=1e-12
+    )
+
+
+def some_relps(predictions):
+    """Two inside and two outside the sphere by about R0_eff, at low and high resolution."""
+    e, d = predictions.excitation_error, predictions.d
+    chosen = []
+    for sign in (-1, 1):
+        for low, high in ((2.4, 2.7), (4.0, 6.0)):
+            off = np.where((d > low) & (d < high), np.abs(e - sign * 5e-4), np.inf)
+            chosen.append(int(np.argmin(off)))
+    return chosen
+
+
+@pytest.mark.parametrize("which", range(4))
+def test_spot_is_the_sum_of_its_blocks_and_wavelengths(pilot, which):
+    """Rays of exactly rotated blocks at each wavelength, weight exp(−ε_r²/R0²); R1 aside.
+
+    3·10⁵ draws of which a third count: means to 0.5 % of a width, variances to 1 %; second
+    order in ε_r/|q| is another per cent.
+    """
+    indexed, predictions, where, obs = pilot
+    i = some_relps(predictions)[which]
+    rng = np.random.default_rng(which)
+    n, beam = 300_000, indexed[predictions.image[i]].beam
+    omega = SIMULATION.mosaic_rad * 1e3 / sqrt(2) * rng.standard_normal((n, 3))
+    q = rotation_matrix(omega) @ predictions.q[i]
+    lam = beam.wavelength * (1 + beam.bandwidth * rng.standard_normal(n))
+    s = q + beam.s0_direction / lam[:, None]
+    length = np.linalg.norm(s, axis=1)
+    weight = np.exp(-(((length - 1 / lam) / SIMULATION.R0) ** 2))
+    axes = np.stack([predictions.e1[i], predictions.e2[i]])
+    epsilon = (s / length[:, None]) @ axes.T / beam.wavelength
+    mean = weight @ epsilon / weight.sum()
+    M = np.einsum("n,ni,nj->ij", weight, epsilon - mean, epsilon - mean) / weight.sum()
+
+    spot = {k: where.flat(v)[i] for k, v in spot_of(obs)._asdict().items()}
+    p = forward.partiality(spot["excitation_error"], SIMULATION.R0, spot["R0_eff"])
+    own = SIMULATION.R1**2 / 2
+    width = sqrt(spot["m22"] - own)
+    assert weight.mean() == pytest.approx(float(p), rel=0.03)
+    np.testing.assert_allclose(mean, [spot["shift_1"], spot["shift_2"]], atol=0.03 * width)
+    assert abs(spot["shift_1"]) > 0.1 * width or predictions.d[i] > 4
+    np.testing.assert_allclose(
+        [M[0, 0], M[1, 1], M[0, 1]],
+        [spot["m11"] - own, spot["m22"] - own, 0.0],
+        atol=0.04 * (spot["m22"] - own),
+    )
+
+
+@pytest.mark.parametrize("which", range(4))
+def test_block_variance_is_that_of_single_blocks(pilot, which):
+    """Relative variance of one exactly rotated block's exp(−ε²/(R0² + R_bw²)), 10⁶ draws."""
+    indexed, predictions, where, obs = pilot
+    i = some_relps(predictions)[which]
+    rng = np.random.default_rng(10 + which)
+    beam, mosaic = indexed[predictions.image[i]].beam, jnp.full((2, 1), SIMULATION.mosaic_rad * 1e3)
+    omega = SIMULATION.mosaic_rad * 1e3 / sqrt(2) * rng.standard_normal((1_000_000, 3))
+    q = rotation_matrix(omega) @ predictions.q[i]
+    epsilon = np.linalg.norm(beam.s0 + q, axis=1) - 1 / beam.wavelength
+    R_bw = beam.bandwidth * beam.wavelength / (sqrt(2) * predictions.d[i] ** 2)  # SPEC section 2
+    p = np.exp(-(epsilon**2) / (SIMULATION.R0**2 + R_bw**2))
+    found = forward.block_variance(obs, obs.excitation_error, SIMULATION.R0, mosaic)
+    assert float(where.flat(found)[i]) == pytest.approx(p.var() / p.mean() ** 2, rel=0.03)
+
+
+def test_bandwidth_width_is_the_spec_s(pilot):
+    """R_bw² = (bλ)²/(2d⁴) with b the rms bandwidth."""
+    _, predictions, where, obs = pilot
+    expected = SIMULATION.bandwidth * SIMULATION.wavelength / (sqrt(2) * predictions.d**2)
+    np.testing.assert_allclose(where.flat(forward.bandwidth_width(obs)), expected, rtol=1e-12)
+
+
+def test_debye_waller_is_the_spec_s():
+    """exp(−B/(4d²)): B = 16 Å² at 2 Å is a factor e."""
+    np.testing.assert_allclose(forward.debye_waller(16.0, 0.5), np.exp(-1), rtol=1e-12)
+    np.testing.assert_allclose(forward.debye_waller(-16.0, 0.25), np.exp(0.25), rtol=1e-12)
+
+
+# -- expected statistics ----------------------------------------------------------------------
+
+PIXEL, R1_PX = 1e-3, 1.4
+BOX = shoebox_for_width(R1_PX)
+
+
+def pixels(displaced=(0.0, 0.0), wider=(1.0, 1.0)):
+    """Share of a Gaussian spot in the pixels of a shoebox, by the error function."""
+    at = np.array([0.2, -0.3]) + R1_PX * np.array(displaced)
+    out = []
+    for dx, dy in BOX.signal_offsets:
+        along = [
+            0.5 * (erf((o + 0.5 - c) / (R1_PX * w)) - erf((o - 0.5 - c) / (R1_PX * w)))
+            for o, c, w in zip((dx, dy), at, wider, strict=True)
+        ]
+        out.append(along[0] * along[1])
+    return np.array(out)
+
+
+@pytest.fixture(scope="module")
+def expectation(pilot):
+    """A function: true displacement and widths → (expected, measured without noise) of T/J·r."""
+    obs = pilot[3]
+    frame = np.eye(2)[None] * PIXEL
+    half = (R1_PX * PIXEL) ** 2 / 2
+    n_pixel, n_ring = len(BOX.signal_offsets), len(BOX.ring_offsets)
+
+    def compare(displaced=(0.0, 0.0), wider=(1.0, 1.0), J=30.0, background=20.0):
+        boxes = Boxes(
+            centre=np.array([[0.2, -0.3]]),
+            signal=background + J * pixels(displaced, wider)[None],
+            usable=np.ones((1, n_pixel), bool),
+            contested=np.zeros((1, n_pixel), bool),
+            ring=np.full((1, n_ring), background),
+        )
+        moment = np.array([[half, half, 0.0]])
+        s = measure(boxes, frame, moment, np.array([J]), BOX, 0.0, score_weights)
+        observed = s.value[0] / (J * np.diagonal(s.response[0]))
+        one = replace(
+            obs,
+            width=jnp.asarray(s.width)[:, None],
+            pilot_moment=jnp.asarray(moment)[..., None],
+            response=jnp.asarray(s.response)[..., None],
+            variance_background=jnp.asarray(s.variance_background)[..., None],
+            variance_signal=jnp.asarray(s.variance_signal)[..., None],
+        )
+        rho = s.width[0]
+        true = forward.Spot(
+            excitation_error=jnp.zeros((1, 1)),
+            R0_eff=jnp.ones((1, 1)),
+            shift_1=jnp.full((1, 1), displaced[0] * rho),
+            shift_2=jnp.full((1, 1), displaced[1] * rho),
+            m11=jnp.full((1, 1), half * wider[0] ** 2),
+            m22=jnp.full((1, 1), half * wider[1] ** 2),
+            m12=jnp.zeros((1, 1)),
+        )
+        expected = forward.expected_statistics(one, true, jnp.full((1, 1), J), 6)
+        mean = np.asarray(expected.mean)[0, :, 0] / (J * np.diagonal(s.response[0]))
+        variance = s.variance_background[0] + J * s.variance_signal[0]
+        np.testing.assert_allclose(np.asarray(expected.variance)[0, :, 0], variance, rtol=1e-12)
+        return mean, observed
+
+    return compare
+
+
+def test_expectation_at_the_pilot(expectation):
+    mean, observed = expectation()
+    np.testing.assert_allclose(mean, observed, atol=2e-3)  # quadrature of a pixel: 1e-3
+    assert mean[0] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("displaced", [(0.2, 0.0), (0.0, -0.2), (0.3, 0.3)])
+def test_expectation_of_a_displaced_spot(expectation, displaced):
+    """To third order in δ = displacement/ρ: errors of δ³ and less, the δ² in the spread."""
+    mean, observed = expectation(displaced)
+    size = np.hypot(*displaced)
+    np.testing.assert_allclose(mean[:4], observed[:4], atol=2.0 * size**3)
+    np.testing.assert_allclose(mean[1:3], displaced, atol=1e-4)  # unit response, by design
+
+
+@pytest.mark.parametrize("wider", [0.6, 0.8, 1.25, 1.5])
+def test_expected_total_of_a_spot_of_another_width(expectation, wider):
+    """The overlap of two round Gaussians is 1/(1 + η), η = (w² − 1)/2: exact on a flat background.
+
+    Pixels and the end of the box leave 4 %.  The linear response alone would be off by
+    η²/(1 + η): 24 % at 1.5.
+    """
+    mean, observed = expectation(wider=(wider, wider), J=1.0)
+    eta = (wider**2 - 1) / 2
+    assert observed[0] == pytest.approx(1 / (1 + eta), rel=0.04)
+    assert mean[0] == pytest.approx(observed[0], rel=0.04)
+
+
+@pytest.mark.parametrize("wider", [0.9, 0.95, 1.05, 1.1])
+@pytest.mark.parametrize("J", [1.0, 3000.0])
+def test_expected_spread_is_good_to_first_order(expectation, wider, J):
+    """On a flat background Gaussians give η/(1 + η)², without any background η: both are
+    within 1.2 η² of the model's η/(1 + η)."""
+    mean, observed = expectation(wider=(wider, wider), J=J, background=20.0)
+    eta = (wider**2 - 1) / 2
+    assert np.sign(observed[3]) == np.sign(eta)
+    assert abs(mean[3] - observed[3]) < 1.2 * eta**2 + 2e-3  # a pixel's quadrature: 1e-3
+
+
+def test_expected_quadrupole(expectation):
+    """A spot stretched along e1 shows in "plus", and nothing in "cross"."""
+    mean, observed = expectation(wider=(1.1, 0.9))
+    assert mean[4] > 0.08 and mean[4] == pytest.approx(observed[4], rel=0.1)
+    np.testing.assert_allclose([mean[5], observed[5]], 0, atol=1e-3)
