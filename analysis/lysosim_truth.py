@@ -6,6 +6,7 @@ python analysis/lysosim_truth.py --images 200 --out lysosim_truth.png
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -29,6 +30,22 @@ def mosaic_floor(run, truth, sd_mrad, seed=0):
         moved = excitation_error(rotation_matrix(rng.normal(0, sd_mrad, 3)) @ A, hkl, s0)
         rms.append(np.sqrt(np.mean((moved - true)[np.abs(true) < 3e-4] ** 2)))
     return float(np.median(rms))
+
+
+def half_rotations(run, model, priors):
+    """Rotation (n, 3) mrad fitted to each of two halves of the reflections of every image."""
+    half = np.arange(run.observations.fit.shape[1]) % 2
+    start = run.fit.values()
+    fits = [
+        br.map_fit(
+            model,
+            replace(run.observations, fit=run.observations.fit & (half == k)),
+            priors,
+            init=start,
+        )
+        for k in (0, 1)
+    ]
+    return [f.values()["rotation_mrad"].reshape(-1, 3) for f in fits]
 
 
 def main() -> None:
@@ -101,6 +118,14 @@ def main() -> None:
     print(
         f"rms ε_r error of the mean orientation against the nominal one:"
         f" {mosaic_floor(run, truth, mean_of_ten):.3g} Å⁻¹, which no estimate can go below"
+    )
+    model, priors = br.load_model(options.model), br.Priors(student_t_nu=options.nu)
+    a, b = half_rotations(run, model, priors)
+    noise = (a - b).std(0) / 2
+    whole = turned + (a + b) / 2 - values["rotation_mrad"].reshape(-1, 3)
+    print(
+        f"two halves of each image's reflections: half their difference {noise.round(4)} mrad,"
+        f" their mean against the nominal orientation {whole.std(0).round(4)} mrad"
     )
     for moved in run.movement:
         print(moved)

@@ -19,6 +19,7 @@ from .rounds import (
     Movement,
     Run,
     Say,
+    Seen,
     Settings,
     moved,
     one_round,
@@ -107,7 +108,8 @@ def fit_run(
     state, now, margin = start.state, start.broad, BROAD_MARGIN
     status = np.full(len(stills), "", dtype=object)
     movement: list[Movement] = []
-    fit = seen = None
+    fit: infer.Fit | None = None
+    seen: Seen | None = None
     for round_ in range(1, settings.rounds + 1):
         say(f"round {round_} of {settings.rounds}: {len(stills)} images")
         last = round_ == settings.rounds
@@ -118,6 +120,7 @@ def fit_run(
             state |= start.after
         now, margin = priors, settings.margin
 
+    assert fit is not None and seen is not None, "a fit has at least one round"
     return RunFit(
         stills=moved(stills, *pilot_geometry(stills, state)),
         indexed=stills,

@@ -19,7 +19,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import ArrayLike
 
 
 @jax.tree_util.register_dataclass
@@ -47,31 +46,31 @@ class Observations:
         pixel_inv_angstrom: median size of a pixel in ε_t, Å⁻¹.
     """
 
-    fit: ArrayLike
-    statistics: ArrayLike
-    response: ArrayLike
-    variance_background: ArrayLike
-    variance_signal: ArrayLike
-    width: ArrayLike
-    pilot_moment: ArrayLike
-    intensity_reference: ArrayLike
-    norm_q: ArrayLike
-    sin_theta: ArrayLike
-    cos_theta: ArrayLike
-    e1: ArrayLike
-    e2: ArrayLike
-    s_hat: ArrayLike
-    q: ArrayLike
-    excitation_error: ArrayLike
-    detector_axes: ArrayLike
-    azimuth: ArrayLike
-    wavevector: ArrayLike
-    bandwidth: ArrayLike
-    strain_basis: ArrayLike
-    pilot_setting: ArrayLike
-    pilot_shift: ArrayLike
-    log_G0: ArrayLike
-    pixel_inv_angstrom: ArrayLike
+    fit: Array
+    statistics: Array
+    response: Array
+    variance_background: Array
+    variance_signal: Array
+    width: Array
+    pilot_moment: Array
+    intensity_reference: Array
+    norm_q: Array
+    sin_theta: Array
+    cos_theta: Array
+    e1: Array
+    e2: Array
+    s_hat: Array
+    q: Array
+    excitation_error: Array
+    detector_axes: Array
+    azimuth: Array
+    wavevector: Array
+    bandwidth: Array
+    strain_basis: Array
+    pilot_setting: Array
+    pilot_shift: Array
+    log_G0: Array
+    pixel_inv_angstrom: Array
 
 
 class Spot(NamedTuple):
@@ -212,7 +211,8 @@ def expected_statistics(obs: Observations, spot: Spot, J_model: Array, count: in
     overlap of two Gaussians, which stays positive however wrong the pilot's width is.
 
     Args:
-        J_model: (n, m) photons. count: 1 the total, 3 with the centroid, 4 with the spread, 6 with the quadrupoles.
+        J_model: (n, m) photons.
+        count: 1 the total, 3 with the centroid, 4 with the spread, 6 with the quadrupoles.
     """
     d1, d2 = spot.shift_1 / obs.width, spot.shift_2 / obs.width
     scale = 1 / obs.width**2

@@ -363,7 +363,8 @@ def _location_scale(model, sites, theta, phi, args):
             of_mean, of_scale = (fn.df + 1) / (fn.df + 3), 2 * fn.df / (fn.df + 3)
         else:
             return None
-        expected.append((fn.loc, jnp.log(fn.scale)))
+        shape = jnp.broadcast_shapes(site["fn"].batch_shape, jnp.shape(site["value"]))
+        expected.append(tuple(jnp.broadcast_to(x, shape) for x in (fn.loc, jnp.log(fn.scale))))
         information.append((of_mean / fn.scale**2 * mask, of_scale * mask))
     return expected, information
 

@@ -14,7 +14,6 @@ from .forward import Observations
 from .measure import Statistics
 from .predict import Predictions
 
-
 WASTE = 400_000  # empty slots that cost as much as a compilation, about ten seconds
 
 

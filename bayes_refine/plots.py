@@ -282,14 +282,14 @@ def shoebox_gallery(run: RunFit, reader: ImageReader, n: int = 3, figure: Any = 
     from matplotlib.figure import Figure
 
     with _styled():
-        figure = figure or Figure(figsize=(3.2 * n + 0.4, 6.0), layout="constrained")
-        axes = figure.subplots(4, 3 * n, squeeze=False, gridspec_kw={"wspace": 0.02})
-    for row, (kind, chosen) in enumerate(_kinds(run, n)):
-        for axis in axes[row]:
-            axis.set(xticks=[], yticks=[])
-        axes[row, 0].set_ylabel(kind, fontsize=9, fontweight="bold")
-        for k, reflection in enumerate(chosen):
-            _draw_shoebox(run, reader, int(reflection), axes[row, 3 * k : 3 * k + 3])
+        figure = figure or Figure(figsize=(3.4 * n + 0.4, 6.4), layout="constrained")
+        grid = figure.add_gridspec(4, 4 * n, width_ratios=[1, 1, 1, 0.12] * n, wspace=0.02)
+        for row, (kind, chosen) in enumerate(_kinds(run, n)):
+            for k, reflection in enumerate(chosen):
+                axes = [figure.add_subplot(grid[row, 4 * k + j]) for j in range(3)]
+                _draw_shoebox(run, reader, int(reflection), axes)
+                if k == 0:
+                    axes[0].set_ylabel(kind, fontsize=8.5, fontweight="bold")
     return figure
 
 
@@ -392,6 +392,7 @@ def _draw_shoebox(run: RunFit, reader: ImageReader, k: int, axes: Sequence[Any])
     title = (
         f"({h} {kk} {l}), image {image}: J {run.J[k]:.0f} ± {sd:.0f}, model {run.J_model[k]:.0f}"
     )
-    axes[0].set_title(title, fontsize=7.5, fontweight="normal")
+    axes[0].set_title(title, fontsize=7.5, fontweight="normal", loc="left")
     for axis, name in zip(axes, ("data", "model", "difference, ±5σ"), strict=True):
+        axis.set(xticks=[], yticks=[])
         axis.set_xlabel(name, fontsize=7, color="0.4", labelpad=2)

@@ -10,7 +10,7 @@ import numpy as np
 
 from . import infer, measure, observe, predict, reference
 from .crystal import refined_crystal
-from .detector import beam_frame
+from .detector import Beam, beam_frame
 from .errors import InputError
 from .experiments import Still
 from .forward import Observations
@@ -251,14 +251,20 @@ def moved(stills, rotation_mrad, strain, shift_mm):
     return tuple(one(*row) for row in zip(stills, rotation_mrad, strain, strict=True))
 
 
-def partiality_width(state: State, priors: Priors):
+def widths(state: State, priors: Priors) -> tuple[float, float]:
+    """R0 (Å⁻¹) and mosaic spread η (mrad) of a state; the priors' where it has none."""
+    log_R0 = state.get("log_R0", np.log(priors.R0_inv_angstrom))
+    log_eta = state.get("log_mosaic_mrad", np.log(priors.mosaic_spread_mrad))
+    return float(np.exp(np.asarray(log_R0))), float(np.exp(np.asarray(log_eta)))
+
+
+def partiality_width(state: State, priors: Priors) -> Callable[[np.ndarray, Beam], np.ndarray]:
     """R0_eff (Å⁻¹) at a state, a function of d (Å) and of the beam."""
-    R0 = float(np.exp(state.get("log_R0", np.log(priors.R0_inv_angstrom))))
-    eta = 1e-3 * float(np.exp(state.get("log_mosaic_mrad", np.log(priors.mosaic_spread_mrad))))
+    R0, eta_mrad = widths(state, priors)
 
     def width(d, beam):
         smeared = beam.bandwidth * beam.wavelength / (np.sqrt(2) * d**2)
-        return np.sqrt(R0**2 + smeared**2 + (eta / d) ** 2)
+        return np.sqrt(R0**2 + smeared**2 + (1e-3 * eta_mrad / d) ** 2)
 
     return width
 

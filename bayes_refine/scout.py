@@ -18,6 +18,7 @@ from .rounds import (
     predicted,
     references,
     statistics_of,
+    widths,
 )
 
 SCOUTS = 16  # images looked at first
@@ -65,8 +66,7 @@ def scout(run: Run, priors: Priors, say: Say) -> Start:
     rough, after = shared
 
     turned = np.asarray(state.get("rotation_mrad", 0.0))
-    R0 = float(np.exp(after.get("log_R0", np.log(priors.R0_inv_angstrom))))
-    eta = float(np.exp(after.get("log_mosaic_mrad", np.log(priors.mosaic_spread_mrad))))
+    R0, eta = widths(after, priors)
     eta = float(np.hypot(eta, np.sqrt(2 * np.mean(turned**2))))
     start = {**rough, "log_R0": np.log(R0), "log_mosaic_mrad": np.log(eta)}
     start |= {k: after[k] for k in ("detector_shift_mm",) if k in after}
@@ -85,9 +85,9 @@ def spot_width(run: Run, priors: Priors) -> float:
     about right for its answer to be.
     """
     n = len(run.stills)
-    log_R1 = None
-    for _ in range(4):
-        state = {} if log_R1 is None else {"log_R1": np.full((n, 1), log_R1)}
+    state: State = {}
+    log_R1 = 0.0
+    for attempt in range(4):
         stills, predictions, where, obs = predicted(run, state, priors, BROAD_MARGIN)
         sites = infer.evaluate(run.model, {**state, "log_G": np.zeros((n, 1))}, obs, priors)
         expected = references(run.ref, predictions, run.settings)[2]
@@ -98,7 +98,8 @@ def spot_width(run: Run, priors: Priors) -> float:
         J1 = np.where(found.covered > MIN_COVERED, J1, 0.0)
         total, spread = np.sum(found.value[:, [0, 3]] * J1[:, None], axis=0)
         eta = np.clip(spread / total if total > 0 else 0.0, -0.3, 0.45)
-        if log_R1 is None:
+        if attempt == 0:
             log_R1 = float(np.log(priors.R1_px * float(obs.pixel_inv_angstrom)))
         log_R1 += 0.5 * float(np.log1p(2 * eta / (1 - eta)))
+        state = {"log_R1": np.full((n, 1), log_R1)}
     return log_R1
