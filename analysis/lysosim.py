@@ -17,7 +17,7 @@ SHARED = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 
 @dataclass(frozen=True)
 class Truth:
-    """A (n, 3, 3), G (n,), B (n,), detector shift (3,) mm from nominal (beam x, beam y, distance)."""
+    """A (n, 3, 3), G (n,), B (n,), and beam centre x, y and distance from nominal (3,), mm."""
 
     A: np.ndarray
     G: np.ndarray

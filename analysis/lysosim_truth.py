@@ -20,7 +20,7 @@ from bayes_refine.crystal import rotation_matrix
 
 
 def mosaic_floor(run, truth, sd_mrad, seed=0):
-    """Median over images of the rms ε_r error that a random rotation of ``sd_mrad`` an axis makes."""
+    """Median over images of the rms ε_r error of random rotations, ``sd_mrad`` an axis."""
     rng = np.random.default_rng(seed)
     rms = []
     for i, A in enumerate(truth.A):
@@ -73,7 +73,7 @@ def main() -> None:
         )
     values, sd = run.fit.values(), run.fit.sd
     found = errors(run, truth)
-    print(f"images: {len(stills)}; status: {dict(zip(*np.unique(run.status, return_counts=True)))}")
+    print(f"images: {len(stills)}, converged: {np.sum(run.status == 'converged')}")
     print(
         f"rms ε_r error, median: indexed {np.median(found['indexed']):.3g} Å⁻¹,"
         f" refined {np.median(found['refined']):.3g}, worst {found['refined'].max():.3g}"
@@ -90,8 +90,8 @@ def main() -> None:
     B = values["B"][:, 0] - truth.B
     slope = np.polyfit(truth.B, values["B"][:, 0], 1)[0]
     print(
-        f"B − B_true: median {np.median(B):+.2f} Å², robust sd {robust_sd(B):.2f}, slope {slope:.3f},"
-        f" pulls {robust_sd(B / sd('B')[:, 0]):.2f}"
+        f"B − B_true: median {np.median(B):+.2f} Å², robust sd {robust_sd(B):.2f},"
+        f" slope {slope:.3f}, pulls {robust_sd(B / sd('B')[:, 0]):.2f}"
     )
     names = ("beam centre x", "beam centre y", "distance")
     shift_sd = sd("detector_shift_mm")
@@ -113,7 +113,7 @@ def main() -> None:
     # ten domains, the first unturned; their spread about their own mean is what the spots show
     mean_of_ten = eta / np.sqrt(0.9) * np.sqrt(9) / 10
     print(
-        f"mosaic rms {eta:.3f} mrad an axis: the mean of ten domains lies {mean_of_ten:.3f} mrad off"
+        f"mosaic rms {eta:.3f} mrad an axis; the mean of ten domains lies {mean_of_ten:.3f} off"
     )
     print(
         f"rms ε_r error of the mean orientation against the nominal one:"

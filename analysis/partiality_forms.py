@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import jax
@@ -74,7 +75,7 @@ def main() -> None:
     centre = (edges[1:] + edges[:-1]) / 2
     figure, axis = plt.subplots(figsize=(7, 5), layout="constrained")
     print("|q| range, Å⁻¹: width R0_eff (1e-5 Å⁻¹), peak, peak × width")
-    for low, high in zip(SHELLS[:-1], SHELLS[1:], strict=True):
+    for low, high in pairwise(SHELLS):
         mine = (q > low) & (q < high)
         k = np.digitize(excitation[mine], edges)
         sums = [np.bincount(k, x[mine], 62)[1:61] for x in (J, I_ref)]

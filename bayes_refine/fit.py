@@ -19,7 +19,6 @@ from .rounds import (
     Movement,
     Run,
     Say,
-    Seen,
     Settings,
     moved,
     one_round,
@@ -36,8 +35,8 @@ class RunFit:
     Attributes:
         stills: refined geometry; indexed: as they came in.
         status: (n,) "converged" or why an image is not to be trusted.
-        fit, observations: the posterior mode and what it was conditioned on (images with a
-            usable status before the fit: ``used`` (n,) bool; others stay in as empty rows).
+        fit, observations: the posterior mode and what it was conditioned on; an image that
+            could not be used stays in as an empty row, at its priors.
         predictions, statistics: of the last round, flat; where: their place in the padding.
         free: (N,) bool; informs: (N,) bool, reflections the fit was conditioned on.
         intensity_reference: (N,) I_ref, NaN where unknown.
@@ -109,7 +108,7 @@ def fit_run(
     status = np.full(len(stills), "", dtype=object)
     movement: list[Movement] = []
     fit: infer.Fit | None = None
-    seen: Seen | None = None
+    seen = start.seen
     for round_ in range(1, settings.rounds + 1):
         say(f"round {round_} of {settings.rounds}: {len(stills)} images")
         last = round_ == settings.rounds

@@ -326,11 +326,12 @@ def measure(
     """
     n = len(boxes.centre)
     # Å⁻² of a spot are below what single precision squares safely: work in 1e-3 Å⁻¹
-    numbers = (_median(boxes.ring), frame * 1e3, moment * 1e6, np.maximum(expected, 0.0))
+    ring = np.asarray(boxes.ring)
+    numbers = (_median(ring), frame * 1e3, moment * 1e6, np.maximum(expected, 0.0))
     parts = []
     for first in range(0, n, _CHUNK):
         rows = np.minimum(np.arange(first, first + _CHUNK), n - 1)
-        chunk = Boxes(*(_single(a[rows]) for a in boxes))
+        chunk = Boxes(*(_single(np.asarray(a)[rows]) for a in boxes))
         rest = [_single(a[rows]) for a in numbers]
         parts.append(_statistics(chunk, *rest, read_noise**2, shoebox=shoebox, weights=weights))
     arrays = [np.concatenate(p)[:n].astype(float) for p in zip(*parts, strict=True)]

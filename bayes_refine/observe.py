@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -81,8 +82,8 @@ def geometry_observations(
     q_indexed = np.einsum("nij,nj->ni", np.stack([s.crystal.A for s in stills])[image], p.hkl)
     pad = where.pad
     n, m = n_m = where.shape
-    return as_jax(
-        Observations(
+    return Observations(
+        **_as_jax(
             fit=np.zeros(n_m, bool),
             statistics=np.zeros((n, 6, m)),
             response=np.zeros((n, 6, 6, m)),
@@ -128,9 +129,9 @@ def with_statistics(
         intensity_reference: (n,) polarisation × I_ref. fit: (n,) bool.
     """
     pad = where.pad
-    return as_jax(
-        replace(
-            obs,
+    return replace(
+        obs,
+        **_as_jax(
             fit=pad(fit),
             statistics=pad(statistics.value),
             response=pad(statistics.response),
@@ -140,10 +141,10 @@ def with_statistics(
             pilot_moment=pad(moment),
             intensity_reference=pad(intensity_reference),
             log_G0=np.array(log_G0),
-        )
+        ),
     )
 
 
-def as_jax(obs: Observations) -> Observations:
-    """A copy with JAX arrays in the caller's default precision."""
-    return Observations(**{name: jnp.asarray(value) for name, value in vars(obs).items()})
+def _as_jax(**arrays: np.ndarray) -> dict[str, jax.Array]:
+    """The same as JAX arrays, in the caller's default precision."""
+    return {name: jnp.asarray(value) for name, value in arrays.items()}

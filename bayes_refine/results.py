@@ -21,6 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from . import infer
@@ -154,7 +155,7 @@ def intensity_variance(
     expected = np.where(known, run.intensity_reference, mean)
     if "intensity_variance" not in run.model_sites:
         return run.variance(run.scale * expected)
-    padded = run.where.pad(run.predictions.polarisation * expected)
+    padded = jnp.asarray(run.where.pad(run.predictions.polarisation * expected))
     blind = replace(run.observations, intensity_reference=padded)
     sites = infer.evaluate(model, run.fit.values(), blind, priors)
     return run.where.flat(sites["intensity_variance"])

@@ -67,6 +67,13 @@ class Movement:
     seconds_measure: float
     seconds_fit: float
 
+    def __str__(self) -> str:
+        return (
+            f"orientations moved by {self.rotation_mrad:.3g} mrad, ln G by {self.log_G:.2g},"
+            f" ln R1 by {self.log_R1:.2g}; {self.iterations} steps; measured in"
+            f" {self.seconds_measure:.1f} s, fitted in {self.seconds_fit:.1f} s"
+        )
+
 
 @dataclass(frozen=True)
 class Run:

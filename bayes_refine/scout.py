@@ -12,6 +12,7 @@ from .rounds import (
     MIN_COVERED,
     Run,
     Say,
+    Seen,
     State,
     one_round,
     partiality_width,
@@ -36,11 +37,13 @@ class Start:
         state: for the first round, on a broad partiality curve.
         broad: the priors that hold it broad.
         after: sites to put in the state once the first round is done.
+        seen: what the scouts saw last, where they were all there are: its shapes are compiled.
     """
 
     state: State
     broad: Priors
     after: State
+    seen: Seen | None
 
 
 def scout(run: Run, priors: Priors, say: Say) -> Start:
@@ -58,7 +61,8 @@ def scout(run: Run, priors: Priors, say: Say) -> Start:
     hold = {"log_R0_sd": HOLD, "log_mosaic_spread_sd": HOLD}
     state: State = {"log_R1": np.full((len(images), 1), spot_width(few, priors))}
     state |= {name: np.log(value) for name, value in ROUGH.items()}
-    status, seen, shared = np.full(len(images), "", dtype=object), None, []
+    status, shared = np.full(len(images), "", dtype=object), []
+    seen: Seen | None = None
     for now, margin in ((replace(priors, **hold), BROAD_MARGIN), (priors, run.settings.margin)):
         state, fit, seen, moved = one_round(few, state, now, status, seen, margin, False, say)
         shared.append({site.name: state[site.name] for site in fit.sites if not site.per_image})
@@ -75,7 +79,7 @@ def scout(run: Run, priors: Priors, say: Say) -> Start:
     if "log_mosaic_image_mrad" in state:
         after["log_mosaic_image_mrad"] = np.full((n, 1), after["log_mosaic_mrad"])
     broad = replace(priors, **hold, R0_inv_angstrom=R0, mosaic_spread_mrad=eta)
-    return Start(start, broad, after)
+    return Start(start, broad, after, seen if len(images) == n else None)
 
 
 def spot_width(run: Run, priors: Priors) -> float:

@@ -1,10 +1,7 @@
-"""Inference against closed forms, NumPyro's own density, and sabotaged models."""
+"""Inference on toy models against closed forms and NumPyro's own density."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,31 +10,30 @@ import numpyro.distributions as dist
 import pytest
 from numpyro.infer.util import log_density, potential_energy, unconstrain_fn
 
-from bayes_refine import forward
-from bayes_refine.crystal import strain_basis
 from bayes_refine.errors import InputError
-from bayes_refine.infer import evaluate, laplace_draws, log_likelihood, map_fit, predictive_draws
-from bayes_refine.loading import load_model
+from bayes_refine.infer import evaluate, laplace_draws, map_fit, predictive_draws
 
 N, M = 5, 6  # images and observations an image of the toys
-NOISE, TAU = 0.3, 0.7
+NOISE, TAU = 1.0, 0.3
 
 
-def linear_toy(y, x, z):
+def linear_toy(y, x, z, monitor=None):
     """Lines through each image's data, levels around a common one, two common slopes."""
     level = numpyro.sample("level", dist.Normal(1.0, 2.0))
     slope = numpyro.sample("slope", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
     with numpyro.plate("image", N, dim=-2):
         a = numpyro.sample("a", dist.Normal(level, TAU))
         b = numpyro.sample("b", dist.Normal(0.5, 0.5).expand([2]).to_event(1))
+    if monitor is not None:  # an observation of what the images share
+        numpyro.sample("monitor", dist.Normal(level, 0.2), obs=monitor)
     mean = a + b[..., 0] * x + b[..., 1] * x**2 + z @ slope
     numpyro.deterministic("mean", mean)
     with numpyro.plate("image", N, dim=-2), numpyro.plate("reflection", M, dim=-1):
         numpyro.sample("y", dist.Normal(mean, NOISE), obs=y)
 
 
-@pytest.fixture(scope="module")
-def linear():
+@pytest.fixture(scope="module", params=[None, 2.6], ids=["", "with a monitor"])
+def linear(request):
     """Data, and mean and covariance of the posterior by linear algebra.
 
     Order of the unknowns: a and b of each image in turn, then level, then slope.
@@ -47,28 +43,31 @@ def linear():
     y = 2 + rng.standard_normal((N, 1)) + x + z @ [0.7, -0.4] + NOISE * rng.standard_normal((N, M))
     rows, targets = [], []
 
-    def row(target, sd, **entries):
+    def row(target, sd, entries):
         r = np.zeros(3 * N + 3)
         for where, value in entries.items():
-            r[int(where[1:])] += value
+            r[where] += value
         rows.append(r / sd)
         targets.append(target / sd)
 
-    level, first, second = (f"_{3 * N + k}" for k in range(3))
-    row(1.0, 2.0, **{level: 1})
-    row(0.0, 1.0, **{first: 1})
-    row(0.0, 1.0, **{second: 1})
+    level, first, second = 3 * N, 3 * N + 1, 3 * N + 2
+    row(1.0, 2.0, {level: 1})
+    row(0.0, 1.0, {first: 1})
+    row(0.0, 1.0, {second: 1})
     for i in range(N):
-        a, b0, b1 = (f"_{3 * i + k}" for k in range(3))
-        row(0.0, TAU, **{a: 1, level: -1})
-        row(0.5, 0.5, **{b0: 1})
-        row(0.5, 0.5, **{b1: 1})
+        a, b0, b1 = 3 * i, 3 * i + 1, 3 * i + 2
+        row(0.0, TAU, {a: 1, level: -1})
+        row(0.5, 0.5, {b0: 1})
+        row(0.5, 0.5, {b1: 1})
         for j in range(M):
             line = {a: 1, b0: x[j], b1: x[j] ** 2, first: z[i, j, 0], second: z[i, j, 1]}
-            row(y[i, j], NOISE, **line)
+            row(y[i, j], NOISE, line)
+    args = jnp.asarray(y), jnp.asarray(x), jnp.asarray(z)
+    if request.param is not None:
+        row(request.param, 0.2, {level: 1})
+        args = *args, jnp.asarray(request.param)
     X = np.array(rows)
     covariance = np.linalg.inv(X.T @ X)
-    args = jnp.asarray(y), jnp.asarray(x), jnp.asarray(z)
     return args, covariance @ X.T @ np.array(targets), covariance, map_fit(linear_toy, *args)
 
 
@@ -116,22 +115,20 @@ def test_laplace_draws_have_the_joint_covariance(linear):
     assert np.abs((np.cov(draws.T) - covariance) / error).max() < 5
     assert np.abs((draws.mean(axis=0) - mean) / np.sqrt(d / n)).max() < 5
     # and it is not block diagonal: the test can see what it is to see
-    assert np.abs(covariance[0, 3] / error[0, 3]) > 20
-    assert np.abs(covariance[0, -1] / error[0, -1]) > 20
+    assert np.abs(covariance / error)[:3, 3 : 3 * N].max() > 10
+    assert np.abs(covariance / error)[: 3 * N, 3 * N :].max() > 20
 
 
 def test_log_density_and_likelihood(linear):
-    (y, x, z), _, _, fit = linear
-    values = fit.values()
-    expected, _ = log_density(linear_toy, (y, x, z), {}, values)
+    args, _, _, fit = linear
+    y, values = args[0], fit.values()
+    expected, _ = log_density(linear_toy, args, {}, values)
     assert fit.log_density == pytest.approx(float(expected), rel=1e-12)
     draws = {k: v[None] for k, v in values.items()}
-    mean = evaluate(linear_toy, values, y, x, z)["mean"]
+    mean = evaluate(linear_toy, values, *args)["mean"]
     by_hand = -0.5 * ((np.asarray(y) - mean) / NOISE) ** 2 - np.log(NOISE * np.sqrt(2 * np.pi))
-    found = log_likelihood(linear_toy, draws, y, x, z)["y"][0]
-    np.testing.assert_allclose(found, by_hand, rtol=1e-9)
     many = {k: np.repeat(v, 300, axis=0) for k, v in draws.items()}
-    pairs = list(predictive_draws(np.random.default_rng(0), linear_toy, many, y, x, z))
+    pairs = list(predictive_draws(np.random.default_rng(0), linear_toy, many, *args))
     np.testing.assert_allclose(pairs[0]["y"][0], by_hand, rtol=1e-9)
     replicas = np.array([pair["y"][1] for pair in pairs])  # 300 × 30 draws of N(mean, NOISE)
     pulls = (replicas - mean) / NOISE
@@ -159,10 +156,13 @@ def test_positive_sites_have_their_mode_in_unconstrained_space():
     values = fit.values()
     assert set(values) == {"noise", "rate"} and np.all(values["rate"] > 0) and values["noise"] > 0
     free = unconstrain_fn(positive_toy, (y,), {}, values)
-    slope = jax.grad(lambda p: potential_energy(positive_toy, (y,), {}, p))(free)
+
+    def energy(p):
+        return potential_energy(positive_toy, (y,), {}, p)
+
+    slope, curvature = jax.jit(lambda p: (jax.grad(energy)(p), jax.hessian(energy)(p)))(free)
     np.testing.assert_allclose(np.asarray(slope["rate"]) * fit.sd("rate"), 0, atol=0.02)
     np.testing.assert_allclose(float(slope["noise"]) * fit.sd("noise"), 0, atol=0.02)
-    curvature = jax.hessian(lambda p: potential_energy(positive_toy, (y,), {}, p))(free)
     H = np.zeros((N + 1, N + 1))
     H[:N, :N] = np.asarray(curvature["rate"]["rate"])[:, 0, :, 0]
     H[N, :N] = H[:N, N] = np.asarray(curvature["rate"]["noise"])[:, 0]

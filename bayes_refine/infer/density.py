@@ -1,0 +1,194 @@
+"""A NumPyro model's density, its unknowns laid out as (images, unknowns), and its observed part.
+
+Everything here works in NumPyro's unconstrained space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from numpyro.distributions import biject_to
+
+from ..errors import InputError
+
+Model = Callable[..., None]
+IMAGE = "image"  # name of the plate over images
+
+
+@dataclass(frozen=True)
+class Site:
+    """One unknown: name, event shape, whether every image has its own, and its support."""
+
+    name: str
+    shape: tuple[int, ...]
+    per_image: bool
+    support: Any = field(compare=False)
+
+    @property
+    def size(self) -> int:
+        """Numbers in one event."""
+        return int(np.prod(self.shape, dtype=int))
+
+
+def evaluate(model: Model, values: dict[str, np.ndarray], *args: Any) -> dict[str, np.ndarray]:
+    """The model's deterministic sites at ``values`` (constrained; the prior mean where absent)."""
+    sites = _compiled_deterministic(model)(values, args)
+    return {name: np.asarray(value) for name, value in sites.items()}
+
+
+@lru_cache(maxsize=8)
+def _compiled_deterministic(model: Model):
+    @jax.jit
+    def deterministic(values, args):
+        trace = traced(model, {**prior_means(model, args), **values}, args)
+        return {k: site["value"] for k, site in trace.items() if site["type"] == "deterministic"}
+
+    return deterministic
+
+
+def traced(model, values, args):
+    seeded = numpyro.handlers.seed(model, jax.random.key(0))
+    return numpyro.handlers.trace(numpyro.handlers.substitute(seeded, data=values)).get_trace(*args)
+
+
+def in_image_plate(site) -> bool:
+    return any(frame.name == IMAGE for frame in site["cond_indep_stack"])
+
+
+def latent_sites(trace):
+    return {k: s for k, s in trace.items() if s["type"] == "sample" and not s["is_observed"]}
+
+
+def prior_means(model, args):
+    latent = latent_sites(traced(model, {}, args))  # op by op this would take seconds: see callers
+    return {k: jnp.broadcast_to(s["fn"].mean, s["value"].shape) for k, s in latent.items()}
+
+
+@lru_cache(maxsize=8)
+def compiled_prior_means(model: Model):
+    return jax.jit(partial(prior_means, model))
+
+
+def find_sites(model, args, init):
+    """The latent sites, and where to start: ``init``, the prior mean where it says nothing."""
+    latent: dict[str, Any] = {}
+    jax.eval_shape(lambda args: latent.update(latent_sites(traced(model, {}, args))), args)
+    values = dict(compiled_prior_means(model)(args))
+    sites = []
+    for name, site in latent.items():
+        others = [f.name for f in site["cond_indep_stack"] if f.name != IMAGE]
+        if others:
+            raise InputError(
+                f"latent site {name!r} is in plate {others[0]!r}; only {IMAGE!r} is known"
+            )
+        per_image, shape = in_image_plate(site), values[name].shape
+        sites.append(Site(name, shape[1:] if per_image else shape, per_image, site["fn"].support))
+        values[name] = jnp.broadcast_to(jnp.asarray(init.get(name, values[name])), shape)
+    if not any(site.per_image for site in sites):
+        raise InputError(f"the model has no latent site in the plate {IMAGE!r}")
+    return tuple(sites), values
+
+
+def flatten(sites, values):
+    free = {s.name: biject_to(s.support).inv(values[s.name]) for s in sites}
+    image = [free[s.name].reshape(len(free[s.name]), -1) for s in sites if s.per_image]
+    shared = [free[s.name].reshape(-1) for s in sites if not s.per_image]
+    return jnp.concatenate(image, 1), jnp.concatenate([*shared, jnp.zeros(0)])
+
+
+def split(sites, theta, phi):
+    offset = {True: 0, False: 0}
+    for site in sites:
+        start = offset[site.per_image]
+        offset[site.per_image] = start + site.size
+        part = (
+            theta[:, start : start + site.size]
+            if site.per_image
+            else phi[start : start + site.size]
+        )
+        yield site, jnp.reshape(part, (*((len(theta),) if site.per_image else ()), *site.shape))
+
+
+def unflatten(sites, theta, phi):
+    return {s.name: biject_to(s.support)(part) for s, part in split(sites, theta, phi)}
+
+
+def place_of(sites, name):
+    offset = {True: 0, False: 0}
+    for site in sites:
+        start = offset[site.per_image]
+        if site.name == name:
+            return site, slice(start, start + site.size)
+        offset[site.per_image] += site.size
+    raise KeyError(f"the model has no latent site {name!r}")
+
+
+def density(model, sites, theta, phi, args):
+    """ln p in unconstrained space, split: (n,) of the images and a scalar of what is shared."""
+    values, image, shared = {}, jnp.zeros(len(theta)), jnp.zeros(())
+    for site, part in split(sites, theta, phi):
+        transform = biject_to(site.support)
+        values[site.name] = transform(part)
+        jacobian = transform.log_abs_det_jacobian(part, values[site.name])
+        if site.per_image:
+            image += jacobian.reshape(len(theta), -1).sum(1)
+        else:
+            shared += jacobian.sum()
+    for site in traced(model, values, args).values():
+        if site["type"] != "sample":
+            continue
+        log_prob = site["fn"].log_prob(site["value"])
+        if site["scale"] is not None:
+            log_prob = log_prob * site["scale"]
+        if in_image_plate(site):
+            image += log_prob.reshape(len(theta), -1).sum(1)
+        else:
+            shared += log_prob.sum()
+    return image, shared
+
+
+def prior_density(model, sites, theta, phi, args):
+    """The part of ln p that has no observation in it: cheap, no array over reflections."""
+    values = unflatten(sites, theta, phi)
+    total = jnp.zeros(())
+    for site, part in split(sites, theta, phi):
+        jacobian = biject_to(site.support).log_abs_det_jacobian(part, values[site.name])
+        total += jacobian.sum()
+    for site in latent_sites(traced(model, values, args)).values():
+        total += site["fn"].log_prob(site["value"]).sum()
+    return total
+
+
+def location_scale(model, sites, theta, phi, args):
+    """What the observed sites expect: for each (mean, ln scale), and the Fisher information of
+    the two in units of 1/scale² and 1, masked; None where a site is neither normal nor Student-t,
+    or in no plate over images.
+    """
+    expected, information = [], []
+    for site in traced(model, unflatten(sites, theta, phi), args).values():
+        if site["type"] != "sample" or not site["is_observed"]:
+            continue
+        if not in_image_plate(site):
+            return None
+        fn, mask = site["fn"], True
+        while isinstance(fn, dist.MaskedDistribution | dist.ExpandedDistribution):
+            mask = mask & fn._mask if isinstance(fn, dist.MaskedDistribution) else mask
+            fn = fn.base_dist
+        if isinstance(fn, dist.Normal):
+            of_mean, of_scale = 1.0, 2.0
+        elif isinstance(fn, dist.StudentT):
+            of_mean, of_scale = (fn.df + 1) / (fn.df + 3), 2 * fn.df / (fn.df + 3)
+        else:
+            return None
+        shape = jnp.broadcast_shapes(site["fn"].batch_shape, jnp.shape(site["value"]))
+        expected.append(tuple(jnp.broadcast_to(x, shape) for x in (fn.loc, jnp.log(fn.scale))))
+        information.append((of_mean / fn.scale**2 * mask, of_scale * mask))
+    return expected, information
