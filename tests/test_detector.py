@@ -110,9 +110,7 @@ def test_parallax_is_the_mean_path_of_the_absorbed_photons():
     path = parallax_mm(det, np.array([0]), ray)[0]
     _, plain = ray_to_pixel(flat(), ray)
     _, shifted = ray_to_pixel(det, ray)
-    np.testing.assert_allclose(
-        shifted - plain, path * ray[:, :2] / [0.1, 0.15], rtol=1e-9
-    )
+    np.testing.assert_allclose(shifted - plain, path * ray[:, :2] / [0.1, 0.15], rtol=1e-9)
 
 
 def test_pixel_to_q_is_elastic_and_along_the_ray():
@@ -148,7 +146,9 @@ def test_beam_frame_of_a_tilted_beam_and_panel():
     np.testing.assert_allclose(frame[2], direction)
     assert np.linalg.det(frame) == pytest.approx(1)
     assert frame[0] @ det.fast[0] > 0.98 and frame[1] @ det.slow[0] > 0.98
-    assert np.linalg.det(np.stack([frame[0], det.fast[0], direction])) == pytest.approx(0, abs=1e-14)
+    assert np.linalg.det(np.stack([frame[0], det.fast[0], direction])) == pytest.approx(
+        0, abs=1e-14
+    )
 
 
 def test_beam_centre_is_minus_the_shift():

@@ -121,9 +121,7 @@ def test_geometry_is_the_full_recomputation(pilot):
         again = moved(still, FURTHER[0][i], FURTHER[1][i], FURTHER[2])
         hkl = predictions.hkl[here]
         length = np.linalg.norm(still.beam.s0 + hkl @ again.crystal.A.T, axis=1)
-        np.testing.assert_allclose(
-            excitation[here], length - 1 / still.beam.wavelength, atol=1e-12
-        )
+        np.testing.assert_allclose(excitation[here], length - 1 / still.beam.wavelength, atol=1e-12)
         new = predict(again, hkl, 2.3, lambda d: np.full_like(d, 1.0))
         places = {tuple(h): xy for h, xy in zip(new.hkl.tolist(), new.xy_px, strict=True)}
         kept = [k for k, h in enumerate(hkl.tolist()) if tuple(h) in places]
@@ -196,8 +194,10 @@ def test_spot_is_the_simulator_s_gaussian(pilot):
             found, value[fine], rtol=2e-2, atol=1e-3 * np.abs(value).max(), err_msg=name
         )
     p = forward.partiality(spot.excitation_error, SIMULATION.R0, spot.R0_eff)
-    theory = SIMULATION.R0 / expected["R0_eff"] * np.exp(
-        -((predictions.excitation_error / expected["R0_eff"]) ** 2)
+    theory = (
+        SIMULATION.R0
+        / expected["R0_eff"]
+        * np.exp(-((predictions.excitation_error / expected["R0_eff"]) ** 2))
     )
     np.testing.assert_allclose(where.flat(p)[fine], theory[fine], rtol=0.02, atol=2e-3)
     peak = forward.peak_partiality(spot.excitation_error, SIMULATION.R0, spot.R0_eff)

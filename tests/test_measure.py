@@ -5,6 +5,7 @@ The spots are integrated over pixels with the error function, not with the libra
 
 from __future__ import annotations
 
+from functools import cache
 from math import erf, sqrt
 
 import numpy as np
@@ -221,6 +222,11 @@ def poisson_run(J, background, centre, mask, weights, expected=None, seed=1, **s
     return measured(images, every, centre, J if expected is None else expected, weights)
 
 
+@cache
+def case_run(case, weights):
+    return poisson_run(**CASES[case], weights=weights)
+
+
 def assert_mean_and_variance(statistics, J, eta=None):
     """Mean J·(r_0 + r·η) and variance V_bg + J·V_sig within 5 standard errors (60 numbers in
     all: one in 10⁵ false alarms).  The error of a variance comes from the fourth moment."""
@@ -240,8 +246,7 @@ def assert_mean_and_variance(statistics, J, eta=None):
 @WEIGHTS
 @pytest.mark.parametrize("case", CASES)
 def test_mean_and_variance(case, weights):
-    statistics = poisson_run(**CASES[case], weights=weights)
-    assert_mean_and_variance(statistics, CASES[case]["J"])
+    assert_mean_and_variance(case_run(case, weights), CASES[case]["J"])
 
 
 @WEIGHTS
@@ -277,7 +282,7 @@ def test_total_and_spread_share_no_noise(weights, J):
 @WEIGHTS
 def test_what_the_background_s_error_correlates(weights):
     """The error of Bg is common to all: Cov(T_k, T_l) = Σa_k Σa_l Var(Bg), some 5–10 %."""
-    statistics = poisson_run(**CASES["weak"], weights=weights)
+    statistics = case_run("weak", weights)
     found = np.corrcoef(statistics.value.T)[0, 3]
     # the weights, once more, in double precision
     frame, moment = round_pilot(1)
@@ -306,7 +311,7 @@ def test_score_centroids_are_the_sharper_ones():
     sd = {}
     for weights in (score_weights, moment_weights):
         for case in ("weak", "strong"):
-            s = poisson_run(**CASES[case], weights=weights)
+            s = case_run(case, weights)
             for k in (1, 2):
                 estimate = s.value[:, k] / (CASES[case]["J"] * s.response[:, k, k])
                 sd[weights, case, k] = np.std(estimate) * R1
@@ -482,6 +487,8 @@ def test_more_shoeboxes_than_a_chunk_keep_their_order():
     expected = rng.exponential(50, n)
     together = measure(boxes, frame, moment, expected, BOX)
     last = [1023, 1024, 1029]
-    alone = measure(Boxes(*(a[last] for a in boxes)), frame[last], moment[last], expected[last], BOX)
+    alone = measure(
+        Boxes(*(a[last] for a in boxes)), frame[last], moment[last], expected[last], BOX
+    )
     np.testing.assert_allclose(together.value[last], alone.value, rtol=1e-5, atol=1e-4)
     assert len(together.value) == n

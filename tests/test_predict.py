@@ -130,7 +130,9 @@ def test_axes_of_the_spot(still, predictions):
     """ŝ, e1, e2 right-handed and orthonormal; e1 in the plane of s0 and ŝ, to larger 2θ."""
     p, along = predictions, still.beam.s0_direction
     axes = np.stack([p.s_hat, p.e1, p.e2], axis=1)
-    np.testing.assert_allclose(axes @ np.swapaxes(axes, 1, 2), np.tile(np.eye(3), (len(p), 1, 1)), atol=1e-12)
+    np.testing.assert_allclose(
+        axes @ np.swapaxes(axes, 1, 2), np.tile(np.eye(3), (len(p), 1, 1)), atol=1e-12
+    )
     np.testing.assert_allclose(np.linalg.det(axes), 1, rtol=1e-12)
     np.testing.assert_allclose(p.e2 @ along, 0, atol=1e-13)
     assert np.all((p.s_hat + 1e-3 * p.e1) @ along < p.s_hat @ along)  # 2θ grows along e1
@@ -213,7 +215,9 @@ def centroids(shared_data):
         A, distance = file["A"][:IMAGES], float(file["distance_mm"][()])
         beam_px = file["beam_center_px"][()]
     nominal = -stills[0].detector.origin_mm[0, :2] / 0.172
-    shift = np.array([*((nominal - beam_px) * 0.172), distance - stills[0].detector.origin_mm[0, 2]])
+    shift = np.array(
+        [*((nominal - beam_px) * 0.172), distance - stills[0].detector.origin_mm[0, 2]]
+    )
     offsets, places = [], []
     with ImageReader() as reader:
         for i, still in enumerate(stills[:IMAGES]):

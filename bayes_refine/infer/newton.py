@@ -56,14 +56,13 @@ def map_fit(
     state = _State(theta, phi, *damping, _compiled_reach(model, sites)(theta, phi, args))
     for iteration in range(max_iterations + 1):
         moved, local = step(state, args)
-        far = float(jnp.quantile(local.distance, 1 - stragglers))
-        if not stragglers:
-            far = max(far, float(local.shared_distance))
+        images_far = float(jnp.quantile(local.distance, 1 - stragglers))
+        far = images_far if stragglers else max(images_far, float(local.shared_distance))
         if progress is not None:
             progress(f"step {iteration}: ln p {float(local.log_density):.2f}, {far:.2g} sd to go")
         if far < tolerance or iteration == max_iterations:
             break
-        if exact and far < 1.0:  # near the mode the exact Hessian converges quadratically
+        if exact and images_far < 1.0:  # near the mode the exact Hessian converges quadratically
             step = _compiled_step(model, sites, _exact_curvature)
         state = moved
     if exact:
@@ -219,13 +218,16 @@ def _newton_step(model, sites, curvature, state: _State, args) -> tuple[_State, 
 
 @lru_cache(maxsize=16)
 def _compiled_reach(model: Model, sites: tuple[Site, ...]):
-    """One prior sd of each unknown, (k,) and (s,)."""
+    """One marginal prior sd of each unknown, (k,) of the first image's and (s,)."""
 
     @jax.jit
     def reach(theta, phi, args):
         prior = _hessian(lambda t, p: -prior_density(model, sites, t, p, args), theta, phi)
-        image = jnp.diagonal(prior.blocks, axis1=1, axis2=2)[0]
-        return tuple(jnp.abs(x) ** -0.5 for x in (image, jnp.diagonal(prior.shared)))
+        one = jnp.linalg.inv(prior.blocks[0])
+        slope = one @ prior.border[0]
+        schur = prior.shared - len(theta) * prior.border[0].T @ slope
+        shared = jnp.linalg.inv(schur)
+        return jnp.sqrt(jnp.diag(one + slope @ shared @ slope.T)), jnp.sqrt(jnp.diag(shared))
 
     return reach
 
