@@ -23,9 +23,9 @@ from .io.images import ImageReader, read_bandwidth
 from .io.mtz import Unmerged, read_unmerged, write_merged, write_unmerged
 from .io.posterior import write_posterior
 from .loading import load_model, model_names
-from .merge import Merged, merge
+from .merge import Merged
 from .noise import Noise, estimate_noise, noise_for
-from .predict import Predictions, predict
+from .predict import Predictions
 from .priors import Priors, read_priors
 from .reference import Reference, asu_map, free_set, read_reference
 from .results import write_results
@@ -63,11 +63,9 @@ __all__ = [
     "laplace_draws",
     "load_model",
     "map_fit",
-    "merge",
     "model_names",
     "noise_for",
     "pearson",
-    "predict",
     "predictive_draws",
     "r_split",
     "read_bandwidth",

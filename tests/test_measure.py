@@ -130,7 +130,7 @@ def test_gradient_is_the_slope_of_the_pixel_integral():
         return ((of(h) - of(-h)) / (2 * h)).ravel()
 
     def moved(dx, dy):
-        return share(MIDDLE + [dx, dy])
+        return share(MIDDLE + np.array([dx, dy]))
 
     def wider(m1, m2):  # M in units of ρ² from ½: width √(2M)
         return share(MIDDLE, (R1 * sqrt(1 + 2 * m1), R1 * sqrt(1 + 2 * m2)))
