@@ -27,6 +27,8 @@ from .rounds import (
 )
 from .scout import BROAD_MARGIN, scout
 
+MAX_LOG_G_SD = 0.25  # a scale that is less than four of its sd from zero is none
+
 
 @dataclass(frozen=True)
 class RunFit:
@@ -123,7 +125,7 @@ def fit_run(
     return RunFit(
         stills=moved(stills, *pilot_geometry(stills, state)),
         indexed=stills,
-        status=np.where(status == "", fit.status, status),
+        status=np.where(status == "", _judged(fit), status),
         fit=fit,
         observations=seen.observations,
         predictions=seen.predictions,
@@ -135,6 +137,19 @@ def fit_run(
         model_sites=infer.evaluate(model, state, seen.observations, priors),
         movement=tuple(movement),
     )
+
+
+def _judged(fit: infer.Fit) -> np.ndarray:
+    """(n,) status: the fit's, or that an image shows nothing of what is expected on it.
+
+    A blank or misindexed image has a perfectly good mode too, at a scale next to nothing.
+    """
+    status = fit.status.copy()
+    if any(site.name == "log_G" for site in fit.sites):
+        sd = fit.sd("log_G").reshape(len(status))
+        for i in np.flatnonzero((sd > MAX_LOG_G_SD) & (status == "converged")):
+            status[i] = f"no signal (ln G known to {sd[i]:.2f} only)"
+    return status
 
 
 def _candidates(stills, ref, priors, settings) -> tuple[np.ndarray, ...]:

@@ -207,8 +207,8 @@ def expected_statistics(obs: Observations, spot: Spot, J_model: Array, count: in
     """E[T_k] = J(r_k0 + Σ_j r_kj η_j), Var[T_k] = V_bg,k + J V_sig,k (``measure``).
 
     Displacing a template by δ adds δδᵀ to its second moment, to second order.  The response to
-    the spread is exact for a flat background in the form η/(1 + η), linear for η → 0: the
-    overlap of two Gaussians, which stays positive however wrong the pilot's width is.
+    the spread has the form η/(1 + η), linear for η → 0 and for the total exact on a flat
+    background: the overlap of two Gaussians, positive however wrong the pilot's width is.
 
     Args:
         J_model: (n, m) photons.

@@ -148,7 +148,7 @@ def one_round(
         priors,
         init={**state, "log_G": seen.log_G},
         tolerance=1e-2 if last else 0.5,
-        stragglers=0.0 if last else 0.02,
+        stragglers=0.0 if last else 0.05,
         exact=last,
         progress=say,
     )

@@ -31,6 +31,12 @@ def usable_images(run: RunFit) -> np.ndarray:
     return np.isin(run.status, ["converged", "not converged"])
 
 
+def fitted_images(run: RunFit) -> np.ndarray:
+    """(n,) bool: images with a posterior mode, were it only to say that nothing is seen."""
+    informed = np.bincount(run.predictions.image[run.informs], minlength=len(run.stills)) > 0
+    return informed & (run.status != "no maximum")
+
+
 def variance(run: RunFit) -> np.ndarray:
     """(N,) of J as the fit took it: with the model's own error where the model gives one."""
     if "intensity_variance" in run.model_sites:
@@ -63,7 +69,7 @@ def image_table(run: RunFit) -> dict[str, np.ndarray]:
     its Laplace sd: G, B (Å²), R1 (Å⁻¹), rot_x_mrad, ..., strain_1, ..., what else the model has.
     """
     n, image, seen = len(run.stills), run.predictions.image, measured(run)
-    usable = usable_images(run)
+    fitted = fitted_images(run)
     columns: dict[str, np.ndarray] = {
         "identifier": np.array([still.identifier for still in run.stills], object),
         "status": run.status,
@@ -72,14 +78,14 @@ def image_table(run: RunFit) -> dict[str, np.ndarray]:
     unknowns: dict[str, np.ndarray] = {}
     for site in sorted((s for s in run.fit.sites if s.per_image), key=_column_order):
         for name, value, sd in _numbers(run.fit, site):
-            unknowns[name] = np.where(usable, value, np.nan)
-            unknowns[f"{name}_sd"] = np.where(usable, sd, np.nan)
+            unknowns[name] = np.where(fitted, value, np.nan)
+            unknowns[f"{name}_sd"] = np.where(fitted, sd, np.nan)
     known = np.flatnonzero(seen & np.isfinite(run.intensity_reference))
     J, J_model = run.J, run.J_model
     by_image = np.split(known, np.searchsorted(image[known], np.arange(1, n)))
     cc = [pearson(J[k], J_model[k]) for k in by_image]
     columns |= unknowns
-    columns["cc_model"] = np.where(usable, cc, np.nan)
+    columns["cc_model"] = np.where(fitted, cc, np.nan)
     return columns
 
 

@@ -115,7 +115,9 @@ def test_a_blank_and_a_misindexed_image_leave_the_others_alone(run, spoiled, lys
     for name in ("rotation_mrad", "B", "log_R1", "log_G"):
         moved = (spoiled.fit.values()[name] - run.fit.values()[name]) / run.fit.sd(name)
         assert np.abs(moved[others]).max() < 0.5, name
-    # and the table shows what was wrong: nothing agrees, and hardly a photon was found
+    # and the status and the table say what was wrong: nothing agrees, hardly a photon was found
+    assert all(status.startswith("no signal") for status in spoiled.status[bad])
+    assert not usable_images(spoiled)[bad].any()
     assert np.all(table["cc_model"][bad] < 0.3)
     assert np.all(table["G"][bad] < 0.02 * np.median(table["G"][others]))
     assert np.all(table["G"][bad] < 5 * table["G_sd"][bad])

@@ -52,6 +52,7 @@ def map_fit(
     sites, start = find_sites(model, args, init or {})
     theta, phi = flatten(sites, start)
     step = _compiled_step(model, sites, _fisher_curvature)
+    newton = _compiled_step(model, sites, _exact_curvature)
     damping = jnp.full(len(theta), 1e-3), jnp.asarray(1e-3)
     state = _State(theta, phi, *damping, _compiled_reach(model, sites)(theta, phi, args))
     for iteration in range(max_iterations + 1):
@@ -63,10 +64,10 @@ def map_fit(
         if far < tolerance or iteration == max_iterations:
             break
         if exact and images_far < 1.0:  # near the mode the exact Hessian converges quadratically
-            step = _compiled_step(model, sites, _exact_curvature)
+            step = newton
         state = moved
-    if exact:
-        _, local = _compiled_step(model, sites, _exact_curvature)(state, args)
+    if exact and step is not newton:
+        _, local = newton(state, args)
     return _fit(sites, state, local, iteration, tolerance)
 
 
@@ -169,9 +170,10 @@ def _newton_step(model, sites, curvature, state: _State, args) -> tuple[_State, 
 
     def negative(t, p):
         image, shared = split(t, p, args)
-        return -image.sum() - shared
+        return -image.sum() - shared, (image, shared)
 
-    g_image, g_shared = jax.grad(negative, argnums=(0, 1))(theta, phi)
+    slope = jax.value_and_grad(negative, argnums=(0, 1), has_aux=True)
+    (_, (image_here, shared_here)), (g_image, g_shared) = slope(theta, phi)
     arrow = curvature(model, sites, theta, phi, args)
     inverse = _upward_inverse(arrow.blocks, state.damping)
     pull = inverse @ arrow.border
@@ -186,21 +188,21 @@ def _newton_step(model, sites, curvature, state: _State, args) -> tuple[_State, 
     d_image = jnp.clip(d_alone - pull @ d_shared, -r_image, r_image)
     d_alone = jnp.clip(d_alone, -r_image, r_image)
 
-    # here; all move; only what is shared moves; only the images move
-    thetas = theta + jnp.stack([0 * d_image, d_image, 0 * d_image, d_alone])
-    phis = phi + jnp.stack([0 * phi, d_shared, d_shared, 0 * phi])
+    # all move; only what is shared moves; only the images move
+    thetas = theta + jnp.stack([d_image, 0 * d_image, d_alone])
+    phis = phi + jnp.stack([d_shared, d_shared, 0 * phi])
     image, shared = jax.lax.map(lambda x: split(x[0], x[1], args), (thetas, phis))
     image = jnp.where(jnp.isfinite(image), image, -jnp.inf)
     shared = jnp.where(jnp.isfinite(shared), shared, -jnp.inf)
 
     # an image moves only where that helps it; the shared unknowns only where it helps in all
-    joint = jnp.maximum(image[1], image[2]).sum() + shared[1]
-    alone = jnp.maximum(image[0], image[3]).sum() + shared[0]
+    joint = jnp.maximum(image[0], image[1]).sum() + shared[0]
+    alone = jnp.maximum(image_here, image[2]).sum() + shared_here
     is_joint = joint >= alone
-    helped = jnp.where(is_joint, image[1] > image[2], image[3] > image[0])
+    helped = jnp.where(is_joint, image[0] > image[1], image[2] > image_here)
     move = jnp.where(is_joint, d_image, d_alone)
     local = _Local(
-        image[0].sum() + shared[0],
+        image_here.sum() + shared_here,
         (g_image, g_shared),
         arrow,
         left_image,
