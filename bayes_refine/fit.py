@@ -107,6 +107,8 @@ def fit_run(
     run = Run(stills, ref, reader, model, settings, _candidates(stills, ref, priors, settings))
     start = scout(run, priors, say)
     state, now, margin = start.state, start.broad, BROAD_MARGIN
+    if settings.rounds == 1:  # no round to spare for a broad curve
+        state, now, margin = {**state, **start.after}, priors, settings.margin
     status = np.full(len(stills), "", dtype=object)
     movement: list[Movement] = []
     fit: infer.Fit | None = None
