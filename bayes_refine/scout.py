@@ -63,7 +63,8 @@ def scout(run: Run, priors: Priors, say: Say) -> Start:
     state |= {name: np.log(value) for name, value in ROUGH.items()}
     status, shared = np.full(len(images), "", dtype=object), []
     seen: Seen | None = None
-    for now, margin in ((replace(priors, **hold), BROAD_MARGIN), (priors, run.settings.margin)):
+    margin = run.settings.margin  # the same for both: one shape to compile
+    for now in (replace(priors, **hold), priors):
         state, fit, seen, moved = one_round(few, state, now, status, seen, margin, False, say)
         shared.append({site.name: state[site.name] for site in fit.sites if not site.per_image})
         say(f"scouts: {moved}")
