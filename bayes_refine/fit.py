@@ -19,6 +19,7 @@ from .rounds import (
     Movement,
     Run,
     Say,
+    Seen,
     Settings,
     moved,
     one_round,
@@ -112,11 +113,14 @@ def fit_run(
     status = np.full(len(stills), "", dtype=object)
     movement: list[Movement] = []
     fit: infer.Fit | None = None
-    seen = start.seen
+    seen: Seen | None = None
+    kept = start.kept
     for round_ in range(1, settings.rounds + 1):
         say(f"round {round_} of {settings.rounds}: {len(stills)} images")
         last = round_ == settings.rounds
-        state, fit, seen, far = one_round(run, state, now, status, seen, margin, last, say)
+        seen = None  # the last round's need not stay in memory through this one
+        state, fit, seen, far = one_round(run, state, now, status, kept, margin, last, say)
+        kept = seen.kept
         movement.append(far)
         say(f"round {round_}: {far}")
         if round_ == 1 and not last:

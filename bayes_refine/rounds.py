@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -95,6 +96,13 @@ class Run:
         )
 
 
+class Kept(NamedTuple):
+    """What does not change between rounds: padding (``observe.layout``), ln G of the run."""
+
+    slots: int = 0
+    log_G0: float | None = None
+
+
 @dataclass(frozen=True)
 class Seen:
     """What one round is conditioned on: n images, N reflections (flat).
@@ -116,13 +124,18 @@ class Seen:
     log_G: np.ndarray
     log_G0: float
 
+    @property
+    def kept(self) -> Kept:
+        """For the next round."""
+        return Kept(self.where.shape[1], self.log_G0)
+
 
 def one_round(
     run: Run,
     state: State,
     priors: Priors,
     status: np.ndarray,
-    before: Seen | None,
+    kept: Kept,
     margin: float,
     last: bool,
     say: Say,
@@ -132,7 +145,7 @@ def one_round(
     Args:
         state: sites that are missing start at their prior mean, scales at what is measured.
         status: (n,) words; gets one for each image that turns out not to be usable.
-        before: the round before, for what must not change between rounds.
+        kept: from the round before, ``Seen.kept``.
         margin: |ε_r| up to which reflections are taken, in R0_eff.
         last: fit to convergence, with the exact curvature.
 
@@ -140,7 +153,7 @@ def one_round(
         The new state, the fit, what it was conditioned on, and how far things moved.
     """
     started = time.perf_counter()
-    seen = measured(run, state, priors, status, before, margin)
+    seen = measured(run, state, priors, status, kept, margin)
     ready = time.perf_counter()
     fit = infer.map_fit(
         run.model,
@@ -176,11 +189,10 @@ def predicted(run: Run, state: State, priors: Priors, margin: float, slots: int 
 
 
 def measured(
-    run: Run, state: State, priors: Priors, status: np.ndarray, before: Seen | None, margin: float
+    run: Run, state: State, priors: Priors, status: np.ndarray, kept: Kept, margin: float
 ) -> Seen:
     """Predict and measure at a state; the arguments are :func:`one_round`'s."""
-    slots = before.where.shape[1] if before else 0
-    stills, predictions, where, obs = predicted(run, state, priors, margin, slots)
+    stills, predictions, where, obs = predicted(run, state, priors, margin, kept.slots)
     n = len(stills)
     scaled = "log_G" in state
     sites = infer.evaluate(run.model, {"log_G": np.zeros((n, 1)), **state}, obs, priors)
@@ -199,8 +211,8 @@ def measured(
     informs &= (status == "")[predictions.image]
     if not informs.any():
         raise InputError(f"no image can be used; the first one: {status[0]}")
-    if scaled and before:
-        log_G, log_G0 = state["log_G"], before.log_G0
+    if scaled and kept.log_G0 is not None:
+        log_G, log_G0 = state["log_G"], kept.log_G0
     else:
         log_G, log_G0 = _first_scales(statistics.value[:, 0], J, informs, predictions.image, n)
     obs = observe.with_statistics(

@@ -10,9 +10,9 @@ from . import infer
 from .priors import Priors
 from .rounds import (
     MIN_COVERED,
+    Kept,
     Run,
     Say,
-    Seen,
     State,
     one_round,
     partiality_width,
@@ -37,13 +37,13 @@ class Start:
         state: for the first round, on a broad partiality curve.
         broad: the priors that hold it broad.
         after: sites to put in the state once the first round is done.
-        seen: what the scouts saw last, where they were all there are: its shapes are compiled.
+        kept: padding of the scouts where they were all there are: that shape is compiled.
     """
 
     state: State
     broad: Priors
     after: State
-    seen: Seen | None
+    kept: Kept
 
 
 def scout(run: Run, priors: Priors, say: Say) -> Start:
@@ -62,10 +62,11 @@ def scout(run: Run, priors: Priors, say: Say) -> Start:
     state: State = {"log_R1": np.full((len(images), 1), spot_width(few, priors))}
     state |= {name: np.log(value) for name, value in ROUGH.items()}
     status, shared = np.full(len(images), "", dtype=object), []
-    seen: Seen | None = None
+    kept = Kept()
     margin = run.settings.margin  # the same for both: one shape to compile
     for now in (replace(priors, **hold), priors):
-        state, fit, seen, moved = one_round(few, state, now, status, seen, margin, False, say)
+        state, fit, seen, moved = one_round(few, state, now, status, kept, margin, False, say)
+        kept = seen.kept
         shared.append({site.name: state[site.name] for site in fit.sites if not site.per_image})
         say(f"scouts: {moved}")
     rough, after = shared
@@ -80,7 +81,7 @@ def scout(run: Run, priors: Priors, say: Say) -> Start:
     if "log_mosaic_image_mrad" in state:
         after["log_mosaic_image_mrad"] = np.full((n, 1), after["log_mosaic_mrad"])
     broad = replace(priors, **hold, R0_inv_angstrom=R0, mosaic_spread_mrad=eta)
-    return Start(start, broad, after, seen if len(images) == n else None)
+    return Start(start, broad, after, Kept(kept.slots) if len(images) == n else Kept())
 
 
 def spot_width(run: Run, priors: Priors) -> float:
