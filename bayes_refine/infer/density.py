@@ -55,25 +55,30 @@ def _compiled_deterministic(model: Model):
 
 
 def traced(model, values, args):
+    """The trace of a model run with its sites at ``values`` (constrained)."""
     seeded = numpyro.handlers.seed(model, jax.random.key(0))
     return numpyro.handlers.trace(numpyro.handlers.substitute(seeded, data=values)).get_trace(*args)
 
 
 def in_image_plate(site) -> bool:
+    """Whether every image has its own value of a site."""
     return any(frame.name == IMAGE for frame in site["cond_indep_stack"])
 
 
 def latent_sites(trace):
+    """The sites of a trace that are unknown."""
     return {k: s for k, s in trace.items() if s["type"] == "sample" and not s["is_observed"]}
 
 
 def prior_means(model, args):
-    latent = latent_sites(traced(model, {}, args))  # op by op this would take seconds: see callers
+    """The prior mean of every unknown, in the shape it is sampled in."""
+    latent = latent_sites(traced(model, {}, args))
     return {k: jnp.broadcast_to(s["fn"].mean, s["value"].shape) for k, s in latent.items()}
 
 
 @lru_cache(maxsize=8)
 def compiled_prior_means(model: Model):
+    """:func:`prior_means`, compiled: op by op it would take seconds."""
     return jax.jit(partial(prior_means, model))
 
 
@@ -98,6 +103,7 @@ def find_sites(model, args, init):
 
 
 def flatten(sites, values):
+    """Constrained values by site to unconstrained (n, k) and (s,)."""
     free = {s.name: biject_to(s.support).inv(values[s.name]) for s in sites}
     image = [free[s.name].reshape(len(free[s.name]), -1) for s in sites if s.per_image]
     shared = [free[s.name].reshape(-1) for s in sites if not s.per_image]
@@ -105,6 +111,7 @@ def flatten(sites, values):
 
 
 def split(sites, theta, phi):
+    """Each site with its part of (n, k) and (s,), unconstrained."""
     offset = {True: 0, False: 0}
     for site in sites:
         start = offset[site.per_image]
@@ -118,10 +125,12 @@ def split(sites, theta, phi):
 
 
 def unflatten(sites, theta, phi):
+    """Unconstrained (n, k) and (s,) to constrained values by site."""
     return {s.name: biject_to(s.support)(part) for s, part in split(sites, theta, phi)}
 
 
 def place_of(sites, name):
+    """A site by name and its columns; KeyError where the model has none."""
     offset = {True: 0, False: 0}
     for site in sites:
         start = offset[site.per_image]
