@@ -47,18 +47,18 @@ def excitation_error(A: np.ndarray, hkl: np.ndarray, s0: np.ndarray) -> np.ndarr
 
 def errors(run: br.RunFit, truth: Truth, near: float = 3e-4) -> dict[str, np.ndarray]:
     """By image: rms error of ε_r as indexed and refined (|true ε_r| < near), and CC(J, J_model)."""
-    rows = []
+    rows, r = [], run.reflections
     for i, (still, indexed) in enumerate(zip(run.stills, run.indexed, strict=True)):
-        mine = run.predictions.image == i
-        hkl, s0 = run.predictions.hkl[mine], still.beam.s0
+        mine = r.image == i
+        hkl, s0 = r.hkl[mine], still.beam.s0
         true = excitation_error(truth.A[i], hkl, s0)
         use = np.abs(true) < near
         rms = [
             np.sqrt(np.mean((excitation_error(x.crystal.A, hkl, s0) - true)[use] ** 2))
             for x in (indexed, still)
         ]
-        J, J_model = run.J[mine], run.J_model[mine]
-        known = np.isfinite(J_model) & (run.statistics.covered[mine] > 0.6)
+        J, J_model = r.J[mine], r.J_model[mine]
+        known = np.isfinite(J_model) & r.measured[mine]
         rows.append((*rms, pearson(J[known], J_model[known])))
     return dict(zip(("indexed", "refined", "cc"), np.array(rows).T, strict=True))
 

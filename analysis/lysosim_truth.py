@@ -24,7 +24,7 @@ def mosaic_floor(run, truth, sd_mrad, seed=0):
     rng = np.random.default_rng(seed)
     rms = []
     for i, A in enumerate(truth.A):
-        hkl = run.predictions.hkl[run.predictions.image == i]
+        hkl = run.reflections.hkl[run.reflections.image == i]
         s0 = run.stills[i].beam.s0
         true = excitation_error(A, hkl, s0)
         moved = excitation_error(rotation_matrix(rng.normal(0, sd_mrad, 3)) @ A, hkl, s0)
@@ -34,12 +34,13 @@ def mosaic_floor(run, truth, sd_mrad, seed=0):
 
 def half_rotations(run, model, priors):
     """Rotation (n, 3) mrad fitted to each of two halves of the reflections of every image."""
-    half = np.arange(run.observations.fit.shape[1]) % 2
+    observations = run.observations
+    half = np.arange(observations.fit.shape[1]) % 2
     start = run.fit.values()
     fits = [
         br.map_fit(
             model,
-            replace(run.observations, fit=run.observations.fit & (half == k)),
+            replace(observations, fit=observations.fit & (half == k)),
             priors,
             init=start,
         )

@@ -80,12 +80,13 @@ def main() -> None:
     for name, (images, model, priors, chosen, gain) in variants.items():
         reader.gain = gain
         run = br.fit_run(images, reference, reader, model, priors, chosen)
-        known = np.isfinite(run.J_model) & (run.statistics.covered > 0.6)
+        r = run.reflections
+        known = np.isfinite(r.J_model) & r.measured
         cc = [
-            [pearson(run.J[x], run.J_model[x]) for x in (known & mine, known & mine & run.free)]
-            for mine in (run.predictions.image == i for i in range(len(images)))
+            [pearson(r.J[x], r.J_model[x]) for x in (known & mine, known & mine & r.free)]
+            for mine in (r.image == i for i in range(len(images)))
         ]
-        n = np.bincount(run.predictions.image[known])
+        n = np.bincount(r.image[known])
         print(
             f"{name}: CC "
             + ", ".join(f"{a:.3f} (free {b:.3f}, n {k})" for (a, b), k in zip(cc, n, strict=True))

@@ -79,7 +79,7 @@ def _excitation_rms(run: RunFit, stills, A_true: np.ndarray, images: np.ndarray)
     """rms error of ε_r over the measured reflections, 1e-5 Å⁻¹."""
     errors_ = []
     for i in images:
-        beam, hkl = stills[i].beam, run.predictions.hkl[run.predictions.image == i]
+        beam, hkl = stills[i].beam, run.reflections.hkl[run.reflections.image == i]
         length = [
             np.linalg.norm(beam.s0 + hkl @ A.T, axis=1) for A in (stills[i].crystal.A, A_true[i])
         ]

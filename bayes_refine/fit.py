@@ -7,43 +7,32 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import infer, observe, predict, reference
+from . import infer, predict, reference
 from .experiments import Still
 from .forward import Observations
 from .io.images import ImageReader
-from .measure import Statistics
-from .predict import Predictions
+from .pilot import moved, partiality_width, pilot_geometry
 from .priors import Priors
 from .reference import Reference
-from .rounds import (
-    Movement,
-    Run,
-    Say,
-    Seen,
-    Settings,
-    moved,
-    one_round,
-    partiality_width,
-    pilot_geometry,
-)
+from .reflections import Reflections, reflections_of
+from .rounds import Batch, Movement, Run, Say, Seen, Settings, one_round
 from .scout import BROAD_MARGIN, scout
+from .store import Store
 
 MAX_LOG_G_SD = 0.25  # a scale that is less than four of its sd from zero is none
 
 
 @dataclass(frozen=True)
 class RunFit:
-    """A fitted run: n images, N reflections (flat).
+    """A fitted run: n images.
 
     Attributes:
         stills: refined geometry; indexed: as they came in.
         status: (n,) "converged" or why an image is not to be trusted.
-        fit, observations: the posterior mode and what it was conditioned on; an image that
-            could not be used stays in as an empty row, at its priors.
-        predictions, statistics: of the last round, flat; where: their place in the padding.
-        free: (N,) bool; informs: (N,) bool, reflections the fit was conditioned on.
-        intensity_reference: (N,) I_ref, NaN where unknown.
-        model_sites: the model's deterministic sites at the mode, padded.
+        fit: the posterior mode; an image that could not be used stays in, at its priors.
+        reflections: all that were predicted in the last round.
+        batches: the same with everything that was measured; observed: what the fit was
+            conditioned on.  Both on disk.
         movement: one entry a round.
     """
 
@@ -51,35 +40,15 @@ class RunFit:
     indexed: tuple[Still, ...]
     status: np.ndarray
     fit: infer.Fit
-    observations: Observations
-    predictions: Predictions
-    statistics: Statistics
-    where: observe.Layout
-    free: np.ndarray
-    informs: np.ndarray
-    intensity_reference: np.ndarray
-    model_sites: dict[str, np.ndarray]
+    reflections: Reflections
+    batches: Store[Batch]
+    observed: infer.Batches
     movement: tuple[Movement, ...]
 
     @property
-    def J(self) -> np.ndarray:
-        """(N,) profile-fitted intensities, photons."""
-        return self.statistics.value[:, 0]
-
-    @property
-    def scale(self) -> np.ndarray:
-        """(N,) G·B_term·p·pol: photons per unit of I."""
-        return self.where.flat(self.model_sites["scale"]) * self.predictions.polarisation
-
-    @property
-    def J_model(self) -> np.ndarray:
-        """(N,) expected intensities, photons; NaN without a reference."""
-        return self.scale * self.intensity_reference
-
-    def variance(self, J_model: np.ndarray) -> np.ndarray:
-        """(N,) counting variance of J expected for ``J_model`` (N,), photons²."""
-        s = self.statistics
-        return s.variance_background[:, 0] + np.maximum(J_model, 0) * s.variance_signal[:, 0]
+    def observations(self) -> Observations:
+        """What the fit was conditioned on, all images together in memory."""
+        return self.observed.whole()
 
 
 def fit_run(
@@ -133,14 +102,11 @@ def fit_run(
         indexed=stills,
         status=np.where(status == "", _judged(fit), status),
         fit=fit,
-        observations=seen.observations,
-        predictions=seen.predictions,
-        statistics=seen.statistics,
-        where=seen.where,
-        free=seen.free,
-        informs=seen.informs,
-        intensity_reference=seen.intensity,
-        model_sites=infer.evaluate(model, state, seen.observations, priors),
+        reflections=reflections_of(
+            seen.batches, seen.observations.parts, ref, model, state, priors
+        ),
+        batches=seen.batches,
+        observed=seen.observations,
         movement=tuple(movement),
     )
 
@@ -166,6 +132,8 @@ def _candidates(stills, ref, priors, settings) -> tuple[np.ndarray, ...]:
     width = partiality_width({}, priors)
     far = 3 * settings.margin
     return tuple(
-        predict.near_sphere(s, hkl, 0.98 * settings.d_min, lambda d, s=s: far * width(d, s.beam))
+        predict.near_sphere(
+            s, hkl, 0.98 * settings.d_min, lambda d, s=s: far * width(d, s.beam)
+        ).astype(np.int16)  # a long list for each of many images
         for s in stills
     )

@@ -18,7 +18,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+import numpy as np
+
+Array = jax.Array | np.ndarray
 
 
 @jax.tree_util.register_dataclass

@@ -102,12 +102,15 @@ class Statistics:
     covered: np.ndarray
     contested: np.ndarray
 
+    def select(self, keep: np.ndarray) -> Statistics:
+        """Those of a boolean mask or an index array."""
+        return Statistics(*(getattr(self, f.name)[keep] for f in fields(self)))
 
-def concatenate(parts: list[Statistics]) -> Statistics:
-    """One flat set from several, in order."""
-    return Statistics(
-        *(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Statistics))
-    )
+    @classmethod
+    def none(cls) -> Statistics:
+        """Of no reflection."""
+        six = [np.zeros((0, 6)), np.zeros((0, 6, 6)), np.zeros((0, 6)), np.zeros((0, 6))]
+        return cls(*six, *(np.zeros(0) for _ in range(5)))
 
 
 class Boxes(NamedTuple):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from .crystal import rotation_matrix, strain_basis
@@ -15,7 +13,7 @@ from .forward import Observations
 from .measure import Statistics
 from .predict import Predictions
 
-WASTE = 400_000  # empty slots that cost as much as a compilation, about ten seconds
+WASTE = 40_000  # empty slots that cost as much as a compilation, about five seconds
 
 
 @dataclass(frozen=True)
@@ -42,19 +40,20 @@ class Layout:
         return np.moveaxis(np.asarray(padded), -1, 1)[self.image, self.slot]
 
 
-def layout(predictions: Predictions, n_image: int, at_least: int = 0) -> Layout:
-    """Slots for reflections sorted by image.
+def slots(counts: np.ndarray, at_least: int = 0) -> int:
+    """Slots an image for reflections of which image i has ``counts[i]``.
 
-    Shapes decide what has to be compiled again, so m grows in steps of 64 and stays at
-    ``at_least``, the last round's, where that wastes less time than compiling would take.
+    Shapes decide what has to be compiled again, so their number grows in steps of 32 and stays
+    at ``at_least``, the last round's, where that wastes less time than compiling would take.
     """
-    counts = np.bincount(predictions.image, minlength=n_image)
-    start = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    slot = np.arange(len(predictions)) - start[predictions.image]
-    m = -(-int(counts.max(initial=1)) // 64) * 64
-    if n_image * (at_least - m) < WASTE:
-        m = max(m, at_least)
-    return Layout(predictions.image, slot, (n_image, m))
+    m = -(-int(np.max(counts, initial=1)) // 32) * 32
+    return max(m, at_least) if len(counts) * (at_least - m) < WASTE else m
+
+
+def layout(image: np.ndarray, n_image: int, m: int) -> Layout:
+    """Slots for reflections sorted by image; ``image`` (n,) from 0."""
+    start = np.searchsorted(image, np.arange(n_image))
+    return Layout(image, np.arange(len(image)) - start[image], (n_image, m))
 
 
 def geometry_observations(
@@ -64,52 +63,57 @@ def geometry_observations(
     rotation_mrad: np.ndarray,
     strain: np.ndarray,
     shift_mm: np.ndarray,
+    pixel_inv_angstrom: float,
 ) -> Observations:
     """Observations with the geometry filled in and the statistics still zero.
 
     Args:
-        stills: as indexed. predictions: made at the pilot state.
+        stills: as indexed; the last one stands in for images that are only room.
+        predictions: made at the pilot state.
         rotation_mrad: (n_image, 3), strain: (n_image, K), shift_mm: (3,), the pilot state.
+        pixel_inv_angstrom: of the run.
     """
+    room = where.shape[0] - len(stills)
+    stills = [*stills, *stills[-1:] * room]
+    rotation_mrad, strain = (
+        np.concatenate([x, np.repeat(x[-1:], room, axis=0)]) for x in (rotation_mrad, strain)
+    )
     basis = np.stack([strain_basis(still.crystal) for still in stills])
     stretch = np.eye(3) + np.einsum("nk,nkij->nij", strain, basis)
     axes = np.stack([beam_frame(s.beam, s.detector) for s in stills]) * np.array([[-1], [-1], [1]])
     p, image = predictions, predictions.image
     e12 = np.stack([p.e1, p.e2], axis=1)
     detector_axes = p.inv_range[:, None, None] * np.einsum("nai,nki->nak", e12, axes[image])
-    pixel = np.sqrt(np.abs(np.linalg.det(p.frame)))
     column = np.linalg.inv(p.frame) / np.linalg.norm(np.linalg.inv(p.frame), axis=1, keepdims=True)
     q_indexed = np.einsum("nij,nj->ni", np.stack([s.crystal.A for s in stills])[image], p.hkl)
     pad = where.pad
     n, m = n_m = where.shape
     return Observations(
-        **_as_jax(
-            fit=np.zeros(n_m, bool),
-            statistics=np.zeros((n, 6, m)),
-            response=np.zeros((n, 6, 6, m)),
-            variance_background=np.ones((n, 6, m)),
-            variance_signal=np.zeros((n, 6, m)),
-            width=np.ones(n_m),
-            pilot_moment=np.zeros((n, 3, m)),
-            intensity_reference=np.zeros(n_m),
-            norm_q=pad(np.linalg.norm(p.q, axis=1), 0.1),
-            sin_theta=pad(p.sin_theta, 0.1),
-            cos_theta=pad(p.cos_theta, 1.0),
-            e1=pad(p.e1),
-            e2=pad(p.e2),
-            s_hat=pad(p.s_hat),
-            q=pad(q_indexed),
-            excitation_error=pad(p.excitation_error),
-            detector_axes=pad(detector_axes),
-            azimuth=pad(column[:, :, 0]),
-            wavevector=np.array([[1 / s.beam.wavelength] for s in stills]),
-            bandwidth=np.array([[s.beam.bandwidth] for s in stills]),
-            strain_basis=basis,
-            pilot_setting=rotation_matrix(rotation_mrad) @ stretch,
-            pilot_shift=np.broadcast_to(shift_mm, (n, 3)),
-            log_G0=np.array(0.0),
-            pixel_inv_angstrom=np.array(float(np.median(pixel)) if len(pixel) else 1e-3),
-        )
+        fit=np.zeros(n_m, bool),
+        statistics=np.zeros((n, 6, m)),
+        response=np.zeros((n, 6, 6, m)),
+        variance_background=np.ones((n, 6, m)),
+        variance_signal=np.zeros((n, 6, m)),
+        width=np.ones(n_m),
+        pilot_moment=np.zeros((n, 3, m)),
+        intensity_reference=np.zeros(n_m),
+        norm_q=pad(np.linalg.norm(p.q, axis=1), 0.1),
+        sin_theta=pad(p.sin_theta, 0.1),
+        cos_theta=pad(p.cos_theta, 1.0),
+        e1=pad(p.e1),
+        e2=pad(p.e2),
+        s_hat=pad(p.s_hat),
+        q=pad(q_indexed),
+        excitation_error=pad(p.excitation_error),
+        detector_axes=pad(detector_axes),
+        azimuth=pad(column[:, :, 0]),
+        wavevector=np.array([[1 / s.beam.wavelength] for s in stills]),
+        bandwidth=np.array([[s.beam.bandwidth] for s in stills]),
+        strain_basis=basis,
+        pilot_setting=rotation_matrix(rotation_mrad) @ stretch,
+        pilot_shift=np.broadcast_to(shift_mm, (n, 3)),
+        log_G0=np.array(0.0),
+        pixel_inv_angstrom=np.array(pixel_inv_angstrom),
     )
 
 
@@ -131,20 +135,13 @@ def with_statistics(
     pad = where.pad
     return replace(
         obs,
-        **_as_jax(
-            fit=pad(fit),
-            statistics=pad(statistics.value),
-            response=pad(statistics.response),
-            variance_background=pad(statistics.variance_background, 1.0),
-            variance_signal=pad(statistics.variance_signal),
-            width=pad(statistics.width, 1.0),
-            pilot_moment=pad(moment),
-            intensity_reference=pad(intensity_reference),
-            log_G0=np.array(log_G0),
-        ),
+        fit=pad(fit),
+        statistics=pad(statistics.value),
+        response=pad(statistics.response),
+        variance_background=pad(statistics.variance_background, 1.0),
+        variance_signal=pad(statistics.variance_signal),
+        width=pad(statistics.width, 1.0),
+        pilot_moment=pad(moment),
+        intensity_reference=pad(intensity_reference),
+        log_G0=np.array(log_G0),
     )
-
-
-def _as_jax(**arrays: np.ndarray) -> dict[str, jax.Array]:
-    """The same as JAX arrays, in the caller's default precision."""
-    return {name: jnp.asarray(value) for name, value in arrays.items()}

@@ -14,7 +14,8 @@ from . import measure
 from .errors import InputError
 from .fit import RunFit
 from .io.images import ImageReader
-from .tables import image_table, measured, usable_images, variance
+from .rounds import shoebox_for
+from .tables import image_table, usable_images
 
 BLUE, RED, ORANGE, GREY = "#1f5fa8", "#c8382c", "#e07a1f", "0.55"
 SHELLS = ("#1b4f8f", "#2a9d8f", ORANGE)  # low to high resolution
@@ -77,14 +78,15 @@ def predicted_spots(
         InputError: the image cannot be read.
     """
     ax = _axes(ax)
-    p, J_model, seen = run.predictions, np.nan_to_num(run.J_model), measured(run)
+    p, seen = run.reflections, run.reflections.measured
+    J_model = np.nan_to_num(p.J_model)
     if image is None:
         weight = np.where(seen & usable_images(run)[p.image], J_model, 0.0)
         image = int(np.argmax(np.bincount(p.image, weight, len(run.stills))))
     still = run.stills[image]
     pixels, valid = reader.read(still)
     of_image = np.flatnonzero((p.image == image) & seen)
-    bright = of_image[J_model[of_image] > 3 * np.sqrt(variance(run))[of_image]]
+    bright = of_image[J_model[of_image] > 3 * np.sqrt(p.variance[of_image])]
     panel, x0, y0 = _densest(p.panel[bright], p.xy_px[bright], pixels.shape, size_px)
     shown = np.where(valid, pixels, np.nan)[panel, y0 : y0 + size_px, x0 : x0 + size_px]
     low, high = np.nanpercentile(shown, [50, 99.8]) if np.isfinite(shown).any() else (0, 1)
@@ -116,14 +118,14 @@ def predicted_spots(
 def calculated_against_observed(run: RunFit, ax: Any = None) -> Any:
     """J against J_model, reflections the fit saw and the free ones."""
     ax = _axes(ax)
-    known = measured(run) & np.isfinite(run.intensity_reference)
-    known &= usable_images(run)[run.predictions.image]
-    J, J_model = run.J, run.J_model
-    linear = 3 * float(np.median(np.sqrt(run.statistics.variance_background[known, 0])))
+    r = run.reflections
+    known = r.measured & np.isfinite(r.intensity_reference) & usable_images(run)[r.image]
+    J, J_model = r.J, r.J_model
+    linear = 3 * float(np.sqrt(np.quantile(r.variance[known], 0.1)))
     top = float(np.nanmax(np.maximum(J, J_model)[known])) * 1.3
     ax.plot([-linear, top], [-linear, top], color="k", lw=0.7)
     for free, color, name in ((False, BLUE, "fitted"), (True, RED, "free")):
-        rows = known & (run.free == free)
+        rows = known & (r.free == free)
         size = 1.6 if rows.sum() > 5000 else 3
         ax.plot(
             J_model[rows],
@@ -155,15 +157,16 @@ def partiality_curve(run: RunFit, ax: Any = None, n_bins: int = 21) -> Any:
     partiality must have been; the line is the same mean of p.
     """
     ax = _axes(ax)
-    rows = np.flatnonzero(run.informs & usable_images(run)[run.predictions.image])
-    p = run.where.flat(run.model_sites["partiality"])[rows]
-    epsilon = run.where.flat(run.model_sites["excitation_error"])[rows] * 1e3
-    h = run.J_model[rows] / np.maximum(p, 1e-12)
-    weight = h**2 / variance(run)[rows]
-    ratio = run.J[rows] / np.where(h > 0, h, np.inf)
+    r = run.reflections
+    rows = np.flatnonzero(r.informs & usable_images(run)[r.image])
+    p = r.partiality[rows].astype(float)
+    epsilon = r.excitation_error[rows] * 1e3
+    h = r.J_model[rows] / np.maximum(p, 1e-12)
+    weight = h**2 / r.variance[rows]
+    ratio = r.J[rows] / np.where(h > 0, h, np.inf)
     edges = np.linspace(-1, 1, n_bins + 1) * np.percentile(np.abs(epsilon), 99)
     middle = (edges[:-1] + edges[1:]) / 2
-    d = run.predictions.d[rows]
+    d = r.d[rows]
     limits = np.quantile(d, [1, 2 / 3, 1 / 3, 0])
     for k, color in enumerate(SHELLS):
         inside = (d <= limits[k]) & (d >= limits[k + 1])
@@ -194,7 +197,7 @@ def residuals_by_resolution(run: RunFit, ax: Any = None, n_bins: int = 12) -> An
     """(J − J_model)/σ against resolution with its median and the band that holds 68 %."""
     ax = _axes(ax)
     rows, z = _residuals(run)
-    s = 1 / run.predictions.d[rows] ** 2
+    s = 1 / run.reflections.d[rows].astype(float) ** 2
     ax.plot(s, np.clip(z, -8, 8), ".", ms=1.6 if len(z) > 5000 else 2.5, color=BLUE, alpha=0.3)
     edges = np.quantile(s, np.linspace(0, 1, n_bins + 1))
     bins = np.clip(np.digitize(s, edges) - 1, 0, n_bins - 1)
@@ -212,8 +215,7 @@ def residuals_by_resolution(run: RunFit, ax: Any = None, n_bins: int = 12) -> An
             kept.append(value)
     ax.set_xticks([v**-2.0 for v in kept], [f"{v:g}" for v in kept])
     ax.set(xlabel="resolution d (Å)", ylabel="(J − J_model)/σ", ylim=(-8.3, 8.3))
-    counting = "intensity_variance" not in run.model_sites
-    ax.set_title("residuals (σ: counting alone)" if counting else "residuals (σ with model error)")
+    ax.set_title("residuals, σ as the fit took it")
     ax.legend(loc="upper left", ncols=2, handlelength=1.5)
     return ax
 
@@ -222,7 +224,7 @@ def residual_histogram(run: RunFit, ax: Any = None) -> Any:
     """Distribution of (J − J_model)/σ of weak and strong reflections beside N(0, 1)."""
     ax = _axes(ax)
     rows, z = _residuals(run)
-    strength = run.J_model[rows] / np.sqrt(variance(run)[rows])
+    strength = run.reflections.J_model[rows] / np.sqrt(run.reflections.variance[rows])
     edges = np.linspace(-6, 6, 41)
     for chosen, color, name in (
         (strength < 3, GREY, "J_model < 3σ"),
@@ -322,11 +324,9 @@ def _narrow(values: np.ndarray) -> bool:
 
 def _shoebox(run: RunFit) -> measure.Shoebox:
     """The shoebox of the last round, to within its steps of a pixel."""
-    moment = run.where.flat(run.model_sites["spot_moment"])
-    area = np.abs(np.linalg.det(run.predictions.frame))
-    return measure.shoebox_for_width(
-        float(np.sqrt(np.median((moment[:, 0] + moment[:, 1]) / area)))
-    )
+    shoebox = shoebox_for(run.reflections.frame, run.reflections.spot_moment.astype(float))
+    assert shoebox is not None, "a fitted run has reflections"
+    return shoebox
 
 
 def _densest(panel, xy, shape, size) -> tuple[int, int, int]:
@@ -346,14 +346,16 @@ def _densest(panel, xy, shape, size) -> tuple[int, int, int]:
 
 def _residuals(run: RunFit) -> tuple[np.ndarray, np.ndarray]:
     """Rows that inform the fit, and (J − J_model)/σ."""
-    rows = np.flatnonzero(run.informs & usable_images(run)[run.predictions.image])
-    return rows, ((run.J - run.J_model) / np.sqrt(variance(run)))[rows]
+    r = run.reflections
+    rows = np.flatnonzero(r.informs & usable_images(run)[r.image])
+    return rows, ((r.J - r.J_model) / np.sqrt(r.variance))[rows].astype(float)
 
 
 def _kinds(run: RunFit, n: int) -> Iterator[tuple[str, np.ndarray]]:
     rows, z = _residuals(run)
-    strength = run.J_model[rows] / np.sqrt(variance(run)[rows])
-    yield "strong", rows[np.argsort(-run.J_model[rows])[:n]]
+    expected_J = run.reflections.J_model[rows]
+    strength = expected_J / np.sqrt(run.reflections.variance[rows])
+    yield "strong", rows[np.argsort(-expected_J)[:n]]
     yield "weak", rows[np.argsort(np.abs(strength - 1))[:n]]
     expected = np.flatnonzero(strength > 3)
     yield "below the model", rows[expected[np.argsort(z[expected])[:n]]]
@@ -361,7 +363,7 @@ def _kinds(run: RunFit, n: int) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _draw_shoebox(run: RunFit, reader: ImageReader, k: int, axes: Sequence[Any]) -> None:
-    p, image = run.predictions, int(run.predictions.image[k])
+    p, image = run.reflections, int(run.reflections.image[k])
     pixels, valid = reader.read(run.stills[image])
     half = int(np.ceil(_shoebox(run).signal_radius)) + 3
     middle = np.floor(p.xy_px[k]).astype(int)
@@ -370,16 +372,16 @@ def _draw_shoebox(run: RunFit, reader: ImageReader, k: int, axes: Sequence[Any])
     on = (x >= 0) & (y >= 0) & (x < pixels.shape[2]) & (y < pixels.shape[1])
     at = (p.panel[k], np.clip(y, 0, pixels.shape[1] - 1), np.clip(x, 0, pixels.shape[2] - 1))
     data = np.where(on & valid[at], pixels[at], np.nan)
-    moment = run.where.flat(run.model_sites["spot_moment"])[[k]] * 1e6
+    moment = p.spot_moment[[k]].astype(float) * 1e6
     template = measure.template_and_gradient(
         p.xy_px[[k]] - middle - 0.5,
-        p.frame[[k]] * 1e3,
+        p.frame[[k]].astype(float) * 1e3,
         moment,
         np.sqrt(moment[:, 0] + moment[:, 1]),
         np.stack([dx.ravel(), dy.ravel()], axis=1).astype(float),
     )[0]
-    background = float(run.statistics.background[k])
-    expected = background + run.J_model[k] * np.asarray(template).reshape(data.shape)
+    background = float(p.background[k])
+    expected = background + p.J_model[k] * np.asarray(template).reshape(data.shape)
     z = (data - expected) / np.sqrt(np.maximum(expected, 0.05))
     top = max(float(np.nanmax(data)) if np.isfinite(data).any() else 1, expected.max(), 1.0)
     for axis, values in zip(axes[:2], (data, expected), strict=True):
@@ -387,11 +389,9 @@ def _draw_shoebox(run: RunFit, reader: ImageReader, k: int, axes: Sequence[Any])
             values, cmap="Greys", vmin=min(background, 0), vmax=top, interpolation="nearest"
         )
     axes[2].imshow(z, cmap="RdBu_r", vmin=-5, vmax=5, interpolation="nearest")
-    sd = np.sqrt(variance(run)[k])
+    sd = np.sqrt(p.variance[k])
     h, kk, l = p.hkl[k]  # noqa: E741
-    title = (
-        f"({h} {kk} {l}), image {image}: J {run.J[k]:.0f} ± {sd:.0f}, model {run.J_model[k]:.0f}"
-    )
+    title = f"({h} {kk} {l}), image {image}: J {p.J[k]:.0f} ± {sd:.0f}, model {p.J_model[k]:.0f}"
     axes[0].set_title(title, fontsize=7.5, fontweight="normal", loc="left")
     for axis, name in zip(axes, ("data", "model", "difference, ±5σ"), strict=True):
         axis.set(xticks=[], yticks=[])

@@ -21,7 +21,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from . import infer
@@ -36,8 +35,8 @@ from .io.posterior import Variable, write_posterior
 from .merge import Merged, merge
 from .noise import Noise
 from .priors import Priors
-from .reference import Reference, asu_map, free_set, wilson_mean
-from .tables import AXES, image_table, mean_cell, measured, shared_values, usable_images
+from .reference import Reference, asu_map, free_set
+from .tables import AXES, image_table, mean_cell, shared_values, usable_images
 
 N_SHELLS = 10
 N_SCALE_DRAWS = 50
@@ -93,12 +92,11 @@ def write_results(
     try:
         rng = np.random.default_rng(settings.seed)
         draws = infer.laplace_draws(run.fit, rng, n_draws)
-        variance = intensity_variance(run, ref, model, priors)
         scale_sd: np.ndarray | float = 0.0
         if method == "laplace":
             scale_sd = stage("scale_sd", scale_uncertainty, run, model, priors, draws)
-        merged = stage("merge", _merged, run, ref, variance, scale_sd, settings)
-        stage("tables", _write_tables, work, run, experiments, ref, variance, merged, settings)
+        merged = stage("merge", _merged, run, ref, scale_sd, settings)
+        stage("tables", _write_tables, work, run, experiments, ref, merged, settings)
         stage("posterior", _write_draws, work / "posterior.nc", run, model, priors, draws, rng)
         if reader is not None:
             stage("pictures", _write_picture, work / "overview.png", run, reader)
@@ -141,26 +139,6 @@ def prepare_folder(out_dir: str | Path) -> Path:
 # -- what is merged -------------------------------------------------------------------------
 
 
-def intensity_variance(
-    run: RunFit, ref: Reference, model: infer.Model, priors: Priors
-) -> np.ndarray:
-    """(N,) expected variance of J, photons²: counting and, if the model says so, model error.
-
-    From the model's deterministic site ``intensity_variance``, else σ_J² = V_bg + J_model V_sig.
-    Free reflections and those without a reference get the mean intensity of their resolution
-    for I_ref: no weight knows what it must not see.
-    """
-    known = np.isfinite(run.intensity_reference) & ~run.free
-    mean = wilson_mean(ref.d, ref.intensity, run.predictions.d)
-    expected = np.where(known, run.intensity_reference, mean)
-    if "intensity_variance" not in run.model_sites:
-        return run.variance(run.scale * expected)
-    padded = jnp.asarray(run.where.pad(run.predictions.polarisation * expected))
-    blind = replace(run.observations, intensity_reference=padded)
-    sites = infer.evaluate(model, run.fit.values(), blind, priors)
-    return run.where.flat(sites["intensity_variance"])
-
-
 def scale_uncertainty(
     run: RunFit, model: infer.Model, priors: Priors, draws: Mapping[str, np.ndarray]
 ) -> np.ndarray:
@@ -169,39 +147,46 @@ def scale_uncertainty(
     Each reflection's own; that reflections of one image share the error of G is left out.
     """
     count = min(N_SCALE_DRAWS, len(next(iter(draws.values()))))
-    mean = total = np.zeros(len(run.predictions))
-    for i in range(count):
-        values = {name: value[i] for name, value in draws.items()}
-        scale = infer.evaluate(model, values, run.observations, priors)["scale"]
-        log_g = np.log(np.maximum(run.where.flat(scale), 1e-300))
-        step = log_g - mean
-        mean = mean + step / (i + 1)
-        total = total + step * (log_g - mean)
-    return np.sqrt(total / max(count - 1, 1))
+    found = []
+    for batch, obs in zip(run.batches, run.observed.parts, strict=True):
+        here = _draws_of(run, draws, batch.images)
+        mean = total = np.zeros(len(batch.predictions))
+        for i in range(count):
+            values = {name: value[i] for name, value in here.items()}
+            scale = infer.evaluate(model, values, obs, priors)["scale"]
+            log_g = np.log(np.maximum(batch.where.flat(scale), 1e-300))
+            step = log_g - mean
+            mean = mean + step / (i + 1)
+            total = total + step * (log_g - mean)
+        found.append(np.sqrt(total / max(count - 1, 1)))
+    return np.concatenate(found)
+
+
+def _draws_of(run: RunFit, draws: Mapping[str, np.ndarray], images: slice):
+    """Draws of a batch of images, the last image repeated where the batch has room for more."""
+    rows = np.minimum(np.arange(images.start, images.start + run.observed.size), images.stop - 1)
+    return {s.name: draws[s.name][:, rows] if s.per_image else draws[s.name] for s in run.fit.sites}
 
 
 def _merged(
-    run: RunFit,
-    ref: Reference,
-    variance: np.ndarray,
-    scale_sd: np.ndarray | float,
-    settings: Settings,
+    run: RunFit, ref: Reference, scale_sd: np.ndarray | float, settings: Settings
 ) -> Merged:
-    rows = _rows(run)
+    rows, r = _rows(run), run.reflections
     return merge(
-        asu_map(run.predictions.hkl[rows], ref.space_group)[0],
-        run.J[rows],
-        variance[rows],
-        run.scale[rows],
-        run.predictions.image[rows],
-        np.broadcast_to(scale_sd, len(run.J))[rows],
+        asu_map(r.hkl[rows], ref.space_group)[0],
+        r.J[rows],
+        r.variance[rows],
+        r.scale[rows],
+        r.image[rows],
+        np.broadcast_to(scale_sd, len(r))[rows],
         settings.seed,
     )
 
 
 def _rows(run: RunFit) -> np.ndarray:
     """Indices of the reflections that go into files."""
-    rows = np.flatnonzero(measured(run) & usable_images(run)[run.predictions.image])
+    r = run.reflections
+    rows = np.flatnonzero(r.measured & usable_images(run)[r.image])
     if not len(rows):
         raise InputError(f"no image could be fitted; the first one: {run.status[0]}")
     return rows
@@ -210,32 +195,29 @@ def _rows(run: RunFit) -> np.ndarray:
 # -- tables ---------------------------------------------------------------------------------
 
 
-def _write_tables(work: Path, run: RunFit, experiments, ref, variance, merged: Merged, settings):
+def _write_tables(work: Path, run: RunFit, experiments, ref, merged: Merged, settings):
     usable = usable_images(run)
     kept = zip(usable, run.stills, run.indexed, strict=True)
     stills = tuple(new if good else old for good, new, old in kept)
     write_experiments(work / "refined.expt", replace(experiments, stills=stills))
     cell = mean_cell(run)
     rows = _rows(run)
-    p = run.predictions
-    flat = {
-        name: run.where.flat(run.model_sites[name]) for name in ("partiality", "excitation_error")
-    }
+    r = run.reflections
     columns = {
-        "BATCH": p.image + 1,
-        "I": run.J,
-        "SIGI": np.sqrt(variance),
-        "PARTIALITY": flat["partiality"],
-        "EPSILON_R": flat["excitation_error"],
-        "SCALE": run.scale,
-        "IMODEL": run.J_model,
-        "XDET": p.xy_px[:, 0],
-        "YDET": p.xy_px[:, 1],
-        "PANEL": p.panel,
-        "FREE": run.free,
+        "BATCH": r.image + 1,
+        "I": r.J,
+        "SIGI": np.sqrt(r.variance),
+        "PARTIALITY": r.partiality,
+        "EPSILON_R": r.excitation_error,
+        "SCALE": r.scale,
+        "IMODEL": r.J_model,
+        "XDET": r.xy_px[:, 0],
+        "YDET": r.xy_px[:, 1],
+        "PANEL": r.panel,
+        "FREE": r.free,
     }
-    columns = {name: np.asarray(values, float)[rows] for name, values in columns.items()}
-    write_unmerged(work / "unmerged.mtz", p.hkl[rows], columns, cell, ref.space_group, stills)
+    columns = {name: values[rows] for name, values in columns.items()}
+    write_unmerged(work / "unmerged.mtz", r.hkl[rows], columns, cell, ref.space_group, stills)
     free = free_set(merged.hkl, settings.free_fraction, settings.seed, ref.space_group)
     half, sigma = merged.half_intensity.T, merged.half_sigma.T
     write_merged(
@@ -273,7 +255,8 @@ def _csv_value(value: Any) -> Any:
 
 
 def _write_draws(path: Path, run: RunFit, model, priors, draws, rng) -> None:
-    rows = np.flatnonzero(run.informs)
+    r = run.reflections
+    rows = np.flatnonzero(r.informs)
     posterior, coords = {}, {}
     for site in run.fit.sites:
         values, shape = np.asarray(draws[site.name]), site.shape
@@ -284,21 +267,24 @@ def _write_draws(path: Path, run: RunFit, model, priors, draws, rng) -> None:
             dims[-1], labels = AXES[site.name]
             coords[dims[-1]] = np.array(labels) if labels else np.arange(1, shape[-1] + 1)
         posterior[site.name] = Variable(values, ("image", *dims) if site.per_image else tuple(dims))
-    terms = infer.predictive_draws(rng, model, draws, run.observations, priors)
+    names = ("intensity", "centroid_radial", "centroid_tangential", "spread")
+    observed = [b.statistics.value[b.informs, : len(names)] for b in run.batches]
 
-    def informing(row):
-        return {k: tuple(run.where.flat(x)[rows] for x in pair) for k, pair in row.items()}
+    def pointwise():
+        for batch, obs in zip(run.batches, run.observed.parts, strict=True):
+            here = _draws_of(run, draws, batch.images)
+            terms = list(infer.predictive_draws(rng, model, here, obs, priors))
+            yield {
+                name: tuple(np.stack([row[name][k][obs.fit] for row in terms]) for k in (0, 1))
+                for name in names
+            }
 
-    observed = {}
-    for k, name in enumerate(("intensity", "centroid_radial", "centroid_tangential", "spread")):
-        observed[name] = run.statistics.value[rows, k]
-    hkl = run.predictions.hkl[rows]
     write_posterior(
         path,
         posterior,
-        map(informing, terms),
-        observed,
-        {"image": run.predictions.image[rows], **dict(zip("hkl", hkl.T, strict=True))},
+        pointwise(),
+        dict(zip(names, np.concatenate(observed).T, strict=True)),
+        {"image": r.image[rows], **dict(zip("hkl", r.hkl[rows].T, strict=True))},
         coords,
         {"identifier": ("image", np.array([still.identifier for still in run.stills]))},
         {"inference_library": "bayes_refine", "method": "Laplace draws"},
@@ -316,7 +302,7 @@ def _write_picture(path: Path, run: RunFit, reader: ImageReader) -> None:
 
 def _summary(run: RunFit, ref: Reference, merged: Merged, settings: Settings) -> dict[str, Any]:
     free = free_set(merged.hkl, settings.free_fraction, settings.seed, ref.space_group)
-    cell, usable, seen = mean_cell(run), usable_images(run), measured(run)
+    cell, usable, r = mean_cell(run), usable_images(run), run.reflections
     d = cell.calculate_d_array(np.ascontiguousarray(merged.hkl, np.int32))
     edges = shell_edges(float(d.max()), float(d.min()), N_SHELLS)
     reference = ref.lookup(merged.hkl)
@@ -330,9 +316,9 @@ def _summary(run: RunFit, ref: Reference, merged: Merged, settings: Settings) ->
             "images_used": int(usable.sum()),
             "images_failed": int((~usable).sum()),
             "status": dict(Counter(_kind(s) for s in run.status)),
-            "reflections_predicted": len(run.predictions),
-            "reflections_measured": int(seen.sum()),
-            "reflections_fitted": int(run.informs.sum()),
+            "reflections_predicted": len(r),
+            "reflections_measured": int(r.measured.sum()),
+            "reflections_fitted": int(r.informs.sum()),
             "reflections_merged": len(merged),
             "reflections_free": int(free.sum()),
         },

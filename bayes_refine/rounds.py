@@ -1,4 +1,4 @@
-"""One round of a fit: predict at a state, measure there, fit."""
+"""One round of a fit: predict at a state, measure there, fit; a few images in memory at a time."""
 
 from __future__ import annotations
 
@@ -10,23 +10,22 @@ from typing import NamedTuple
 import numpy as np
 
 from . import infer, measure, observe, predict, reference
-from .crystal import refined_crystal
-from .detector import Beam, beam_frame
 from .errors import InputError
 from .experiments import Still
 from .forward import Observations
 from .io.images import ImageReader
 from .measure import Statistics, Weights, score_weights
+from .pilot import State, images_of, moved, partiality_width, pilot_geometry
 from .predict import Predictions
 from .priors import Priors
 from .reference import Reference
+from .store import Store
 
 MIN_COVERED = 0.6  # of a spot's template on usable pixels, for it to inform the fit
 CLAIM = 1.5  # |ε_r| in R0_eff (p > 10 %) up to which a spot spoils its neighbours
-BATCH = 8192  # shoeboxes in memory at a time
+BATCH = 16  # images in memory at a time; as many as are scouted, so that all is compiled once
 MIN_REFLECTIONS = 30  # in an image's fit: three for each of its ~ten unknowns
 
-State = dict[str, np.ndarray]  # the model's sites, constrained, by name
 Say = Callable[[str], None]
 
 
@@ -95,39 +94,64 @@ class Run:
             candidates=tuple(self.candidates[i] for i in images),
         )
 
+    @property
+    def size(self) -> int:
+        """Images that a batch has room for."""
+        return min(len(self.stills), BATCH)
+
+    def batches(self) -> list[slice]:
+        """The images of each batch."""
+        n = len(self.stills)
+        return [slice(i, min(i + BATCH, n)) for i in range(0, n, BATCH)]
+
 
 class Kept(NamedTuple):
-    """What does not change between rounds: padding (``observe.layout``), ln G of the run."""
+    """What later rounds take over from the scouts or the first.
+
+    Attributes:
+        slots: padding (``observe.slots``), the shape that is compiled.
+        log_G0: ln G of the run. pixel_inv_angstrom: size of a pixel.
+    """
 
     slots: int = 0
     log_G0: float | None = None
+    pixel_inv_angstrom: float | None = None
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What one round is conditioned on: n images, N reflections (flat).
+class Batch:
+    """What a few images show in one round: N reflections, flat.
 
     Attributes:
-        observations: padded; where: the place of flat reflections in the padding.
-        predictions, statistics: flat.
+        images: of the run; ``Predictions.image`` counts from the first of them.
+        where: the places of flat reflections in the padded observations.
         intensity: (N,) I_ref, NaN where unknown; free, informs: (N,) bool.
-        log_G: (n, 1) where the scales start; log_G0: ln G of the run.
     """
 
-    observations: Observations
+    images: slice
     where: observe.Layout
     predictions: Predictions
     statistics: Statistics
     intensity: np.ndarray
     free: np.ndarray
     informs: np.ndarray
-    log_G: np.ndarray
-    log_G0: float
 
-    @property
-    def kept(self) -> Kept:
-        """For the next round."""
-        return Kept(self.where.shape[1], self.log_G0)
+
+@dataclass(frozen=True)
+class Seen:
+    """What one round is conditioned on, n images.
+
+    Attributes:
+        batches, observations: of the same images, on disk.
+        counts: (n,) reflections that inform the fit. log_G: (n, 1) where the scales start.
+        kept: for the next round.
+    """
+
+    batches: Store[Batch]
+    observations: infer.Batches
+    counts: np.ndarray
+    log_G: np.ndarray
+    kept: Kept
 
 
 def one_round(
@@ -153,7 +177,7 @@ def one_round(
         The new state, the fit, what it was conditioned on, and how far things moved.
     """
     started = time.perf_counter()
-    seen = measured(run, state, priors, status, kept, margin)
+    seen = measured(run, state, priors, status, kept, margin, say)
     ready = time.perf_counter()
     fit = infer.map_fit(
         run.model,
@@ -170,51 +194,131 @@ def one_round(
     return new, fit, seen, _movement({"log_G": seen.log_G, **state}, new, seen, fit, *seconds)
 
 
-def predicted(run: Run, state: State, priors: Priors, margin: float, slots: int = 0):
-    """Stills and predictions at a state, their layout, and observations without statistics."""
-    pilot = pilot_geometry(run.stills, state)
-    width = partiality_width(state, priors)
-    stills = moved(run.stills, *pilot)
-    predictions = predict.concatenate(
+# -- predict --------------------------------------------------------------------------------
+
+
+def predictions_of(
+    run: Run, state: State, priors: Priors, margin: float, images: slice
+) -> Predictions:
+    """Reflections of some images at a state, up to |ε_r| of ``margin`` R0_eff."""
+    stills, width = stills_at(run, state, images), partiality_width(state, priors)
+    return predict.concatenate(
         [
             predict.predict(s, hkl, run.settings.d_min, lambda d, s=s: margin * width(d, s.beam), i)
-            for i, (s, hkl) in enumerate(zip(stills, run.candidates, strict=True))
+            for i, (s, hkl) in enumerate(zip(stills, run.candidates[images], strict=True))
         ]
     )
-    if not len(predictions):
-        raise InputError("no reflection is predicted on the detector; check d_min and the geometry")
-    where = observe.layout(predictions, len(stills), slots)
-    obs = observe.geometry_observations(list(run.stills), predictions, where, *pilot)
-    return stills, predictions, where, obs
+
+
+def pixel_size(predictions: Predictions) -> float:
+    """Median size of a pixel in ε_t, Å⁻¹."""
+    return float(np.median(np.sqrt(np.abs(np.linalg.det(predictions.frame)))))
+
+
+def stills_at(run: Run, state: State, images: slice) -> tuple[Still, ...]:
+    """Some stills of a run with the geometry of a state."""
+    some = run.stills[images]
+    return moved(some, *pilot_geometry(some, images_of(state, images, len(some))))
+
+
+def geometry_at(
+    run: Run,
+    state: State,
+    predictions: Predictions,
+    images: slice,
+    slots: int,
+    pixel_inv_angstrom: float,
+) -> tuple[observe.Layout, Observations]:
+    """Observations without statistics of some images' reflections, and where those are."""
+    some = run.stills[images]
+    where = observe.layout(predictions.image, run.size, slots)
+    pilot = pilot_geometry(some, images_of(state, images, len(some)))
+    return where, observe.geometry_observations(
+        list(some), predictions, where, *pilot, pixel_inv_angstrom
+    )
+
+
+# -- measure --------------------------------------------------------------------------------
 
 
 def measured(
-    run: Run, state: State, priors: Priors, status: np.ndarray, kept: Kept, margin: float
+    run: Run,
+    state: State,
+    priors: Priors,
+    status: np.ndarray,
+    kept: Kept,
+    margin: float,
+    say: Say,
 ) -> Seen:
     """Predict and measure at a state; the arguments are :func:`one_round`'s."""
-    stills, predictions, where, obs = predicted(run, state, priors, margin, kept.slots)
-    n = len(stills)
+    batches, n = run.batches(), len(run.stills)
+    predicted: Store[Predictions] = Store()
+    for images in batches:
+        predicted.append(predictions_of(run, state, priors, margin, images))
+    counts = np.concatenate([np.bincount(p.image, minlength=run.size) for p in predicted])[:n]
+    if not counts.any():
+        raise InputError("no reflection is predicted on the detector; check d_min and the geometry")
+    kept = kept._replace(slots=observe.slots(counts, kept.slots))
+    pixel = kept.pixel_inv_angstrom
+    if pixel is None:
+        pixel = pixel_size(next(p for p in predicted if len(p)))
+        kept = kept._replace(pixel_inv_angstrom=pixel)
+
+    found: Store[Batch] = Store()
+    observed: Store[Observations] = Store()
+    log_G, informing, shoebox = np.zeros((n, 1)), np.zeros(n, int), None
+    for images, predictions in zip(batches, predicted, strict=True):
+        batch, obs, log_G[images], kept, shoebox = _measured_batch(
+            run, state, priors, status, kept, pixel, predictions, images, shoebox
+        )
+        found.append(batch)
+        observed.append(obs)
+        informing[images] = np.bincount(
+            predictions.image[batch.informs], minlength=images.stop - images.start
+        )
+        if len(batches) > 1:
+            say(f"measured {images.stop} of {n} images")
+    if not informing.any():
+        raise InputError(f"no image can be used; the first one: {status[0]}")
+
+    return Seen(found, infer.Batches(observed, run.size, n), informing, log_G, kept)
+
+
+def _measured_batch(run, state, priors, status, kept: Kept, pixel, predictions, images, shoebox):
+    """One batch, its observations and starting scales, and what the first settles for all."""
+    where, obs = geometry_at(run, state, predictions, images, kept.slots, pixel)
+    n, here = images.stop - images.start, images_of(state, images, run.size)
     scaled = "log_G" in state
-    sites = infer.evaluate(run.model, {"log_G": np.zeros((n, 1)), **state}, obs, priors)
+    sites = infer.evaluate(run.model, {"log_G": np.zeros((run.size, 1)), **here}, obs, priors)
     intensity, free, expected = references(run.ref, predictions, run.settings)
     J = where.flat(sites["scale"]) * predictions.polarisation * expected
     moment = where.flat(sites["spot_moment"])
-    R0_eff = partiality_width(state, priors)
+    shoebox = shoebox or shoebox_for(predictions.frame, moment)
     # without scales nothing is expected yet: flat weights
-    statistics, failed = statistics_of(run, stills, predictions, J * scaled, moment, R0_eff)
+    statistics, failed = statistics_of(
+        run,
+        stills_at(run, state, images),
+        predictions,
+        J * scaled,
+        moment,
+        partiality_width(state, priors),
+        shoebox,
+    )
+    said = status[images]  # a view
     for i, why in failed.items():
-        status[i] = why
+        said[i] = why
     informs = np.isfinite(intensity) & ~free & (statistics.covered > MIN_COVERED)
     counts = np.bincount(predictions.image[informs], minlength=n)
-    for i in np.flatnonzero((counts < MIN_REFLECTIONS) & (status == "")):
-        status[i] = f"too few reflections ({counts[i]})"
-    informs &= (status == "")[predictions.image]
-    if not informs.any():
-        raise InputError(f"no image can be used; the first one: {status[0]}")
-    if scaled and kept.log_G0 is not None:
-        log_G, log_G0 = state["log_G"], kept.log_G0
+    for k in np.flatnonzero((counts < MIN_REFLECTIONS) & (said == "")):
+        said[k] = f"too few reflections ({counts[k]})"
+    informs &= (said == "")[predictions.image]
+    log_G0 = kept.log_G0
+    if scaled and log_G0 is not None:
+        log_G = here["log_G"][:n]
     else:
-        log_G, log_G0 = _first_scales(statistics.value[:, 0], J, informs, predictions.image, n)
+        log_G, log_G0 = _first_scales(
+            statistics.value[:, 0], J, informs, predictions.image, n, log_G0
+        )
     obs = observe.with_statistics(
         obs,
         where,
@@ -222,12 +326,13 @@ def measured(
         moment,
         predictions.polarisation * np.where(np.isfinite(intensity), intensity, 0.0),
         informs,
-        log_G0,
+        log_G0 if log_G0 is not None else 0.0,
     )
-    return Seen(obs, where, predictions, statistics, intensity, free, informs, log_G, log_G0)
+    batch = Batch(images, where, predictions, statistics, intensity, free, informs)
+    return batch, obs, log_G, kept._replace(log_G0=log_G0), shoebox
 
 
-def _first_scales(total, J1, informs, image, n) -> tuple[np.ndarray, float]:
+def _first_scales(total, J1, informs, image, n, log_G0):
     """ln G (n, 1) from Σ T J1/Σ J1², J1 expected at G = 1, and the run's, for an image without."""
     use = informs & (J1 > 0)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -236,56 +341,16 @@ def _first_scales(total, J1, informs, image, n) -> tuple[np.ndarray, float]:
         )
         log_G = np.log(ratio)
     usable = np.isfinite(log_G)
-    if not usable.any():
-        raise InputError(
-            "no image has more photons at the predicted spots than beside them; "
-            "check that experiments, images and reference belong together"
-        )
-    typical = float(np.median(log_G[usable]))
+    if log_G0 is None and use.any():
+        if not usable.any():
+            raise InputError(
+                "no image has more photons at the predicted spots than beside them; "
+                "check that experiments, images and reference belong together"
+            )
+        log_G0 = float(np.median(log_G[usable]))
+    typical = log_G0 or 0.0
     log_G = np.where(usable, np.clip(log_G, typical - 3, typical + 3), typical)
-    return log_G[:, None], typical
-
-
-def pilot_geometry(stills, state):
-    """Rotation (n, 3) mrad, strain (n, K) and shift (3,) mm of a state; zero where not refined."""
-    n, K = len(stills), observe.strain_basis(stills[0].crystal).shape[0]
-    return (
-        np.asarray(state.get("rotation_mrad", np.zeros((n, 3)))).reshape(n, 3),
-        np.asarray(state.get("strain", np.zeros((n, K)))).reshape(n, -1),
-        np.asarray(state.get("detector_shift_mm", np.zeros(3))),
-    )
-
-
-def moved(stills, rotation_mrad, strain, shift_mm):
-    """The stills with refined crystals and detector."""
-
-    def one(still, rotation, e):
-        axes = beam_frame(still.beam, still.detector) * np.array([[-1], [-1], [1]])
-        return replace(
-            still,
-            crystal=refined_crystal(still.crystal, rotation, e),
-            detector=still.detector.shifted(shift_mm @ axes),
-        )
-
-    return tuple(one(*row) for row in zip(stills, rotation_mrad, strain, strict=True))
-
-
-def widths(state: State, priors: Priors) -> tuple[float, float]:
-    """R0 (Å⁻¹) and mosaic spread η (mrad) of a state; the priors' where it has none."""
-    log_R0 = state.get("log_R0", np.log(priors.R0_inv_angstrom))
-    log_eta = state.get("log_mosaic_mrad", np.log(priors.mosaic_spread_mrad))
-    return float(np.exp(np.asarray(log_R0))), float(np.exp(np.asarray(log_eta)))
-
-
-def partiality_width(state: State, priors: Priors) -> Callable[[np.ndarray, Beam], np.ndarray]:
-    """R0_eff (Å⁻¹) at a state, a function of d (Å) and of the beam."""
-    R0, eta_mrad = widths(state, priors)
-
-    def width(d, beam):
-        smeared = beam.bandwidth * beam.wavelength / (np.sqrt(2) * d**2)
-        return np.sqrt(R0**2 + smeared**2 + (1e-3 * eta_mrad / d) ** 2)
-
-    return width
+    return log_G[:, None], log_G0
 
 
 def references(ref, predictions, settings):
@@ -298,40 +363,31 @@ def references(ref, predictions, settings):
     return intensity, free, np.where(np.isfinite(intensity) & ~free, intensity, mean)
 
 
-def statistics_of(run: Run, stills, predictions: Predictions, expected, moment, R0_eff):
-    """Statistics of all reflections, a few images in memory at a time.
+def shoebox_for(frame: np.ndarray, moment: np.ndarray) -> measure.Shoebox | None:
+    """The shoebox for spots with ``frame`` (N, 2, 2) and second moments (N, 3); None for none."""
+    if not len(moment):
+        return None
+    area = np.abs(np.linalg.det(frame))
+    width_px = float(np.sqrt(np.median((moment[:, 0] + moment[:, 1]) / area)))
+    return measure.shoebox_for_width(width_px)
+
+
+def statistics_of(
+    run: Run, stills, predictions: Predictions, expected, moment, R0_eff, shoebox
+) -> tuple[Statistics, dict[int, str]]:
+    """Statistics of some images' reflections.
 
     Returns the statistics and, for images that cannot be read, why: their spots count as
     uncovered.
     """
-    pixel_area = np.abs(np.linalg.det(predictions.frame))
-    width_px = float(np.sqrt(np.median((moment[:, 0] + moment[:, 1]) / pixel_area)))
-    shoebox = measure.shoebox_for_width(width_px)
+    if not len(predictions):
+        return Statistics.none(), {}
     bounds = np.searchsorted(predictions.image, np.arange(len(stills) + 1))
     failed: dict[int, str] = {}
-    parts: list[Statistics] = []
-    waiting: list[tuple] = []
-
-    def flush():
-        if waiting:
-            rows = np.concatenate([w[0] for w in waiting])
-            boxes = zip(*(w[1] for w in waiting), strict=True)
-            parts.append(
-                measure.measure(
-                    measure.Boxes(*(np.concatenate(x) for x in boxes)),
-                    predictions.frame[rows],
-                    moment[rows],
-                    expected[rows],
-                    shoebox,
-                    run.settings.read_noise,
-                    run.settings.weights,
-                )
-            )
-            waiting.clear()
-
+    boxes = []
     for i, still in enumerate(stills):
-        rows = np.arange(bounds[i], bounds[i + 1])
-        if not len(rows):
+        rows = slice(*bounds[i : i + 2])
+        if rows.start == rows.stop:
             continue
         try:
             image, mask = run.reader.read(still)
@@ -341,19 +397,26 @@ def statistics_of(run: Run, stills, predictions: Predictions, expected, moment, 
             mask = np.zeros(image.shape, bool)
         near = CLAIM * R0_eff(predictions.d[rows], still.beam)
         claimed = np.abs(predictions.excitation_error[rows]) < near
-        boxes = measure.cut_shoeboxes(
-            image, mask, predictions.panel[rows], predictions.xy_px[rows], claimed, shoebox
+        boxes.append(
+            measure.cut_shoeboxes(
+                image, mask, predictions.panel[rows], predictions.xy_px[rows], claimed, shoebox
+            )
         )
-        waiting.append((rows, boxes))
-        if sum(len(w[0]) for w in waiting) >= BATCH:
-            flush()
-    flush()
-    return measure.concatenate(parts), failed
+    statistics = measure.measure(
+        measure.Boxes(*(np.concatenate(x) for x in zip(*boxes, strict=True))),
+        predictions.frame,
+        moment,
+        expected,
+        shoebox,
+        run.settings.read_noise,
+        run.settings.weights,
+    )
+    return statistics, failed
 
 
 def _movement(old: State, new: State, seen: Seen, result, seconds_measure, seconds_fit):
     """What changed in a round, over the images that could be used."""
-    usable = np.bincount(seen.predictions.image[seen.informs], minlength=len(result.status)) > 0
+    usable = seen.counts > 0
 
     def rms(name):
         if name not in new:

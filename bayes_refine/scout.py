@@ -7,24 +7,28 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from . import infer
+from .errors import InputError
+from .observe import slots
+from .pilot import State, partiality_width, widths
 from .priors import Priors
 from .rounds import (
+    BATCH,
     MIN_COVERED,
     Kept,
     Run,
     Say,
-    State,
+    geometry_at,
     one_round,
-    partiality_width,
-    predicted,
+    pixel_size,
+    predictions_of,
     references,
+    shoebox_for,
     statistics_of,
-    widths,
+    stills_at,
 )
 
-SCOUTS = 16  # images looked at first
 HOLD = 0.05  # sd of ln R0 and ln η while the curve is held broad
-BROAD_MARGIN = 1.7  # |ε_r| in R0_eff up to which reflections are taken then (p = 6 %)
+BROAD_MARGIN = 1.5  # |ε_r| in R0_eff up to which reflections are taken then (p = 10 %)
 # errors to start from: too large is soon mended, too small is not
 ROUGH = {"log_model_error": 0.5, "log_position_error": 5e-4, "log_shape_error": 0.5}
 
@@ -37,7 +41,7 @@ class Start:
         state: for the first round, on a broad partiality curve.
         broad: the priors that hold it broad.
         after: sites to put in the state once the first round is done.
-        kept: padding of the scouts where they were all there are: that shape is compiled.
+        kept: what the scouts settled for all.
     """
 
     state: State
@@ -47,7 +51,7 @@ class Start:
 
 
 def scout(run: Run, priors: Priors, say: Say) -> Start:
-    """Fit up to 16 images to learn where all may start.
+    """Fit a batch of images from all over the run to learn where all may start.
 
     Orientations that are off look like mosaic spread, so the first round of a run is fitted
     with η² + 2⟨ω²⟩ in place of η² and both widths held: a curve so broad that every image is
@@ -55,7 +59,7 @@ def scout(run: Run, priors: Priors, say: Say) -> Start:
     first round has the priors' widths.
     """
     n = len(run.stills)
-    images = np.unique(np.linspace(0, n - 1, SCOUTS).astype(int))
+    images = np.unique(np.linspace(0, n - 1, BATCH).astype(int))
     few = run.few(images)
     say(f"finding the width of spots and of the partiality curve on {len(images)} images")
     hold = {"log_R0_sd": HOLD, "log_mosaic_spread_sd": HOLD}
@@ -63,8 +67,7 @@ def scout(run: Run, priors: Priors, say: Say) -> Start:
     state |= {name: np.log(value) for name, value in ROUGH.items()}
     status, shared = np.full(len(images), "", dtype=object), []
     kept = Kept()
-    margin = run.settings.margin  # the same for both: one shape to compile
-    for now in (replace(priors, **hold), priors):
+    for now, margin in ((replace(priors, **hold), BROAD_MARGIN), (priors, run.settings.margin)):
         state, fit, seen, moved = one_round(few, state, now, status, kept, margin, False, say)
         kept = seen.kept
         shared.append({site.name: state[site.name] for site in fit.sites if not site.per_image})
@@ -81,7 +84,7 @@ def scout(run: Run, priors: Priors, say: Say) -> Start:
     if "log_mosaic_image_mrad" in state:
         after["log_mosaic_image_mrad"] = np.full((n, 1), after["log_mosaic_mrad"])
     broad = replace(priors, **hold, R0_inv_angstrom=R0, mosaic_spread_mrad=eta)
-    return Start(start, broad, after, Kept(kept.slots) if len(images) == n else Kept())
+    return Start(start, broad, after, kept)
 
 
 def spot_width(run: Run, priors: Priors) -> float:
@@ -91,21 +94,36 @@ def spot_width(run: Run, priors: Priors) -> float:
     about right for its answer to be.
     """
     n = len(run.stills)
+    images = slice(0, n)
     state: State = {}
     log_R1 = 0.0
     for attempt in range(4):
-        stills, predictions, where, obs = predicted(run, state, priors, BROAD_MARGIN)
+        predictions = predictions_of(run, state, priors, BROAD_MARGIN, images)
+        if not len(predictions):
+            raise InputError(
+                "no reflection is predicted on the detector; check d_min and the geometry"
+            )
+        pixel = pixel_size(predictions)
+        m = slots(np.bincount(predictions.image))
+        where, obs = geometry_at(run, state, predictions, images, m, pixel)
         sites = infer.evaluate(run.model, {**state, "log_G": np.zeros((n, 1))}, obs, priors)
         expected = references(run.ref, predictions, run.settings)[2]
         J1 = where.flat(sites["scale"]) * predictions.polarisation * expected
         moment = where.flat(sites["spot_moment"])
-        width = partiality_width(state, priors)
-        found, _ = statistics_of(run, stills, predictions, 0 * J1, moment, width)
+        found, _ = statistics_of(
+            run,
+            stills_at(run, state, images),
+            predictions,
+            0 * J1,
+            moment,
+            partiality_width(state, priors),
+            shoebox_for(predictions.frame, moment),
+        )
         J1 = np.where(found.covered > MIN_COVERED, J1, 0.0)
         total, spread = np.sum(found.value[:, [0, 3]] * J1[:, None], axis=0)
         eta = np.clip(spread / total if total > 0 else 0.0, -0.3, 0.45)
         if attempt == 0:
-            log_R1 = float(np.log(priors.R1_px * float(obs.pixel_inv_angstrom)))
+            log_R1 = float(np.log(priors.R1_px * pixel))
         log_R1 += 0.5 * float(np.log1p(2 * eta / (1 - eta)))
         state = {"log_R1": np.full((n, 1), log_R1)}
     return log_R1

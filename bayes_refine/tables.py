@@ -1,7 +1,6 @@
 """The numbers of a fit by name: each image's, and those that the images share.
 
-A reflection is *measured* where more than 60 % of its template lies on usable pixels.  An image
-is *usable* if its status is "converged" or "not converged".
+An image is *usable* if its status is "converged" or "not converged".
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from .agreement import pearson
 from .experiments import Still
 from .fit import RunFit
 from .infer import Fit, Site
-from .rounds import MIN_COVERED
 
 AXES = {  # names along the last axis of known unknowns
     "rotation_mrad": ("axis", ("x", "y", "z")),
@@ -33,22 +31,9 @@ def usable_images(run: RunFit) -> np.ndarray:
 
 def fitted_images(run: RunFit) -> np.ndarray:
     """(n,) bool: images with a posterior mode, were it only to say that nothing is seen."""
-    informed = np.bincount(run.predictions.image[run.informs], minlength=len(run.stills)) > 0
+    r = run.reflections
+    informed = np.bincount(r.image[r.informs], minlength=len(run.stills)) > 0
     return informed & (run.status != "no maximum")
-
-
-def variance(run: RunFit) -> np.ndarray:
-    """(N,) of J as the fit took it: with the model's own error where the model gives one."""
-    if "intensity_variance" in run.model_sites:
-        return run.where.flat(run.model_sites["intensity_variance"])
-    return run.variance(run.J_model)
-
-
-def measured(run: RunFit) -> np.ndarray:
-    """(N,) bool: reflections with a measurement, whatever they were expected to be."""
-    s = run.statistics
-    finite = np.isfinite(s.value[:, 0]) & np.isfinite(s.variance_background[:, 0])
-    return (s.covered > MIN_COVERED) & finite
 
 
 def mean_cell(run: RunFit) -> gemmi.UnitCell:
@@ -68,21 +53,21 @@ def image_table(run: RunFit) -> dict[str, np.ndarray]:
     measured reflections with a reference, free ones too), then every unknown of an image with
     its Laplace sd: G, B (Å²), R1 (Å⁻¹), rot_x_mrad, ..., strain_1, ..., what else the model has.
     """
-    n, image, seen = len(run.stills), run.predictions.image, measured(run)
+    n, r = len(run.stills), run.reflections
     fitted = fitted_images(run)
     columns: dict[str, np.ndarray] = {
         "identifier": np.array([still.identifier for still in run.stills], object),
         "status": run.status,
-        "n_reflections": np.bincount(image[seen], minlength=n),
+        "n_reflections": np.bincount(r.image[r.measured], minlength=n),
     }
     unknowns: dict[str, np.ndarray] = {}
     for site in sorted((s for s in run.fit.sites if s.per_image), key=_column_order):
         for name, value, sd in _numbers(run.fit, site):
             unknowns[name] = np.where(fitted, value, np.nan)
             unknowns[f"{name}_sd"] = np.where(fitted, sd, np.nan)
-    known = np.flatnonzero(seen & np.isfinite(run.intensity_reference))
-    J, J_model = run.J, run.J_model
-    by_image = np.split(known, np.searchsorted(image[known], np.arange(1, n)))
+    known = np.flatnonzero(r.measured & np.isfinite(r.intensity_reference))
+    J, J_model = r.J.astype(float), r.J_model.astype(float)
+    by_image = np.split(known, np.searchsorted(r.image[known], np.arange(1, n)))
     cc = [pearson(J[k], J_model[k]) for k in by_image]
     columns |= unknowns
     columns["cc_model"] = np.where(fitted, cc, np.nan)

@@ -89,8 +89,9 @@ def test_the_images_are_described(run):
     assert np.all(run.status == "converged") and usable_images(run).all()
     assert np.all(table["cc_model"] > 0.9), table["cc_model"]
     assert run.movement[-1].rotation_mrad < 0.02  # of 0.1 to 0.2 mrad posterior sd
-    assert not np.any(run.free & run.informs)
-    assert run.informs.sum() > 0.8 * len(run.predictions)
+    reflections = run.reflections
+    assert not np.any(reflections.free & reflections.informs)
+    assert reflections.informs.sum() > 0.8 * len(reflections)
 
 
 @pytest.fixture(scope="module")

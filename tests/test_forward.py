@@ -17,7 +17,7 @@ from bayes_refine.crystal import Crystal, refined_crystal, rotation_matrix
 from bayes_refine.detector import Beam, beam_frame
 from bayes_refine.experiments import Still
 from bayes_refine.measure import Boxes, measure, score_weights, shoebox_for_width
-from bayes_refine.observe import geometry_observations, layout
+from bayes_refine.observe import geometry_observations, layout, slots
 from bayes_refine.predict import candidate_indices, concatenate, predict
 from bayes_refine.simulate import Simulation, relp_covariance, square_detector
 
@@ -71,9 +71,10 @@ def pilot():
         hkl = candidate_indices(still.crystal.cell, still.crystal.space_group, 2.4)
         parts.append(predict(here, hkl, 2.4, lambda d: np.full_like(d, 1.5e-3), i))
     predictions = concatenate(parts)
-    where = layout(predictions, 2)
+    where = layout(predictions.image, 2, slots(np.bincount(predictions.image)))
     assert len(predictions) > 300
-    return indexed, predictions, where, geometry_observations(indexed, predictions, where, *PILOT)
+    obs = geometry_observations(indexed, predictions, where, *PILOT, 1e-3)
+    return indexed, predictions, where, obs
 
 
 # -- geometry -------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 from numpyro.infer.util import log_density, potential_energy, unconstrain_fn
 
 from bayes_refine.errors import InputError
-from bayes_refine.infer import evaluate, laplace_draws, map_fit, predictive_draws
+from bayes_refine.infer import Batches, evaluate, laplace_draws, map_fit, predictive_draws
 
 N, M = 5, 6  # images and observations an image of the toys
 NOISE, TAU = 1.0, 0.3
@@ -239,3 +241,40 @@ def test_one_absurd_image_does_not_spoil_the_others(absurd):
         moved = (spoiled.values()[name] - plain.values()[name]) / plain.sd(name)
         assert np.abs(moved[others]).max() < 0.7, name
     assert np.isfinite(spoiled.image).all() and np.isfinite(spoiled.sd("a")).all()
+
+
+class Lines(NamedTuple):
+    """One array with the axis of the images first, and one without."""
+
+    y: np.ndarray
+    noise: float
+
+
+def lines(data, monitor):
+    """A level an image around a common one that is measured too."""
+    level = numpyro.sample("level", dist.Normal(1.0, 2.0))
+    numpyro.sample("monitor", dist.Normal(level, 0.2), obs=monitor)
+    n, m = data.y.shape
+    with numpyro.plate("image", n, dim=-2):
+        a = numpyro.sample("a", dist.Normal(level, TAU))
+        with numpyro.plate("reflection", m, dim=-1):
+            numpyro.sample("y", dist.StudentT(4.0, a, data.noise), obs=data.y)
+
+
+@pytest.mark.parametrize("init", [{}, {"a": np.linspace(0, 3, 7)[:, None], "level": 2.0}])
+def test_batches_of_images_are_the_whole_run(init):
+    """Seven images in batches of three: the last has room for two that do not count."""
+    y = np.random.default_rng(5).standard_t(4, (7, M)) + np.arange(7)[:, None] / 2
+    whole = map_fit(lines, Lines(y, NOISE), 1.4, init=init)
+    parts = [Lines(y[:3], NOISE), Lines(y[3:6], NOISE), Lines(y[[6, 6, 6]], NOISE)]
+    batches = Batches(parts, 3, 7)
+    np.testing.assert_array_equal(batches.whole().y, y)
+    batched = map_fit(lines, batches, 1.4, init=init)
+    assert batched.iterations == whole.iterations
+    for name in ("image", "shared", "image_precision", "border", "shared_covariance", "status"):
+        expected, found = getattr(whole, name), getattr(batched, name)
+        if name == "status":
+            np.testing.assert_array_equal(found, expected)
+        else:
+            np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-9, err_msg=name)
+    assert batched.log_density == pytest.approx(whole.log_density)

@@ -4,12 +4,14 @@ Any NumPyro program can be fitted whose latent sites are either in the plate ``i
 plate.  NumPyro appears here and in ``models/`` alone.
 """
 
+from .batches import Batches
 from .density import IMAGE, Model, Site, evaluate
 from .laplace import Fit, laplace_draws, predictive_draws
 from .newton import map_fit
 
 __all__ = [
     "IMAGE",
+    "Batches",
     "Fit",
     "Model",
     "Site",

@@ -165,15 +165,20 @@ def density(model, sites, theta, phi, args):
 
 
 def prior_density(model, sites, theta, phi, args):
-    """The part of ln p that has no observation in it: cheap, no array over reflections."""
+    """The part of :func:`density` with no observation in it: cheap, no array over reflections."""
     values = unflatten(sites, theta, phi)
-    total = jnp.zeros(())
+    image, shared = jnp.zeros(len(theta)), jnp.zeros(())
+    latent = latent_sites(traced(model, values, args))
     for site, part in split(sites, theta, phi):
         jacobian = biject_to(site.support).log_abs_det_jacobian(part, values[site.name])
-        total += jacobian.sum()
-    for site in latent_sites(traced(model, values, args)).values():
-        total += site["fn"].log_prob(site["value"]).sum()
-    return total
+        log_prob = latent[site.name]["fn"].log_prob(values[site.name])
+        if site.per_image:
+            image += (jacobian.reshape(len(theta), -1).sum(1)) + log_prob.reshape(
+                len(theta), -1
+            ).sum(1)
+        else:
+            shared += jacobian.sum() + log_prob.sum()
+    return image, shared
 
 
 def location_scale(model, sites, theta, phi, args):

@@ -1,7 +1,9 @@
 """The joint MAP of a run through its arrow-shaped Hessian.
 
 A block for each image, a narrow border for what the images share, exactly from
-Hessian–vector products of the NumPyro density itself.
+Hessian–vector products of the NumPyro density itself.  The images come in batches, each of
+which adds to the shared unknowns' slope and Schur complement: memory does not grow with the
+run but for the few numbers an image has.
 """
 
 from __future__ import annotations
@@ -14,8 +16,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .density import Model, Site, density, find_sites, flatten, location_scale, prior_density
+from .batches import Batches
+from .density import (
+    Model,
+    Site,
+    compiled_prior_means,
+    density,
+    find_sites,
+    flatten,
+    location_scale,
+    prior_density,
+)
 from .laplace import Fit
+
+Array = jax.Array | np.ndarray
 
 
 def map_fit(
@@ -37,8 +51,9 @@ def map_fit(
     hold up the rest.
 
     Args:
-        model: NumPyro program; ``args``: what it is called with.
-        init: start by site (constrained); the prior mean where absent.
+        model: NumPyro program; ``args``: what it is called with, the first of them whole or as
+            :class:`Batches` of images.
+        init: start by site (constrained, all images); the prior mean where absent.
         tolerance: stop when every image and the shared unknowns are nearer to the mode than
             this many posterior sd.
         stragglers: share of the images that need not be, nor the shared unknowns then: for a
@@ -49,56 +64,229 @@ def map_fit(
     Raises:
         InputError: the model has no latent site, or one in a plate other than ``image``.
     """
-    sites, start = find_sites(model, args, init or {})
-    theta, phi = flatten(sites, start)
-    step = _compiled_step(model, sites, _fisher_curvature)
-    newton = _compiled_step(model, sites, _exact_curvature)
-    damping = jnp.full(len(theta), 1e-3), jnp.asarray(1e-3)
-    state = _State(theta, phi, *damping, _compiled_reach(model, sites)(theta, phi, args))
+    search = _Search(model, args, init or {})
+    state, curvature = search.start, _fisher_curvature
     for iteration in range(max_iterations + 1):
-        moved, local = step(state, args)
-        images_far = float(jnp.quantile(local.distance, 1 - stragglers))
-        far = images_far if stragglers else max(images_far, float(local.shared_distance))
+        here = search.look(state, curvature)
+        images_far = float(np.quantile(here.distance[: search.n_images], 1 - stragglers))
+        far = images_far if stragglers else max(images_far, here.shared_distance)
         if progress is not None:
-            progress(f"step {iteration}: ln p {float(local.log_density):.2f}, {far:.2g} sd to go")
+            progress(f"step {iteration}: ln p {here.log_density:.2f}, {far:.2g} sd to go")
         if far < tolerance or iteration == max_iterations:
             break
         if exact and images_far < 1.0:  # near the mode the exact Hessian converges quadratically
-            step = newton
-        state = moved
-    if exact and step is not newton:
-        _, local = newton(state, args)
-    return _fit(sites, state, local, iteration, tolerance)
+            curvature = _exact_curvature
+        state = search.step(state, here)
+    if exact and curvature is not _exact_curvature:
+        here = search.look(state, _exact_curvature)
+    return _fit(search, state, here, iteration, tolerance)
 
 
 class Arrow(NamedTuple):
     """Negative Hessian of ln p: blocks (n, k, k), border (n, k, s), shared (s, s)."""
 
-    blocks: jax.Array
-    border: jax.Array
-    shared: jax.Array
+    blocks: Array
+    border: Array
+    shared: Array
 
 
 class _State(NamedTuple):
-    """Where the search is: unknowns (n, k) and (s,), a damping for each, and how far one step
-    may go (k,) and (s,): one prior sd.
+    """Where the search is: unknowns (n, k) and (s,), and a damping for each (n,), scalar."""
+
+    theta: np.ndarray
+    phi: np.ndarray
+    damping: np.ndarray
+    shared_damping: float
+
+
+class _Look(NamedTuple):
+    """The density at one point: ln p of n images and of what they share, slope, curvature.
+
+    With the step of an image alone, ``alone`` (n, k), and the change of its best place with the
+    shared unknowns, ``pull`` (n, k, s); distances to the mode in sd; the shared step.
     """
 
-    theta: jax.Array
-    phi: jax.Array
-    damping: jax.Array
-    shared_damping: jax.Array
-    reach: tuple[jax.Array, jax.Array]
+    image: np.ndarray
+    shared: float
+    gradient: tuple[np.ndarray, np.ndarray]
+    arrow: Arrow
+    alone: np.ndarray
+    pull: np.ndarray
+    distance: np.ndarray
+    shared_step: np.ndarray
+    shared_distance: float
+
+    @property
+    def log_density(self) -> float:
+        """ln p."""
+        return float(self.image.sum() + self.shared)
+
+
+class _Search:
+    """A model, its data in batches, and the two moves of the search."""
+
+    def __init__(self, model: Model, args: tuple, init: dict[str, np.ndarray]) -> None:
+        self.model, self.rest = model, args[1:]
+        data = args[0] if args else None
+        first = (data.parts[0], *self.rest) if isinstance(data, Batches) else args
+        self.sites, one = find_sites(model, first, {})
+        count = next(len(one[site.name]) for site in self.sites if site.per_image)
+        self.data = (
+            data if isinstance(data, Batches) else Batches(args[:1] or (None,), count, count)
+        )
+        self.n_images = self.data.n_images
+        self.weight = self.data.padded(np.ones(self.n_images))
+        self.weight[self.n_images :] = 0.0
+        values = self._start(one, init)
+        theta, phi = flatten(self.sites, values)
+        damping = np.full(len(theta), 1e-3)
+        self.start = _State(np.asarray(theta), np.asarray(phi), damping, 1e-3)
+        reach = _compiled_reach(model, self.sites)(theta[: self.data.size], phi, first)
+        self.reach = tuple(np.asarray(x) for x in reach)  # one prior sd: (k,) and (s,)
+
+    def _start(self, first, init):
+        """Each site's start, (images of all parts, ...): ``init``, else the prior mean."""
+        means = [first]
+        if any(site.per_image and site.name not in init for site in self.sites):
+            mean = compiled_prior_means(self.model)
+            means += [mean(args) for args, _ in self._batches(skip=1)]
+        values = {}
+        for site in self.sites:
+            if not site.per_image:
+                value = np.asarray(init.get(site.name, first[site.name]))
+                values[site.name] = np.broadcast_to(value, site.shape)
+            elif site.name in init:
+                full = np.broadcast_to(init[site.name], (self.n_images, *site.shape))
+                values[site.name] = self.data.padded(full)
+            else:
+                values[site.name] = np.concatenate([np.asarray(m[site.name]) for m in means])
+        return values
+
+    def _batches(self, skip: int = 0):
+        """The model's arguments for each batch, and where it lies."""
+        for b, where in list(enumerate(self.data.slices()))[skip:]:
+            part = self.data.parts[b]
+            yield (() if part is None else (part, *self.rest)), where
+
+    def look(self, state: _State, curvature) -> _Look:
+        """Slope and curvature at a state, and where they point."""
+        local = _compiled_local(self.model, self.sites, curvature)
+        share = 1 / len(self.data.parts)  # what is shared counts once
+        parts = [
+            jax.tree.map(
+                np.asarray,
+                local(state.theta[w], state.phi, self.weight[w], share, state.damping[w], args),
+            )
+            for args, w in self._batches()
+        ]
+        image, g_image, blocks, border, alone, pull, distance = (
+            np.concatenate([getattr(p, name) for p in parts])
+            for name in ("image", "g_image", "blocks", "border", "alone", "pull", "distance")
+        )
+        shared, g_shared, curved, schur, g_schur = (
+            sum(getattr(p, name) for p in parts)
+            for name in ("shared", "g_shared", "curved", "schur", "g_schur")
+        )
+        inverse = _upward_inverse(schur[None], np.array([state.shared_damping]), np)[0]
+        step = -inverse @ g_schur
+        return _Look(
+            image=image,
+            shared=float(shared),
+            gradient=(g_image, g_shared),
+            arrow=Arrow(blocks, border, curved),
+            alone=alone,
+            pull=pull,
+            distance=distance,
+            shared_step=step,
+            shared_distance=float(np.sqrt(max(-g_schur @ step, 0))),
+        )
+
+    def step(self, state: _State, here: _Look) -> _State:
+        """One step uphill: an image moves only where that helps it, what is shared only where
+        it helps in all.
+        """
+        r_image, r_shared = self.reach
+        d_shared = np.clip(here.shared_step, -r_shared, r_shared)
+        d_image = np.clip(here.alone - here.pull @ d_shared, -r_image, r_image)
+        d_alone = np.clip(here.alone, -r_image, r_image)
+
+        # all move; only what is shared moves; only the images move
+        thetas = state.theta + np.stack([d_image, 0 * d_image, d_alone])
+        phis = state.phi + np.stack([d_shared, d_shared, 0 * d_shared])
+        try_out = _compiled_densities(self.model, self.sites)
+        parts = [try_out(thetas[:, w], phis, args) for args, w in self._batches()]
+        image = np.concatenate([np.asarray(p[0]) for p in parts], axis=1)
+        image = np.where(np.isfinite(image), image, -np.inf)
+        image = np.where(self.weight > 0, image, 0.0)
+        shared = np.asarray(parts[0][1])
+        shared = np.where(np.isfinite(shared), shared, -np.inf)
+
+        joint = np.maximum(image[0], image[1]).sum() + shared[0]
+        is_joint = joint >= np.maximum(here.image, image[2]).sum() + here.shared
+        helped = image[0] > image[1] if is_joint else image[2] > here.image
+        move = d_image if is_joint else d_alone
+        eased = np.clip(state.damping * np.where(helped, 0.1, 10.0), 1e-9, 1e9)
+        return _State(
+            state.theta + np.where(helped[:, None], move, 0.0),
+            state.phi + d_shared if is_joint else state.phi,
+            eased,
+            float(np.clip(state.shared_damping * (0.1 if is_joint else 10.0), 1e-9, 1e9)),
+        )
+
+
+# -- one batch, compiled --------------------------------------------------------------------
 
 
 class _Local(NamedTuple):
-    """The density at one point: ln p, its slope and curvature, distances to the mode in sd."""
+    """What one batch of n images says at a state; sums for what is shared."""
 
-    log_density: jax.Array
-    gradient: tuple[jax.Array, jax.Array]
-    arrow: Arrow
+    image: jax.Array
+    shared: jax.Array
+    g_image: jax.Array
+    g_shared: jax.Array
+    blocks: jax.Array
+    border: jax.Array
+    curved: jax.Array
+    alone: jax.Array
+    pull: jax.Array
     distance: jax.Array
-    shared_distance: jax.Array
+    schur: jax.Array
+    g_schur: jax.Array
+
+
+def _local(model, sites, curvature, theta, phi, weight, share, damping, args) -> _Local:
+    """Slope, curvature and the images' own steps.
+
+    ``weight``: (n,) 1, or 0 for an image that is only room; ``share``: of the shared prior that
+    this batch answers for.
+    """
+
+    def negative(t, p):
+        image, shared = density(model, sites, t, p, args)
+        image = jnp.where(weight > 0, image, 0.0)
+        return -image.sum() - share * shared, (image, share * shared)
+
+    slope = jax.value_and_grad(negative, argnums=(0, 1), has_aux=True)
+    (_, (image, shared)), (g_image, g_shared) = slope(theta, phi)
+    arrow = curvature(model, sites, theta, phi, weight, share, args)
+    blocks = arrow.blocks + (1 - weight)[:, None, None] * jnp.eye(theta.shape[1])
+    inverse = _upward_inverse(blocks, damping)
+    pull = inverse @ arrow.border
+    alone = -jnp.einsum("nij,nj->ni", inverse, g_image)
+    return _Local(
+        image=image,
+        shared=shared,
+        g_image=g_image,
+        g_shared=g_shared,
+        blocks=blocks,
+        border=arrow.border,
+        curved=arrow.shared,
+        alone=alone,
+        pull=pull,
+        distance=jnp.sqrt(jnp.maximum(-jnp.einsum("ni,ni->n", g_image, alone), 0)),
+        schur=arrow.shared - jnp.einsum("nis,nit->st", arrow.border, pull),
+        g_schur=g_shared - jnp.einsum("nis,ni->s", pull, g_image),
+    )
 
 
 def _columns_of(product, theta, phi):
@@ -118,15 +306,15 @@ def _hessian(negative, theta, phi) -> Arrow:
     return Arrow(jnp.moveaxis(image[:k], 0, 2), jnp.moveaxis(image[k:], 0, 2), shared[k:])
 
 
-def _exact_curvature(model, sites, theta, phi, args) -> Arrow:
+def _exact_curvature(model, sites, theta, phi, weight, share, args) -> Arrow:
     def negative(t, p):
         image, shared = density(model, sites, t, p, args)
-        return -image.sum() - shared
+        return -jnp.where(weight > 0, image, 0.0).sum() - share * shared
 
     return _hessian(negative, theta, phi)
 
 
-def _fisher_curvature(model, sites, theta, phi, args) -> Arrow:
+def _fisher_curvature(model, sites, theta, phi, weight, share, args) -> Arrow:
     """Expected curvature of normal and Student-t observations, exact curvature of the priors.
 
     Never negative along an observation, and several times cheaper: forward derivatives only.
@@ -134,7 +322,7 @@ def _fisher_curvature(model, sites, theta, phi, args) -> Arrow:
     """
     found = location_scale(model, sites, theta, phi, args)
     if found is None:
-        return _exact_curvature(model, sites, theta, phi, args)
+        return _exact_curvature(model, sites, theta, phi, weight, share, args)
     information = found[1]
 
     def expected(t, p):
@@ -142,7 +330,7 @@ def _fisher_curvature(model, sites, theta, phi, args) -> Arrow:
         flat = [x.reshape(len(theta), -1) for row in rows for x in row]
         return jnp.concatenate(flat, axis=1)
 
-    weight = jnp.concatenate(
+    root = jnp.concatenate(
         [
             jnp.sqrt(jnp.broadcast_to(x, row[0].shape)).reshape(len(theta), -1)
             for row, pair in zip(found[0], information, strict=True)
@@ -150,12 +338,18 @@ def _fisher_curvature(model, sites, theta, phi, args) -> Arrow:
         ],
         axis=1,
     )
+    root *= weight[:, None]
     _, product = jax.linearize(expected, theta, phi)
-    slopes = _columns_of(lambda t, p: product(t, p) * weight, theta, phi)
+    slopes = _columns_of(lambda t, p: product(t, p) * root, theta, phi)
     slopes = jnp.moveaxis(slopes, 0, 1)
     fisher = slopes @ jnp.swapaxes(slopes, 1, 2)
     k = theta.shape[1]
-    prior = _hessian(lambda t, p: -prior_density(model, sites, t, p, args), theta, phi)
+
+    def negative(t, p):
+        image, shared = prior_density(model, sites, t, p, args)
+        return -jnp.where(weight > 0, image, 0.0).sum() - share * shared
+
+    prior = _hessian(negative, theta, phi)
     return Arrow(
         fisher[:, :k, :k] + prior.blocks,
         fisher[:, :k, k:] + prior.border,
@@ -163,59 +357,20 @@ def _fisher_curvature(model, sites, theta, phi, args) -> Arrow:
     )
 
 
-def _newton_step(model, sites, curvature, state: _State, args) -> tuple[_State, _Local]:
-    """One step uphill, and what the density looked like before it."""
-    theta, phi = state.theta, state.phi
-    split = partial(density, model, sites)
+@lru_cache(maxsize=16)
+def _compiled_local(model: Model, sites: tuple[Site, ...], curvature):
+    """:func:`_local`, compiled once for a model and the shape of its observations."""
+    return jax.jit(partial(_local, model, sites, curvature), compiler_options=_quick())
 
-    def negative(t, p):
-        image, shared = split(t, p, args)
-        return -image.sum() - shared, (image, shared)
 
-    slope = jax.value_and_grad(negative, argnums=(0, 1), has_aux=True)
-    (_, (image_here, shared_here)), (g_image, g_shared) = slope(theta, phi)
-    arrow = curvature(model, sites, theta, phi, args)
-    inverse = _upward_inverse(arrow.blocks, state.damping)
-    pull = inverse @ arrow.border
-    schur = arrow.shared - jnp.einsum("nis,nit->st", arrow.border, pull)
-    g_schur = g_shared - jnp.einsum("nis,ni->s", pull, g_image)
-    r_image, r_shared = state.reach
-    d_shared = -_upward_inverse(schur[None], state.shared_damping[None])[0] @ g_schur
-    left = jnp.sqrt(jnp.maximum(-g_schur @ d_shared, 0))
-    d_shared = jnp.clip(d_shared, -r_shared, r_shared)
-    d_alone = -jnp.einsum("nij,nj->ni", inverse, g_image)
-    left_image = jnp.sqrt(jnp.maximum(-jnp.einsum("ni,ni->n", g_image, d_alone), 0))
-    d_image = jnp.clip(d_alone - pull @ d_shared, -r_image, r_image)
-    d_alone = jnp.clip(d_alone, -r_image, r_image)
+@lru_cache(maxsize=16)
+def _compiled_densities(model: Model, sites: tuple[Site, ...]):
+    """ln p at several places: (c, n, k) and (c, s) to (c, n) and (c,)."""
 
-    # all move; only what is shared moves; only the images move
-    thetas = theta + jnp.stack([d_image, 0 * d_image, d_alone])
-    phis = phi + jnp.stack([d_shared, d_shared, 0 * phi])
-    image, shared = jax.lax.map(lambda x: split(x[0], x[1], args), (thetas, phis))
-    image = jnp.where(jnp.isfinite(image), image, -jnp.inf)
-    shared = jnp.where(jnp.isfinite(shared), shared, -jnp.inf)
+    def densities(thetas, phis, args):
+        return jax.lax.map(lambda x: density(model, sites, x[0], x[1], args), (thetas, phis))
 
-    # an image moves only where that helps it; the shared unknowns only where it helps in all
-    joint = jnp.maximum(image[0], image[1]).sum() + shared[0]
-    alone = jnp.maximum(image_here, image[2]).sum() + shared_here
-    is_joint = joint >= alone
-    helped = jnp.where(is_joint, image[0] > image[1], image[2] > image_here)
-    move = jnp.where(is_joint, d_image, d_alone)
-    local = _Local(
-        image_here.sum() + shared_here,
-        (g_image, g_shared),
-        arrow,
-        left_image,
-        left,
-    )
-    moved = _State(
-        theta + jnp.where(helped[:, None], move, 0.0),
-        jnp.where(is_joint, phi + d_shared, phi),
-        jnp.clip(state.damping * jnp.where(helped, 0.1, 10.0), 1e-9, 1e9),
-        jnp.clip(state.shared_damping * jnp.where(is_joint, 0.1, 10.0), 1e-9, 1e9),
-        state.reach,
-    )
-    return moved, local
+    return jax.jit(densities, compiler_options=_quick())
 
 
 @lru_cache(maxsize=16)
@@ -224,7 +379,9 @@ def _compiled_reach(model: Model, sites: tuple[Site, ...]):
 
     @jax.jit
     def reach(theta, phi, args):
-        prior = _hessian(lambda t, p: -prior_density(model, sites, t, p, args), theta, phi)
+        prior = _hessian(
+            lambda t, p: -sum(x.sum() for x in prior_density(model, sites, t, p, args)), theta, phi
+        )
         one = jnp.linalg.inv(prior.blocks[0])
         slope = one @ prior.border[0]
         schur = prior.shared - len(theta) * prior.border[0].T @ slope
@@ -234,51 +391,49 @@ def _compiled_reach(model: Model, sites: tuple[Site, ...]):
     return reach
 
 
-@lru_cache(maxsize=16)
-def _compiled_step(model: Model, sites: tuple[Site, ...], curvature):
-    """:func:`_newton_step`, compiled once for a model and the shape of its observations."""
-    return jax.jit(partial(_newton_step, model, sites, curvature), compiler_options=_quick())
-
-
 @lru_cache(maxsize=1)
 def _quick() -> dict[str, bool]:
     """Compiler options that halve the time to compile, where this version of XLA has them."""
     options = {"xla_cpu_use_fusion_emitters": False}
     try:
-        jax.jit(lambda x: x + 1, compiler_options=options)(1.0)
+        jax.jit(lambda x: x + 1, compiler_options=_quick())(1.0)
     except Exception:  # XLA's own error type is not public
         return {}
     return options
 
 
-def _upward_inverse(matrices, damping):
+# -- small matrices -------------------------------------------------------------------------
+
+
+def _upward_inverse(matrices, damping, np_=jnp):
     """Inverse of (|H| + damping·|diag H|), |H| with eigenvalues made positive; (n, k, k)."""
-    scale = jnp.sqrt(jnp.abs(jnp.diagonal(matrices, axis1=1, axis2=2)) + 1e-12)
-    values, vectors = jnp.linalg.eigh(matrices / (scale[:, :, None] * scale[:, None]))
-    values = jnp.maximum(jnp.abs(values), 1e-6) + damping[:, None]
-    inverse = jnp.einsum("nij,nj,nkj->nik", vectors, 1 / values, vectors)
+    scale = np_.sqrt(np_.abs(np_.diagonal(matrices, axis1=1, axis2=2)) + 1e-12)
+    values, vectors = np_.linalg.eigh(matrices / (scale[:, :, None] * scale[:, None]))
+    values = np_.maximum(np_.abs(values), 1e-6) + damping[:, None]
+    inverse = np_.einsum("nij,nj,nkj->nik", vectors, 1 / values, vectors)
     return inverse / (scale[:, :, None] * scale[:, None])
 
 
-def _fit(sites, state: _State, local: _Local, iterations, tolerance) -> Fit:
-    blocks, border, shared = (np.asarray(x, float) for x in local.arrow)
-    g_image, g_shared = (np.asarray(x, float) for x in local.gradient)
+def _fit(search: _Search, state: _State, here: _Look, iterations, tolerance) -> Fit:
+    n = search.n_images
+    blocks, border = (np.asarray(x[:n], float) for x in here.arrow[:2])
+    shared = np.asarray(here.arrow.shared, float)
+    g_image, g_shared = np.asarray(here.gradient[0][:n], float), here.gradient[1]
     lowest = np.linalg.eigvalsh(_scaled(blocks))[:, 0]
     is_mode = lowest > 0
-    zero = jnp.zeros(len(blocks))
-    inverse = np.asarray(_upward_inverse(jnp.asarray(blocks), zero), float)
+    inverse = _upward_inverse(blocks, np.zeros(n), np)
     blocks = np.where(is_mode[:, None, None], blocks, np.linalg.inv(inverse))
     pull = inverse @ border
     schur = shared - np.einsum("nis,nit->st", border, pull)
-    shared_covariance = np.asarray(_upward_inverse(jnp.asarray(schur)[None], zero[:1])[0], float)
+    shared_covariance = _upward_inverse(schur[None], np.zeros(1), np)[0]
     distance = np.sqrt(np.maximum(np.einsum("ni,nij,nj->n", g_image, inverse, g_image), 0))
     g_schur = g_shared - np.einsum("nis,ni->s", pull, g_image)
     status = np.where(distance < max(tolerance, 0.1), "converged", "not converged").astype(object)
     status[~is_mode] = "no maximum"
     return Fit(
-        sites=sites,
-        image=np.asarray(state.theta),
-        shared=np.asarray(state.phi),
+        sites=search.sites,
+        image=state.theta[:n],
+        shared=state.phi,
         image_precision=blocks,
         border=border,
         shared_covariance=shared_covariance,
@@ -286,7 +441,7 @@ def _fit(sites, state: _State, local: _Local, iterations, tolerance) -> Fit:
         shared_distance=float(np.sqrt(max(g_schur @ shared_covariance @ g_schur, 0))),
         status=status,
         iterations=iterations,
-        log_density=float(local.log_density),
+        log_density=here.log_density,
     )
 
 

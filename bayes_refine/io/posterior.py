@@ -1,7 +1,7 @@
 """``posterior.nc``: draws, pointwise log likelihood and predictions, as ArviZ reads them.
 
 One netCDF file of groups, which ArviZ 0.x opens as InferenceData and 1.x as a DataTree.  It is
-written draw by draw through h5netcdf: a run's pointwise arrays never lie in memory together.
+written block by block through h5netcdf: a run's pointwise arrays never lie in memory together.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from ..errors import InputError
 
 Pointwise = Mapping[str, tuple[np.ndarray, np.ndarray]]
+BLOCK = 1024  # reflections in a chunk of the file
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ def write_posterior(
 
     Args:
         posterior: the unknowns, D draws each.
-        pointwise: D times {term: (ln p (n,), replicate (n,))}, consumed one by one.
+        pointwise: {term: (ln p (D, b), replicate (D, b))} of b reflections at a time, one block
+            after the other.
         observed: (n,) by term, in the order of the reflections.
         reflections: (n,) coordinates of the reflections: image, h, k, l.
         coords: values along the posterior's dims; 0, 1, ... where absent.
@@ -57,7 +59,7 @@ def write_posterior(
         attrs: of the file.
 
     Raises:
-        ValueError: numbers of draws differ.
+        ValueError: numbers of draws or of reflections differ.
         InputError: the file cannot be written.
     """
     counts = {len(v.draws) for v in posterior.values()}
@@ -108,23 +110,24 @@ def _write_pointwise(file, pointwise, terms, reflections, n_draws) -> None:
                 name,
                 dims,
                 "f4",
-                chunks=(1, 1, max(n, 1)),
+                chunks=(1, n_draws, max(min(n, BLOCK), 1)),
                 compression="gzip",
                 compression_opts=1,
                 shuffle=True,
             )
             variable.attrs["coordinates"] = " ".join(reflections)
         groups.append(group)
-    count = 0
-    for i, row in enumerate(pointwise):
-        if i >= n_draws:
-            raise ValueError(f"more than {n_draws} draws of the pointwise terms")
+    first = 0
+    for block in pointwise:
+        width = len(next(iter(block.values()))[0][0])
         for name in terms:
-            for group, values in zip(groups, row[name], strict=True):
-                group[name][0, i, :] = np.float32(values)
-        count += 1
-    if count != n_draws:
-        raise ValueError(f"{count} draws of the pointwise terms, {n_draws} of the unknowns")
+            for group, values in zip(groups, block[name], strict=True):
+                if np.shape(values) != (n_draws, width):
+                    raise ValueError(f"{name}: shape {np.shape(values)}, not {(n_draws, width)}")
+                group[name][0, :, first : first + width] = np.float32(values)
+        first += width
+    if first != n:
+        raise ValueError(f"pointwise terms of {first} reflections, {n} were observed")
 
 
 def _group(file, title: str, sizes: Mapping[str, int], coords: Mapping[str, np.ndarray]) -> Any:

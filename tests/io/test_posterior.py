@@ -20,22 +20,25 @@ def example(n_draws=6, n=9):
         "log_R0": Variable(rng.normal(size=n_draws)),
         "rotation_mrad": Variable(rng.normal(size=(n_draws, 3, 3)), ("image", "axis")),
     }
-    rows = [{k: (rng.normal(size=n), rng.normal(size=n)) for k in observed} for _ in range(n_draws)]
+    blocks = [
+        {k: (rng.normal(size=(n_draws, b)), rng.normal(size=(n_draws, b))) for k in observed}
+        for b in (n - 4, 4)
+    ]
     reflections = {
         "image": np.arange(n) // 3,
         "h": np.arange(n),
         "k": -np.arange(n),
         "l": np.ones(n),
     }
-    return posterior, rows, observed, reflections
+    return posterior, blocks, observed, reflections
 
 
 def test_what_is_written_is_read(tmp_path):
-    posterior, rows, observed, reflections = example()
+    posterior, blocks, observed, reflections = example()
     path = tmp_path / "posterior.nc"
     labels = {"identifier": ("image", np.array(["a", "b", "ç"]))}
     axis = {"axis": np.array(["x", "y", "z"])}
-    write_posterior(path, posterior, iter(rows), observed, reflections, axis, labels)
+    write_posterior(path, posterior, iter(blocks), observed, reflections, axis, labels)
     data = arviz.from_netcdf(str(path))
     rotation = data["posterior"]["rotation_mrad"]
     assert rotation.dims == ("chain", "draw", "image", "axis")
@@ -45,20 +48,22 @@ def test_what_is_written_is_read(tmp_path):
     for group, place in (("log_likelihood", 0), ("posterior_predictive", 1)):
         found = data[group]["spread"]
         assert found.dims == ("chain", "draw", "reflection") and found.dtype == np.float32
-        expected = np.float32([row["spread"][place] for row in rows])
+        expected = np.float32(np.concatenate([b["spread"][place] for b in blocks], axis=1))
         np.testing.assert_array_equal(found.values[0], expected)
         np.testing.assert_array_equal(found["k"].values, reflections["k"])
     np.testing.assert_array_equal(data["observed_data"]["spread"], np.float32(observed["spread"]))
 
 
-def test_numbers_of_draws_must_agree(tmp_path):
-    posterior, rows, observed, reflections = example()
-    for wrong in (rows[:-1], [*rows, rows[0]]):
-        with pytest.raises(ValueError, match="draws"):
-            write_posterior(tmp_path / "x.nc", posterior, wrong, observed, reflections)
+def test_numbers_of_draws_and_reflections_must_agree(tmp_path):
+    posterior, blocks, observed, reflections = example()
+    with pytest.raises(ValueError, match="of 5 reflections, 9 were observed"):
+        write_posterior(tmp_path / "x.nc", posterior, blocks[:1], observed, reflections)
+    fewer = [{k: (x[:-1], y[:-1]) for k, (x, y) in block.items()} for block in blocks]
+    with pytest.raises(ValueError, match="shape"):
+        write_posterior(tmp_path / "x.nc", posterior, fewer, observed, reflections)
     with pytest.raises(ValueError, match="one number of draws"):
         uneven = {**posterior, "log_R0": Variable(np.zeros(2))}
-        write_posterior(tmp_path / "x.nc", uneven, rows, observed, reflections)
+        write_posterior(tmp_path / "x.nc", uneven, blocks, observed, reflections)
 
 
 def test_a_place_that_cannot_be_written(tmp_path):
@@ -69,7 +74,8 @@ def test_a_place_that_cannot_be_written(tmp_path):
 def test_posterior_of_a_fit(small_run):
     data = arviz.from_netcdf(str(small_run.out / "posterior.nc"))
     run = small_run.arguments["run"]
-    n = int(run.informs.sum())
+    hkl = run.reflections.hkl[run.reflections.informs]
+    n = len(hkl)
     posterior = data["posterior"]
     assert posterior["rotation_mrad"].dims == ("chain", "draw", "image", "axis")
     assert posterior["detector_shift_mm"].dims == ("chain", "draw", "detector_axis")
@@ -79,7 +85,7 @@ def test_posterior_of_a_fit(small_run):
     for group in ("log_likelihood", "posterior_predictive"):
         assert data[group]["intensity"].shape == (1, 12, n)
         assert all(np.isfinite(data[group][term].values).all() for term in TERMS)
-    np.testing.assert_array_equal(data["log_likelihood"]["h"], run.predictions.hkl[run.informs, 0])
+    np.testing.assert_array_equal(data["log_likelihood"]["h"], hkl[:, 0])
     # replicates scatter about what was seen as their own spread says
     replicate = data["posterior_predictive"]["intensity"].values[0]
     z = (data["observed_data"]["intensity"].values - replicate.mean(0)) / replicate.std(0, ddof=1)
@@ -101,7 +107,7 @@ def test_log_likelihood_is_that_of_the_draws(small_run):
         for k in range(2):
             np.testing.assert_allclose(
                 data["log_likelihood"][term].values[0, k],
-                run.where.flat(expected[term][k])[run.informs],
+                expected[term][k][run.observations.fit],
                 rtol=1e-5,
                 atol=1e-5,
             )
