@@ -1,6 +1,8 @@
 """How fast, and in how much memory?  Each size in a process of its own, after compilation.
 
-python analysis/speed.py --images 50 100 200
+More images than lysosim has are the same ones again.
+
+python analysis/speed.py --images 50 100 200 1000
 """
 
 from __future__ import annotations
@@ -19,11 +21,12 @@ import bayes_refine as br
 
 
 def measure(data: Path, n: int) -> None:
-    """One run to compile, one to time."""
+    """One run to compile, one to time; the compilation is a small part of a large run."""
     jax.config.update("jax_enable_x64", True)
     stills, reference, _ = load(data, n)
+    stills = (stills * (n // len(stills) + 1))[:n]
     model = br.load_model("still")
-    for _ in range(2):
+    for _ in range(2 if n <= 200 else 1):
         started = time.perf_counter()
         with br.ImageReader() as reader:
             run = br.fit_run(stills, reference, reader, model, br.Priors(), br.Settings(d_min=2.3))

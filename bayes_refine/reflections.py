@@ -28,6 +28,7 @@ class Reflections:
         variance: (N,) expected variance of J, photons²: counting and, if the model says so,
             model error.  Free reflections and those without a reference get the mean intensity
             of their resolution for I_ref: no weight knows what it must not see.
+        variance_model: (N,) the same at I_ref for all, for residuals; no weight.
         background, covered, contested: (N,) as ``measure.Statistics``.
         intensity_reference: (N,) I_ref, NaN where unknown.
         free, informs: (N,) bool: the free set, and what the fit was conditioned on.
@@ -45,6 +46,7 @@ class Reflections:
     polarisation: np.ndarray
     J: np.ndarray
     variance: np.ndarray
+    variance_model: np.ndarray
     background: np.ndarray
     covered: np.ndarray
     contested: np.ndarray
@@ -93,16 +95,27 @@ def _of_batch(batch: Batch, obs: Observations, ref, model, state, priors) -> Ref
     expected = np.where(known, batch.intensity, wilson_mean(ref.d, ref.intensity, p.d))
     blind = replace(obs, intensity_reference=where.pad(p.polarisation * expected))
     here = images_of(state, batch.images, where.shape[0])
-    sites = {k: where.flat(v) for k, v in infer.evaluate(model, here, blind, priors).items()}
+
+    def flat_sites(obs: Observations) -> dict[str, np.ndarray]:
+        sites = infer.evaluate(model, here, obs, priors)
+        return {name: where.flat(value) for name, value in sites.items()}
+
+    sites = flat_sites(blind)
     scale = sites["scale"] * p.polarisation
-    counting = s.variance_background[:, 0] + scale * expected * s.variance_signal[:, 0]
+    intensity = np.where(np.isfinite(batch.intensity), batch.intensity, expected)
+
+    def variance(sites, intensity):
+        counting = s.variance_background[:, 0] + scale * intensity * s.variance_signal[:, 0]
+        return sites.get("intensity_variance", counting)
+
     columns = {
         "d": p.d,
         "xy_px": p.xy_px,
         "frame": p.frame,
         "polarisation": p.polarisation,
         "J": s.value[:, 0],
-        "variance": sites.get("intensity_variance", counting),
+        "variance": variance(sites, expected),
+        "variance_model": variance(flat_sites(obs), intensity),
         "background": s.background,
         "covered": s.covered,
         "contested": s.contested,

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from . import infer
+from . import infer, report
 from .agreement import shell_edges, shell_table
 from .errors import InputError
 from .experiments import Experiments
@@ -111,7 +111,9 @@ def write_results(
             "priors": asdict(priors),
             "seconds": timed,
         }
-        text = json.dumps(_jsonable(summary), indent=1, allow_nan=False, ensure_ascii=False)
+        summary = _jsonable(summary)
+        stage("report", report.fit_report, work / "report.html", run, summary, draws, reader)
+        text = json.dumps(summary, indent=1, allow_nan=False, ensure_ascii=False)
         (work / "summary.json").write_text(text + "\n", encoding="utf-8")
         (out / "summary.json").unlink(missing_ok=True)
         for file in sorted(work.iterdir(), key=lambda f: f.name == "summary.json"):
@@ -120,7 +122,7 @@ def write_results(
         raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return _jsonable(summary)
+    return summary
 
 
 def prepare_folder(out_dir: str | Path) -> Path:

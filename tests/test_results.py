@@ -25,6 +25,7 @@ FILES = (
     "overview.png",
     "posterior.nc",
     "refined.expt",
+    "report.html",
     "summary.json",
     "unmerged.mtz",
 )

@@ -1,0 +1,19 @@
+"""``report.html``: what a run did and how good it is, on one page that needs nothing else.
+
+``fit_report`` writes it from a fit, ``run_report`` from plain arrays (a merge has no pixels and
+no geometry: sections without data are left out), ``write_report`` from sections of your own.
+"""
+
+from .charts import Compared
+from .page import Section, chart, note, write_report
+from .run import fit_report, run_report
+
+__all__ = [
+    "Compared",
+    "Section",
+    "chart",
+    "fit_report",
+    "note",
+    "run_report",
+    "write_report",
+]

@@ -1,0 +1,187 @@
+"""The images of a run: a table, and what changes across the run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from html import escape
+
+import numpy as np
+
+from . import run_charts
+from .charts import Compared
+from .drawing import MAX_HOVER
+from .page import Section, chart, figures, heading, note, number, with_sd
+from .quantities import quantity
+
+MAX_FAILED = 12  # images whose failure is told in full
+MAX_ROWS = 4000  # of the table of images, about 1 kB each
+PRINTED_ROWS = 60  # of the table of images; page.js has the same number
+
+
+def failed(table: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(n,) bool: images that were left out."""
+    return ~np.isin(np.asarray(table["status"], str), ["converged", "not converged"])
+
+
+def images(table: Mapping[str, np.ndarray], r: Compared | None = None) -> Section | None:
+    """The table of images, those that failed first, and their values across the run.
+
+    Args:
+        table: columns of ``images.csv``, each (n,), ``identifier`` and ``status`` among them.
+    """
+    n = len(table["status"])
+    if not n:
+        return None
+    bad = failed(table)
+    if r is not None and len(r):
+        square = np.bincount(r.image[r.fitted], r.pull[r.fitted] ** 2, n)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            rms = np.sqrt(square / np.bincount(r.image[r.fitted], minlength=n))
+        table = {**table, "pull_rms": rms}
+    numeric = [k for k in table if k not in ("identifier", "status") and not k.endswith("_sd")]
+    front = [k for k in ("n_reflections", "cc_model", "pull_rms") if k in numeric]
+    numeric = front + [k for k in numeric if k not in front]
+    shown = [k for k in numeric if k not in ("n_reflections", "pull_rms")]
+    families: list[tuple[str, ...]] = []
+    for name in shown:
+        if name.startswith("rot_"):
+            if name == "rot_x_mrad":
+                families.append(("rot_x_mrad", "rot_y_mrad", "rot_z_mrad"))
+        elif not name.startswith("strain_"):
+            families.append((name,))
+    families.sort(key=lambda names: names == ("cc_model",))
+    strips = [
+        _across(table, names, bad)
+        for names in families
+        if np.isfinite(np.asarray(table[names[0]], float)[~bad]).any()
+    ]
+    return Section(
+        "images",
+        "Images",
+        _what_failed(table, bad) + _image_table(table, numeric, bad) + figures(*strips),
+        "Images that failed stand first. Click a heading to sort; point at a row or at a dot to "
+        "find the same image elsewhere.",
+    )
+
+
+_STORIES = {
+    "G": "Photons per unit of the reference. A good run varies as crystals and pulses do, without "
+    "a trend and far beyond the bars (1 sd).",
+    "B": "Beyond the reference's own. A good run has one typical value; outliers are crystals "
+    "that diffract less far, or images badly indexed.",
+    "R1": "Width of the spots normal to the diffracted ray. A good run is nearly constant.",
+    "rot_x_mrad": "Correction of the indexed orientation about the lab axes. A good run scatters "
+    "about zero, as indexing does; a common offset points at the beam centre.",
+    "mosaic_image_mrad": "Crystal by crystal about what the run shares. A good run has no trend.",
+    "cc_model": "All measured reflections, free ones too. A good run lies near 1; low images are "
+    "misindexed, multiple or empty.",
+}
+
+
+def _across(table: Mapping[str, np.ndarray], names: tuple[str, ...], bad: np.ndarray) -> str:
+    finite = np.flatnonzero(np.isfinite(np.asarray(table[names[0]], float)) & ~bad)
+    story = _STORIES.get(names[0], "Bars: 1 sd.")
+    title = quantity(names[0]).label.removesuffix(" x")
+    return chart(
+        f"across-{names[0]}",
+        partial(run_charts.across_images, table=table, names=names, bad=bad),
+        f"{title[0].upper()}{title[1:]} of each image. {story}"
+        + (" Red crosses: failed." if bad.any() else ""),
+        (5.2, 2.3),
+        finite if len(finite) <= MAX_HOVER else None,
+    )
+
+
+def _what_failed(table: Mapping[str, np.ndarray], bad: np.ndarray) -> str:
+    """Why images failed, in full; one of each kind of reason before more of the same."""
+    if not bad.any():
+        return ""
+    status = np.asarray(table["status"], str)
+    where = np.flatnonzero(bad)
+    kinds = [re.sub(r"[\d.]+|\S*/\S*", "", status[i]) for i in where]
+    seen = np.array([kinds[:k].count(kind) for k, kind in enumerate(kinds[:2000])])
+    shown = np.sort(where[: len(seen)][np.argsort(seen, kind="stable")[:MAX_FAILED]])
+    lines = "".join(
+        f'<tr><td>{i}</td><td class="text">{escape(str(table["identifier"][i]))}</td>'
+        f'<td class="text why">{escape(status[i])}</td></tr>\n'
+        for i in shown
+    )
+    more = len(where) - len(shown)
+    rest = note(f"and {more} more; see the status column.") if more else ""
+    return f'<h3>What failed</h3>\n<table id="failures"><tbody>\n{lines}</tbody></table>\n{rest}'
+
+
+def _short(status: str, most: int = 34) -> str:
+    """Enough of a status for a column: paths by their last part, an ellipsis at the end."""
+    text = re.sub(r"\S*/(\S+)", r"\1", status)
+    return escape(text if len(text) <= most else f"{text[: most - 1].rstrip()}…")
+
+
+def _image_table(table: Mapping[str, np.ndarray], numeric: Sequence[str], bad: np.ndarray) -> str:
+    status = np.asarray(table["status"], str)
+    late = ~bad & (status != "converged")
+    order = np.lexsort((np.arange(len(bad)), ~late, ~bad))[:MAX_ROWS]
+    sort = ' class="text"'
+    head = heading("image", "", ' data-name="image"', True)
+    head += heading("identifier", "", sort, True) + heading("status", "", sort, True)
+    for name in numeric:
+        unit = quantity(name)
+        marks = f' data-name="{name}" data-unit="{escape(unit.unit)}"'
+        head += heading(unit.label, unit.unit, marks, True)
+    columns = [_cells(table, name) for name in numeric]
+    lines = []
+    for rank, i in enumerate(order):
+        kinds = ["bad"] * bool(bad[i]) + ["poor"] * bool(late[i])
+        kinds += ["unprinted"] * (rank >= PRINTED_ROWS)
+        label, why = escape(str(table["identifier"][i])), escape(status[i])
+        mark = f' class="{" ".join(kinds)}"' if kinds else ""
+        lines.append(
+            f'<tr{mark} data-image="{i}" data-identifier="{label}" data-status="{why}">'
+            f'<td data-v="{i}">{i}</td><td class="text" data-v="{label}">{label}</td>'
+            f'<td class="text status" data-v="{why}" title="{why}">{_short(status[i])}</td>'
+            + "".join(column[i] for column in columns)
+            + "</tr>"
+        )
+    more = ""
+    if len(order) > PRINTED_ROWS:
+        text = f"The first {PRINTED_ROWS} of {len(order)} rows; images.csv has them all."
+        more = f'<p class="note printed">{text}</p>'
+    if len(bad) > MAX_ROWS:
+        more += note(f"Only {MAX_ROWS} of {len(bad)} images; images.csv has them all.")
+    return (
+        '<div class="tools"><label>find <input type="search" id="search" '
+        'placeholder="identifier or status"></label>'
+        '<label><input type="checkbox" id="failed"> only images with a problem</label></div>\n'
+        '<div class="scroll"><table class="sortable" id="image-table">\n'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n"
+        + "\n".join(lines)
+        + f"\n</tbody></table></div>\n{more}"
+    )
+
+
+def _cells(table: Mapping[str, np.ndarray], name: str) -> list[str]:
+    """The cells of a column: values in the unit of the heading, ± sd where there is one."""
+    values = np.asarray(table[name])
+    if values.dtype.kind in "iu":
+        return [f'<td data-v="{v}">{v}</td>' for v in values]
+    factor = quantity(name).factor
+    values = factor * values.astype(float)
+    sds = table.get(f"{name}_sd")
+    if sds is None:
+        return [
+            f'<td data-v="{v:.7g}">{number(float(v), 4)}</td>'
+            if np.isfinite(v)
+            else '<td data-v=""></td>'
+            for v in values
+        ]
+    cells = []
+    for v, sd in zip(values, factor * np.asarray(sds, float), strict=True):
+        if not np.isfinite(v):
+            cells.append('<td data-v=""></td>')
+            continue
+        value, error = with_sd(v, sd)
+        spread = f" <small>± {error}</small>" if error else ""
+        cells.append(f'<td data-v="{v:.7g}">{value}{spread}</td>')
+    return cells

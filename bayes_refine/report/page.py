@@ -1,0 +1,187 @@
+"""Sections to one HTML page: styles, script and pictures all inside."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.resources import files
+from io import StringIO
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page.
+
+    Attributes:
+        ident: its anchor. title: plain text. lead: one plain sentence below it.
+        body: HTML.
+    """
+
+    ident: str
+    title: str
+    body: str
+    lead: str = ""
+
+    @property
+    def html(self) -> str:
+        """As it stands on the page."""
+        lead = f'<p class="lead">{escape(self.lead)}</p>\n' if self.lead else ""
+        title = escape(self.title)
+        return f'<section id="{self.ident}">\n<h2>{title}</h2>\n{lead}{self.body}\n</section>'
+
+
+def write_report(
+    path: str | Path, title: str, sections: Sequence[Section | None], subtitle: str = ""
+) -> None:
+    """Write a self-contained page; sections that are None, for want of data, are left out.
+
+    Raises:
+        InputError: ``path`` cannot be written.
+    """
+    own = files(__package__)
+    kept = [section for section in sections if section is not None]
+    links = "\n".join(f'<a href="#{s.ident}">{escape(s.title)}</a>' for s in kept)
+    page = Template(own.joinpath("page.html").read_text("utf-8")).substitute(
+        title=escape(title),
+        subtitle=escape(subtitle),
+        style=own.joinpath("style.css").read_text("utf-8"),
+        script=own.joinpath("page.js").read_text("utf-8"),
+        links=links,
+        sections="\n".join(s.html for s in kept),
+    )
+    try:
+        Path(path).write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+# -- pictures -------------------------------------------------------------------------------
+
+
+def chart(
+    name: str,
+    draw: Callable[[Any], Any],
+    caption: str,
+    size: tuple[float, float] = (5.2, 3.5),
+    images: np.ndarray | None = None,
+) -> str:
+    """A ``<figure>`` of what ``draw`` does to an empty Matplotlib figure, as SVG.
+
+    A picture that cannot be drawn says so in its place: it must not cost the run its results.
+
+    Args:
+        name: unique on the page.
+        caption: plain text.
+        size: inches; wider than 7 spans both columns.
+        images: of each point in the collections with gid ``images-<column>``, which the page
+            links to the rows of its table of images.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    from .. import plots
+
+    style = {**plots.STYLE, "svg.fonttype": "none", "svg.hashsalt": name}
+    kind = " wide" if size[0] > 7 else ""
+    data = "" if images is None else f" data-images='{json.dumps(np.asarray(images).tolist())}'"
+    try:
+        with matplotlib.rc_context(style):
+            figure = Figure(figsize=size, layout="constrained")
+            figure = draw(figure) or figure
+            drawn = _svg(figure, name, caption)
+    except Exception as error:
+        drawn = f"<p>This picture could not be drawn: {escape(f'{error}')}.</p>"
+        kind += " failed"
+    return (
+        f'<figure id="{name}" class="chart{kind}"{data}>\n{drawn}\n'
+        f"<figcaption>{escape(caption)}</figcaption>\n</figure>"
+    )
+
+
+def figures(*parts: str | None, columns: int = 2) -> str:
+    """Pictures side by side; those that are None are left out."""
+    kept = "\n".join(part for part in parts if part)
+    return f'<div class="figures in{columns}">\n{kept}\n</div>' if kept else ""
+
+
+def note(text: str) -> str:
+    """A small remark, plain text."""
+    return f'<p class="note">{escape(text)}</p>'
+
+
+def _svg(figure: Any, name: str, label: str) -> str:
+    """Inline SVG: without what only a file of its own needs, ids unique on the page."""
+    buffer = StringIO()
+    figure.savefig(buffer, format="svg", dpi=130)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<!--.*?-->\n?", "", text, flags=re.DOTALL)
+    text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
+    used = set(re.findall(r"#([\w.-]+)", text))
+    text = re.sub(
+        r' id="([^"]*)"',
+        lambda m: m[0] if m[1] in used or m[1].startswith("images-") else "",
+        text,
+    )
+    text = re.sub(r"(font: [\d.]+px|font: \d+ [\d.]+px)[^;\"]*'[^;\"]*", r"\1 sans-serif", text)
+    size = re.match(r'<svg[^>]*?viewBox="([^"]*)"[^>]*>', text)
+    assert size, "Matplotlib writes a viewBox"
+    alternative = escape(label.split(". ")[0], quote=True)
+    opening = f'<svg viewBox="{size[1]}" role="img" aria-label="{alternative}">'
+    return re.sub(r"\n\s+", "\n", opening + text[size.end() :])
+
+
+# -- tables ---------------------------------------------------------------------------------
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A number as text to so many significant digits; a dash where there is none."""
+    if value is None or (isinstance(value, float | np.floating) and not np.isfinite(value)):
+        return "–"
+    if isinstance(value, int | np.integer):
+        return f"{int(value):,}".replace(",", "\u202f")
+    if abs(value) >= 10**digits and abs(value) < 1e7:
+        return f"{value:.0f}"
+    text = f"{value:.{digits}g}"
+    if "e" in text:
+        mantissa, exponent = text.split("e")
+        superscript = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+        text = f"{mantissa}·10{superscript}"
+    return text.replace("-", "−")
+
+
+def with_sd(value: float, sd: float) -> tuple[str, str]:
+    """Value and sd as text, both to the second significant digit of the sd."""
+    if not (np.isfinite(value) and np.isfinite(sd) and sd > 0):
+        return number(float(value), 4), ""
+    decimals = 1 - int(np.floor(np.log10(sd)))
+    if decimals > 6 or decimals < -2:
+        return number(float(value), 4), number(float(sd), 2)
+    decimals = max(decimals, 0)
+    return f"{value:.{decimals}f}".replace("-", "−"), f"{sd:.{decimals}f}"
+
+
+def heading(label: str, unit: str = "", attributes: str = "", button: bool = False) -> str:
+    """A ``<th>``."""
+    inner = escape(label) + (f'<span class="unit">{escape(unit)}</span>' if unit else "")
+    return f"<th{attributes}>{f'<button>{inner}</button>' if button else inner}</th>"
+
+
+def two_columns(rows: Sequence[tuple[str, str]]) -> str:
+    """Names and values, plain text."""
+    lines = "".join(
+        f'<tr><td class="text">{escape(k)}</td><td class="text">{escape(v)}</td></tr>\n'
+        for k, v in rows
+    )
+    return f'<table class="facts"><tbody>\n{lines}</tbody></table>'

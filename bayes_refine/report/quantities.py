@@ -1,0 +1,58 @@
+"""What the numbers of a run are called, and in which units people read them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Quantity(NamedTuple):
+    """A label, the factor from the number as stored to the number as shown, its unit."""
+
+    label: str
+    factor: float = 1.0
+    unit: str = ""
+
+    @property
+    def axis(self) -> str:
+        """The label of an axis."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
+
+_KNOWN = {
+    "n_reflections": Quantity("reflections"),
+    "cc_model": Quantity("CC(J, J_model)"),
+    "pull_rms": Quantity("rms residual", 1, "σ"),
+    "G": Quantity("scale G", 1, "photons per unit I"),
+    "B": Quantity("Debye–Waller B", 1, "Å²"),
+    "R1": Quantity("spot width R1", 1e3, "10⁻³ Å⁻¹"),
+    "R0": Quantity("partiality width R0", 1e4, "10⁻⁴ Å⁻¹"),
+    "R0_inv_angstrom": Quantity("partiality width R0", 1e4, "10⁻⁴ Å⁻¹"),
+    "mosaic_mrad": Quantity("mosaic spread η", 1, "mrad"),
+    "mosaic_image_mrad": Quantity("mosaic spread η", 1, "mrad"),
+    "model_error": Quantity("model error of J", 100, "%"),
+    "blocks": Quantity("mosaic blocks in the beam"),
+    "shape_error": Quantity("model error of R1²", 100, "%"),
+    "position_error": Quantity("centroid error", 1e3, "10⁻³ Å⁻¹"),
+    "position_error_inv_angstrom": Quantity("centroid error", 1e3, "10⁻³ Å⁻¹"),
+}
+_SUFFIXES = {
+    "_inv_angstrom": (1e3, "10⁻³ Å⁻¹"),
+    "_mrad": (1.0, "mrad"),
+    "_mm": (1.0, "mm"),
+    "_um": (1.0, "µm"),
+    "_px": (1.0, "px"),
+}
+
+
+def quantity(name: str) -> Quantity:
+    """Of a column of ``images.csv`` or one of the shared unknowns, by its name."""
+    if name in _KNOWN:
+        return _KNOWN[name]
+    if name.startswith("strain_"):
+        return Quantity(f"strain {name[7:]}", 1e3, "10⁻³")
+    for suffix, (factor, unit) in _SUFFIXES.items():
+        if name.endswith(suffix):
+            label = name.removesuffix(suffix).replace("_", " ").replace("center", "centre")
+            label = f"shift of {label}" if suffix == "_um" else label
+            return Quantity(label.replace("rot ", "rotation "), factor, unit)
+    return Quantity(name.replace("_", " "))

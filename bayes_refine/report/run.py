@@ -1,0 +1,219 @@
+"""From a run to its report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..detector import pixel_to_lab
+from ..fit import RunFit
+from ..io.images import ImageReader
+from ..tables import AXES, UNITS, image_table, usable_images
+from . import glance, images, recipe, sections
+from .charts import Compared
+from .page import chart, write_report
+
+
+def fit_report(
+    path: str | Path,
+    run: RunFit,
+    summary: Mapping[str, Any],
+    draws: Mapping[str, np.ndarray] | None = None,
+    reader: ImageReader | None = None,
+) -> None:
+    """Write the report of a fit.
+
+    Args:
+        summary: the content of ``summary.json``.
+        draws: (draws, ...) by site, constrained: Laplace's, a guide's or NUTS's.
+        reader: for the pictures of pixels; none without it.
+
+    Raises:
+        InputError: ``path`` cannot be written.
+    """
+    run_report(
+        path,
+        "bayes-refine fit",
+        summary,
+        image_table(run),
+        compared(run),
+        shared_draws(run, draws or {}),
+        couplings(run),
+        *_pixels(run, reader),
+    )
+
+
+def run_report(
+    path: str | Path,
+    title: str,
+    summary: Mapping[str, Any],
+    table: Mapping[str, np.ndarray] | None = None,
+    reflections: Compared | None = None,
+    draws: Mapping[str, np.ndarray] | None = None,
+    correlation: tuple[list[str], np.ndarray] | None = None,
+    gallery: str | None = None,
+    overview: str | None = None,
+) -> None:
+    """Write a report from plain arrays; sections without data are left out.
+
+    Args:
+        summary: the content of ``summary.json``; any of its parts may be missing.
+        table: columns of ``images.csv``. reflections: what was measured and expected.
+        draws: name to (n,) draws of what the images share. correlation: ``couplings``.
+        gallery, overview: pictures of pixels, ``chart``.
+
+    Raises:
+        InputError: ``path`` cannot be written.
+    """
+    r = reflections if reflections is not None and len(reflections) else None
+    n_images = len(table["status"]) if table else int(r.image.max()) + 1 if r else 0
+    counts = summary.get("counts", {})
+    parts = [
+        f"{counts['images']} images" if "images" in counts else "",
+        summary.get("space_group") or "",
+        f"reference {Path(summary['reference']).name}" if summary.get("reference") else "",
+        f"bayes_refine {version}"
+        if (version := summary.get("versions", {}).get("bayes-refine"))
+        else "",
+    ]
+    write_report(
+        path,
+        title,
+        [
+            glance.headline(summary, table, r),
+            recipe.what_was_run(summary),
+            recipe.shared_unknowns(summary),
+            images.images(table, r) if table else None,
+            sections.intensities(r),
+            sections.residuals(r, n_images),
+            sections.shoeboxes(gallery, overview),
+            sections.agreement(summary.get("agreement")),
+            sections.calibration(r, glance.likelihood_nu(summary)),
+            sections.posterior(draws, correlation),
+        ],
+        " · ".join(part for part in parts if part),
+    )
+
+
+# -- plain arrays of a fit ------------------------------------------------------------------
+
+
+def compared(run: RunFit) -> Compared:
+    """The measured reflections of usable images that have a reference."""
+    r = run.reflections
+    rows = np.flatnonzero(r.measured & np.isfinite(r.J_model) & usable_images(run)[r.image])
+    return Compared(
+        image=r.image[rows],
+        J=r.J[rows].astype(float),
+        J_model=r.J_model[rows].astype(float),
+        sigma=np.sqrt(r.variance_model[rows].astype(float)),
+        d=r.d[rows].astype(float),
+        fitted=r.informs[rows],
+        free=(r.free & ~r.informs)[rows],
+        excitation_error=r.excitation_error[rows].astype(float),
+        partiality=r.partiality[rows].astype(float),
+        xy_mm=_places(run)[rows],
+    )
+
+
+def _places(run: RunFit) -> np.ndarray:
+    """(N, 2) predicted centres in the lab frame, x and y, mm."""
+    r, n = run.reflections, len(run.stills)
+    by_image = np.split(np.arange(len(r)), np.searchsorted(r.image, np.arange(1, n)))
+    parts = [
+        pixel_to_lab(still.detector, r.panel[k], r.xy_px[k].astype(float))[:, :2]
+        for still, k in zip(run.stills, by_image, strict=True)
+    ]
+    return np.concatenate(parts)
+
+
+def shared_draws(run: RunFit, draws: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """(n,) draws of each number the images share; detector shifts in µm."""
+    found = {}
+    for site in run.fit.sites:
+        if site.per_image or site.name not in draws:
+            continue
+        values = np.asarray(draws[site.name], float)
+        values = values.reshape(len(values), -1)
+        for name, column in zip(_names(site.name, values.shape[1]), values.T, strict=True):
+            if site.name.startswith("log_"):
+                found[name] = np.exp(column)
+            elif name.endswith("_mm"):
+                found[f"{name.removesuffix('_mm')}_um"] = 1e3 * column
+            else:
+                found[name] = column
+    return found
+
+
+def couplings(run: RunFit) -> tuple[list[str], np.ndarray] | None:
+    """Names and posterior correlations of one image's unknowns and the shared ones.
+
+    Laplace, the median over usable images.
+    """
+    fit, usable = run.fit, usable_images(run)
+    if not usable.any():
+        return None
+    shared = fit.shared_covariance
+    slope = np.linalg.solve(fit.image_precision, fit.border)[usable]
+    own = fit.image_covariance()[usable]
+    cross = -slope @ shared
+    whole = np.broadcast_to(shared, (len(own), *shared.shape))
+    covariance = np.block([[own, cross], [np.swapaxes(cross, 1, 2), whole]])
+    sd = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
+    correlation = np.median(covariance / (sd[:, :, None] * sd[:, None, :]), axis=0)
+    names: dict[bool, list[str]] = {True: [], False: []}
+    for site in fit.sites:
+        size = int(np.prod(site.shape, dtype=int))
+        names[site.per_image] += _names(site.name, size)
+    return names[True] + [f"run:{name}" for name in names[False]], correlation
+
+
+def _names(site: str, size: int) -> list[str]:
+    """Of the numbers of a site, as ``tables`` has them."""
+    name = site.removeprefix("log_")
+    if name == "rotation_mrad":
+        return [f"rot_{axis}_mrad" for axis in "xyz"]
+    if name in AXES and (labels := AXES[name][1]):
+        return [f"{label}_mm" for label in labels]
+    if size > 1 or name == "strain":
+        return [f"{name}_{k + 1}" for k in range(size)]
+    return [UNITS.get(name, name)]
+
+
+# -- pixels ---------------------------------------------------------------------------------
+
+
+def _pixels(run: RunFit, reader: ImageReader | None) -> tuple[str | None, str | None]:
+    """The gallery of shoeboxes, and part of an image with its predictions."""
+    from .. import plots
+
+    r = run.reflections
+    if reader is None or not (r.informs & usable_images(run)[r.image]).any():
+        return None, None
+    gallery = chart(
+        "gallery",
+        lambda figure: plots.shoebox_gallery(run, reader, n=3),
+        "Shoeboxes: data, model and their difference over σ of a pixel (±5). Strong; weak; "
+        "expected but not seen (largest deficit); more than expected (largest excess); J in "
+        "photons. In a good run the differences are structureless noise, and the missing and "
+        "the outlying ones have a visible reason: a neighbour, a bad pixel, a split spot.",
+        (10.6, 6.4),
+    )
+    overview = chart(
+        "predictions",
+        partial(_predictions, run=run, reader=reader),
+        "Part of the brightest image with its predictions. In a good run every dark spot sits on "
+        "a cross, and bright circles are not empty.",
+        (10.6, 6.6),
+    )
+    return gallery, overview
+
+
+def _predictions(figure: Any, run: RunFit, reader: ImageReader) -> None:
+    from .. import plots
+
+    plots.predicted_spots(run, reader, ax=figure.add_subplot())
