@@ -6,18 +6,10 @@ in ``images.csv`` and in the counts, and their geometry stays as it came in.
 
 from __future__ import annotations
 
-import csv
-import json
-import math
-import os
-import platform
-import shutil
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +26,13 @@ from .io.mtz import write_merged, write_unmerged
 from .io.posterior import Variable, write_posterior
 from .merge import Merged, merge
 from .noise import Noise
+from .output import all_or_none, jsonable, versions, write_summary, write_table
 from .priors import Priors
 from .reference import Reference, asu_map, free_set
 from .tables import AXES, image_table, mean_cell, shared_values, usable_images
 
 N_SHELLS = 10
 N_SCALE_DRAWS = 50
-PACKAGES = ("bayes-refine", "numpy", "jax", "numpyro", "arviz", "gemmi", "h5py", "hdf5plugin")
 
 
 def write_results(
@@ -62,8 +54,7 @@ def write_results(
 ) -> dict[str, Any]:
     """Write the files of a fit (SPEC section 7) and return the content of ``summary.json``.
 
-    All is written beside its place first and moved there at the end, ``summary.json`` last:
-    where that file is, the others are complete and belong to it.
+    All of them or none (``output.all_or_none``).
 
     Args:
         out_dir: made if absent; results in it are replaced.
@@ -79,8 +70,6 @@ def write_results(
     """
     say = progress or (lambda line: None)
     timed = dict(seconds or {})
-    out = prepare_folder(out_dir)
-    work = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=out))
 
     def stage(name: str, call: Callable, *args):
         say(f"writing: {name}")
@@ -89,7 +78,7 @@ def write_results(
         timed[name] = time.perf_counter() - started
         return value
 
-    try:
+    with all_or_none(out_dir) as work:
         rng = np.random.default_rng(settings.seed)
         draws = infer.laplace_draws(run.fit, rng, n_draws)
         scale_sd: np.ndarray | float = 0.0
@@ -111,31 +100,10 @@ def write_results(
             "priors": asdict(priors),
             "seconds": timed,
         }
-        summary = _jsonable(summary)
+        summary = jsonable(summary)
         stage("report", report.fit_report, work / "report.html", run, summary, draws, reader)
-        text = json.dumps(summary, indent=1, allow_nan=False, ensure_ascii=False)
-        (work / "summary.json").write_text(text + "\n", encoding="utf-8")
-        (out / "summary.json").unlink(missing_ok=True)
-        for file in sorted(work.iterdir(), key=lambda f: f.name == "summary.json"):
-            os.replace(file, out / file.name)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        write_summary(work / "summary.json", summary)
     return summary
-
-
-def prepare_folder(out_dir: str | Path) -> Path:
-    """The folder, made if absent; InputError where nothing can be written in it."""
-    out = Path(out_dir)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            return out
-    except OSError as error:
-        raise InputError(
-            f"{out}: cannot be written ({error.strerror}); choose another --out"
-        ) from None
 
 
 # -- what is merged -------------------------------------------------------------------------
@@ -239,18 +207,7 @@ def _write_tables(work: Path, run: RunFit, experiments, ref, merged: Merged, set
         ref.space_group,
         float(np.mean([still.beam.wavelength for still in stills])),
     )
-    table = image_table(run)
-    with (work / "images.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(table)
-        for row in zip(*table.values(), strict=True):
-            writer.writerow([_csv_value(value) for value in row])
-
-
-def _csv_value(value: Any) -> Any:
-    if isinstance(value, float):  # np.float64 is one
-        return f"{value:.7g}" if math.isfinite(value) else ""
-    return value
+    write_table(work / "images.csv", image_table(run))
 
 
 # -- posterior.nc ---------------------------------------------------------------------------
@@ -340,25 +297,3 @@ def _kind(status: str) -> str:
     """A status without what is special to the image."""
     known = ("converged", "not converged", "no maximum", "too few reflections")
     return next((k for k in known if status.startswith(k)), "not read")
-
-
-def versions() -> dict[str, str]:
-    """Of Python, the platform and the packages that matter."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # run from a checkout
-            found[package] = "not installed"
-    return found
-
-
-def _jsonable(value: Any) -> Any:
-    """Plain JSON values; None for what is not finite."""
-    if isinstance(value, dict):
-        return {str(k): _jsonable(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(v) for v in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value

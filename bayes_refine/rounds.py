@@ -277,7 +277,7 @@ def measured(
             predictions.image[batch.informs], minlength=images.stop - images.start
         )
         if len(batches) > 1:
-            say(f"measured {images.stop} of {n} images")
+            say(f"step: measured {images.stop} of {n} images")
     if not informing.any():
         raise InputError(f"no image can be used; the first one: {status[0]}")
 

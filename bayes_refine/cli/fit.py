@@ -1,45 +1,23 @@
-"""The command line: parse, call, print."""
+"""``bayes-refine fit``."""
 
 from __future__ import annotations
 
-import os
-import shlex
-import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import jax
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from . import __version__, demo, fit, loading, noise, priors, reference, results, tables
-from .errors import InputError
-from .experiments import Experiments, Still
-from .io.expt import read_experiments
-from .io.images import ImageReader, read_bandwidth
-from .simulate import Simulation
-from .simulate_files import simulate_run
+from .. import fit, loading, noise, output, priors, reference, results, tables
+from ..errors import InputError
+from ..experiments import Experiments, Still
+from ..io.expt import read_experiments
+from ..io.images import ImageReader, read_bandwidth
+from .app import Out, app, out_console, progress
 
-app = typer.Typer(
-    name="bayes-refine",
-    help="Bayesian integration, scaling and geometry refinement of still images.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-out_console, err_console = Console(highlight=False), Console(stderr=True, highlight=False)
-
-Out = Annotated[
-    Path,
-    typer.Option(help="Folder for the results; made if absent.", metavar="DIR", show_default=False),
-]
 DETECTOR, INFERENCE = "Beam and detector", "Model and inference"
 
 
@@ -48,27 +26,6 @@ class Method(StrEnum):
 
     map = "map"
     laplace = "laplace"
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of ``bayes-refine``; exit status 2 with one sentence where input is no good."""
-    command = ["bayes-refine", *(sys.argv[1:] if arguments is None else arguments)]
-    warnings.formatwarning = lambda message, *_args, **_kw: f"bayes-refine: warning: {message}\n"
-    _set_up_jax()
-    try:
-        app(args=command[1:], prog_name="bayes-refine", obj=command)
-    except InputError as error:
-        err_console.print(f"bayes-refine: {error}", markup=False, soft_wrap=True)
-        sys.exit(2)
-
-
-@app.callback(invoke_without_command=True)
-def _version(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-) -> None:
-    if version:
-        out_console.print(f"bayes-refine {__version__}")
-        raise typer.Exit
 
 
 @app.command("fit")
@@ -228,7 +185,7 @@ def fit_command(
     started = time.perf_counter()
     if d_min is not None and not d_min > 0:
         raise InputError(f"--d-min {d_min:g}: the resolution limit must be positive, in Å")
-    results.prepare_folder(out)
+    output.prepare_folder(out)
     program = loading.load_model(model)
     chosen = priors.read_priors(priors_file) if priors_file else priors.Priors()
     if student_t is not None:
@@ -243,9 +200,9 @@ def fit_command(
     settings = fit.Settings(
         d_min=d_min or float(ref.d.min()), rounds=rounds, free_fraction=free_fraction, seed=seed
     )
-    stills = _overridden(run_of.stills, bandwidth, sensor_thickness_mm, sensor_mu)
+    stills = overridden(run_of.stills, bandwidth, sensor_thickness_mm, sensor_mu)
     with ImageReader(gain=gain, pedestal=pedestal) as reader:
-        _fit_and_write(
+        fit_and_write(
             out,
             replace(run_of, stills=stills),
             ref,
@@ -263,112 +220,10 @@ def fit_command(
         )
 
 
-@app.command("simulate")
-def simulate_command(
-    out: Out,
-    images: Annotated[int, typer.Option(min=1, metavar="N", help="Number of stills.")] = 12,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of every random number.")] = 1,
-    d_min: Annotated[
-        float, typer.Option(min=0.5, metavar="Å", help="No reflections beyond, Å.")
-    ] = 2.3,
-    pixels: Annotated[
-        int, typer.Option(min=64, metavar="N", help="Pixels along a side of the detector.")
-    ] = 480,
-    distance_mm: Annotated[
-        float, typer.Option(min=1.0, metavar="MM", help="Of the detector.")
-    ] = 110.0,
-    panels: Annotated[int, typer.Option(metavar="N", help="1, or 4 for 2×2 tiles.")] = 1,
-    wavelength: Annotated[float, typer.Option(min=0.1, metavar="Å", help="Å.")] = 1.0,
-    bandwidth: Annotated[
-        float, typer.Option(min=0.0, metavar="FRACTION", help="Δλ/λ, rms fraction.")
-    ] = 1e-3,
-    mosaic_mrad: Annotated[
-        float, typer.Option(min=0.0, metavar="MRAD", help="Mosaic spread η, exp(−φ²/η²).")
-    ] = 0.0,
-    photons: Annotated[
-        float, typer.Option(min=0.0, metavar="PHOTONS", help="Mean I_ref of a unique reflection.")
-    ] = 400.0,
-    background: Annotated[
-        float, typer.Option(min=0.0, metavar="PHOTONS", help="Photons a pixel.")
-    ] = 6.0,
-    gain: Annotated[float, typer.Option(min=1e-6, metavar="G", help="Counts per photon.")] = 1.0,
-    read_noise: Annotated[
-        float, typer.Option(min=0.0, metavar="COUNTS", help="Counts rms a pixel.")
-    ] = 0.0,
-    rotation_error_deg: Annotated[
-        float,
-        typer.Option(min=0.0, metavar="DEG", help="rms angle from true to indexed orientation."),
-    ] = 0.05,
-) -> None:
-    """Simulate a run of stills whose truth is known: images, geometry, reference, truth."""
-    simulation = Simulation(
-        n_images=images,
-        seed=seed,
-        d_min=d_min,
-        n_pixels=pixels,
-        distance_mm=distance_mm,
-        n_panels=panels,
-        wavelength=wavelength,
-        bandwidth=bandwidth,
-        mosaic_rad=mosaic_mrad * 1e-3,
-        mean_photons=photons,
-        background_photons=background,
-        gain=gain,
-        read_noise=read_noise,
-        rotation_error_deg=rotation_error_deg,
-    )
-    expt = _simulate(simulation, out)
-    data = expt.parent
-    out_console.print(
-        f"wrote {data}: master.h5, indexed.expt, reference.mtz, truth.h5", soft_wrap=True
-    )
-    line = ["bayes-refine", "fit", str(expt), "--reference", str(data / "reference.mtz")]
-    out_console.print(f"now: {shlex.join([*line, '--out', str(data / 'fit')])}", soft_wrap=True)
-
-
-@app.command("demo")
-def demo_command(
-    context: typer.Context,
-    out: Out,
-    images: Annotated[int, typer.Option(min=2, metavar="N", help="Number of stills.")] = 6,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of every random number.")] = 1,
-) -> None:
-    """Simulate a small run, fit it, and say how near the truth the fit came."""
-    started = time.perf_counter()
-    results.prepare_folder(out)
-    simulation = Simulation(n_images=images, seed=seed)
-    expt = _simulate(simulation, out / "data")
-    experiments = read_experiments(expt)
-    stills = _overridden(experiments.stills, None, None, None)
-    ref = reference.read_reference(out / "data" / "reference.mtz")
-    with ImageReader() as reader:
-        run = _fit_and_write(
-            out / "fit",
-            replace(experiments, stills=stills),
-            ref,
-            reader,
-            loading.load_model("still"),
-            priors.Priors(),
-            fit.Settings(d_min=simulation.d_min, seed=seed),
-            started=started,
-            model_name="still",
-            command=context.obj or [],
-        )
-    table = Table(title="how near the truth", title_justify="left", box=None, pad_edge=False)
-    for name in ("error, rms", "before", "after", "in σ"):
-        table.add_column(name, justify="left" if name == "error, rms" else "right")
-    for error in demo.errors(run, out / "data" / "truth.h5"):
-        row = [error.name]
-        for value, form in ((error.before, ".3g"), (error.after, ".3g"), (error.pull, ".1f")):
-            row.append("" if value is None else f"{value:{form}}")
-        table.add_row(*row)
-    out_console.print(table)
-
-
 # -- steps ----------------------------------------------------------------------------------
 
 
-def _fit_and_write(
+def fit_and_write(
     out: Path,
     experiments: Experiments,
     ref: reference.Reference,
@@ -385,7 +240,7 @@ def _fit_and_write(
     """Noise, fit, results, and what to tell about them."""
     seconds = {"read": time.perf_counter() - started}
     stills = experiments.stills
-    with _progress() as say:
+    with progress() as say:
         say("estimating gain and read-out noise")
         mark = time.perf_counter()
         found = noise.noise_for(reader, stills, gain, read_noise)
@@ -440,14 +295,6 @@ def _report(out: Path, run: fit.RunFit, summary: dict[str, Any], seconds: float)
     out_console.print(f"{seconds:.0f} s; results in {out}", soft_wrap=True)
 
 
-def _simulate(simulation: Simulation, folder: Path) -> Path:
-    results.prepare_folder(folder)
-    with _progress() as say:
-        return simulate_run(
-            simulation, folder, lambda k, n: say(f"step: simulated image {k} of {n}")
-        )
-
-
 def _images(experiments: Experiments, chosen: str | None) -> Experiments:
     """The experiments in a range ``a:b``."""
     n = len(experiments)
@@ -465,7 +312,7 @@ def _images(experiments: Experiments, chosen: str | None) -> Experiments:
     return replace(experiments, stills=stills)
 
 
-def _overridden(
+def overridden(
     stills: Sequence[Still], bandwidth: float | None, thickness: float | None, mu: float | None
 ) -> tuple[Still, ...]:
     """The stills with their bandwidth, and the sensor that the options say."""
@@ -490,28 +337,3 @@ def _d_max(still: Still) -> float:
     """Å, of the largest lattice planes, no matter whether present."""
     cell = still.crystal.cell.reciprocal()
     return 1 / min(cell.a, cell.b, cell.c)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """A printer of progress: lines that begin with "step" replace each other, others stay."""
-    with err_console.status("starting") as status:
-
-        def say(line: str) -> None:
-            status.update(line)
-            if not line.startswith("step"):
-                err_console.print(line, markup=False, soft_wrap=True)
-
-        yield say
-
-
-def _set_up_jax() -> None:
-    """float64, and compiled code kept from run to run."""
-    jax.config.update("jax_enable_x64", True)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    jax.config.update("jax_compilation_cache_dir", str(Path(base) / "bayes_refine" / "jax"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
-
-if __name__ == "__main__":
-    main()

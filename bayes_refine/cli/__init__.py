@@ -1,0 +1,35 @@
+"""The command line: parse, call, print.  One file a command."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from ..errors import InputError
+from . import fit, simulate  # noqa: F401  the commands register themselves, in this order
+from .app import app, err_console
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of ``bayes-refine``; exit status 2 with one sentence where input is no good."""
+    command = ["bayes-refine", *(sys.argv[1:] if arguments is None else arguments)]
+    warnings.formatwarning = lambda message, *_args, **_kw: f"bayes-refine: warning: {message}\n"
+    _set_up_jax()
+    try:
+        app(args=command[1:], prog_name="bayes-refine", obj=command)
+    except InputError as error:
+        err_console.print(f"bayes-refine: {error}", markup=False, soft_wrap=True)
+        sys.exit(2)
+
+
+def _set_up_jax() -> None:
+    """float64, and compiled code kept from run to run."""
+    jax.config.update("jax_enable_x64", True)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    jax.config.update("jax_compilation_cache_dir", str(Path(base) / "bayes_refine" / "jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -1,0 +1,5 @@
+"""``python -m bayes_refine.cli``."""
+
+from . import main
+
+main()

@@ -1,0 +1,130 @@
+"""``bayes-refine simulate`` and ``bayes-refine demo``."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from .. import demo, fit, loading, output, priors, reference
+from ..io.expt import read_experiments
+from ..io.images import ImageReader
+from ..simulate import Simulation
+from ..simulate_files import simulate_run
+from .app import Out, app, out_console, progress
+from .fit import fit_and_write, overridden
+
+
+@app.command("simulate")
+def simulate_command(
+    out: Out,
+    images: Annotated[int, typer.Option(min=1, metavar="N", help="Number of stills.")] = 12,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of every random number.")] = 1,
+    d_min: Annotated[
+        float, typer.Option(min=0.5, metavar="Å", help="No reflections beyond, Å.")
+    ] = 2.3,
+    pixels: Annotated[
+        int, typer.Option(min=64, metavar="N", help="Pixels along a side of the detector.")
+    ] = 480,
+    distance_mm: Annotated[
+        float, typer.Option(min=1.0, metavar="MM", help="Of the detector.")
+    ] = 110.0,
+    panels: Annotated[int, typer.Option(metavar="N", help="1, or 4 for 2×2 tiles.")] = 1,
+    wavelength: Annotated[float, typer.Option(min=0.1, metavar="Å", help="Å.")] = 1.0,
+    bandwidth: Annotated[
+        float, typer.Option(min=0.0, metavar="FRACTION", help="Δλ/λ, rms fraction.")
+    ] = 1e-3,
+    mosaic_mrad: Annotated[
+        float, typer.Option(min=0.0, metavar="MRAD", help="Mosaic spread η, exp(−φ²/η²).")
+    ] = 0.0,
+    photons: Annotated[
+        float, typer.Option(min=0.0, metavar="PHOTONS", help="Mean I_ref of a unique reflection.")
+    ] = 400.0,
+    background: Annotated[
+        float, typer.Option(min=0.0, metavar="PHOTONS", help="Photons a pixel.")
+    ] = 6.0,
+    gain: Annotated[float, typer.Option(min=1e-6, metavar="G", help="Counts per photon.")] = 1.0,
+    read_noise: Annotated[
+        float, typer.Option(min=0.0, metavar="COUNTS", help="Counts rms a pixel.")
+    ] = 0.0,
+    rotation_error_deg: Annotated[
+        float,
+        typer.Option(min=0.0, metavar="DEG", help="rms angle from true to indexed orientation."),
+    ] = 0.05,
+) -> None:
+    """Simulate a run of stills whose truth is known: images, geometry, reference, truth."""
+    simulation = Simulation(
+        n_images=images,
+        seed=seed,
+        d_min=d_min,
+        n_pixels=pixels,
+        distance_mm=distance_mm,
+        n_panels=panels,
+        wavelength=wavelength,
+        bandwidth=bandwidth,
+        mosaic_rad=mosaic_mrad * 1e-3,
+        mean_photons=photons,
+        background_photons=background,
+        gain=gain,
+        read_noise=read_noise,
+        rotation_error_deg=rotation_error_deg,
+    )
+    expt = _simulate(simulation, out)
+    data = expt.parent
+    out_console.print(
+        f"wrote {data}: master.h5, indexed.expt, reference.mtz, truth.h5", soft_wrap=True
+    )
+    line = ["bayes-refine", "fit", str(expt), "--reference", str(data / "reference.mtz")]
+    out_console.print(f"now: {shlex.join([*line, '--out', str(data / 'fit')])}", soft_wrap=True)
+
+
+@app.command("demo")
+def demo_command(
+    context: typer.Context,
+    out: Out,
+    images: Annotated[int, typer.Option(min=2, metavar="N", help="Number of stills.")] = 6,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of every random number.")] = 1,
+) -> None:
+    """Simulate a small run, fit it, and say how near the truth the fit came."""
+    started = time.perf_counter()
+    output.prepare_folder(out)
+    simulation = Simulation(n_images=images, seed=seed)
+    expt = _simulate(simulation, out / "data")
+    experiments = read_experiments(expt)
+    stills = overridden(experiments.stills, None, None, None)
+    ref = reference.read_reference(out / "data" / "reference.mtz")
+    with ImageReader() as reader:
+        run = fit_and_write(
+            out / "fit",
+            replace(experiments, stills=stills),
+            ref,
+            reader,
+            loading.load_model("still"),
+            priors.Priors(),
+            fit.Settings(d_min=simulation.d_min, seed=seed),
+            started=started,
+            model_name="still",
+            command=context.obj or [],
+        )
+    table = Table(title="how near the truth", title_justify="left", box=None, pad_edge=False)
+    for name in ("error, rms", "before", "after", "in σ"):
+        table.add_column(name, justify="left" if name == "error, rms" else "right")
+    for error in demo.errors(run, out / "data" / "truth.h5"):
+        row = [error.name]
+        for value, form in ((error.before, ".3g"), (error.after, ".3g"), (error.pull, ".1f")):
+            row.append("" if value is None else f"{value:{form}}")
+        table.add_row(*row)
+    out_console.print(table)
+
+
+def _simulate(simulation: Simulation, folder: Path) -> Path:
+    output.prepare_folder(folder)
+    with progress() as say:
+        return simulate_run(
+            simulation, folder, lambda k, n: say(f"step: simulated image {k} of {n}")
+        )

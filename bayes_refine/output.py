@@ -1,0 +1,100 @@
+"""Folders of results: all files or none, tables as CSV, JSON that is JSON."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import InputError
+
+PACKAGES = ("bayes-refine", "numpy", "jax", "numpyro", "arviz", "gemmi", "h5py", "hdf5plugin")
+
+
+@contextmanager
+def all_or_none(out_dir: str | Path) -> Iterator[Path]:
+    """A folder to write into; its files go to ``out_dir`` at the end, ``summary.json`` last.
+
+    Where that file is, the others are complete and belong to it.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    out = prepare_folder(out_dir)
+    work = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=out))
+    try:
+        yield work
+        (out / "summary.json").unlink(missing_ok=True)
+        for file in sorted(work.iterdir(), key=lambda f: f.name == "summary.json"):
+            os.replace(file, out / file.name)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def prepare_folder(out_dir: str | Path) -> Path:
+    """The folder, made if absent; InputError where nothing can be written in it."""
+    out = Path(out_dir)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            return out
+    except OSError as error:
+        raise InputError(
+            f"{out}: cannot be written ({error.strerror}); choose another --out"
+        ) from None
+
+
+def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
+    """``summary.json``, of what :func:`jsonable` returns."""
+    text = json.dumps(summary, indent=1, allow_nan=False, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def write_table(path: Path, table: Mapping[str, np.ndarray]) -> None:
+    """A CSV file of columns; empty where a number is not finite."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(table)
+        for row in zip(*table.values(), strict=True):
+            writer.writerow([_csv_value(value) for value in row])
+
+
+def _csv_value(value: Any) -> Any:
+    if isinstance(value, float):  # np.float64 is one
+        return f"{value:.7g}" if math.isfinite(value) else ""
+    return value
+
+
+def versions() -> dict[str, str]:
+    """Of Python, the platform and the packages that matter."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # run from a checkout
+            found[package] = "not installed"
+    return found
+
+
+def jsonable(value: Any) -> Any:
+    """Plain JSON values; None for what is not finite."""
+    if isinstance(value, dict):
+        return {str(k): jsonable(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
