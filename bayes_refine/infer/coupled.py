@@ -1,0 +1,199 @@
+"""The MAP of a run whose images are coupled, as by true intensities that were integrated out.
+
+The Hessian has no blocks then, and :mod:`newton` does not apply.  But each pair of images shares
+few reflections: blocks of images and a border for what they share are still a good guess at
+it, and L-BFGS learns the rest from gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .density import Model, Site, density, find_sites, flatten, prior_density, unflatten
+from .laplace import Fit
+from .lbfgs import Minimum, minimise
+
+DIFFERENCE = 1e-4  # of unconstrained unknowns, for second derivatives from gradients
+REACH = 0.5  # a step is at most so many prior sd of each unknown
+
+
+class Climb(NamedTuple):
+    """One stage of a fit: renew what is frozen and the curvature, then climb.
+
+    ``evaluations`` of the gradient at most, until only ``tolerance`` nats are promised.
+    """
+
+    evaluations: int
+    tolerance: float
+
+
+STAGES = (Climb(25, 100.0), Climb(35, 10.0), Climb(50, 1.0))
+DAMPING = 0.1  # of the curvature that climbs are preconditioned with
+
+
+class Arrow(NamedTuple):
+    """Blocks (n, k, k), border (n, k, s) and shared part (s, s) of a Hessian of −ln p."""
+
+    blocks: np.ndarray
+    border: np.ndarray
+    shared: np.ndarray
+
+
+def coupled_fit(
+    model: Model,
+    obs: Any,
+    priors: Any,
+    init: dict[str, np.ndarray],
+    refresh: Callable[[Any, dict[str, np.ndarray]], Any],
+    stages: Sequence[Climb] = STAGES,
+) -> tuple[Fit, Any]:
+    """Climb to the joint MAP of a model of ``(obs, priors)``, and take its curvature there.
+
+    Args:
+        init: where to start, by site; the prior mean where it says nothing.
+        refresh: (obs, values by site) → obs, with what is frozen in it (quadrature nodes) renewed.
+
+    Returns:
+        The fit, whose covariances leave the coupling of images out, and the last ``obs``.
+
+    Raises:
+        ValueError: JAX is in single precision.
+    """
+    if jnp.result_type(float) != jnp.float64:
+        raise ValueError("a coupled fit needs double precision: set jax_enable_x64")
+    sites, values = find_sites(model, (obs, priors), init)
+    flat, unravel = _ravelled(sites, values)
+    objective = _compiled_objective(model, sites)
+    x, evaluations, last = np.array(flat), 0, None
+
+    def gradient_at(x):
+        theta, phi = unravel(x)
+        value, (by_image, by_shared) = objective(theta, phi, obs, priors)
+        return float(value), np.concatenate([np.ravel(by_image), by_shared])
+
+    reach = REACH * _prior_sd(model, sites, unravel, x, (obs, priors))
+    for stage in stages:
+        obs = refresh(obs, unflatten(sites, *map(jnp.asarray, unravel(x))))
+        arrow = finite_differences(gradient_at, x, *_sizes(unravel, x))
+        last = minimise(
+            gradient_at, x, _preconditioner(arrow), reach, stage.evaluations, stage.tolerance
+        )
+        x, evaluations = last.x, evaluations + last.evaluations
+    assert last is not None
+    theta, phi = unravel(x)
+    return _fit(sites, theta, phi, arrow, last, evaluations, stage.tolerance), obs
+
+
+def _prior_sd(model, sites, unravel, x, args) -> np.ndarray:
+    """(n,) sd of the priors, which are independent: their Hessian is diagonal."""
+
+    def log_prior(theta, phi):
+        return sum(x.sum() for x in jax.tree.leaves(prior_density(model, sites, theta, phi, args)))
+
+    slope = jax.jit(jax.grad(log_prior, (0, 1)))
+    change = [
+        np.concatenate([np.ravel(part) for part in slope(*unravel(at))])
+        for at in (x - DIFFERENCE, x + DIFFERENCE)
+    ]
+    return np.sqrt(2 * DIFFERENCE / np.maximum(change[0] - change[1], 1e-12))
+
+
+def finite_differences(gradient_at, x, n: int, k: int, s: int, seed: int = 0) -> Arrow:
+    """The arrow part of the Hessian from k + s + 1 gradients.
+
+    All images move at once, each up or down at random: what coupling brings into a block then
+    averages out instead of adding up (Hutchinson's trick), and the pinned gauge is not pushed.
+    """
+    at = gradient_at(x)[1]
+    sign = np.random.default_rng(seed).choice([-1.0, 1.0], n)
+    blocks, border, shared = np.zeros((n, k, k)), np.zeros((n, k, s)), np.zeros((s, s))
+    for c in range(k):
+        step = np.zeros((n, k))
+        step[:, c] = DIFFERENCE * sign
+        change = gradient_at(x + np.concatenate([step.ravel(), np.zeros(s)]))[1] - at
+        blocks[:, :, c] = change[: n * k].reshape(n, k) / step[:, c, None]
+    for c in range(s):
+        change = gradient_at(x + DIFFERENCE * (np.arange(len(x)) == n * k + c))[1] - at
+        border[:, :, c] = change[: n * k].reshape(n, k) / DIFFERENCE
+        shared[:, c] = change[n * k :] / DIFFERENCE
+    return Arrow((blocks + blocks.swapaxes(1, 2)) / 2, border, (shared + shared.T) / 2)
+
+
+def _ravelled(sites: tuple[Site, ...], values):
+    theta, phi = (np.asarray(a) for a in flatten(sites, values))
+    n, k = theta.shape
+
+    def unravel(x):
+        return x[: n * k].reshape(n, k), x[n * k :]
+
+    return np.concatenate([theta.ravel(), phi]), unravel
+
+
+def _sizes(unravel, x) -> tuple[int, int, int]:
+    theta, phi = unravel(x)
+    return (*theta.shape, len(phi))
+
+
+@lru_cache(maxsize=8)
+def _compiled_objective(model: Model, sites: tuple[Site, ...]):
+    def objective(theta, phi, obs, priors):
+        return -sum(part.sum() for part in density(model, sites, theta, phi, (obs, priors)))
+
+    return jax.jit(jax.value_and_grad(objective, argnums=(0, 1)))
+
+
+def _positive_inverse(matrices: np.ndarray, damping: float) -> np.ndarray:
+    """Inverse of |H| + damping·diag|H|, |H| with its eigenvalues made positive, (n, k, k).
+
+    A diagonal element that is small beside its like in other blocks is an inflection, and would
+    promise the moon: the damping counts it as large as the median.
+    """
+    diagonal = np.abs(np.diagonal(matrices, axis1=1, axis2=2))
+    scale = np.sqrt(np.maximum(diagonal, np.median(diagonal, axis=0)) + 1e-12)
+    scale = scale[:, :, None] * scale[:, None]
+    values, vectors = np.linalg.eigh(matrices / scale)
+    inverse = 1 / (np.maximum(np.abs(values), 1e-6) + damping)
+    return np.einsum("nij,nj,nkj->nik", vectors, inverse, vectors) / scale
+
+
+def _preconditioner(arrow: Arrow) -> Callable[[np.ndarray], np.ndarray]:
+    """Inverse blocks and inverse diagonal: far from the mode, the border misleads."""
+    n, k = arrow.blocks.shape[:2]
+    blocks = _positive_inverse(arrow.blocks, DAMPING)
+    shared = np.diag(_positive_inverse(np.diag(np.diag(arrow.shared))[None], DAMPING)[0])
+
+    def precondition(gradient):
+        theta = np.einsum("nij,nj->ni", blocks, gradient[: n * k].reshape(n, k))
+        return np.concatenate([theta.ravel(), shared * gradient[n * k :]])
+
+    return precondition
+
+
+def _fit(sites, theta, phi, arrow: Arrow, last: Minimum, evaluations, tolerance) -> Fit:
+    n, k = theta.shape
+    blocks = _positive_inverse(arrow.blocks, 0.0)
+    schur = arrow.shared - np.einsum("nks,nkt->st", arrow.border, blocks @ arrow.border)
+    shared = _positive_inverse(schur[None], 0.0)[0]
+    by_image = last.gradient[: n * k].reshape(n, k)
+    distance = np.sqrt(np.maximum(np.einsum("ni,nij,nj->n", by_image, blocks, by_image), 0))
+    by_shared = last.gradient[n * k :]
+    settled = (distance < 0.3) & (last.promise < 10 * tolerance)
+    return Fit(
+        sites=sites,
+        image=theta,
+        shared=phi,
+        image_precision=np.linalg.inv(blocks),
+        border=arrow.border,
+        shared_covariance=shared,
+        distance=distance,
+        shared_distance=float(np.sqrt(max(by_shared @ shared @ by_shared, 0.0))),
+        status=np.where(settled, "converged", "not converged").astype(object),
+        iterations=evaluations,
+        log_density=-last.value,
+    )

@@ -1,0 +1,266 @@
+"""Posteriors of true intensities I = F², one dimension each, for all reflections at once.
+
+Given scales and variances, the m unique reflections of SPEC section 6 are m independent problems,
+
+    Z_h = ∫₀^∞ dF π(F) L_h(F),    ⟨Iᵏ⟩_h = Z_h⁻¹ ∫₀^∞ dF F²ᵏ π(F) L_h(F),
+
+solved by Gauss–Legendre quadrature in F (where Wilson's densities are smooth; in I they are not)
+on a bracket found anew for each reflection.  π is a prior density of F, L_h either a Gaussian
+summary of all that was observed, or the product of many (Student-t) observations.  The nodes are
+held while one differentiates: ∂ ln Z is then exact for the quadrature.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.scipy.special import gammaln, i0e, logsumexp
+
+DROP = 18.0  # a bracket ends where the integrand is e⁻¹⁸ of its maximum: six sd of a normal one
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Nodes:
+    """Quadrature over F: ``amplitude`` (m, K) and ``log_weight`` (m, K), ln of their weights."""
+
+    amplitude: Array
+    log_weight: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Posterior:
+    """Moments of I = F² and of F: five arrays (m,), ``log_evidence`` being ln Z."""
+
+    intensity: Array
+    intensity_sd: Array
+    amplitude: Array
+    amplitude_sd: Array
+    log_evidence: Array
+
+
+# --- priors: densities of F on F ≥ 0 ------------------------------------------------------
+
+
+def log_wilson(F, log_mean, centric) -> Array:
+    """ln π(F) of Wilson's statistics with ⟨F²⟩ = S = ε·Σ(d) (Wilson 1949).
+
+    Acentric (2F/S)·exp(−F²/S), so that I is exponential; centric √(2/πS)·exp(−F²/2S), so that
+    I/S is χ² with one degree of freedom.
+
+    Args:
+        F: (m, K) amplitudes > 0. log_mean: (m,) ln S. centric: (m,) bool.
+    """
+    log_S = log_mean[:, None]
+    x = F**2 * jnp.exp(-log_S)
+    acentric = math.log(2) + jnp.log(F) - log_S - x
+    return jnp.where(
+        centric[:, None], 0.5 * math.log(2 / math.pi) - 0.5 * log_S - 0.5 * x, acentric
+    )
+
+
+def log_double_wilson(F, log_mean, centric, E_reference, correlation) -> Array:
+    """ln π(F) given a reference amplitude that shares a part of F: double Wilson.
+
+    With S = ε·Σ(d), f = r·E_ref·√S and V = S(1 − r²): acentric Rice, centric folded normal,
+
+        (2F/V)·exp(−(F² + f²)/V)·I₀(2Ff/V),   √(2/πV)·exp(−(F² + f²)/2V)·cosh(Ff/V)
+
+    (Read 1990, where r is σ_A; Hekstra et al. 2023).  r = 0 is Wilson's density.
+
+    Args:
+        F: (m, K). log_mean, centric: as :func:`log_wilson`.
+        E_reference: (m,) ≥ 0, F_ref/√(ε·Σ_ref(d)), so that its mean square is one.
+        correlation: (m,) r of the complex structure factors, 0 ≤ r < 1; 0 in the free set.
+    """
+    r = correlation[:, None]
+    log_V = log_mean[:, None] + jnp.log1p(-(r**2))
+    V = jnp.exp(log_V)
+    f = r * E_reference[:, None] * jnp.exp(0.5 * log_mean[:, None])
+    away = (F - f) ** 2 / V
+    x = F * f / V
+    acentric = math.log(2) + jnp.log(F) - log_V - away + jnp.log(i0e(2 * x))
+    both = jnp.logaddexp(0.0, -2 * x) - math.log(2)  # ln cosh x − x
+    folded = 0.5 * math.log(2 / math.pi) - 0.5 * log_V - 0.5 * away + both
+    return jnp.where(centric[:, None], folded, acentric)
+
+
+# --- likelihoods of F ---------------------------------------------------------------------
+
+
+def log_gaussian(F, intensity, sigma) -> Array:
+    """ln L(F) = ln N(Î; F², σ̂²), (m, K), of a summary Î, σ̂ (m,) of each reflection."""
+    sigma = sigma[:, None]
+    z = (intensity[:, None] - F**2) / sigma
+    return -0.5 * z**2 - jnp.log(sigma) - 0.5 * math.log(2 * math.pi)
+
+
+def log_observations(F, J, g, variance, fraction, nu, code, weight) -> Array:
+    """ln L(F) = Σ_i w_i ln t_ν(J_i; g_i F², s_i²), s_i² = variance_i + (a_i·g_i·F²)², (m, K).
+
+    The product of many observations of each reflection has no closed form; it is evaluated at
+    the nodes.  The fractional error acts on the expected g·F² of each node, never on J.
+
+    Args:
+        F: (m, K) amplitudes at the nodes.
+        J, g, variance: (n,) observations, factors and s² at I = 0.
+        fraction: (n,) or a number, a.
+        nu: degrees of freedom, or the float ``math.inf`` for normal residuals.
+        code: (n,) which reflection each observation is of, ascending.
+        weight: (n,) w, 1, or 0 for what is left out.
+    """
+    expected = g[:, None] * (F**2)[code]
+    s2 = variance[:, None] + (jnp.reshape(fraction, (-1, 1)) * expected) ** 2
+    z2 = (J[:, None] - expected) ** 2 / s2
+    if isinstance(nu, float) and math.isinf(nu):
+        each = -0.5 * z2 - 0.5 * jnp.log(s2) - 0.5 * math.log(2 * math.pi)
+    else:
+        norm = gammaln((nu + 1) / 2) - gammaln(nu / 2) - 0.5 * jnp.log(nu * math.pi)
+        each = norm - 0.5 * (nu + 1) * jnp.log1p(z2 / nu) - 0.5 * jnp.log(s2)
+    return jax.ops.segment_sum(weight[:, None] * each, code, len(F), indices_are_sorted=True)
+
+
+# --- quadrature ---------------------------------------------------------------------------
+
+
+def place_nodes(
+    log_integrand: Callable[[Array], Array],
+    upper: Array,
+    n_nodes: int = 24,
+    drop: float = DROP,
+    rounds: int = 5,
+) -> Nodes:
+    """Gauss–Legendre nodes where each integrand lives.
+
+    From [0, upper], each round evaluates the integrand on ``n_nodes`` even points and keeps the
+    span of those above e^−drop of the maximum, and half a step more: a round narrows a bracket up
+    to n_nodes/3-fold, and several maxima stay in it.  Differentiable functions of the result see
+    the nodes as constants.
+
+    Args:
+        log_integrand: F (m, K) → ln π + ln L, (m, K).
+        upper: (m,) beyond which there is nothing (:func:`upper_amplitude`).
+        n_nodes: K. On brackets of e⁻¹⁸, errors are 1e-6 with 20, 1e-7 with 24; on e⁻¹² 1e-3
+            with 12.
+    """
+    place = (np.arange(n_nodes) + 0.5) / n_nodes
+
+    def narrow(_, bracket):
+        low, high = bracket
+        step = (high - low) / n_nodes
+        values = log_integrand(low[:, None] + (high - low)[:, None] * place)
+        inside = values > values.max(1, keepdims=True) - drop
+        first = jnp.argmax(inside, 1)
+        last = n_nodes - 1 - jnp.argmax(inside[:, ::-1], 1)
+        # half a step beyond the outermost point kept, on top of the half step of its own cell
+        return (
+            low + jnp.maximum(first - 0.5, 0) * step,
+            low + jnp.minimum(last + 1.5, n_nodes) * step,
+        )
+
+    start = (jnp.zeros_like(upper), upper)
+    low, high = jax.lax.stop_gradient(jax.lax.fori_loop(0, rounds, narrow, start))
+    x, weight = np.polynomial.legendre.leggauss(n_nodes)
+    return Nodes(
+        low[:, None] + (high - low)[:, None] * (x + 1) / 2,
+        jnp.log(high - low)[:, None] + np.log(weight / 2),
+    )
+
+
+def upper_amplitude(log_mean, intensity, sigma) -> Array:
+    """(m,) F beyond which neither prior nor likelihood has mass to speak of.
+
+    The larger of 7·√S (e⁻²⁴ of a centric prior) and √(Î + 9·min(σ̂, S)): where σ̂ > S the prior
+    rules, where σ̂ < S the likelihood may lie far outside the prior and still win.
+    """
+    S = jnp.exp(log_mean)
+    return jnp.sqrt(jnp.maximum(49 * S, intensity + 9 * jnp.minimum(sigma, S)))
+
+
+def stretch(nodes: Nodes, log_mean) -> Nodes:
+    """Nodes over F = E·√S from nodes over the normalised amplitude E, ln S (m,)."""
+    half = 0.5 * log_mean[:, None]
+    return Nodes(nodes.amplitude * jnp.exp(half), nodes.log_weight + half)
+
+
+def log_evidence(values: Array, nodes: Nodes) -> Array:
+    """ln Z (m,) of ln π + ln L (m, K) at the nodes."""
+    return logsumexp(values + nodes.log_weight, axis=1)
+
+
+def posterior(values: Array, nodes: Nodes) -> Posterior:
+    """Mean and sd of I and F, and ln Z, from ln π + ln L (m, K) at the nodes."""
+    weight = jax.nn.softmax(values + nodes.log_weight, axis=1)
+    F = nodes.amplitude
+
+    def moments(x):
+        mean = (weight * x).sum(1)
+        return mean, jnp.sqrt((weight * (x - mean[:, None]) ** 2).sum(1))
+
+    of_intensity, of_amplitude = moments(F**2), moments(F)
+    return Posterior(
+        intensity=of_intensity[0],
+        intensity_sd=of_intensity[1],
+        amplitude=of_amplitude[0],
+        amplitude_sd=of_amplitude[1],
+        log_evidence=log_evidence(values, nodes),
+    )
+
+
+def draw_amplitudes(key: Array, values: Array, nodes: Nodes, n_draws: int) -> Array:
+    """Draws (n_draws, m) of F: a node by its weight, then anywhere in the node's cell.
+
+    Gauss–Legendre weights, laid end to end from the bracket's lower end, have each node in its
+    own cell.
+    """
+    k = nodes.amplitude.shape[1]
+    width = jnp.exp(nodes.log_weight)
+    x = np.polynomial.legendre.leggauss(k)[0]
+    low = nodes.amplitude[:, :1] - width.sum(1, keepdims=True) * (x[0] + 1) / 2
+    edge = low + jnp.cumsum(width, axis=1) - width
+    weight = jax.nn.softmax(values + nodes.log_weight, axis=1)
+    below = jnp.cumsum(weight, axis=1) - weight
+
+    def one(key):
+        u = jax.random.uniform(key, (len(values), 1), values.dtype)
+        cell = (jnp.sum(below <= u, axis=1, keepdims=True) - 1).clip(0)
+        lowest, mass, start, size = (
+            jnp.take_along_axis(a, cell, axis=1)[:, 0] for a in (below, weight, edge, width)
+        )
+        return start + size * ((u[:, 0] - lowest) / mass).clip(0, 1)
+
+    return jax.lax.map(one, jax.random.split(key, n_draws))
+
+
+# --- the two usual cases ------------------------------------------------------------------
+
+
+def wilson_posterior(intensity, sigma, log_mean, centric, n_nodes: int = 24) -> Posterior:
+    """French–Wilson: posterior of Î ± σ̂ (m,) under Wilson's prior (French & Wilson 1978)."""
+
+    def integrand(F):
+        return log_wilson(F, log_mean, centric) + log_gaussian(F, intensity, sigma)
+
+    nodes = place_nodes(integrand, upper_amplitude(log_mean, intensity, sigma), n_nodes)
+    return posterior(integrand(nodes.amplitude), nodes)
+
+
+def gaussian_reference(intensity, sigma, reference, tau) -> tuple[Array, Array, Array]:
+    """Posterior mean and sd of I, and ln Z, under the prior N(I_ref, τ²), in closed form.
+
+    Conjugate to a normal likelihood Î ± σ̂; I may come out negative.  All arrays (m,); τ = ∞
+    returns Î, σ̂.
+    """
+    variance, prior = sigma**2, tau**2
+    gain = 1 / (1 + variance / prior)  # weight of the likelihood
+    mean = reference + gain * (intensity - reference)
+    total = variance + prior
+    log_z = -0.5 * (intensity - reference) ** 2 / total - 0.5 * jnp.log(2 * math.pi * total)
+    return mean, sigma * jnp.sqrt(gain), log_z

@@ -1,0 +1,70 @@
+"""Scales of integrated stills, with the true intensities integrated out.
+
+J_i = G·exp(−B/4d²)·p·I_h + noise.  Shared by the run: the width of the partiality curve, the
+error model, and the mean intensity Σ(d).  One per image: G, B, and how wide its curve is.  One
+per reflection: I_h = F_h², with Wilson's prior; it is no site of this program, as the quadrature
+of :mod:`bayes_refine.intensities` sums over it.
+"""
+
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+
+from bayes_refine import forward, intensities, partiality
+
+
+def log_normal(name, median, log_sd):
+    """A positive unknown, sampled as its logarithm."""
+    return jnp.exp(numpyro.sample(f"log_{name}", dist.Normal(jnp.log(median), log_sd)))
+
+
+def wilson(F, log_mean, obs, priors):
+    """ln π(F) without any reference."""
+    return intensities.log_wilson(F, log_mean, obs.centric)
+
+
+def model(obs, priors, curve=partiality.log_lorentzian_curve, amplitude_prior=wilson):
+    """Joint density of the unknowns and the observations ``obs`` (scaling.Observations).
+
+    ``curve``, of the partiality, and ``amplitude_prior`` are the two pieces with rivals.
+    """
+    # the run: curve, errors, mean intensity by resolution
+    R0 = log_normal("R0", priors.R0_inv_angstrom, priors.log_R0_sd)
+    mosaic = log_normal("mosaic_mrad", priors.mosaic_spread_mrad, priors.log_mosaic_spread_sd)
+    dispersion = log_normal("dispersion", priors.dispersion_angstrom, priors.log_dispersion_sd)
+    model_error = log_normal("model_error", priors.model_error, priors.log_model_error_sd)
+    sigma_factor = log_normal("sigma_factor", priors.sigma_factor, priors.log_sigma_factor_sd)
+    nu = log_normal("nu", priors.student_t_nu, priors.log_student_t_nu_sd)
+    n_knots = obs.knot_weight.shape[1]
+    log_Sigma = numpyro.sample(
+        "log_Sigma", dist.Normal(obs.log_Sigma0, priors.log_Sigma_sd).expand([n_knots]).to_event(1)
+    )
+
+    # each image; the common factor and the common B of all images are Σ(d)'s
+    with numpyro.plate("image", obs.n_images):
+        log_G = numpyro.sample("log_G", dist.Normal(obs.log_G0, priors.log_G_sd))
+        B = numpyro.sample("B", dist.Normal(0.0, priors.B_sd))
+        log_width = numpyro.sample("log_width", dist.Normal(0.0, priors.log_width_image_sd))
+    log_G = numpyro.deterministic("log_G_pinned", log_G - log_G.mean())
+    B = numpyro.deterministic("B_pinned", B - B.mean())
+
+    # each observation: how much of its reflection diffracts
+    width = partiality.effective_width(R0, mosaic, dispersion, obs.norm_q)
+    x = obs.excitation_error / (width * jnp.exp(log_width)[obs.image])
+    p = numpyro.deterministic("partiality", R0 / width * jnp.exp(curve(x)))
+    g = jnp.exp(log_G)[obs.image] * forward.debye_waller(B[obs.image], obs.norm_q) * p
+    variance = (sigma_factor * obs.sigma) ** 2
+    numpyro.deterministic("scale", g)
+
+    # each reflection: prior × observations at the nodes, summed; the nodes follow Σ(d)
+    log_mean = obs.log_epsilon + obs.knot_weight @ log_Sigma
+    numpyro.deterministic("log_mean", log_mean)
+    nodes = intensities.stretch(obs.nodes, log_mean)
+    F = nodes.amplitude
+    observed = intensities.log_observations(
+        F, obs.intensity, g, variance, model_error, nu, obs.code, obs.weight
+    )
+    integrand = amplitude_prior(F, log_mean, obs, priors) + observed
+    numpyro.deterministic("log_integrand", integrand)
+    evidence = intensities.log_evidence(integrand, nodes)
+    numpyro.factor("intensities", evidence.sum())

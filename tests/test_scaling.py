@@ -1,0 +1,151 @@
+"""Scales of simulated integrated stills: recovery, calibration, the free set, the gauge."""
+
+from dataclasses import replace
+
+import gemmi
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bayes_refine import load_model, scaling
+from bayes_refine.agreement import pearson
+from bayes_refine.infer.lbfgs import minimise
+from bayes_refine.io.mtz import Unmerged
+from bayes_refine.reference import Reference, asu_map, epsilon_centric
+
+CELL, GROUP = gemmi.UnitCell(40, 40, 60, 90, 90, 90), gemmi.SpaceGroup("P 41 21 2")
+N_IMAGES, EACH = 40, 120
+
+
+def simulate(seed=0):
+    """Stills drawn from the latent model itself; truth: hkl, I, and G, B, ln p an image."""
+    rng = np.random.default_rng(seed)
+    hkl = gemmi.make_miller_array(CELL, GROUP, 3.0, 20.0)
+    hkl = hkl[rng.permutation(len(hkl))[:500]]
+    d = CELL.calculate_d_array(hkl)
+    epsilon, centric = epsilon_centric(hkl, GROUP)
+    mean = 400 * epsilon * np.exp(-15 / d**2)
+    true = mean * np.where(centric, rng.chisquare(1, len(hkl)), rng.exponential(1, len(hkl)))
+    image = np.repeat(np.arange(N_IMAGES), EACH)
+    which = np.concatenate([rng.permutation(len(hkl))[:EACH] for _ in range(N_IMAGES)])
+    log_G, B = rng.normal(0, 0.7, N_IMAGES), rng.normal(0, 8, N_IMAGES)
+    q = 1 / d[which]
+    excitation = rng.uniform(-4e-4, 4e-4, len(q))
+    R0, beta = 1e-4, 2e-3
+    width = np.sqrt(R0**2 + (beta * q**2) ** 2)
+    p = R0 / width / (1 + (excitation / width) ** 2)
+    expected = np.exp(log_G[image] - B[image] * q**2 / 4) * p * true[which]
+    sigma = np.full(len(q), 2.0)
+    noise = np.sqrt(sigma**2 + (0.2 * expected) ** 2) * rng.standard_t(6, len(q))
+    asu, isym = asu_map(hkl[which], GROUP)
+    data = Unmerged(
+        hkl[which], asu, isym, expected + noise, sigma, image + 1, image, excitation, None, CELL,
+        GROUP, "simulated",
+    )  # fmt: skip
+    return data, Reference(asu_map(hkl, GROUP)[0], true, CELL, GROUP, "truth"), log_G, B
+
+
+@pytest.fixture(scope="module")
+def run():
+    data, truth, log_G, B = simulate()
+    obs = scaling.prepare(data, n_knots=4)
+    return data, truth, log_G, B, obs, scaling.fit_scales(obs, load_model("latent"))
+
+
+def test_scales_are_recovered_within_their_sd(run):
+    _, _, log_G, B, _, fit = run
+    assert (fit.fit.status == "converged").mean() > 0.9
+    pull_G = (fit.log_G - (log_G - log_G.mean())) / fit.log_G_sd
+    pull_B = (fit.B - (B - B.mean())) / fit.B_sd
+    assert 0.6 < pull_G.std() < 1.6
+    assert 0.6 < pull_B.std() < 1.6
+    assert abs(fit.log_G.mean()) < 1e-9 and abs(fit.B.mean()) < 1e-9  # the gauge
+
+
+def test_the_width_that_grows_with_resolution_is_found(run):
+    fit = run[-1]
+    assert np.exp(fit.shared["log_dispersion"][0]) == pytest.approx(2e-3, rel=0.3)
+
+
+def test_posteriors_of_intensities_are_calibrated(run):
+    _, truth, _, _, obs, fit = run
+    true = truth.lookup(np.asarray(obs.hkl))
+    post = fit.posterior
+    k = (post.intensity @ true) / (true @ true)  # the overall scale is the gauge's
+    pull = (post.intensity - k * true) / post.intensity_sd
+    assert 0.8 < pull.std() < 1.25
+    assert (post.intensity > 0).all() and (post.amplitude > 0).all()
+    averaged = np.bincount(obs.code, obs.intensity) / np.bincount(obs.code)
+    assert pearson(post.intensity, true) > max(0.97, pearson(averaged, true))
+
+
+def test_likelihood_only_intensities_carry_no_prior(run):
+    _, truth, _, _, _, fit = run
+    true = truth.lookup(fit.merged.hkl)
+    assert fit.merged.intensity.min() < 0
+    assert pearson(fit.merged.intensity, true) > 0.95
+
+
+def test_halves_are_fitted_apart(run):
+    _, _, _, _, obs, fit = run
+    halves = scaling.refit_halves(obs, load_model("latent"))
+    assert scaling.cc_half(halves.posterior) > 0.85
+    assert np.bincount(halves.half_of_image).tolist() == [N_IMAGES // 2] * 2
+    # an image of the other half knows its prior only
+    assert abs(halves.fits[0].log_width[halves.half_of_image == 1]).max() < 0.02
+    assert fit.merged.half_of_image.tolist() == halves.half_of_image.tolist()
+
+
+def test_the_free_set_never_sees_its_reference(run):
+    data, truth, *_ = run
+    rng = np.random.default_rng(3)
+    seen = scaling.prepare(data, reference=truth, free_fraction=0.2, n_knots=4)
+    wrong = truth.intensity * rng.exponential(1, len(truth.intensity))
+    informed = np.asarray(seen.informed)
+    free_of_reference = np.isin(
+        scaling.pack_hkl(truth.hkl), scaling.pack_hkl(np.asarray(seen.hkl)[~informed])
+    )
+    changed = replace(truth, intensity=np.where(free_of_reference, wrong, truth.intensity))
+    other = replace(seen, E_reference=scaling.prepare(data, reference=changed).E_reference)
+    model = load_model("latent_reference")
+    priors = scaling.ScalingPriors()
+    renew = scaling._compiled_renewal(model, 16, 12.0)
+    values = {"correlation": np.array(0.9), "log_G": np.asarray(seen.log_G0)}
+    values = {**scaling.infer.density.compiled_prior_means(model)((seen, priors)), **values}
+    # normalisation (Σ_ref) may move a little; free reflections' integrands do not move at all
+    a, b = (renew(o, priors, values)[1]["log_integrand"] for o in (seen, other))
+    np.testing.assert_allclose(a[~informed], b[~informed], atol=1e-9)
+    assert 0.1 < (~informed).mean() < 0.3
+
+
+def test_no_excitation_error_means_full_partiality():
+    data, *_ = simulate()
+    obs = scaling.prepare(replace(data, excitation_error=None))
+    assert not np.asarray(obs.excitation_error).any()
+
+
+def test_single_precision_is_refused(run):
+    import jax
+
+    obs = run[4]
+    jax.config.update("jax_enable_x64", False)
+    try:
+        with pytest.raises(ValueError, match="double precision"):
+            scaling.fit_scales(obs, load_model("latent"))
+    finally:
+        jax.config.update("jax_enable_x64", True)
+
+
+def test_lbfgs_finds_rosenbrocks_minimum():
+    def f(x):
+        a, b = x
+        value = (1 - a) ** 2 + 100 * (b - a**2) ** 2
+        return value, np.array([-2 * (1 - a) - 400 * a * (b - a**2), 200 * (b - a**2)])
+
+    found = minimise(f, np.array([-1.2, 1.0]), lambda g: g / 200, np.full(2, 1.0), 300, 1e-12)
+    np.testing.assert_allclose(found.x, 1.0, atol=1e-4)
+
+
+def test_wilson_knots_are_linear_between():
+    obs = scaling.prepare(simulate()[0], n_knots=4)
+    np.testing.assert_allclose(jnp.sum(obs.knot_weight, 1), 1.0, rtol=1e-6)
