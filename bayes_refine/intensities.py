@@ -147,8 +147,9 @@ def place_nodes(
     Args:
         log_integrand: F (m, K) → ln π + ln L, (m, K).
         upper: (m,) beyond which there is nothing (:func:`upper_amplitude`).
-        n_nodes: K. On brackets of e⁻¹⁸, errors are 1e-6 with 20, 1e-7 with 24; on e⁻¹² 1e-3
-            with 12.
+        n_nodes: K. A heavy tail widens the bracket beside its peak: on e⁻¹⁸, five observations
+            each, the 99th percentile of the error of ln Z with 24, 32, 64 nodes is 4e-6, 4e-9,
+            1e-9 for normal residuals, 2e-3, 6e-5, 1e-9 for ν = 7 and 2e-2, 2e-3, 1e-7 for ν = 3.
     """
     place = (np.arange(n_nodes) + 0.5) / n_nodes
 

@@ -19,12 +19,14 @@ _D_TICKS = (20, 8, 5, 4, 3.5, 3, 2.7, 2.5, 2.3, 2.1, 2, 1.9, 1.8, 1.7, 1.6, 1.5,
 
 
 def sample(rows: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of the rows (n,), the same ones every time, in order."""
     if len(rows) <= most:
         return rows
     return np.sort(np.random.default_rng(0).choice(rows, most, replace=False))
 
 
 def points(ax: Any, x: np.ndarray, y: np.ndarray, color: str, label: str | None) -> None:
+    """Dots (n,), smaller and rasterised where they are many."""
     size = 3.5 if len(x) < 3000 else 2
     style = {"color": color, "alpha": 0.5, "mew": 0, "rasterized": len(x) > 300}
     ax.plot(x, y, "o", ms=size, **style)
@@ -67,6 +69,7 @@ def bands(ax: Any, x: np.ndarray, z: np.ndarray, edges: np.ndarray) -> None:
 
 
 def levels(ax: Any) -> None:
+    """Lines at −1, 0 and 1."""
     for level in (-1, 0, 1):
         ax.axhline(level, color="k", lw=0.5 if level else 0.8, ls=":" if level else "-")
 
@@ -83,11 +86,13 @@ def resolution_ticks(ax: Any, s: np.ndarray, apart: float = 0.09) -> None:
 
 
 def image_axis(ax: Any, n: int) -> None:
+    """An axis of n images."""
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set(xlabel="image, in the order of the run", xlim=(-0.6, n - 0.4))
 
 
 def legend(ax: Any, **style: Any) -> None:
+    """A legend, where something has a label."""
     if ax.get_legend_handles_labels()[0]:
         ax.legend(handletextpad=0.4, columnspacing=1.0, borderaxespad=0.2, **style)
 
