@@ -66,7 +66,12 @@ def scout(run: Run, priors: Priors, say: Say) -> Start:
     state: State = {"log_R1": np.full((len(images), 1), spot_width(few, priors))}
     state |= {name: np.log(value) for name, value in ROUGH.items()}
     status, shared = np.full(len(images), "", dtype=object), []
-    kept = Kept()
+    wide, narrow = (
+        np.bincount(predictions_of(few, state, priors, margin, slice(0, len(images))).image)
+        for margin in (run.settings.margin, BROAD_MARGIN)
+    )
+    # a small run has one shape for all its rounds, a large one shapes that waste little
+    kept = Kept(slots(narrow, slots(wide), n))
     for now, margin in ((replace(priors, **hold), BROAD_MARGIN), (priors, run.settings.margin)):
         state, fit, seen, moved = one_round(few, state, now, status, kept, margin, False, say)
         kept = seen.kept

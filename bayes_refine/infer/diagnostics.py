@@ -33,7 +33,8 @@ def psis(log_weights: np.ndarray, relative_efficiency: float = 1.0):
         else:
             from arviz_stats.base import array_stats
 
-            smoothed, khat = array_stats.psislw(log_weights.copy(), relative_efficiency)
+            # ArviZ 1.x takes ln p of left-out data, the negative of their log weights
+            smoothed, khat = array_stats.psislw(-log_weights, relative_efficiency)
     return np.asarray(smoothed), np.asarray(khat)
 
 

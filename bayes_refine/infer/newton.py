@@ -360,7 +360,7 @@ def _fisher_curvature(model, sites, theta, phi, weight, share, args) -> Arrow:
 @lru_cache(maxsize=16)
 def _compiled_local(model: Model, sites: tuple[Site, ...], curvature):
     """:func:`_local`, compiled once for a model and the shape of its observations."""
-    return jax.jit(partial(_local, model, sites, curvature), compiler_options=_quick())
+    return jax.jit(partial(_local, model, sites, curvature))
 
 
 @lru_cache(maxsize=16)
@@ -370,7 +370,7 @@ def _compiled_densities(model: Model, sites: tuple[Site, ...]):
     def densities(thetas, phis, args):
         return jax.lax.map(lambda x: density(model, sites, x[0], x[1], args), (thetas, phis))
 
-    return jax.jit(densities, compiler_options=_quick())
+    return jax.jit(densities)
 
 
 @lru_cache(maxsize=16)
@@ -389,17 +389,6 @@ def _compiled_reach(model: Model, sites: tuple[Site, ...]):
         return jnp.sqrt(jnp.diag(one + slope @ shared @ slope.T)), jnp.sqrt(jnp.diag(shared))
 
     return reach
-
-
-@lru_cache(maxsize=1)
-def _quick() -> dict[str, bool]:
-    """Compiler options that halve the time to compile, where this version of XLA has them."""
-    options = {"xla_cpu_use_fusion_emitters": False}
-    try:
-        jax.jit(lambda x: x + 1, compiler_options=_quick())(1.0)
-    except Exception:  # XLA's own error type is not public
-        return {}
-    return options
 
 
 # -- small matrices -------------------------------------------------------------------------
