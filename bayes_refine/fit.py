@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from . import infer, predict, reference
+from . import infer, predict, reference, running
 from .experiments import Still
 from .forward import Observations
 from .io.images import ImageReader
@@ -53,7 +53,7 @@ class RunFit:
 
 def fit_run(
     stills: Sequence[Still],
-    ref: Reference,
+    ref: Reference | None,
     reader: ImageReader,
     model: infer.Model,
     priors: Priors | None = None,
@@ -73,8 +73,13 @@ def fit_run(
     priors, settings = priors or Priors(), settings or Settings()
     say = progress or (lambda line: None)
     stills = tuple(stills)
+    running_ = None
+    if ref is None:
+        crystal = stills[0].crystal
+        running_ = running.start(crystal.cell, crystal.space_group, 0.97*settings.d_min, len(stills))
+        ref = running_.reference
     reference.check_fits(ref, [s.crystal for s in stills], "the experiments")
-    run = Run(stills, ref, reader, model, settings, _candidates(stills, ref, priors, settings))
+    run = Run(stills, ref, reader, model, settings, _candidates(stills, ref, priors, settings), running_)
     start = scout(run, priors, say)
     state, now, margin = start.state, start.broad, BROAD_MARGIN
     if settings.rounds == 1:  # no round to spare for a broad curve
@@ -92,6 +97,8 @@ def fit_run(
         kept = seen.kept
         movement.append(far)
         say(f"round {round_}: {far}")
+        if run.running is not None:
+            state, run = _renewed(run, seen, state, priors, last)
         if round_ == 1 and not last:
             state |= start.after
         now, margin = priors, settings.margin
@@ -103,12 +110,22 @@ def fit_run(
         status=np.where(status == "", _judged(fit), status),
         fit=fit,
         reflections=reflections_of(
-            seen.batches, seen.observations.parts, ref, model, state, priors
+            seen.batches, seen.observations.parts, run.ref, model, state, priors
         ),
         batches=seen.batches,
         observed=seen.observations,
         movement=tuple(movement),
     )
+
+
+def _renewed(run: Run, seen: Seen, state, priors: Priors, last: bool):
+    if not last:
+        usable = seen.counts > 0
+        state = {**state, "B": state["B"] - np.mean(state["B"][usable]), "log_G": state["log_G"] - np.mean(state["log_G"][usable]) + seen.kept.log_G0}
+    r = reflections_of(seen.batches, seen.observations.parts, run.ref, run.model, state, priors)
+    use = r.informs
+    now = running.renewed(run.running, r.hkl[use], r.image[use], r.J[use].astype(float), r.scale[use].astype(float), tuple(x[use].astype(float) for x in (r.variance_background, r.variance_signal, r.relative_variance)), priors.student_t_nu)
+    return state, replace(run, ref=now.reference, running=now)
 
 
 def _judged(fit: infer.Fit) -> np.ndarray:

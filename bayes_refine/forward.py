@@ -35,7 +35,7 @@ class Observations:
         statistics: (n, 6, m) frozen T_k; response (n, 6, 6, m); variance_background,
             variance_signal (n, 6, m); width (n, m): as ``measure.Statistics``.
         pilot_moment: (n, 3, m) second moment of the template, Å⁻².
-        intensity_reference: (n, m) polarisation × I_ref.
+        intensity_reference: (n, m) polarisation × I_ref; reference_error: (n, m) its relative sd.
         norm_q (n, m): 1/d, Å⁻¹; sin_theta, cos_theta (n, m); e1, e2, s_hat (n, 3, m).
         q: (n, 3, m) A as indexed times h, Å⁻¹. excitation_error: (n, m) at the pilot, Å⁻¹.
         detector_axes: (n, 2, 3, m) change of (ε_1, ε_2) at a fixed pixel, Å⁻¹ per mm of beam
@@ -56,6 +56,7 @@ class Observations:
     width: Array
     pilot_moment: Array
     intensity_reference: Array
+    reference_error: Array
     norm_q: Array
     sin_theta: Array
     cos_theta: Array
@@ -198,22 +199,14 @@ def debye_waller(B, norm_q) -> Array:
     return jnp.exp(-0.25 * B * norm_q**2)
 
 
-class Expected(NamedTuple):
-    """Mean and counting variance of the first ``count`` frozen statistics, (n, count, m)."""
-
-    mean: Array
-    variance: Array
-
-
-def expected_statistics(obs: Observations, spot: Spot, J_model: Array, count: int = 4) -> Expected:
-    """E[T_k] = J(r_k0 + Σ_j r_kj η_j), Var[T_k] = V_bg,k + J V_sig,k (``measure``).
+def profile_statistics(obs: Observations, spot: Spot, count: int = 4) -> Array:
+    """E[T_k]/J = r_k0 + Σ_j r_kj η_j (``measure``) of the first ``count`` statistics, (n, count, m).
 
     Displacing a template by δ adds δδᵀ to its second moment, to second order.  The response to
     the spread has the form η/(1 + η), linear for η → 0 and for the total exact on a flat
     background: the overlap of two Gaussians, positive however wrong the pilot's width is.
 
     Args:
-        J_model: (n, m) photons.
         count: 1 the total, 3 with the centroid, 4 with the spread, 6 with the quadrupoles.
     """
     d1, d2 = spot.shift_1 / obs.width, spot.shift_2 / obs.width
@@ -224,8 +217,29 @@ def expected_statistics(obs: Observations, spot: Spot, J_model: Array, count: in
     wider = (g11 + g22) / 2
     damp = 1 / (1 + wider)
     eta = [jnp.ones_like(d1), d1, d2, wider * damp, (g11 - g22) / 2 * damp, g12 * damp]
-    mean = J_model[:, None] * jnp.sum(obs.response[:, :count] * jnp.stack(eta, 1)[:, None], 2)
-    variance = (
-        obs.variance_background[:, :count] + J_model[:, None] * obs.variance_signal[:, :count]
-    )
-    return Expected(mean, variance)
+    return jnp.sum(obs.response[:, :count] * jnp.stack(eta, 1)[:, None], 2)
+
+
+def counting_variance(obs: Observations, J: Array, count: int = 4) -> Array:
+    """Var[T_k] = V_bg,k + J V_sig,k of the first ``count`` statistics, (n, count, m), J (n, m)."""
+    background, signal = obs.variance_background, obs.variance_signal
+    return background[:, :count] + J[:, None] * signal[:, :count]
+
+
+def given_total(J_model: Array, unsure: Array, J: Array, variance: Array) -> tuple[Array, Array]:
+    """Mean and variance of a spot's photons, given J_model and the J that was measured.
+
+    N(J_model, unsure·J_model²) × N(J, variance) on photons ≥ 0: where J_model is sure, it
+    stands, however bright the spot.
+
+    Args:
+        unsure: (n, m) relative variance of J_model; J: (n, m) photons; variance: (n, m) of J by
+            counting, photons².
+    """
+    prior = unsure * J_model**2 + 1e-30
+    weight = prior / (prior + variance)
+    mean = J_model + weight * (J - J_model)
+    sd = jnp.sqrt(weight * variance)
+    z = mean / sd
+    hazard = jnp.exp(-0.5 * z**2 - 0.5 * jnp.log(2 * jnp.pi) - jax.scipy.special.log_ndtr(z))
+    return mean + sd * hazard, sd**2 * (1 - hazard * (hazard + z))

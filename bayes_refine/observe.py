@@ -101,6 +101,7 @@ def geometry_observations(
         width=np.ones(n_m),
         pilot_moment=np.zeros((n, 3, m)),
         intensity_reference=np.zeros(n_m),
+        reference_error=np.zeros(n_m),
         norm_q=pad(np.linalg.norm(p.q, axis=1), 0.1),
         sin_theta=pad(p.sin_theta, 0.1),
         cos_theta=pad(p.cos_theta, 1.0),
@@ -127,6 +128,7 @@ def with_statistics(
     statistics: Statistics,
     moment: np.ndarray,
     intensity_reference: np.ndarray,
+    reference_error: np.ndarray,
     fit: np.ndarray,
     log_G0: float,
 ) -> Observations:
@@ -134,7 +136,8 @@ def with_statistics(
 
     Args:
         moment: (n, 3) second moment of the templates, Å⁻².
-        intensity_reference: (n,) polarisation × I_ref. fit: (n,) bool.
+        intensity_reference: (n,) polarisation × I_ref; reference_error: (n,) its relative sd.
+        fit: (n,) bool.
     """
     pad = where.pad
     return replace(
@@ -147,5 +150,6 @@ def with_statistics(
         width=pad(statistics.width, 1.0),
         pilot_moment=pad(moment),
         intensity_reference=pad(intensity_reference),
+        reference_error=pad(reference_error),
         log_G0=np.array(log_G0),
     )

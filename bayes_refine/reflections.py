@@ -25,10 +25,11 @@ class Reflections:
         frame: (N, 2, 2) d(ε_1, ε_2)/d(x, y), Å⁻¹ per pixel.
         polarisation: (N,).
         J: (N,) profile-fitted intensity, photons.
-        variance: (N,) expected variance of J, photons²: counting and, if the model says so,
-            model error.  Free reflections and those without a reference get the mean intensity
-            of their resolution for I_ref: no weight knows what it must not see.
-        variance_model: (N,) the same at I_ref for all, for residuals; no weight.
+        variance_background (photons²), variance_signal (photons), relative_variance: (N,) v₀, v₁,
+            v₂ of Var[J] = v₀ + v₁·J + v₂·J²: background, counting, model error.
+        expected: (N,) I to weight with: I_ref; for free reflections and those without a
+            reference the mean intensity of their resolution, since no weight may know what it
+            must not see; without any reference what all images together say.
         background, covered, contested: (N,) as ``measure.Statistics``.
         intensity_reference: (N,) I_ref, NaN where unknown.
         free, informs: (N,) bool: the free set, and what the fit was conditioned on.
@@ -45,8 +46,10 @@ class Reflections:
     frame: np.ndarray
     polarisation: np.ndarray
     J: np.ndarray
-    variance: np.ndarray
-    variance_model: np.ndarray
+    variance_background: np.ndarray
+    variance_signal: np.ndarray
+    relative_variance: np.ndarray
+    expected: np.ndarray
     background: np.ndarray
     covered: np.ndarray
     contested: np.ndarray
@@ -65,6 +68,22 @@ class Reflections:
     def J_model(self) -> np.ndarray:
         """(N,) expected intensities, photons; NaN without a reference."""
         return self.scale * self.intensity_reference
+
+    def variance_at(self, intensity: np.ndarray) -> np.ndarray:
+        """(N,) variance of J, photons², were the true intensities (N,) these."""
+        J = self.scale * intensity
+        return self.variance_background + self.variance_signal * J + self.relative_variance * J**2
+
+    @property
+    def variance(self) -> np.ndarray:
+        """(N,) expected variance of J, photons², at ``expected``: to weight with."""
+        return self.variance_at(self.expected)
+
+    @property
+    def variance_model(self) -> np.ndarray:
+        """(N,) the same at I_ref where there is one, for residuals; no weight."""
+        known = np.isfinite(self.intensity_reference)
+        return self.variance_at(np.where(known, self.intensity_reference, self.expected))
 
     @property
     def measured(self) -> np.ndarray:
@@ -91,36 +110,26 @@ def reflections_of(
 
 def _of_batch(batch: Batch, obs: Observations, ref, model, state, priors) -> Reflections:
     p, s, where = batch.predictions, batch.statistics, batch.where
-    known = np.isfinite(batch.intensity) & ~batch.free
-    expected = np.where(known, batch.intensity, wilson_mean(ref.d, ref.intensity, p.d))
-    blind = replace(obs, intensity_reference=where.pad(p.polarisation * expected))
     here = images_of(state, batch.images, where.shape[0])
-
-    def flat_sites(obs: Observations) -> dict[str, np.ndarray]:
-        sites = infer.evaluate(model, here, obs, priors)
-        return {name: where.flat(value) for name, value in sites.items()}
-
-    sites = flat_sites(blind)
-    scale = sites["scale"] * p.polarisation
-    intensity = np.where(np.isfinite(batch.intensity), batch.intensity, expected)
-
-    def variance(sites, intensity):
-        counting = s.variance_background[:, 0] + scale * intensity * s.variance_signal[:, 0]
-        return sites.get("intensity_variance", counting)
-
+    values = infer.evaluate(model, here, obs, priors)
+    sites = {name: where.flat(value) for name, value in values.items()}
+    known = np.isfinite(batch.intensity) & ~batch.free
+    mean = wilson_mean(ref.d, ref.intensity, p.d)
     columns = {
         "d": p.d,
         "xy_px": p.xy_px,
         "frame": p.frame,
         "polarisation": p.polarisation,
         "J": s.value[:, 0],
-        "variance": variance(sites, expected),
-        "variance_model": variance(flat_sites(obs), intensity),
+        "variance_background": s.variance_background[:, 0],
+        "variance_signal": s.variance_signal[:, 0],
+        "relative_variance": sites.get("relative_variance", np.zeros(len(p))),
+        "expected": np.where(known, ref.lookup(p.hkl), mean),
         "background": s.background,
         "covered": s.covered,
         "contested": s.contested,
         "intensity_reference": batch.intensity,
-        "scale": scale,
+        "scale": sites["scale"] * p.polarisation,
         **{k: sites[k] for k in ("partiality", "excitation_error", "spot_moment")},
     }
     return Reflections(

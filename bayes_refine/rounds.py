@@ -19,6 +19,7 @@ from .pilot import State, images_of, moved, partiality_width, pilot_geometry
 from .predict import Predictions
 from .priors import Priors
 from .reference import Reference
+from .running import Running
 from .store import Store
 
 MIN_COVERED = 0.6  # of a spot's template on usable pixels, for it to inform the fit
@@ -77,7 +78,13 @@ class Movement:
 
 @dataclass(frozen=True)
 class Run:
-    """What stays the same from round to round; ``candidates``: (·, 3) hkl for each still."""
+    """What is fitted, and how.
+
+    Attributes:
+        ref: reference intensities; where there are none, what all images together say.
+        candidates: (·, 3) hkl for each still.
+        running: without a reference, what the images say of each other's intensities.
+    """
 
     stills: tuple[Still, ...]
     ref: Reference
@@ -85,6 +92,7 @@ class Run:
     model: infer.Model
     settings: Settings
     candidates: tuple[np.ndarray, ...]
+    running: Running | None = None
 
     def few(self, images: np.ndarray) -> Run:
         """The same for some of the images."""
@@ -133,6 +141,7 @@ class Batch:
     predictions: Predictions
     statistics: Statistics
     intensity: np.ndarray
+    intensity_sd: np.ndarray
     free: np.ndarray
     informs: np.ndarray
 
@@ -290,7 +299,7 @@ def _measured_batch(run, state, priors, status, kept: Kept, pixel, predictions, 
     n, here = images.stop - images.start, images_of(state, images, run.size)
     scaled = "log_G" in state
     sites = infer.evaluate(run.model, {"log_G": np.zeros((run.size, 1)), **here}, obs, priors)
-    intensity, free, expected = references(run.ref, predictions, run.settings)
+    intensity, sd, free, expected = references(run, predictions, images)
     J = where.flat(sites["scale"]) * predictions.polarisation * expected
     moment = where.flat(sites["spot_moment"])
     shoebox = shoebox or shoebox_for(predictions.frame, moment)
@@ -325,10 +334,11 @@ def _measured_batch(run, state, priors, status, kept: Kept, pixel, predictions, 
         statistics,
         moment,
         predictions.polarisation * np.where(np.isfinite(intensity), intensity, 0.0),
+        np.divide(sd, intensity, out=np.zeros(len(sd)), where=intensity > 0),
         informs,
         log_G0 if log_G0 is not None else 0.0,
     )
-    batch = Batch(images, where, predictions, statistics, intensity, free, informs)
+    batch = Batch(images, where, predictions, statistics, intensity, sd, free, informs)
     return batch, obs, log_G, kept._replace(log_G0=log_G0), shoebox
 
 
@@ -353,14 +363,21 @@ def _first_scales(total, J1, informs, image, n, log_G0):
     return log_G[:, None], log_G0
 
 
-def references(ref, predictions, settings):
-    """I_ref (NaN where unknown), the free set, and what to expect without looking at free I_ref."""
-    intensity = ref.lookup(predictions.hkl)
-    free = reference.free_set(
-        predictions.hkl, settings.free_fraction, settings.seed, ref.space_group
-    )
-    mean = reference.wilson_mean(ref.d, ref.intensity, predictions.d)
-    return intensity, free, np.where(np.isfinite(intensity) & ~free, intensity, mean)
+def references(run: Run, predictions: Predictions, images: slice):
+    """I_ref (NaN where unknown) and its sd, the free set, and what to expect without looking at
+    free I_ref, (N,) each.
+
+    Without a reference an image's is what the others say, and there is nothing to keep from it.
+    """
+    hkl, settings = predictions.hkl, run.settings
+    if run.running is not None:
+        mean, sd = run.running.without(hkl, predictions.image + images.start)
+        return mean, sd, np.zeros(len(hkl), bool), mean
+    intensity = run.ref.lookup(hkl)
+    free = reference.free_set(hkl, settings.free_fraction, settings.seed, run.ref.space_group)
+    mean = reference.wilson_mean(run.ref.d, run.ref.intensity, predictions.d)
+    expected = np.where(np.isfinite(intensity) & ~free, intensity, mean)
+    return intensity, np.zeros(len(hkl)), free, expected
 
 
 def shoebox_for(frame: np.ndarray, moment: np.ndarray) -> measure.Shoebox | None:

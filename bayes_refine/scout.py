@@ -112,7 +112,7 @@ def spot_width(run: Run, priors: Priors) -> float:
         m = slots(np.bincount(predictions.image))
         where, obs = geometry_at(run, state, predictions, images, m, pixel)
         sites = infer.evaluate(run.model, {**state, "log_G": np.zeros((n, 1))}, obs, priors)
-        expected = references(run.ref, predictions, run.settings)[2]
+        expected = references(run, predictions, images)[3]
         J1 = where.flat(sites["scale"]) * predictions.polarisation * expected
         moment = where.flat(sites["spot_moment"])
         found, _ = statistics_of(

@@ -77,15 +77,29 @@ def model(obs, priors, partiality=forward.partiality, spot_shape=round_spot, ter
     numpyro.deterministic("partiality", p)
     numpyro.deterministic("excitation_error", spot.excitation_error)
     numpyro.deterministic("spot_moment", jnp.stack([spot.m11, spot.m22, spot.m12], 1))
-    expected = forward.expected_statistics(obs, spot, J_model, terms)
-
-    # what counting does not explain: a fraction of J, of a pixel, of R1²
-    position = position_error / obs.width
+    # the total: what counting does not explain is a fraction of J
     speckle = forward.block_variance(obs, spot.excitation_error, R0, mosaic) / blocks
-    shape = shape_error + 0 * position
-    fraction = jnp.stack([jnp.sqrt(model_error**2 + speckle), *[position] * 2, *[shape] * 3], 1)
-    variance = expected.variance + (fraction[:, :terms] * J_model[:, None]) ** 2
-    numpyro.deterministic("intensity_variance", variance[:, 0])
+    relative = numpyro.deterministic("relative_variance", model_error**2 + speckle)
+    unsure = relative + obs.reference_error**2
+    profile = forward.profile_statistics(obs, spot, terms)
+    total = J_model * profile[:, 0]
+    counting = forward.counting_variance(obs, J_model, terms)[:, 0]
+    variance = counting + unsure * total**2
+    means, variances = [total], [variance]
+
+    # the moments: of the photons that are there, J_model drawn to the total where it is unsure;
+    # beyond counting, a fraction of a pixel and of R1²
+    gain = jnp.where(obs.fit, profile[:, 0], 1.0)  # padding has none
+    J, J_variance = forward.given_total(
+        J_model, unsure, obs.statistics[:, 0] / gain, counting / gain**2
+    )
+    counting = forward.counting_variance(obs, J, terms)
+    for k, error in enumerate([position_error / obs.width] * 2 + [shape_error] * 3, 1):
+        if k < terms:
+            means.append(J * profile[:, k])
+            variances.append(
+                counting[:, k] + (error * J) ** 2 + (error**2 + profile[:, k] ** 2) * J_variance
+            )
 
     # the likelihoods of one shoebox
     with (
@@ -96,6 +110,6 @@ def model(obs, priors, partiality=forward.partiality, spot_shape=round_spot, ter
         for k, name in enumerate(STATISTICS[:terms]):
             numpyro.sample(
                 name,
-                residual(expected.mean[:, k], variance[:, k], priors.student_t_nu),
+                residual(means[k], variances[k], priors.student_t_nu),
                 obs=obs.statistics[:, k],
             )

@@ -1,0 +1,152 @@
+"""The running estimate of true intensities, where no reference says what they are.
+
+Each image sees as its reference what Wilson's statistics and all *other* images say of a true
+intensity, with its sd (SPEC section 6).  The likelihood of a run is then the product of the
+images' predictive densities p(J_i | J of the others): no image agrees with itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import gemmi
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import intensities
+from .reference import Reference, epsilon_centric, absent, asu_map, pack_hkl, wilson_mean
+
+START_B = 20.0  # Å², of the Wilson plot to start with; what it is off by, the images' B take up
+PASSES = 10  # of reweighting
+_CHUNK = 8192  # posteriors a compiled call
+
+
+class Sums(NamedTuple):
+    """Σ w g²/v and Σ w g J/v by key (ascending): a Gaussian summary of observations."""
+
+    key: np.ndarray
+    precision: np.ndarray
+    weighted: np.ndarray
+
+    def at(self, key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Both sums (n,) of keys (n,); zero where there is none."""
+        if not len(self.key):
+            return np.zeros(len(key)), np.zeros(len(key))
+        i = np.minimum(np.searchsorted(self.key, key), len(self.key) - 1)
+        here = self.key[i] == key
+        return np.where(here, self.precision[i], 0.0), np.where(here, self.weighted[i], 0.0)
+
+
+@dataclass(frozen=True)
+class Running:
+    """Intensities as the images say, and what each image would say without itself.
+
+    Attributes:
+        reference: every reflection to the resolution limit, posterior means; where nothing was
+            observed, Wilson's mean.
+        whole: sums by unique reflection; own: by unique reflection and image.
+        n_images: of the run.
+    """
+
+    reference: Reference
+    whole: Sums
+    own: Sums
+    n_images: int
+
+    def without(self, hkl: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Posterior mean and sd (n,) of I for ``hkl`` (n, 3), as all images but ``image`` (n,) say."""
+        key = pack_hkl(asu_map(hkl, self.reference.space_group)[0])
+        whole, own = self.whole.at(key), self.own.at(_with_image(self.whole, key, image, self.n_images))
+        return self._posterior(hkl, np.maximum(whole[0] - own[0], 0.0), whole[1] - own[1])
+
+    def together(self, hkl: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Posterior mean and sd (n,) of I from all images."""
+        key = pack_hkl(asu_map(hkl, self.reference.space_group)[0])
+        return self._posterior(hkl, *self.whole.at(key))
+
+    def _posterior(self, hkl, precision, weighted):
+        r = self.reference
+        epsilon, centric = epsilon_centric(hkl, r.space_group)
+        d = r.cell.calculate_d_array(np.ascontiguousarray(hkl, np.int32))
+        mean = epsilon * wilson_mean(r.d, r.intensity / epsilon_centric(r.hkl, r.space_group)[0], d)
+        # beyond a thousand times the prior's width an observation says nothing
+        sigma = np.minimum(1 / np.sqrt(np.maximum(precision, 1e-300)), 1e3 * mean)
+        intensity = np.where(sigma < 1e3 * mean, weighted * sigma**2, 0.0)
+        found = wilson_posterior(intensity, sigma, np.log(mean), centric)
+        here = ~absent(hkl, r.space_group)
+        return found[0] * here, found[1] * here
+
+
+def wilson_posterior(intensity, sigma, log_mean, centric) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and sd (n,) of I given Î ± σ̂, ``intensities.wilson_posterior`` some at a time."""
+    n, parts = len(intensity), []
+    for first in range(0, n, _CHUNK):
+        rows = np.minimum(np.arange(first, first + _CHUNK), n - 1)
+        parts.append(_compiled(*(np.asarray(x)[rows] for x in (intensity, sigma, log_mean, centric))))
+    mean, sd = (np.concatenate([np.asarray(p[k]) for p in parts])[:n] for k in (0, 1))
+    return mean, sd
+
+
+@jax.jit
+def _compiled(intensity, sigma, log_mean, centric):
+    found = intensities.wilson_posterior(intensity, sigma, log_mean, centric)
+    return found.intensity, found.intensity_sd
+
+
+def start(cell: gemmi.UnitCell, space_group: gemmi.SpaceGroup, d_min: float, n_images: int) -> Running:
+    """Before anything is measured: Wilson's mean intensity, ε·exp(−B/2d²) with B = 20 Å²."""
+    hkl = np.asarray(gemmi.make_miller_array(cell, space_group, d_min), np.int32)
+    hkl = hkl[~absent(hkl, space_group)]
+    d = cell.calculate_d_array(hkl)
+    mean = epsilon_centric(hkl, space_group)[0] * np.exp(-START_B / (2 * d**2))
+    none = Sums(np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
+    reference = Reference(hkl, mean, cell, space_group, "Wilson statistics and the images themselves")
+    return Running(reference, none, none, n_images)
+
+
+def renewed(
+    old: Running,
+    hkl: np.ndarray,
+    image: np.ndarray,
+    J: np.ndarray,
+    scale: np.ndarray,
+    variance: tuple[np.ndarray, np.ndarray, np.ndarray],
+    nu: float,
+) -> Running:
+    """The estimate from n observations J = g·I ± σ, σ² = v₀ + v₁·g·I + v₂·(g·I)².
+
+    Student-t residuals by reweighting, w = (ν + 1)/(ν + z²) (Lange et al. 1989), about the
+    posterior mean of each reflection.
+
+    Args:
+        hkl: (n, 3); image: (n,); J: (n,) photons; scale: (n,) g.
+        variance: v₀ (photons²), v₁ (photons), v₂, each (n,).
+        nu: degrees of freedom; infinite for normal residuals.
+    """
+    key = pack_hkl(asu_map(hkl, old.reference.space_group)[0])
+    unique, first, code = np.unique(key, return_index=True, return_inverse=True)
+    hkl_unique, m = hkl[first], len(unique)
+    v0, v1, v2 = variance
+    now = old
+    for _ in range(PASSES):
+        expected = scale * now.together(hkl_unique)[0][code]
+        v = v0 + v1 * expected + v2 * expected**2
+        w = 1.0 if np.isinf(nu) else (nu + 1) / (nu + (J - expected) ** 2 / v)
+        precision, weighted = w * scale**2 / v, w * scale * J / v
+        whole = Sums(unique, np.bincount(code, precision, m), np.bincount(code, weighted, m))
+        now = replace(now, whole=whole)
+    pair, at = np.unique(code * old.n_images + image, return_inverse=True)
+    own = Sums(pair, np.bincount(at, precision), np.bincount(at, weighted))
+    now = replace(now, own=own)
+    intensity = now.together(now.reference.hkl)[0]
+    return replace(now, reference=replace(now.reference, intensity=intensity))
+
+
+def _with_image(whole: Sums, key: np.ndarray, image: np.ndarray, n_images: int) -> np.ndarray:
+    """Keys of unique reflection and image; −1 where the reflection was not observed."""
+    if not len(whole.key):
+        return np.full(len(key), -1)
+    i = np.minimum(np.searchsorted(whole.key, key), len(whole.key) - 1)
+    return np.where(whole.key[i] == key, i * n_images + image, -1)
