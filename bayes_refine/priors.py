@@ -26,7 +26,8 @@ class Priors:
         B_mean, B_sd: Debye–Waller B relative to the reference's, Å².
         R1_px, log_R1_sd: spot width in pixels (beyond the pixel's own size) and its spread.
         stretch_sd: ln of the ratio of a spot's widths, each of two components (model tensor).
-        model_error, log_model_error_sd: fractional error of J_model, shared.
+        model_error, log_model_error_sd: fractional error of J_model at d = 4 Å, shared.
+        model_error_fall_sd_angstrom: how fast ln of it falls with 1/d, about not at all, Å.
         blocks, log_blocks_sd: mosaic blocks that share the beam: fewer, and p is speckled.
         position_error_px, log_position_error_sd: centroid error beyond counting, shared.
         shape_error, log_shape_error_sd: fractional error of R1² beyond counting, shared.
@@ -50,6 +51,7 @@ class Priors:
     stretch_sd: float = 0.3
     model_error: float = 0.1
     log_model_error_sd: float = 1.0
+    model_error_fall_sd_angstrom: float = 5.0
     blocks: float = 100.0
     log_blocks_sd: float = 2.0
     position_error_px: float = 0.05

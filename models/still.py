@@ -13,6 +13,8 @@ import numpyro.distributions as dist
 from bayes_refine import forward
 from bayes_refine.measure import STATISTICS
 
+MIDDLE = 0.25  # Å⁻¹, where model_error is what it says
+
 
 def residual(mean, variance, nu):
     """Normal, or Student-t of the same scale with ``nu`` degrees of freedom."""
@@ -46,6 +48,9 @@ def model(obs, priors, partiality=forward.partiality, spot_shape=round_spot, ter
     shift_sd = jnp.array([priors.beam_center_sd_mm] * 2 + [priors.distance_sd_mm])
     shift = numpyro.sample("detector_shift_mm", dist.Normal(0.0, shift_sd).to_event(1))
     model_error = log_normal("model_error", priors.model_error, priors.log_model_error_sd)
+    fall = numpyro.sample(
+        "model_error_fall", dist.Normal(0.0, priors.model_error_fall_sd_angstrom)
+    )  # with resolution, Å: errors of strong and of sharp spots are not those of weak and wide ones
     blocks = log_normal("blocks", priors.blocks, priors.log_blocks_sd)
     position_error = log_normal(
         "position_error", priors.position_error_px * pixel, priors.log_position_error_sd
@@ -79,7 +84,8 @@ def model(obs, priors, partiality=forward.partiality, spot_shape=round_spot, ter
     numpyro.deterministic("spot_moment", jnp.stack([spot.m11, spot.m22, spot.m12], 1))
     # the total: what counting does not explain is a fraction of J
     speckle = forward.block_variance(obs, spot.excitation_error, R0, mosaic) / blocks
-    relative = numpyro.deterministic("relative_variance", model_error**2 + speckle)
+    error = model_error * jnp.exp(-fall * (obs.norm_q - MIDDLE))
+    relative = numpyro.deterministic("relative_variance", error**2 + speckle)
     unsure = relative + obs.reference_error**2
     profile = forward.profile_statistics(obs, spot, terms)
     total = J_model * profile[:, 0]
