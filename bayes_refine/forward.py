@@ -140,31 +140,39 @@ def bandwidth_width(obs: Observations) -> Array:
     return obs.bandwidth * obs.norm_q**2 / (jnp.sqrt(2.0) * obs.wavevector)
 
 
-def spot(obs: Observations, rotation_mrad, strain, shift_mm, R0, mosaic_mrad, R1_moment) -> Spot:
-    """Marginal and conditional of the Gaussian relp (module docstring).
+def spot(
+    obs: Observations, rotation_mrad, strain, shift_mm, R0, mosaic_mrad2, R1_moment
+) -> tuple[Spot, Array]:
+    """Marginal and conditional of the Gaussian relp (module docstring), and m² (n, m), the part
+    of R0_eff² that is mosaic spread.
+
+    Blocks turned by ω move a relp by ω×q, along a by ω·(q×a).
 
     Args:
         rotation_mrad, strain, shift_mm: as :func:`geometry`.
-        R0: Å⁻¹; mosaic_mrad: η; R1_moment: (M11, M22, M12) of the spot without mosaic spread
-            and bandwidth, broadcastable to (n, m), Å⁻²: R1²/2, R1²/2, 0 for round spots.
+        R0: Å⁻¹; mosaic_mrad2: (n, 3, 3) twice the covariance of the blocks' rotations, mrad²:
+            η² for the same spread about all axes; R1_moment: (M11, M22, M12) of the spot without
+            mosaic spread and bandwidth, broadcastable to (n, m), Å⁻²: R1²/2, R1²/2, 0 for
+            round spots.
     """
     excitation, shift_1, shift_2 = geometry(obs, rotation_mrad, strain, shift_mm)
-    m2 = (mosaic_mrad * 1e-3 * obs.norm_q) ** 2
+    q = obs.pilot_setting @ obs.q
+    turned = jnp.stack([jnp.cross(q, a, axis=1) for a in (obs.s_hat, obs.e1, obs.e2)], 1) * 1e-3
+    m = jnp.einsum("naim,nij,nbjm->nabm", turned, mosaic_mrad2, turned)  # twice the covariance
     bw2 = bandwidth_width(obs) ** 2
-    sin, cos = obs.sin_theta, obs.cos_theta
-    rr = R0**2 + m2 * cos**2 + bw2
-    r1 = m2 * sin * cos - bw2 * cos / sin
-    m11 = R1_moment[0] + 0.5 * (m2 * sin**2 + bw2 * (cos / sin) ** 2 - r1**2 / rr)
-    m22 = R1_moment[1] + 0.5 * m2
-    return Spot(
+    cot = obs.cos_theta / obs.sin_theta
+    rr = R0**2 + m[:, 0, 0] + bw2
+    r1, r2 = m[:, 0, 1] - bw2 * cot, m[:, 0, 2]
+    found = Spot(
         excitation_error=excitation,
         R0_eff=jnp.sqrt(rr),
         shift_1=shift_1 + r1 / rr * excitation,
-        shift_2=shift_2,
-        m11=m11,
-        m22=m22,
-        m12=R1_moment[2] + 0.0 * m2,
+        shift_2=shift_2 + r2 / rr * excitation,
+        m11=R1_moment[0] + 0.5 * (m[:, 1, 1] + bw2 * cot**2 - r1**2 / rr),
+        m22=R1_moment[1] + 0.5 * (m[:, 2, 2] - r2**2 / rr),
+        m12=R1_moment[2] + 0.5 * (m[:, 1, 2] - r1 * r2 / rr),
     )
+    return found, m[:, 0, 0]
 
 
 def partiality(excitation_error, R0, R0_eff) -> Array:
@@ -177,7 +185,22 @@ def peak_partiality(excitation_error, R0, R0_eff) -> Array:
     return jnp.exp(-((excitation_error / R0_eff) ** 2))
 
 
-def block_variance(obs: Observations, excitation_error, R0, mosaic_mrad) -> Array:
+def mosaic_covariance(mosaic_mrad, shape) -> Array:
+    """η²·LLᵀ (n, 3, 3), mrad², of η (n,) and five numbers (n, 5), zero for the same spread about
+    all axes: L is lower triangular with det L = 1.
+
+    That of a few blocks, drawn from a wide distribution with one η, varies as Wishart's does:
+    ln L_ii by 1/√(2·blocks), the rest by √2 of that.
+    """
+    d1, d2 = shape[:, 0], shape[:, 1]
+    zero = jnp.zeros_like(d1)
+    a, b, c = jnp.sqrt(2.0) * shape[:, 2:].T
+    rows = [[jnp.exp(d1), zero, zero], [a, jnp.exp(d2), zero], [b, c, jnp.exp(-d1 - d2)]]
+    lower = mosaic_mrad[:, None, None] * jnp.stack([jnp.stack(row, -1) for row in rows], -2)
+    return lower @ jnp.swapaxes(lower, 1, 2)
+
+
+def block_variance(obs: Observations, excitation_error, R0, m2) -> Array:
     """Relative variance of p, times the number of mosaic blocks, that their finite number causes.
 
     Each block has a curve k = exp(−(ε_r − x)²/R_k²), R_k² = R0² + R_bw², about its own place x
@@ -187,7 +210,6 @@ def block_variance(obs: Observations, excitation_error, R0, mosaic_mrad) -> Arra
 
     zero at low resolution and large in the tails, where few blocks diffract.
     """
-    m2 = (mosaic_mrad * 1e-3 * obs.norm_q * obs.cos_theta) ** 2
     k2 = R0**2 + bandwidth_width(obs) ** 2
     eff2, twice = k2 + m2, k2 + 2 * m2
     power = 2 * excitation_error**2 * (1 / eff2 - 1 / twice)

@@ -70,11 +70,15 @@ def model(obs, priors, partiality=forward.partiality, spot_shape=round_spot, ter
             "strain", dist.Normal(0.0, priors.strain_sd).expand([n_strain]).to_event(1)
         )
         mosaic = log_normal("mosaic_image_mrad", mosaic_run, priors.log_mosaic_image_sd)
+        shape = numpyro.sample(
+            "mosaic_shape", dist.Normal(0.0, priors.log_mosaic_image_sd).expand([5]).to_event(1)
+        )
         R1 = log_normal("R1", priors.R1_px * pixel, priors.log_R1_sd)
         moment = spot_shape(obs, R1, priors)
 
     # each reflection: where, how wide, how bright
-    spot = forward.spot(obs, rotation[:, 0], strain[:, 0], shift, R0, mosaic, moment)
+    spread = forward.mosaic_covariance(mosaic[:, 0], shape[:, 0])
+    spot, m2 = forward.spot(obs, rotation[:, 0], strain[:, 0], shift, R0, spread, moment)
     p = partiality(spot.excitation_error, R0, spot.R0_eff)
     scale = jnp.exp(log_G) * forward.debye_waller(B, obs.norm_q) * p
     J_model = scale * obs.intensity_reference
@@ -83,7 +87,7 @@ def model(obs, priors, partiality=forward.partiality, spot_shape=round_spot, ter
     numpyro.deterministic("excitation_error", spot.excitation_error)
     numpyro.deterministic("spot_moment", jnp.stack([spot.m11, spot.m22, spot.m12], 1))
     # the total: what counting does not explain is a fraction of J
-    speckle = forward.block_variance(obs, spot.excitation_error, R0, mosaic) / blocks
+    speckle = forward.block_variance(obs, spot.excitation_error, R0, m2) / blocks
     error = model_error * jnp.exp(-fall * (obs.norm_q - MIDDLE))
     relative = numpyro.deterministic("relative_variance", error**2 + speckle)
     unsure = relative + obs.reference_error**2
