@@ -124,7 +124,7 @@ def _renewed(run: Run, seen: Seen, state, priors: Priors, last: bool):
         state = {**state, "B": state["B"] - np.mean(state["B"][usable]), "log_G": state["log_G"] - np.mean(state["log_G"][usable]) + seen.kept.log_G0}
     r = reflections_of(seen.batches, seen.observations.parts, run.ref, run.model, state, priors)
     use = r.informs
-    now = running.renewed(run.running, r.hkl[use], r.image[use], r.J[use].astype(float), r.scale[use].astype(float), tuple(x[use].astype(float) for x in (r.variance_background, r.variance_signal, r.relative_variance)), priors.student_t_nu)
+    now = running.renewed(run.running, r.hkl[use], r.image[use], r.J[use].astype(float), r.scale[use].astype(float), tuple(x[use].astype(float) for x in (r.variance_background, r.variance_signal, r.relative_variance)), float(np.exp(state["log_nu"])) if "log_nu" in state else np.inf)
     return state, replace(run, ref=now.reference, running=now)
 
 

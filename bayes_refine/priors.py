@@ -31,7 +31,8 @@ class Priors:
         blocks, log_blocks_sd: mosaic blocks that share the beam: fewer, and p is speckled.
         position_error_px, log_position_error_sd: centroid error beyond counting, shared.
         shape_error, log_shape_error_sd: fractional error of R1² beyond counting, shared.
-        student_t_nu: degrees of freedom of the residuals; infinite for normal ones.
+        student_t_nu, log_student_t_nu_sd: degrees of freedom of the residuals, shared; infinite
+            for normal ones.
     """
 
     R0_inv_angstrom: float = 5e-4
@@ -58,7 +59,8 @@ class Priors:
     log_position_error_sd: float = 1.0
     shape_error: float = 0.1
     log_shape_error_sd: float = 1.0
-    student_t_nu: float = 4.0
+    student_t_nu: float = 6.0
+    log_student_t_nu_sd: float = 0.5
 
 
 # Numbers are data to a compiled model; only what changes the form of a density is not.

@@ -117,8 +117,9 @@ def renewed(
 ) -> Running:
     """The estimate from n observations J = g·I ± σ, σ² = v₀ + v₁·g·I + v₂·(g·I)².
 
-    Student-t residuals by reweighting, w = (ν + 1)/(ν + z²) (Lange et al. 1989), about the
-    posterior mean of each reflection.
+    Student-t residuals by reweighting, w = (ν + 1)/(ν + z²), about the posterior mean of each
+    reflection; times (ν + 1)/(ν + 3), which makes Σ w g²/v the information that they hold (Lange,
+    Little & Taylor 1989).
 
     Args:
         hkl: (n, 3); image: (n,); J: (n,) photons; scale: (n,) g.
@@ -133,7 +134,9 @@ def renewed(
     for _ in range(PASSES):
         expected = scale * now.together(hkl_unique)[0][code]
         v = v0 + v1 * expected + v2 * expected**2
-        w = 1.0 if np.isinf(nu) else (nu + 1) / (nu + (J - expected) ** 2 / v)
+        w = 1.0
+        if np.isfinite(nu):
+            w = (nu + 1) / (nu + (J - expected) ** 2 / v) * (nu + 1) / (nu + 3)
         precision, weighted = w * scale**2 / v, w * scale * J / v
         whole = Sums(unique, np.bincount(code, precision, m), np.bincount(code, weighted, m))
         now = replace(now, whole=whole)

@@ -17,8 +17,8 @@ MIDDLE = 0.25  # Å⁻¹, where model_error is what it says
 
 
 def residual(mean, variance, nu):
-    """Normal, or Student-t of the same scale with ``nu`` degrees of freedom."""
-    if math.isinf(nu):
+    """Student-t with ``nu`` degrees of freedom; normal for ``math.inf``."""
+    if isinstance(nu, float):
         return dist.Normal(mean, jnp.sqrt(variance))
     return dist.StudentT(nu, mean, jnp.sqrt(variance))
 
@@ -56,6 +56,9 @@ def model(obs, priors, partiality=forward.partiality, spot_shape=round_spot, ter
         "position_error", priors.position_error_px * pixel, priors.log_position_error_sd
     )
     shape_error = log_normal("shape_error", priors.shape_error, priors.log_shape_error_sd)
+    nu = math.inf  # a prior of its own, with no unknown in it
+    if math.isfinite(priors.student_t_nu):
+        nu = log_normal("nu", priors.student_t_nu, priors.log_student_t_nu_sd)
 
     # each image
     n_image, n_reflection = obs.fit.shape
@@ -120,6 +123,6 @@ def model(obs, priors, partiality=forward.partiality, spot_shape=round_spot, ter
         for k, name in enumerate(STATISTICS[:terms]):
             numpyro.sample(
                 name,
-                residual(means[k], variances[k], priors.student_t_nu),
+                residual(means[k], variances[k], nu),
                 obs=obs.statistics[:, k],
             )

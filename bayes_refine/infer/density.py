@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -181,12 +181,33 @@ def prior_density(model, sites, theta, phi, args):
     return image, shared
 
 
-def location_scale(model, sites, theta, phi, args):
-    """What the observed sites expect: for each (mean, ln scale), and the Fisher information of
-    the two in units of 1/scale² and 1, masked; None where a site is neither normal nor Student-t,
-    or in no plate over images.
+class Expected(NamedTuple):
+    """What an observed site expects: arrays of its observations' shape, but for log_df.
+
+    Attributes:
+        mean, log_scale: of each observation. log_df: ln ν of a Student-t, a scalar; 0 of a normal.
+        of_mean, of_scale, of_both, of_df: Fisher information of the mean, of ln scale, of ln scale
+            with ln ν, and of ln ν; zero where masked.
     """
-    expected, information = [], []
+
+    mean: jax.Array
+    log_scale: jax.Array
+    log_df: jax.Array
+    of_mean: jax.Array
+    of_scale: jax.Array
+    of_both: jax.Array
+    of_df: jax.Array
+
+
+def expectations(model, sites, theta, phi, args) -> list[Expected] | None:
+    """Of each observed site; None where one is neither normal nor Student-t, or in no plate over
+    images.
+
+    A Student-t's information (Lange, Little & Taylor 1989): of the mean (ν + 1)/(ν + 3)/σ², of
+    ln σ 2ν/(ν + 3), of both scales −2ν/((ν + 1)(ν + 3)), of ln ν
+    ν²·(ψ′(ν/2) − ψ′((ν + 1)/2))/4 − ν(ν + 5)/(2(ν + 1)(ν + 3)).
+    """
+    found = []
     for site in traced(model, unflatten(sites, theta, phi), args).values():
         if site["type"] != "sample" or not site["is_observed"]:
             continue
@@ -196,13 +217,22 @@ def location_scale(model, sites, theta, phi, args):
         while isinstance(fn, dist.MaskedDistribution | dist.ExpandedDistribution):
             mask = mask & fn._mask if isinstance(fn, dist.MaskedDistribution) else mask
             fn = fn.base_dist
+        log_df = jnp.zeros(())
         if isinstance(fn, dist.Normal):
-            of_mean, of_scale = 1.0, 2.0
-        elif isinstance(fn, dist.StudentT):
-            of_mean, of_scale = (fn.df + 1) / (fn.df + 3), 2 * fn.df / (fn.df + 3)
+            of_mean, of_scale, of_both, of_df = 1.0, 2.0, 0.0, 0.0
+        elif isinstance(fn, dist.StudentT) and jnp.ndim(fn.df) == 0:
+            nu = fn.df
+            log_df = jnp.log(nu)
+            of_mean, of_scale = (nu + 1) / (nu + 3), 2 * nu / (nu + 3)
+            of_both = -2 * nu / ((nu + 1) * (nu + 3))
+            trigamma = jax.scipy.special.polygamma
+            of_df = nu**2 * (trigamma(1, nu / 2) - trigamma(1, (nu + 1) / 2)) / 4
+            of_df = of_df - nu * (nu + 5) / (2 * (nu + 1) * (nu + 3))
         else:
             return None
         shape = jnp.broadcast_shapes(site["fn"].batch_shape, jnp.shape(site["value"]))
-        expected.append(tuple(jnp.broadcast_to(x, shape) for x in (fn.loc, jnp.log(fn.scale))))
-        information.append((of_mean / fn.scale**2 * mask, of_scale * mask))
-    return expected, information
+        mask = jnp.broadcast_to(mask, shape)
+        mean, log_scale = (jnp.broadcast_to(x, shape) for x in (fn.loc, jnp.log(fn.scale)))
+        information = (of_mean / fn.scale**2 * mask, *(x * mask for x in (of_scale, of_both, of_df)))
+        found.append(Expected(mean, log_scale, log_df, *information))
+    return found

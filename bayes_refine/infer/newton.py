@@ -22,9 +22,9 @@ from .density import (
     Site,
     compiled_prior_means,
     density,
+    expectations,
     find_sites,
     flatten,
-    location_scale,
     prior_density,
 )
 from .laplace import Fit
@@ -320,25 +320,30 @@ def _fisher_curvature(model, sites, theta, phi, weight, share, args) -> Arrow:
     Never negative along an observation, and several times cheaper: forward derivatives only.
     The exact Hessian where some observed site is of another kind.
     """
-    found = location_scale(model, sites, theta, phi, args)
+    found = expectations(model, sites, theta, phi, args)
     if found is None:
         return _exact_curvature(model, sites, theta, phi, weight, share, args)
-    information = found[1]
+
+    def by_image(x):
+        return x.reshape(len(theta), -1)
+
+    # ln scale and ln ν inform each other: one row of the two together, one of ln ν alone
+    together = [row.of_both / jnp.maximum(row.of_scale, 1e-30) for row in found]
+    alone = [by_image(row.of_df - row.of_both * x).sum(1) for row, x in zip(found, together, strict=True)]
+    root = [by_image(jnp.sqrt(x)) for row in found for x in (row.of_mean, row.of_scale)]
+    root += [jnp.sqrt(jnp.maximum(x, 0.0))[:, None] for x in alone]
+    root = jnp.concatenate(root, axis=1) * weight[:, None]
 
     def expected(t, p):
-        rows = location_scale(model, sites, t, p, args)[0]
-        flat = [x.reshape(len(theta), -1) for row in rows for x in row]
+        rows = expectations(model, sites, t, p, args)
+        flat = [
+            by_image(x)
+            for row, share in zip(rows, together, strict=True)
+            for x in (row.mean, row.log_scale + share * row.log_df)
+        ]
+        flat += [jnp.broadcast_to(row.log_df, (len(theta), 1)) for row in rows]
         return jnp.concatenate(flat, axis=1)
 
-    root = jnp.concatenate(
-        [
-            jnp.sqrt(jnp.broadcast_to(x, row[0].shape)).reshape(len(theta), -1)
-            for row, pair in zip(found[0], information, strict=True)
-            for x in pair
-        ],
-        axis=1,
-    )
-    root *= weight[:, None]
     _, product = jax.linearize(expected, theta, phi)
     slopes = _columns_of(lambda t, p: product(t, p) * root, theta, phi)
     slopes = jnp.moveaxis(slopes, 0, 1)
