@@ -158,6 +158,7 @@ def draw_unknowns(
         "detector_shift_mm": rng.standard_normal(3)
         * [p.beam_center_sd_mm, p.beam_center_sd_mm, p.distance_sd_mm],
         "log_model_error": log(p.model_error, p.log_model_error_sd),
+        "model_error_fall": p.model_error_fall_sd_angstrom * rng.standard_normal(),
         "log_blocks": log(p.blocks, p.log_blocks_sd),
         "log_position_error": log(p.position_error_px * pixel, p.log_position_error_sd),
         "log_shape_error": log(p.shape_error, p.log_shape_error_sd),
@@ -168,6 +169,7 @@ def draw_unknowns(
         "rotation_mrad": p.rotation_sd_mrad * rng.standard_normal((n, 1, 3)),
         "strain": p.strain_sd * rng.standard_normal((n, 1, n_strain)),
         "log_mosaic_image_mrad": log(np.exp(run["log_mosaic_mrad"]), p.log_mosaic_image_sd, (n, 1)),
+        "mosaic_shape": p.log_mosaic_image_sd * rng.standard_normal((n, 1, 5)),
         "log_R1": log(p.R1_px * pixel, p.log_R1_sd, (n, 1)),
     }
 
@@ -198,6 +200,7 @@ def true_spots(setup: Setup, stills, truth: dict[str, np.ndarray], i: int):
         R0=float(np.exp(truth["log_R0"])),
         R1=float(np.exp(truth["log_R1"][i, 0])),
         mosaic_rad=1e-3 * float(np.exp(truth["log_mosaic_image_mrad"][i, 0])),
+        mosaic_shape=tuple(truth["mosaic_shape"][i, 0]),
     )
     return simulate.predict_spots(relp, here, 0), detector, relp
 
@@ -210,12 +213,13 @@ def with_discrepancies(spots, relp, truth, rng: np.random.Generator, wavelength:
     """
     n = len(spots.J)
     norm_q = np.linalg.norm(spots.q, axis=1)
-    cos = np.sqrt(1 - (wavelength * norm_q / 2) ** 2)
-    m2 = (relp.mosaic_rad * norm_q * cos) ** 2
+    sigma = simulate.relp_covariance(relp, spots.q, spots.frame)
     k2 = relp.R0**2 + 0.5 * (relp.bandwidth * wavelength * norm_q**2) ** 2
+    m2 = sigma[:, 0, 0] - k2
     power = 2 * spots.epsilon_r**2 * (1 / (k2 + m2) - 1 / (k2 + 2 * m2))
     speckle = (k2 + m2) / np.sqrt(k2 * (k2 + 2 * m2)) * np.exp(power) - 1
-    variance = np.exp(2 * truth["log_model_error"]) + speckle / np.exp(truth["log_blocks"])
+    error = np.exp(truth["log_model_error"] - truth["model_error_fall"] * (norm_q - 0.25))
+    variance = error**2 + speckle / np.exp(truth["log_blocks"])
     delta = np.exp(truth["log_position_error"]) * rng.standard_normal((2, n))
     wider = np.exp(truth["log_shape_error"]) * rng.standard_normal((n, 1))
     square = spots.width**2
@@ -225,7 +229,7 @@ def with_discrepancies(spots, relp, truth, rng: np.random.Generator, wavelength:
     return replace(
         spots,
         J=spots.J * rng.gamma(1 / variance) * variance,
-        center=spots.center + delta[0],
+        center=spots.center + np.outer(delta[0], [1, 0]),
         width=np.sqrt(square),
         frame=frame,
     )

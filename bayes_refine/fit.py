@@ -76,10 +76,14 @@ def fit_run(
     running_ = None
     if ref is None:
         crystal = stills[0].crystal
-        running_ = running.start(crystal.cell, crystal.space_group, 0.97*settings.d_min, len(stills))
+        running_ = running.start(
+            crystal.cell, crystal.space_group, 0.97 * settings.d_min, len(stills)
+        )
         ref = running_.reference
     reference.check_fits(ref, [s.crystal for s in stills], "the experiments")
-    run = Run(stills, ref, reader, model, settings, _candidates(stills, ref, priors, settings), running_)
+    run = Run(
+        stills, ref, reader, model, settings, _candidates(stills, ref, priors, settings), running_
+    )
     start = scout(run, priors, say)
     state, now, margin = start.state, start.broad, BROAD_MARGIN
     if settings.rounds == 1:  # no round to spare for a broad curve
@@ -121,10 +125,25 @@ def fit_run(
 def _renewed(run: Run, seen: Seen, state, priors: Priors, last: bool):
     if not last:
         usable = seen.counts > 0
-        state = {**state, "B": state["B"] - np.mean(state["B"][usable]), "log_G": state["log_G"] - np.mean(state["log_G"][usable]) + seen.kept.log_G0}
+        state = {
+            **state,
+            "B": state["B"] - np.mean(state["B"][usable]),
+            "log_G": state["log_G"] - np.mean(state["log_G"][usable]) + seen.kept.log_G0,
+        }
     r = reflections_of(seen.batches, seen.observations.parts, run.ref, run.model, state, priors)
     use = r.informs
-    now = running.renewed(run.running, r.hkl[use], r.image[use], r.J[use].astype(float), r.scale[use].astype(float), tuple(x[use].astype(float) for x in (r.variance_background, r.variance_signal, r.relative_variance)), float(np.exp(state["log_nu"])) if "log_nu" in state else np.inf)
+    now = running.renewed(
+        run.running,
+        r.hkl[use],
+        r.image[use],
+        r.J[use].astype(float),
+        r.scale[use].astype(float),
+        tuple(
+            x[use].astype(float)
+            for x in (r.variance_background, r.variance_signal, r.relative_variance)
+        ),
+        float(np.exp(state["log_nu"])) if "log_nu" in state else np.inf,
+    )
     return state, replace(run, ref=now.reference, running=now)
 
 

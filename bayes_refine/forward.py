@@ -162,7 +162,7 @@ def spot(
     bw2 = bandwidth_width(obs) ** 2
     cot = obs.cos_theta / obs.sin_theta
     rr = R0**2 + m[:, 0, 0] + bw2
-    r1, r2 = m[:, 0, 1] - bw2 * cot, m[:, 0, 2]
+    r1, r2 = -m[:, 0, 1] - bw2 * cot, -m[:, 0, 2]  # less their covariance with r: Δ_r = −ε_r
     found = Spot(
         excitation_error=excitation,
         R0_eff=jnp.sqrt(rr),
@@ -222,7 +222,7 @@ def debye_waller(B, norm_q) -> Array:
 
 
 def profile_statistics(obs: Observations, spot: Spot, count: int = 4) -> Array:
-    """E[T_k]/J = r_k0 + Σ_j r_kj η_j (``measure``) of the first ``count`` statistics, (n, count, m).
+    """E[T_k]/J = r_k0 + Σ_j r_kj η_j (``measure``) of the first statistics, (n, count, m).
 
     Displacing a template by δ adds δδᵀ to its second moment, to second order.  The response to
     the spread has the form η/(1 + η), linear for η → 0 and for the total exact on a flat
@@ -260,8 +260,7 @@ def given_total(J_model: Array, unsure: Array, J: Array, variance: Array) -> tup
     """
     prior = unsure * J_model**2 + 1e-30
     weight = prior / (prior + variance)
-    mean = J_model + weight * (J - J_model)
-    sd = jnp.sqrt(weight * variance)
-    z = mean / sd
+    mean, sd = J_model + weight * (J - J_model), jnp.sqrt(weight * variance)
+    z = jnp.maximum(mean / sd, -10.0)  # further down the difference below is noise
     hazard = jnp.exp(-0.5 * z**2 - 0.5 * jnp.log(2 * jnp.pi) - jax.scipy.special.log_ndtr(z))
-    return mean + sd * hazard, sd**2 * (1 - hazard * (hazard + z))
+    return sd * (z + hazard), sd**2 * jnp.maximum(1 - hazard * (hazard + z), 0.0)

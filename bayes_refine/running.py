@@ -12,11 +12,10 @@ from typing import NamedTuple
 
 import gemmi
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from . import intensities
-from .reference import Reference, epsilon_centric, absent, asu_map, pack_hkl, wilson_mean
+from .reference import Reference, absent, asu_map, epsilon_centric, pack_hkl, wilson_mean
 
 START_B = 20.0  # Å², of the Wilson plot to start with; what it is off by, the images' B take up
 PASSES = 10  # of reweighting
@@ -56,9 +55,12 @@ class Running:
     n_images: int
 
     def without(self, hkl: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Posterior mean and sd (n,) of I for ``hkl`` (n, 3), as all images but ``image`` (n,) say."""
+        """Posterior mean and sd (n,) of I of ``hkl`` (n, 3): all images but ``image`` (n,)."""
         key = pack_hkl(asu_map(hkl, self.reference.space_group)[0])
-        whole, own = self.whole.at(key), self.own.at(_with_image(self.whole, key, image, self.n_images))
+        whole, own = (
+            self.whole.at(key),
+            self.own.at(_with_image(self.whole, key, image, self.n_images)),
+        )
         return self._posterior(hkl, np.maximum(whole[0] - own[0], 0.0), whole[1] - own[1])
 
     def together(self, hkl: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -84,7 +86,9 @@ def wilson_posterior(intensity, sigma, log_mean, centric) -> tuple[np.ndarray, n
     n, parts = len(intensity), []
     for first in range(0, n, _CHUNK):
         rows = np.minimum(np.arange(first, first + _CHUNK), n - 1)
-        parts.append(_compiled(*(np.asarray(x)[rows] for x in (intensity, sigma, log_mean, centric))))
+        parts.append(
+            _compiled(*(np.asarray(x)[rows] for x in (intensity, sigma, log_mean, centric)))
+        )
     mean, sd = (np.concatenate([np.asarray(p[k]) for p in parts])[:n] for k in (0, 1))
     return mean, sd
 
@@ -95,14 +99,18 @@ def _compiled(intensity, sigma, log_mean, centric):
     return found.intensity, found.intensity_sd
 
 
-def start(cell: gemmi.UnitCell, space_group: gemmi.SpaceGroup, d_min: float, n_images: int) -> Running:
+def start(
+    cell: gemmi.UnitCell, space_group: gemmi.SpaceGroup, d_min: float, n_images: int
+) -> Running:
     """Before anything is measured: Wilson's mean intensity, ε·exp(−B/2d²) with B = 20 Å²."""
     hkl = np.asarray(gemmi.make_miller_array(cell, space_group, d_min), np.int32)
     hkl = hkl[~absent(hkl, space_group)]
     d = cell.calculate_d_array(hkl)
     mean = epsilon_centric(hkl, space_group)[0] * np.exp(-START_B / (2 * d**2))
     none = Sums(np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
-    reference = Reference(hkl, mean, cell, space_group, "Wilson statistics and the images themselves")
+    reference = Reference(
+        hkl, mean, cell, space_group, "Wilson statistics and the images themselves"
+    )
     return Running(reference, none, none, n_images)
 
 

@@ -27,7 +27,7 @@ from .rounds import (
     stills_at,
 )
 
-HOLD = 0.05  # sd of ln R0 and ln η while the curve is held broad
+HOLD = 0.05  # sd of ln R0 and ln η while the curve is held broad, of ln ν all along
 BROAD_MARGIN = 1.5  # |ε_r| in R0_eff up to which reflections are taken then (p = 10 %)
 # errors to start from: too large is soon mended, too small is not
 ROUGH = {"log_model_error": 0.5, "log_position_error": 5e-4, "log_shape_error": 0.5}
@@ -62,6 +62,8 @@ def scout(run: Run, priors: Priors, say: Say) -> Start:
     images = np.unique(np.linspace(0, n - 1, BATCH).astype(int))
     few = run.few(images)
     say(f"finding the width of spots and of the partiality curve on {len(images)} images")
+    # heavy tails while much is still wrong
+    priors = replace(priors, log_student_t_nu_sd=HOLD)
     hold = {"log_R0_sd": HOLD, "log_mosaic_spread_sd": HOLD}
     state: State = {"log_R1": np.full((len(images), 1), spot_width(few, priors))}
     state |= {name: np.log(value) for name, value in ROUGH.items()}

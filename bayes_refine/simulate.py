@@ -11,7 +11,7 @@ Three things widen the relp, and their Σ add up:
 
 - the crystal itself: diag(R0², a·R1², R1²/a), a the aspect ratio of the spot;
 - mosaic rotations, of variance η²/2 about each axis, move it normal to q:
-  (η|q|)² (m̂m̂ᵀ + ê2ê2ᵀ);
+  (η|q|)² (m̂m̂ᵀ + ê2ê2ᵀ); with a covariance C/2 of their own, by (q×a)ᵀC(q×b) along axes a and b;
 - a wavelength λ(1 + u) looks with the pixel at x̂ at q_p/(1 + u), as if the relp were at
   (1 + u)q: along q, with <u²> = b²: 2(b|q|)² q̂q̂ᵀ.
 
@@ -22,6 +22,8 @@ Hence, with no further approximation,
     <ε_1>   = k ε_r,  k = −Σ_r1/Σ_rr = |q|² sin θ cos θ (η² − 2b²)/R0_eff²
     R1_1²   = Σ_11 − Σ_r1²/Σ_rr,  Σ_11 = a R1² + (η|q| sin θ)² + 2(b|q| cos θ)²
     R1_2²   = Σ_22 = R1²/a + (η|q|)²
+
+and with a shape of the spread <ε_2> and the correlation of ε_1 and ε_2 in the same way.
 
 Mosaic spread moves a spot outwards when its relp is outside the sphere (k → tan θ), bandwidth
 inwards (k → −cot θ).
@@ -60,6 +62,7 @@ class Simulation:
         R0, R1: widths of the relp along ŝ and across, Å⁻¹, exp(−x²/R²).
         aspect_ratio: of the spot, radial over tangential width.
         mosaic_rad: η, exp(−φ²/η²) about each axis, rad.
+        mosaic_shape: of the spread about the three axes, ``forward.mosaic_covariance``'s numbers.
         mean_photons: expected I_ref averaged over the unique reflections, photons.
         wilson_B: fall-off of I_ref, exp(−B/(2d²)), Å².
         ln_G_sd, B_mean, B_sd: ln G ~ N(0, sd); B ~ N(mean, sd), Å².
@@ -90,6 +93,7 @@ class Simulation:
     R1: float = 8e-4
     aspect_ratio: float = 1.0
     mosaic_rad: float = 0.0
+    mosaic_shape: tuple[float, ...] = (0.0,) * 5
     mean_photons: float = 400.0
     wilson_B: float = 15.0
     ln_G_sd: float = 0.5
@@ -164,8 +168,8 @@ class Spots:
         hkl, q: (n, 3) indices; Å⁻¹.
         frame: (n, 3, 3) rows ŝ, e1, e2.
         epsilon_r, partiality, J: (n,) Å⁻¹; 0..1; photons in the whole spot.
-        center: (n,) mean of ε_1, Å⁻¹; that of ε_2 is zero.
-        width: (n, 2) R1_1 and R1_2, Å⁻¹.
+        center: (n, 2) mean of ε_1 and ε_2, Å⁻¹.
+        width: (n, 2) R1_1 and R1_2, Å⁻¹; correlation: (n,) of ε_1 and ε_2.
     """
 
     hkl: np.ndarray
@@ -176,6 +180,7 @@ class Spots:
     J: np.ndarray
     center: np.ndarray
     width: np.ndarray
+    correlation: np.ndarray
 
 
 # ---------------------------------------------------------------------------------- truth
@@ -295,26 +300,24 @@ def diffraction_frame(s0: np.ndarray, s: np.ndarray) -> np.ndarray:
     return np.stack([s_hat, e1, np.cross(s_hat, e1)], axis=1)
 
 
-def relp_covariance(simulation: Simulation, q_norm: np.ndarray) -> np.ndarray:
+def relp_covariance(simulation: Simulation, q: np.ndarray, frame: np.ndarray) -> np.ndarray:
     """Σ of relps, (n, 3, 3) in Å⁻², in the frame (ŝ, e1, e2); see the module.
 
     Args:
-        q_norm: (n,) |q| = 1/d, Å⁻¹.
+        q: (n, 3) Å⁻¹; frame: (n, 3, 3), :func:`diffraction_frame`.
     """
     a, eta, b = simulation.aspect_ratio, simulation.mosaic_rad, simulation.bandwidth
-    sine = simulation.wavelength * q_norm / 2
-    cosine, zero = np.sqrt(1 - sine**2), np.zeros_like(sine)
-    along = q_norm[:, None] * np.stack([sine, cosine, zero], axis=1)
-    in_plane = q_norm[:, None] * np.stack([-cosine, sine, zero], axis=1)
-    out_of_plane = q_norm[:, None] * np.array([0.0, 0.0, 1.0])
-
-    def outer(v: np.ndarray) -> np.ndarray:
-        return v[:, :, None] * v[:, None, :]
-
+    d1, d2, *below = simulation.mosaic_shape
+    lower = np.diag(np.exp([d1, d2, -d1 - d2]))
+    lower[[1, 2, 2], [0, 0, 1]] = np.sqrt(2) * np.array(below)
+    turned = eta * np.cross(q[:, None], frame) @ lower
+    norm_q = np.linalg.norm(q, axis=1)
+    sine = simulation.wavelength * norm_q / 2
+    along = norm_q[:, None] * np.stack([sine, np.sqrt(1 - sine**2), 0 * sine], axis=1)
     return (
         np.diag([simulation.R0**2, a * simulation.R1**2, simulation.R1**2 / a])
-        + eta**2 * (outer(in_plane) + outer(out_of_plane))
-        + 2 * b**2 * outer(along)
+        + turned @ np.swapaxes(turned, 1, 2)
+        + 2 * b**2 * along[:, :, None] * along[:, None, :]
     )
 
 
@@ -323,14 +326,14 @@ def predict_spots(simulation: Simulation, truth: Truth, image: int) -> Spots:
     beam, s0 = truth.beam, truth.beam.s0
     q = truth.sphere.hkl @ truth.A[image].T
     epsilon_r = np.linalg.norm(s0 + q, axis=1) - 1 / beam.wavelength
-    sigma = relp_covariance(simulation, np.linalg.norm(q, axis=1))
-    near = epsilon_r**2 < N_WIDTHS**2 * sigma[:, 0, 0]
-    q, epsilon_r, sigma = q[near], epsilon_r[near], sigma[near]
-
     frame = diffraction_frame(s0, s0 + q)
+    sigma = relp_covariance(simulation, q, frame)
+    near = epsilon_r**2 < N_WIDTHS**2 * sigma[:, 0, 0]
+    q, epsilon_r, frame, sigma = q[near], epsilon_r[near], frame[near], sigma[near]
     R0_eff_2 = sigma[:, 0, 0]
     partiality = simulation.R0 / np.sqrt(R0_eff_2) * np.exp(-(epsilon_r**2) / R0_eff_2)
     B_term = np.exp(-truth.B[image] * np.sum(q**2, axis=1) / 4)
+    square = sigma[:, [1, 2], [1, 2]] - sigma[:, 0, 1:] ** 2 / R0_eff_2[:, None]
     f, s_hat = beam.polarization_fraction, frame[:, 0]
     cos_2theta_2 = (s_hat @ beam.s0_direction) ** 2
     normal_2 = (s_hat @ beam.polarization_normal) ** 2
@@ -342,18 +345,19 @@ def predict_spots(simulation: Simulation, truth: Truth, image: int) -> Spots:
         epsilon_r=epsilon_r,
         partiality=partiality,
         J=truth.G[image] * B_term * partiality * pol * truth.sphere.intensity[near],
-        center=-sigma[:, 0, 1] / R0_eff_2 * epsilon_r,
-        width=np.sqrt(
-            np.stack([sigma[:, 1, 1] - sigma[:, 0, 1] ** 2 / R0_eff_2, sigma[:, 2, 2]], axis=1)
-        ),
+        center=-sigma[:, 0, 1:] * (epsilon_r / R0_eff_2)[:, None],
+        width=np.sqrt(square),
+        correlation=(sigma[:, 1, 2] - sigma[:, 0, 1] * sigma[:, 0, 2] / R0_eff_2)
+        / np.sqrt(square[:, 0] * square[:, 1]),
     )
 
 
 def spot_photons(detector: Detector, beam: Beam, spots: Spots) -> np.ndarray:
     """Expected photons of all spots, (P, height, width), no background.
 
-    J ∫ exp(−(ε_1 − <ε_1>)²/R1_1² − ε_2²/R1_2²)/(π R1_1 R1_2) dε_1 dε_2 over each pixel, by
-    Gauss–Legendre quadrature of the exact ray geometry: ε_i = e_i·q_p = e_i·x̂/λ, and
+    J ∫ exp(−(u_1² − 2ρ u_1 u_2 + u_2²)/(1 − ρ²))/(π R1_1 R1_2 √(1 − ρ²)) dε_1 dε_2 over each pixel,
+    u_i = (ε_i − <ε_i>)/R1_i, by Gauss–Legendre quadrature of the exact ray geometry: ε_i =
+    e_i·q_p = e_i·x̂/λ, and
     dε_1 dε_2 = (x̂·ŝ)/λ² dΩ, dΩ = |x·n|/|x|³ dA.  What falls off a panel is lost.
     """
     photons = np.zeros((detector.n_panels, *detector.shape[0]))
@@ -374,7 +378,8 @@ def _boxes(
     """Spots that touch panel p, some at a time: which (n,), their pixels ix, iy (n, box)."""
     axes = np.stack([detector.fast[p], detector.slow[p], detector.origin_mm[p]])
     size, shape = detector.pixel_size_mm[p], detector.shape[p]
-    ray = spots.frame[:, 0] + beam.wavelength * spots.center[:, None] * spots.frame[:, 1]
+    away = np.einsum("na,nai->ni", spots.center, spots.frame[:, 1:])
+    ray = spots.frame[:, 0] + beam.wavelength * away
     v = ray @ np.linalg.inv(axes)  # the ray meets the panel's plane at ray/v[2]
     with np.errstate(divide="ignore", invalid="ignore"):
         xy = v[:, :2] / v[:, 2:] / size
@@ -414,12 +419,13 @@ def _pixel_shares(
 
     x_s, x_1, x_2 = (along(spots.frame[part, i]) for i in range(3))
     r = np.sqrt(x_s**2 + x_1**2 + x_2**2)
-    center = spots.center[part, None, None]
+    center_1, center_2 = spots.center[part, :, None, None].swapaxes(0, 1)
     width_1, width_2 = spots.width[part, :, None, None].swapaxes(0, 1)
-    density = np.exp(
-        -(((x_1 / (r * wavelength) - center) / width_1) ** 2)
-        - (x_2 / (r * wavelength) / width_2) ** 2
-    ) / (np.pi * width_1 * width_2)
+    rho = spots.correlation[part, None, None]
+    u_1 = (x_1 / (r * wavelength) - center_1) / width_1
+    u_2 = (x_2 / (r * wavelength) - center_2) / width_2
+    density = np.exp(-(u_1**2 - 2 * rho * u_1 * u_2 + u_2**2) / (1 - rho**2))
+    density /= np.pi * width_1 * width_2 * np.sqrt(1 - rho**2)
     density *= x_s * np.abs(origin @ detector.normal[p]) / (wavelength**2 * r**4)
     density = density.reshape(n, box, N_NODES, box, N_NODES)
     return np.einsum("nisjt,s,t->nij", density, weights, weights) * size.prod() / 4

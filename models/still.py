@@ -89,23 +89,22 @@ def model(obs, priors, partiality=forward.partiality, spot_shape=round_spot, ter
     numpyro.deterministic("partiality", p)
     numpyro.deterministic("excitation_error", spot.excitation_error)
     numpyro.deterministic("spot_moment", jnp.stack([spot.m11, spot.m22, spot.m12], 1))
+
     # the total: what counting does not explain is a fraction of J
     speckle = forward.block_variance(obs, spot.excitation_error, R0, m2) / blocks
     error = model_error * jnp.exp(-fall * (obs.norm_q - MIDDLE))
     relative = numpyro.deterministic("relative_variance", error**2 + speckle)
     unsure = relative + obs.reference_error**2
     profile = forward.profile_statistics(obs, spot, terms)
-    total = J_model * profile[:, 0]
-    counting = forward.counting_variance(obs, J_model, terms)[:, 0]
-    variance = counting + unsure * total**2
-    means, variances = [total], [variance]
+    counting = forward.counting_variance(obs, J_model, terms)
+    means, variances = [J_model * profile[:, 0]], [counting[:, 0] + unsure * J_model**2]
 
     # the moments: of the photons that are there, J_model drawn to the total where it is unsure;
     # beyond counting, a fraction of a pixel and of R1²
-    gain = jnp.where(obs.fit, profile[:, 0], 1.0)  # padding has none
-    J, J_variance = forward.given_total(
-        J_model, unsure, obs.statistics[:, 0] / gain, counting / gain**2
+    measured, gain, v = (
+        jnp.where(obs.fit, x[:, 0], 1.0) for x in (obs.statistics, profile, counting)
     )
+    J, J_variance = forward.given_total(J_model, unsure, measured / gain, v / gain**2)
     counting = forward.counting_variance(obs, J, terms)
     for k, error in enumerate([position_error / obs.width] * 2 + [shape_error] * 3, 1):
         if k < terms:

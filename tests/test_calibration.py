@@ -42,6 +42,7 @@ PRIORS = Priors(
     log_R1_sd=0.05,
     model_error=0.08,
     log_model_error_sd=0.4,
+    model_error_fall_sd_angstrom=3.0,
     blocks=1e6,
     log_blocks_sd=0.1,
     position_error_px=0.02,
@@ -71,11 +72,13 @@ def drawn(rng: np.random.Generator) -> dict[str, np.ndarray]:
         "log_position_error": np.log(p.position_error_px * PIXEL)
         + p.log_position_error_sd * normal(),
         "log_shape_error": np.log(p.shape_error) + p.log_shape_error_sd * normal(),
+        "model_error_fall": p.model_error_fall_sd_angstrom * normal(),
         "log_G": p.log_G_sd * normal((n, 1)),
         "B": p.B_mean + p.B_sd * normal((n, 1)),
         "rotation_mrad": p.rotation_sd_mrad * normal((n, 1, 3)),
         "strain": p.strain_sd * normal((n, 1, 2)),
         "log_mosaic_image_mrad": run_mosaic + p.log_mosaic_image_sd * normal((n, 1)),
+        "mosaic_shape": p.log_mosaic_image_sd * normal((n, 1, 5)),
         "log_R1": np.log(p.R1_px * PIXEL) + p.log_R1_sd * normal((n, 1)),
     }
 
@@ -95,6 +98,7 @@ def painted(truth, stills, reference, sphere, rng: np.random.Generator) -> np.nd
             R0=float(np.exp(truth["log_R0"])),
             R1=float(np.exp(truth["log_R1"][i, 0])),
             mosaic_rad=1e-3 * float(np.exp(truth["log_mosaic_image_mrad"][i, 0])),
+            mosaic_shape=tuple(truth["mosaic_shape"][i, 0]),
         )
         here = simulate.Truth(
             A=crystal.A[None],
@@ -110,7 +114,10 @@ def painted(truth, stills, reference, sphere, rng: np.random.Generator) -> np.nd
         )
         spots = simulate.predict_spots(relp, here, 0)
         n = len(spots.J)
-        bright = np.exp(2 * truth["log_model_error"])
+        norm_q = np.linalg.norm(spots.q, axis=1)
+        bright = np.exp(
+            2 * (truth["log_model_error"] - truth["model_error_fall"] * (norm_q - 0.25))
+        )
         delta = np.exp(truth["log_position_error"]) * rng.standard_normal((2, n))
         wider = np.exp(truth["log_shape_error"]) * rng.standard_normal((n, 1))
         square = spots.width**2 + wider * np.sum(spots.width**2, axis=1, keepdims=True)
@@ -119,7 +126,7 @@ def painted(truth, stills, reference, sphere, rng: np.random.Generator) -> np.nd
         spots = replace(
             spots,
             J=spots.J * rng.gamma(1 / bright, bright, n),
-            center=spots.center + delta[0],
+            center=spots.center + np.outer(delta[0], [1, 0]),
             width=np.sqrt(np.maximum(square, 0.1 * spots.width**2)),
             frame=frame,
         )
@@ -201,7 +208,7 @@ def switched():
     ``switches``: 1 for −ln σ (0 without), a factor for the variance of J, and the sign of ω.
     """
     model, now = load_model("still"), {}
-    true_spot, true_expected = forward.spot, forward.expected_statistics
+    true_spot, true_variance = forward.spot, forward.counting_variance
 
     class Switched(dist.Normal):
         def log_prob(self, value):
@@ -210,9 +217,8 @@ def switched():
     def spot(obs, rotation, *rest):
         return true_spot(obs, now["sign"] * rotation, *rest)
 
-    def expected(*args):
-        found = true_expected(*args)
-        return found._replace(variance=found.variance.at[:, 0].multiply(now["variance"]))
+    def variance(*args):
+        return true_variance(*args).at[:, 0].multiply(now["variance"])
 
     def program(obs, priors, switches):
         now.update(switches)
@@ -220,7 +226,7 @@ def switched():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(forward, "spot", spot)
-        patch.setattr(forward, "expected_statistics", expected)
+        patch.setattr(forward, "counting_variance", variance)
         patch.setitem(
             model.__globals__, "residual", lambda mean, v, nu: Switched(mean, jnp.sqrt(v))
         )
@@ -244,7 +250,7 @@ def worst(replicates, program, log_sigma=1.0, variance=1.0, sign=1.0) -> tuple[s
     found = {}
     for name, parts in z.items():
         x = np.stack(parts)
-        x = x.reshape(-1, x.shape[-1]) if name in ("rotation_mrad", "strain") else x
+        x = x.reshape(-1, x.shape[-1]) if name in ("rotation_mrad", "strain", "mosaic_shape") else x
         x = x[:, None] if x.ndim == 1 else x
         x = x.reshape(-1, 1) if x.ndim == 3 else x
         x = np.sort(x, axis=0)

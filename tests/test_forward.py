@@ -21,7 +21,15 @@ from bayes_refine.observe import geometry_observations, layout, slots
 from bayes_refine.predict import candidate_indices, concatenate, predict
 from bayes_refine.simulate import Simulation, relp_covariance, square_detector
 
-SIMULATION = Simulation(R0=4e-4, R1=8e-4, mosaic_rad=1.2e-3, bandwidth=2e-3, wavelength=1.1)
+SHAPE = (0.2, -0.1, 0.3, -0.25, 0.15)  # of the mosaic spread
+SIMULATION = Simulation(
+    R0=4e-4, R1=8e-4, mosaic_rad=1.2e-3, mosaic_shape=SHAPE, bandwidth=2e-3, wavelength=1.1
+)
+SPREAD = np.asarray(
+    forward.mosaic_covariance(
+        jnp.full(2, SIMULATION.mosaic_rad * 1e3), jnp.tile(jnp.array(SHAPE), (2, 1))
+    )
+)
 CELL = gemmi.UnitCell(52, 67, 81, 90, 102, 90)
 PILOT = (  # a pilot that is not the crystal as indexed: rotation (mrad), strain, shift (mm)
     np.array([[0.8, -0.5, 1.1], [-1.0, 0.3, 0.2]]),
@@ -159,34 +167,38 @@ def test_beam_centre_and_distance(pilot, axis):
 # -- spots ----------------------------------------------------------------------------------
 
 
+def test_mosaic_covariance_keeps_its_size():
+    """Five numbers for six of a symmetric matrix: the determinant is η's, zeros are a sphere."""
+    np.testing.assert_allclose(np.linalg.det(SPREAD), (1e3 * SIMULATION.mosaic_rad) ** 6)
+    round_ = forward.mosaic_covariance(jnp.array([0.7]), jnp.zeros((1, 5)))
+    np.testing.assert_allclose(round_[0], 0.49 * np.eye(3))
+
+
 def spot_of(obs, geometry=PILOT) -> forward.Spot:
     R1_moment = (SIMULATION.R1**2 / 2, SIMULATION.R1**2 / 2, 0.0)
-    return forward.spot(
-        obs,
-        *map(jnp.asarray, geometry),
-        SIMULATION.R0,
-        jnp.full((2, 1), SIMULATION.mosaic_rad * 1e3),
-        R1_moment,
-    )
+    rest = SIMULATION.R0, jnp.asarray(SPREAD), R1_moment
+    return forward.spot(obs, *map(jnp.asarray, geometry), *rest)[0]
 
 
 def test_spot_is_the_simulator_s_gaussian(pilot):
     """Widths, slope k of the centroid and partiality from the 3×3 covariance.
 
-    The simulator takes θ from |q|, the model from the ray: they differ by ε_r ≤ 1.5e-3 Å⁻¹
-    over |q| ≥ 0.02 Å⁻¹ at worst, so angles of low orders do, by a few per cent.
+    The simulator takes θ of the bandwidth from |q|, the model from the ray: they differ by ε_r ≤
+    1.5e-3 Å⁻¹ over |q| ≥ 0.02 Å⁻¹ at worst, so angles of low orders do, by a few per cent.
     """
     _, predictions, where, obs = pilot
     spot = spot_of(obs)
-    q = 1 / predictions.d
-    sigma = relp_covariance(SIMULATION, q)
-    k = -sigma[:, 0, 1] / sigma[:, 0, 0]
-    fine = q > 0.1  # where that difference is below 2 %
+    p = predictions
+    sigma = relp_covariance(SIMULATION, p.q, np.stack([p.s_hat, p.e1, p.e2], 1))
+    k = -sigma[:, 0, 1:] / sigma[:, :1, 0]
+    fine = p.d < 10  # where that difference is below 2 %
     expected = {
         "R0_eff": np.sqrt(sigma[:, 0, 0]),
-        "shift_1": k * predictions.excitation_error,
+        "shift_1": k[:, 0] * p.excitation_error,
+        "shift_2": k[:, 1] * p.excitation_error,
         "m11": (sigma[:, 1, 1] - sigma[:, 0, 1] ** 2 / sigma[:, 0, 0]) / 2,
-        "m22": sigma[:, 2, 2] / 2,
+        "m22": (sigma[:, 2, 2] - sigma[:, 0, 2] ** 2 / sigma[:, 0, 0]) / 2,
+        "m12": (sigma[:, 1, 2] - sigma[:, 0, 1] * sigma[:, 0, 2] / sigma[:, 0, 0]) / 2,
     }
     assert fine.sum() > 200 and np.abs(k[fine]).max() > 0.5
     for name, value in expected.items():
@@ -229,7 +241,7 @@ def test_spot_is_the_sum_of_its_blocks_and_wavelengths(pilot, which):
     i = some_relps(predictions)[which]
     rng = np.random.default_rng(which)
     n, beam = 300_000, indexed[predictions.image[i]].beam
-    omega = SIMULATION.mosaic_rad * 1e3 / sqrt(2) * rng.standard_normal((n, 3))
+    omega = rng.multivariate_normal(np.zeros(3), SPREAD[0] / 2, n)
     q = rotation_matrix(omega) @ predictions.q[i]
     lam = beam.wavelength * (1 + beam.bandwidth * rng.standard_normal(n))
     s = q + beam.s0_direction / lam[:, None]
@@ -249,7 +261,7 @@ def test_spot_is_the_sum_of_its_blocks_and_wavelengths(pilot, which):
     assert abs(spot["shift_1"]) > 0.1 * width or predictions.d[i] > 4
     np.testing.assert_allclose(
         [M[0, 0], M[1, 1], M[0, 1]],
-        [spot["m11"] - own, spot["m22"] - own, 0.0],
+        [spot["m11"] - own, spot["m22"] - own, spot["m12"]],
         atol=0.04 * (spot["m22"] - own),
     )
 
@@ -260,13 +272,15 @@ def test_block_variance_is_that_of_single_blocks(pilot, which):
     indexed, predictions, where, obs = pilot
     i = some_relps(predictions)[which]
     rng = np.random.default_rng(10 + which)
-    beam, mosaic = indexed[predictions.image[i]].beam, jnp.full((2, 1), SIMULATION.mosaic_rad * 1e3)
-    omega = SIMULATION.mosaic_rad * 1e3 / sqrt(2) * rng.standard_normal((1_000_000, 3))
+    beam = indexed[predictions.image[i]].beam
+    omega = rng.multivariate_normal(np.zeros(3), SPREAD[0] / 2, 1_000_000)
     q = rotation_matrix(omega) @ predictions.q[i]
     epsilon = np.linalg.norm(beam.s0 + q, axis=1) - 1 / beam.wavelength
     R_bw = beam.bandwidth * beam.wavelength / (sqrt(2) * predictions.d[i] ** 2)  # SPEC section 2
     p = np.exp(-(epsilon**2) / (SIMULATION.R0**2 + R_bw**2))
-    found = forward.block_variance(obs, obs.excitation_error, SIMULATION.R0, mosaic)
+    q = np.cross(predictions.q, predictions.s_hat)
+    m2 = where.pad(np.einsum("ni,ij,nj->n", q, 1e-6 * SPREAD[0], q))
+    found = forward.block_variance(obs, obs.excitation_error, SIMULATION.R0, m2)
     assert float(where.flat(found)[i]) == pytest.approx(p.var() / p.mean() ** 2, rel=0.03)
 
 
@@ -281,6 +295,19 @@ def test_debye_waller_is_the_spec_s():
     """exp(−B/(4d²)): B = 16 Å² at 2 Å is a factor e."""
     np.testing.assert_allclose(forward.debye_waller(16.0, 0.5), np.exp(-1), rtol=1e-12)
     np.testing.assert_allclose(forward.debye_waller(-16.0, 0.25), np.exp(0.25), rtol=1e-12)
+
+
+@pytest.mark.parametrize("unsure", [1e-6, 0.04, 1.0, 100.0])
+def test_photons_given_the_total_by_brute_force(unsure):
+    """Moments of N(J_model, unsure·J_model²) × N(J, variance) over photons ≥ 0, on a grid."""
+    J_model, J, variance = 20.0, np.array([-30.0, -5.0, 0.0, 12.0, 80.0]), 49.0
+    x = np.linspace(0, 200, 400_001)[:, None]
+    weight = np.exp(-((x - J_model) ** 2) / (2 * unsure * J_model**2) - (x - J) ** 2 / 98)
+    mean = (weight * x).sum(0) / weight.sum(0)
+    square = (weight * (x - mean) ** 2).sum(0) / weight.sum(0)
+    found = forward.given_total(J_model, unsure, J, variance)
+    np.testing.assert_allclose(found[0], mean, rtol=1e-3)
+    np.testing.assert_allclose(found[1], square, rtol=2e-3)
 
 
 # -- expected statistics ----------------------------------------------------------------------
@@ -339,10 +366,11 @@ def expectation(pilot):
             m22=jnp.full((1, 1), half * wider[1] ** 2),
             m12=jnp.zeros((1, 1)),
         )
-        expected = forward.expected_statistics(one, true, jnp.full((1, 1), J), 6)
-        mean = np.asarray(expected.mean)[0, :, 0] / (J * np.diagonal(s.response[0]))
+        mean = np.asarray(forward.profile_statistics(one, true, 6))[0, :, 0]
+        mean = mean / np.diagonal(s.response[0])
+        found = forward.counting_variance(one, jnp.full((1, 1), J), 6)
         variance = s.variance_background[0] + J * s.variance_signal[0]
-        np.testing.assert_allclose(np.asarray(expected.variance)[0, :, 0], variance, rtol=1e-12)
+        np.testing.assert_allclose(np.asarray(found)[0, :, 0], variance, rtol=1e-12)
         return mean, observed
 
     return compare

@@ -184,12 +184,9 @@ def test_a_wrong_sign_of_the_rotation_is_noticed(replicas, monkeypatch):
 
 @pytest.mark.parametrize("factor", [4.0, 0.25])
 def test_a_wrong_variance_of_J_is_noticed(replicas, monkeypatch, factor):
-    true = forward.expected_statistics
-
-    def wrong(*args):
-        expected = true(*args)
-        return expected._replace(variance=expected.variance.at[:, 0].multiply(factor))
-
-    monkeypatch.setattr(forward, "expected_statistics", wrong)
+    true = forward.counting_variance
+    monkeypatch.setattr(
+        forward, "counting_variance", lambda *args: true(*args).at[:, 0].multiply(factor)
+    )
     name, score = worst_score(load_model("still"), replicas)
     assert score > 3 * LIMIT, (name, score)

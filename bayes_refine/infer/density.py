@@ -233,6 +233,9 @@ def expectations(model, sites, theta, phi, args) -> list[Expected] | None:
         shape = jnp.broadcast_shapes(site["fn"].batch_shape, jnp.shape(site["value"]))
         mask = jnp.broadcast_to(mask, shape)
         mean, log_scale = (jnp.broadcast_to(x, shape) for x in (fn.loc, jnp.log(fn.scale)))
-        information = (of_mean / fn.scale**2 * mask, *(x * mask for x in (of_scale, of_both, of_df)))
+        information = (
+            of_mean / fn.scale**2 * mask,
+            *(x * mask for x in (of_scale, of_both, of_df)),
+        )
         found.append(Expected(mean, log_scale, log_df, *information))
     return found

@@ -329,7 +329,9 @@ def _fisher_curvature(model, sites, theta, phi, weight, share, args) -> Arrow:
 
     # ln scale and ln ν inform each other: one row of the two together, one of ln ν alone
     together = [row.of_both / jnp.maximum(row.of_scale, 1e-30) for row in found]
-    alone = [by_image(row.of_df - row.of_both * x).sum(1) for row, x in zip(found, together, strict=True)]
+    alone = [
+        by_image(row.of_df - row.of_both * x).sum(1) for row, x in zip(found, together, strict=True)
+    ]
     root = [by_image(jnp.sqrt(x)) for row in found for x in (row.of_mean, row.of_scale)]
     root += [jnp.sqrt(jnp.maximum(x, 0.0))[:, None] for x in alone]
     root = jnp.concatenate(root, axis=1) * weight[:, None]
