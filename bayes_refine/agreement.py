@@ -11,6 +11,7 @@ counts by :func:`signal_share`, which knows expected σ alone, never what was ob
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import gemmi
 import numpy as np
@@ -111,7 +112,7 @@ def shell_table(
     reference: np.ndarray | None = None,
     free: np.ndarray | None = None,
     posterior: np.ndarray | None = None,
-) -> list[dict[str, float | int | str | None]]:
+) -> list[dict[str, Any]]:
     """Statistics of merged intensities, a row a shell and a last one for all shells.
 
     Args:
@@ -151,7 +152,8 @@ def shell_table(
         I, half = merged.intensity[chosen], merged.half_intensity[chosen]  # noqa: E741
         ref, out, w, post = (x[chosen] for x in (reference, held_out, weight, posterior))
         w_half = weight_half[chosen]
-        cc_half = pearson(*half.T, w_half)
+        first, second = half.T
+        cc_half = pearson(first, second, w_half)
         n, n_obs = int(chosen.sum()), int(merged.n[chosen].sum())
         row = {
             "shell": name,
@@ -162,9 +164,9 @@ def shell_table(
             "multiplicity": n_obs / n if n else math.nan,
             "mean_i_over_sigma": float(np.mean(I / merged.sigma[chosen])) if n else math.nan,
             "cc_half": cc_half,
-            "cc_half_unweighted": pearson(*half.T),
+            "cc_half_unweighted": pearson(first, second),
             "cc_star": cc_star(cc_half),
-            "r_split": r_split(*half.T, w_half),
+            "r_split": r_split(first, second, w_half),
             "n_both_halves": int(np.isfinite(half).all(axis=1).sum()),
             "cc_ref": pearson(I[~out], ref[~out], w[~out]),
             "r1_ref": r1_intensity(I[~out], ref[~out], w[~out]),

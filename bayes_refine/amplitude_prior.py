@@ -65,10 +65,10 @@ def fit_prior(
         d: (m,) Å. epsilon, centric: (m,). E_reference: (m,). informed: (m,) bool, where the
             reference may be used.
     """
-    code = np.asarray(measured.code)
+    code, g = np.asarray(measured.code), np.asarray(measured.scale)
     weights, knots = knot_weights(d)
     J = np.asarray(measured.intensity) / epsilon[code]
-    level = wilson_mean(d[code], J, knots) / wilson_mean(d[code], measured.scale, knots)
+    level = wilson_mean(d[code], J, knots) / wilson_mean(d[code], g, knots)
     start = np.r_[np.log(np.maximum(level, 1e-30)), 1.0, 0.0]
     fixed = (weights, np.log(epsilon), 0.25 / d**2, centric, E_reference, informed * 1.0)
     numbers = start

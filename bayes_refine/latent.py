@@ -142,7 +142,10 @@ _compiled_likelihood = jax.jit(_likelihood, static_argnames="n_nodes")
 
 
 def likelihood_only(
-    measured: Measured, expected: np.ndarray, hkl: np.ndarray | None = None, seed: int = 0
+    measured: Measured,
+    expected: np.ndarray | Array,
+    hkl: np.ndarray | None = None,
+    seed: int = 0,
 ) -> Merged:
     """Merged intensities that no prior has touched (SPEC section 7), and random half sets.
 
@@ -155,7 +158,7 @@ def likelihood_only(
         hkl: (m, 3) what to merge as; by default ``measured.hkl``.
         seed: of the random halves of the images, which are merged at the same scales.
     """
-    taken = np.asarray(measured.weight) > 0
+    expected, taken = np.asarray(expected), np.asarray(measured.weight) > 0
     code, g = np.asarray(measured.code), np.asarray(measured.scale)
     J = np.asarray(measured.intensity)
     variance, nu = measured.variance_at(expected), min(float(measured.nu), NEARLY_NORMAL)

@@ -6,8 +6,9 @@ Unmerged → :func:`prepare` → :func:`fit_scales` → :class:`Scaled`.  No ref
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ from .errors import InputError
 from .infer.coupled import coupled_fit
 from .intensities import Nodes, Posterior
 from .io.mtz import Unmerged
-from .latent import AmplitudePrior, Latent, Measured, likelihood_only, rows_of, true_intensities
+from .latent import AmplitudePrior, Measured, likelihood_only, rows_of, true_intensities
 from .merge import Merged, split_images
 from .reference import Reference, asu_map, epsilon_centric, pack_hkl, wilson_mean
 
@@ -127,8 +128,7 @@ class Scaled:
         shared: what images share, value and Laplace sd by name, on the natural scale.
         partiality: (n,) p of each observation, in the order of ``observations``.
         measured: the observations with g; its fractional error has that of ln g in it.
-        prior: of the amplitudes, as fitted; latent: posteriors under it.
-        merged: likelihood only, in random halves at these scales.
+        prior: of the amplitudes, as fitted.
         observations: as they went into the fit.
     """
 
@@ -143,14 +143,17 @@ class Scaled:
     partiality: np.ndarray
     measured: Measured
     prior: AmplitudePrior
-    latent: Latent
-    merged: Merged
     observations: Observations
 
-    @property
+    @cached_property
     def posterior(self) -> Posterior:
-        """Of I and F, (m,) arrays."""
-        return self.latent.posterior
+        """Of I and F under ``prior``, (m,) arrays."""
+        return true_intensities(self.measured, self.prior).posterior
+
+    @cached_property
+    def merged(self) -> Merged:
+        """From the likelihood only."""
+        return likelihood_only(self.measured, self.posterior.intensity)
 
 
 def prepare(
@@ -230,13 +233,15 @@ def fit_scales(
     priors: ScalingPriors | None = None,
     init: dict[str, np.ndarray] | None = None,
     seed: int = 0,
+    progress: Callable[[str], None] | None = None,
 ) -> Scaled:
     """The joint MAP of scales, widths, errors and Σ(d), and the intensities given it.
 
     Args:
         model: NumPyro program of ``(observations, priors)``: ``latent`` or ``latent_reference``.
         init: by site; by default images start from their mean intensity.
-        seed: of the random halves of ``Scaled.merged``.
+        seed: of the draws that the sd of each ln g is taken over.
+        progress: called with a line now and then.
 
     Raises:
         ValueError: JAX is in single precision.
@@ -246,9 +251,11 @@ def fit_scales(
         {"log_G": obs.log_G0, "log_Sigma": obs.log_Sigma0} | BROAD | (init or {})
     )
     renew = _compiled_renewal(model, FIT_NODES, FIT_DROP)
-    fit, _ = coupled_fit(model, obs, priors, start, lambda obs, at: renew(obs, priors, at))
+    fit, _ = coupled_fit(
+        model, obs, priors, start, lambda obs, at: renew(obs, priors, at), progress=progress
+    )
     values = fit.values()
-    sites = {k: np.asarray(v) for k, v in _compiled_sites(model)(obs, priors, values).items()}
+    sites = {k: np.asarray(v) for k, v in compiled_sites(model)(obs, priors, values).items()}
     measured = _measured(obs, model, priors, fit, sites["scale"], seed)
     prior = AmplitudePrior(
         jnp.asarray(sites["log_mean"]),
@@ -256,7 +263,6 @@ def fit_scales(
         obs.E_reference,
         jnp.asarray(sites.get("correlation_unique", np.zeros(len(obs.hkl)))),
     )
-    latent = true_intensities(measured, prior)
     return Scaled(
         fit=fit,
         log_G=sites["log_G_pinned"],
@@ -269,8 +275,6 @@ def fit_scales(
         partiality=sites["partiality"],
         measured=measured,
         prior=prior,
-        latent=latent,
-        merged=likelihood_only(measured, latent.posterior.intensity, seed=seed),
         observations=obs,
     )
 
@@ -306,7 +310,7 @@ def _deterministic(model: infer.Model, obs: Observations, priors, values) -> dic
 
 
 @lru_cache(maxsize=8)
-def _compiled_sites(model: infer.Model):
+def compiled_sites(model: infer.Model):
     """(obs, priors, values) → deterministic sites but the integrand, which is then not computed."""
 
     def sites(obs, priors, values):
@@ -323,7 +327,7 @@ def _measured(obs: Observations, model, priors, fit: infer.Fit, scale, seed: int
     mean = square = np.zeros(len(weight))
     for i in range(N_SCALE_DRAWS):
         one = {name: value[i] for name, value in draws.items()}
-        log_g = np.log(np.maximum(_compiled_sites(model)(obs, priors, one)["scale"], 1e-300))
+        log_g = np.log(np.maximum(compiled_sites(model)(obs, priors, one)["scale"], 1e-300))
         log_g -= np.average(log_g, weights=weight)  # a common factor is Σ's, and the gauge's
         step = log_g - mean
         mean = mean + step / (i + 1)

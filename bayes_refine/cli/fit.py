@@ -187,7 +187,9 @@ def fit_command(
         raise InputError(f"--d-min {d_min:g}: the resolution limit must be positive, in Å")
     output.prepare_folder(out)
     program = loading.load_model(model)
-    chosen = priors.read_priors(priors_file) if priors_file else priors.Priors()
+    chosen = priors.Priors()
+    if priors_file:
+        chosen = priors.read_priors(priors_file, chosen)
     if student_t is not None:
         chosen = replace(chosen, student_t_nu=student_t)
     run_of = _images(read_experiments(experiments), images)
