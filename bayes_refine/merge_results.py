@@ -182,11 +182,13 @@ def _pointwise(run: MergeRun, model, priors, draws, F, rng) -> Iterator[dict[str
                     ("intensity", "sigma", "weight", "image", "code", "norm_q",
                      "excitation_error")},
         )  # fmt: skip
-        of = column[np.asarray(d.code)[pad]]
+        of, mode = column[np.asarray(d.code)[pad]], jnp.maximum(d.scale[pad], 1e-300)
         terms = []
         for i, key in enumerate(rng.integers(2**31, size=len(F))):
             values = {name: value[i] for name, value in draws.items()}
             g = compiled_sites(model)(here, priors, values)["scale"]
+            # the factor common to all g belongs to the scale of I, which F has at the mode
+            g = g * jnp.exp(jnp.mean(jnp.log(mode / jnp.maximum(g, 1e-300))))
             terms.append(_term(jax.random.key(key), here, g, F[i][of] ** 2, values))
         width = rows.stop - start
         yield {"intensity": tuple(np.stack([t[k][:width] for t in terms]) for k in (0, 1))}
@@ -212,7 +214,7 @@ def _summary(run: MergeRun, reference: Reference | None, draws) -> dict[str, Any
     truth = reference.lookup(merged.hkl) if reference is not None else None
     post = np.asarray(found.posterior.intensity)
     rows = shell_table(merged, data.cell, data.space_group, edges, truth, run.free, post)
-    more = [{} for _ in rows]
+    more: list[dict[str, Any]] = [{} for _ in rows]
     if found.mates is not None:
         more = anomalous_table(found.mates, merged, data.cell, edges)
     if run.halves is not None:

@@ -29,6 +29,8 @@ class Reflections:
             model error.  Free reflections and those without a reference get the mean intensity
             of their resolution for I_ref: no weight knows what it must not see.
         variance_model: (N,) the same at I_ref for all, for residuals; no weight.
+        variance_background, variance_signal, fractional_error: (N,) its pieces, whatever I is:
+            variance_background + variance_signal·g·I + (fractional_error·g·I)².
         background, covered, contested: (N,) as ``measure.Statistics``.
         intensity_reference: (N,) I_ref, NaN where unknown.
         free, informs: (N,) bool: the free set, and what the fit was conditioned on.
@@ -47,6 +49,9 @@ class Reflections:
     J: np.ndarray
     variance: np.ndarray
     variance_model: np.ndarray
+    variance_background: np.ndarray
+    variance_signal: np.ndarray
+    fractional_error: np.ndarray
     background: np.ndarray
     covered: np.ndarray
     contested: np.ndarray
@@ -104,9 +109,14 @@ def _of_batch(batch: Batch, obs: Observations, ref, model, state, priors) -> Ref
     scale = sites["scale"] * p.polarisation
     intensity = np.where(np.isfinite(batch.intensity), batch.intensity, expected)
 
+    def counting(intensity):
+        return s.variance_background[:, 0] + scale * intensity * s.variance_signal[:, 0]
+
     def variance(sites, intensity):
-        counting = s.variance_background[:, 0] + scale * intensity * s.variance_signal[:, 0]
-        return sites.get("intensity_variance", counting)
+        return sites.get("intensity_variance", counting(intensity))
+
+    beyond = np.maximum(variance(sites, expected) - counting(expected), 0)
+    J_expected = np.maximum(scale * expected, 1e-300)
 
     columns = {
         "d": p.d,
@@ -116,6 +126,9 @@ def _of_batch(batch: Batch, obs: Observations, ref, model, state, priors) -> Ref
         "J": s.value[:, 0],
         "variance": variance(sites, expected),
         "variance_model": variance(flat_sites(obs), intensity),
+        "variance_background": s.variance_background[:, 0],
+        "variance_signal": s.variance_signal[:, 0],
+        "fractional_error": np.sqrt(beyond) / J_expected,
         "background": s.background,
         "covered": s.covered,
         "contested": s.contested,

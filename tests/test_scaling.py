@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import gemmi
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,46 +9,17 @@ import pytest
 from bayes_refine import load_model, scaling
 from bayes_refine.agreement import pearson
 from bayes_refine.infer.lbfgs import minimise
-from bayes_refine.io.mtz import Unmerged
-from bayes_refine.reference import Reference, asu_map, epsilon_centric
+from bayes_refine.simulate_unmerged import UnmergedSimulation, simulate_unmerged
 
-CELL, GROUP = gemmi.UnitCell(40, 40, 60, 90, 90, 90), gemmi.SpaceGroup("P 41 21 2")
-N_IMAGES, EACH = 40, 120
-
-
-def simulate(seed=0):
-    """Stills drawn from the latent model itself; truth: hkl, I, and G, B, ln p an image."""
-    rng = np.random.default_rng(seed)
-    hkl = gemmi.make_miller_array(CELL, GROUP, 3.0, 20.0)
-    hkl = hkl[rng.permutation(len(hkl))[:500]]
-    d = CELL.calculate_d_array(hkl)
-    epsilon, centric = epsilon_centric(hkl, GROUP)
-    mean = 400 * epsilon * np.exp(-15 / d**2)
-    true = mean * np.where(centric, rng.chisquare(1, len(hkl)), rng.exponential(1, len(hkl)))
-    image = np.repeat(np.arange(N_IMAGES), EACH)
-    which = np.concatenate([rng.permutation(len(hkl))[:EACH] for _ in range(N_IMAGES)])
-    log_G, B = rng.normal(0, 0.7, N_IMAGES), rng.normal(0, 8, N_IMAGES)
-    q = 1 / d[which]
-    excitation = rng.uniform(-4e-4, 4e-4, len(q))
-    R0, beta = 1e-4, 2e-3
-    width = np.sqrt(R0**2 + (beta * q**2) ** 2)
-    p = R0 / width / (1 + (excitation / width) ** 2)
-    expected = np.exp(log_G[image] - B[image] * q**2 / 4) * p * true[which]
-    sigma = np.full(len(q), 2.0)
-    noise = np.sqrt(sigma**2 + (0.2 * expected) ** 2) * rng.standard_t(6, len(q))
-    asu, isym = asu_map(hkl[which], GROUP)
-    data = Unmerged(
-        hkl[which], asu, isym, expected + noise, sigma, image + 1, image, excitation, None, CELL,
-        GROUP, "simulated",
-    )  # fmt: skip
-    return data, Reference(asu_map(hkl, GROUP)[0], true, CELL, GROUP, "truth"), log_G, B
+N_IMAGES = 40
 
 
 @pytest.fixture(scope="module")
 def run():
-    data, truth, log_G, B = simulate()
-    obs = scaling.prepare(data, n_knots=4)
-    return data, truth, log_G, B, obs, scaling.fit_scales(obs, load_model("latent"))
+    simulated = simulate_unmerged(UnmergedSimulation(n_images=N_IMAGES, n_unique=500))
+    obs = scaling.prepare(simulated.data, n_knots=4)
+    fit = scaling.fit_scales(obs, load_model("latent"))
+    return simulated.data, simulated.truth, simulated.log_G, simulated.B, obs, fit
 
 
 def test_scales_are_recovered_within_their_sd(run):
@@ -113,8 +83,8 @@ def test_the_free_set_never_sees_its_reference(run):
     np.testing.assert_array_equal(seen.E_reference, other.E_reference)
 
 
-def test_no_excitation_error_means_full_partiality():
-    data, *_ = simulate()
+def test_no_excitation_error_means_full_partiality(run):
+    data = run[0]
     obs = scaling.prepare(replace(data, excitation_error=None))
     assert not np.asarray(obs.excitation_error).any()
 
@@ -141,6 +111,6 @@ def test_lbfgs_finds_rosenbrocks_minimum():
     np.testing.assert_allclose(found.x, 1.0, atol=1e-4)
 
 
-def test_wilson_knots_are_linear_between():
-    obs = scaling.prepare(simulate()[0], n_knots=4)
+def test_wilson_knots_are_linear_between(run):
+    obs = run[4]
     np.testing.assert_allclose(jnp.sum(obs.knot_weight, 1), 1.0, rtol=1e-6)

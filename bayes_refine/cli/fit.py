@@ -76,6 +76,9 @@ def fit_command(
     seed: Annotated[
         int, typer.Option(metavar="N", help="Of the free set, the random halves and the draws.")
     ] = 0,
+    anomalous: Annotated[
+        bool, typer.Option("--anomalous", help="Keep Friedel mates apart in merged.mtz.")
+    ] = False,
     model: Annotated[
         str,
         typer.Option(
@@ -219,6 +222,7 @@ def fit_command(
             n_draws=draws,
             model_name=model,
             command=context.obj or [],
+            anomalous=anomalous,
         )
 
 

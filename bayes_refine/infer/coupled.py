@@ -34,7 +34,7 @@ class Climb(NamedTuple):
     tolerance: float
 
 
-STAGES = (Climb(25, 100.0), Climb(35, 10.0), Climb(50, 1.0))
+STAGES = (Climb(25, 100.0), Climb(35, 10.0), Climb(50, 1.0), Climb(200, 0.02))
 DAMPING = 0.1  # of the curvature that climbs are preconditioned with
 
 
