@@ -6,7 +6,7 @@ them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from jax import Array
 
 from . import intensities
 from .intensities import Nodes, Posterior
-from .merge import Merged, merge
+from .merge import Merged, merge, split_images
 from .reference import pack_hkl
 
 # Of 40 reflections with 200 Student-t observations (ν = 3), the worst ln Z is off by 3e-4.
@@ -50,8 +50,8 @@ class Measured:
     hkl: Array
 
     def variance_at(self, expected: np.ndarray) -> np.ndarray:
-        """(n,) s² where I (m,) is expected."""
-        gI = np.asarray(self.scale) * expected[np.asarray(self.code)]
+        """(n,) s² where each observation's I (n,) is expected."""
+        gI = np.asarray(self.scale) * expected
         linear = np.asarray(self.per_photon) + np.asarray(self.fraction) ** 2 * gI
         return np.asarray(self.variance) + gI * linear
 
@@ -143,6 +143,7 @@ _compiled_likelihood = jax.jit(_likelihood, static_argnames="n_nodes")
 
 def likelihood_only(
     measured: Measured,
+    prior: AmplitudePrior,
     expected: np.ndarray | Array,
     hkl: np.ndarray | None = None,
     seed: int = 0,
@@ -151,29 +152,39 @@ def likelihood_only(
 
     One step of the Student-t's own estimator from an expected intensity: an observation's
     weight is w·g²/s², w = (ν + 1)/(ν + z²), z its residual there (Lange et al. 1989).  Sigma
-    is the Fisher information's, σ⁻² = Σ (ν + 1)/(ν + 3)·g²/s²: expected, not observed.
+    is the Fisher information's, σ⁻² = Σ (ν + 1)/(ν + 3)·g²/s²: expected, not observed.  Halves
+    share the scales; each has weights from its own posterior, as weights that pull both to what
+    all data say would make them agree.
 
     Args:
+        prior: that the halves' expected intensities are found with.
         expected: (m,) intensities ≥ 0 that variances and residuals are taken at.
         hkl: (m, 3) what to merge as; by default ``measured.hkl``.
-        seed: of the random halves of the images, which are merged at the same scales.
+        seed: of the random halves of the images.
     """
-    expected, taken = np.asarray(expected), np.asarray(measured.weight) > 0
-    code, g = np.asarray(measured.code), np.asarray(measured.scale)
-    J = np.asarray(measured.intensity)
-    variance, nu = measured.variance_at(expected), min(float(measured.nu), NEARLY_NORMAL)
-    z2 = (J - g * expected[code]) ** 2 / variance
-    robust = (nu + 3) / (nu + z2)  # w over its (ν + 1)/(ν + 3)
+    taken = np.asarray(measured.weight) > 0
+    code, image = np.asarray(measured.code), np.asarray(measured.image)
     of = np.asarray(measured.hkl if hkl is None else hkl)[code]
-    return merge(
-        of[taken],
-        J[taken],
-        (variance * (nu + 3) / (nu + 1))[taken],
-        g[taken],
-        np.asarray(measured.image)[taken],
-        robust[taken],
-        seed=seed,
-    )
+    nu = min(float(measured.nu), NEARLY_NORMAL)
+
+    def merged_at(expected: np.ndarray) -> Merged:
+        variance = measured.variance_at(expected)
+        z2 = (np.asarray(measured.intensity) - measured.scale * expected) ** 2 / variance
+        robust = (nu + 3) / (nu + z2)  # w over its (ν + 1)/(ν + 3)
+        columns = (measured.intensity, variance * (nu + 3) / (nu + 1), measured.scale, robust)
+        J, var, g, w = (np.asarray(x)[taken] for x in columns)
+        return merge(of[taken], J, var, g, image[taken], w, seed, len(half_of_image))
+
+    half_of_image = split_images(int(image.max()) + 1, seed)
+    whole = merged_at(np.asarray(expected)[code])
+    half = half_of_image[image]
+    apart = np.zeros(len(code))
+    for k in (0, 1):
+        mine = replace(measured, weight=measured.weight * (half == k))
+        post = np.asarray(true_intensities(mine, prior).posterior.intensity)
+        apart = np.where(half == k, post[code], apart)
+    halves = merged_at(apart)
+    return replace(whole, half_intensity=halves.half_intensity, half_sigma=halves.half_sigma)
 
 
 def rows_of(hkl: np.ndarray, among: np.ndarray) -> np.ndarray:

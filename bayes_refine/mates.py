@@ -33,7 +33,7 @@ def apart(
     """
     alone = true_intensities(measured, prior)
     expected = alone.posterior.intensity
-    each = likelihood_only(measured, expected, seed=seed)
+    each = likelihood_only(measured, prior, expected, seed=seed)
     at = rows_of(each.hkl, np.asarray(measured.hkl))
     post = taken(alone.posterior, at)
     asu, isym = asu_map(each.hkl, space_group)
@@ -70,7 +70,7 @@ def apart(
         numbers["one_minus_mates_correlation"] = np.exp(ends).tolist()
     # both together, at the mean of the mates where variances are concerned
     asu = asu_map(np.asarray(measured.hkl), space_group)[0]
-    merged = likelihood_only(measured, expected, asu, seed)
+    merged = likelihood_only(measured, prior, expected, asu, seed)
     keep = rows_of(merged.hkl, hkl)
     mates = Mates(
         intensity=mates_of(each.intensity)[keep],

@@ -42,6 +42,7 @@ def merge(
     image: np.ndarray,
     emphasis: np.ndarray | float = 1.0,
     seed: int = 0,
+    n_images: int | None = None,
 ) -> Merged:
     """Merge J = g·I + noise: I = Σ(w g J/σ²)/Σ(w g²/σ²), σ_I = Σ(g²/σ²)^(−1/2).
 
@@ -56,6 +57,7 @@ def merge(
         emphasis: (n,) or a number, w ≥ 0 by which a robust estimator trusts observations
             more or less than σ says; it acts on the mean, not on σ_I.
         seed: of the random halves.
+        n_images: of which halves are made, where the last of them have no observation here.
 
     Returns:
         One row a reflection that some observation bears on.
@@ -68,7 +70,7 @@ def merge(
     if not all(np.isfinite(a).all() for a in (J, var, g, w)) or (var <= 0).any():
         raise ValueError("merging takes finite intensities and scales, and positive variances")
     image = np.asarray(image)
-    half_of_image = split_images(int(image.max(initial=-1)) + 1, seed)
+    half_of_image = split_images(n_images or int(image.max(initial=-1)) + 1, seed)
     _, first, code = np.unique(pack_hkl(hkl_asu), return_index=True, return_inverse=True)
     m = len(first)
     # The halves of reflection k are merged as reflections 2k and 2k + 1.

@@ -23,7 +23,7 @@ from .merged_intensities import merged_columns
 from .output import all_or_none, jsonable, versions, write_summary, write_table
 from .reference import Reference, pack_hkl
 from .report import Compared, run_report
-from .scaling import ScalingPriors, compiled_sites
+from .scaling import ScalingPriors, compiled_sites, pinned_draws
 
 N_SHELLS = 10
 N_DRAWS = 100
@@ -59,7 +59,7 @@ def write_merge(
     """
     say, timed = progress or (lambda line: None), {**(seconds or {}), **run.seconds}
     table = image_table(run)
-    draws = _draws(run, settings.seed, n_draws or N_DRAWS)
+    draws = pinned_draws(run.scaled.fit, settings.seed, n_draws or N_DRAWS)
     with all_or_none(out_dir) as work:
 
         def stage(name: str, call: Callable, *args):
@@ -123,14 +123,6 @@ def _compared(run: MergeRun) -> Compared:
 
 
 # -- posterior.nc ---------------------------------------------------------------------------
-
-
-def _draws(run: MergeRun, seed: int, n_draws: int) -> dict[str, np.ndarray]:
-    """Laplace draws by site, in the gauge of a mean of zero ln G and B."""
-    draws = infer.laplace_draws(run.scaled.fit, np.random.default_rng(seed), n_draws)
-    for name in ("log_G", "B"):
-        draws[name] = draws[name] - draws[name].mean(axis=1, keepdims=True)
-    return draws
 
 
 def _write_draws(

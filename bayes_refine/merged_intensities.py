@@ -81,7 +81,7 @@ def together(
 ) -> Intensities:
     """Each reflection under ``prior``, Wilson's or double-Wilson; ``seed``: of the halves."""
     latent = true_intensities(measured, prior)
-    merged = likelihood_only(measured, latent.posterior.intensity, seed=seed)
+    merged = likelihood_only(measured, prior, latent.posterior.intensity, seed=seed)
     at = rows_of(merged.hkl, np.asarray(measured.hkl))
     return Intensities(merged, taken(latent.posterior, at), latent, np.asarray(measured.hkl), {})
 
@@ -102,7 +102,7 @@ def near_reference(
     variance for I_ref and τ².  I may come out negative; F = √I is of the part I ≥ 0.
     """
     start = true_intensities(measured, prior)
-    merged = likelihood_only(measured, start.posterior.intensity, seed=seed)
+    merged = likelihood_only(measured, prior, start.posterior.intensity, seed=seed)
     hkl = np.asarray(measured.hkl)
     at = rows_of(merged.hkl, hkl)
     mean, centric, E, r = (

@@ -30,7 +30,7 @@ from .reference import Reference, asu_map, epsilon_centric, pack_hkl, wilson_mea
 # scales move; with normal residuals by far less.
 FIT_NODES, FIT_DROP = 16, 8.0
 MEAN_PARTIALITY = 0.3  # guess that turns a mean observation into Σ, to start with
-N_SCALE_DRAWS = 25  # for the sd of ln g: known to a seventh of itself
+N_DRAWS, N_SCALE_DRAWS = 200, 25  # for sd of images' unknowns; of every ln g, to a seventh
 # Starting with large errors keeps every residual near the convex middle of its Student-t.
 BROAD = {"log_model_error": np.log(0.8), "log_sigma_factor": np.log(3.0)}
 
@@ -124,7 +124,7 @@ class Scaled:
 
     Attributes:
         fit: mode and curvature of every site; ``fit.status`` says which images settled.
-        log_G, B, log_width: (n_images,) with their Laplace sd; pinned to a mean of zero G and B.
+        log_G, B, log_width: (n_images,) with their Laplace sd; ln G and B about their means.
         shared: what images share, value and Laplace sd by name, on the natural scale.
         partiality: (n,) p of each observation, in the order of ``observations``.
         measured: the observations with g; its fractional error has that of ln g in it.
@@ -153,7 +153,7 @@ class Scaled:
     @cached_property
     def merged(self) -> Merged:
         """From the likelihood only."""
-        return likelihood_only(self.measured, self.posterior.intensity)
+        return likelihood_only(self.measured, self.prior, self.posterior.intensity)
 
 
 def prepare(
@@ -256,7 +256,8 @@ def fit_scales(
     )
     values = fit.values()
     sites = {k: np.asarray(v) for k, v in compiled_sites(model)(obs, priors, values).items()}
-    measured = _measured(obs, model, priors, fit, sites["scale"], seed)
+    draws = pinned_draws(fit, seed, N_DRAWS)
+    measured = _measured(obs, model, priors, values, draws, sites["scale"])
     prior = AmplitudePrior(
         jnp.asarray(sites["log_mean"]),
         obs.centric,
@@ -266,9 +267,9 @@ def fit_scales(
     return Scaled(
         fit=fit,
         log_G=sites["log_G_pinned"],
-        log_G_sd=fit.sd("log_G"),
+        log_G_sd=draws["log_G"].std(axis=0),
         B=sites["B_pinned"],
-        B_sd=fit.sd("B"),
+        B_sd=draws["B"].std(axis=0),
         log_width=values["log_width"],
         log_width_sd=fit.sd("log_width"),
         shared={s.name: (values[s.name], fit.sd(s.name)) for s in fit.sites if not s.per_image},
@@ -320,10 +321,17 @@ def compiled_sites(model: infer.Model):
     return jax.jit(sites)
 
 
-def _measured(obs: Observations, model, priors, fit: infer.Fit, scale, seed: int) -> Measured:
+def pinned_draws(fit: infer.Fit, seed: int, n_draws: int) -> dict[str, np.ndarray]:
+    """Laplace draws by site, ln G and B about their means over images, which are no one's."""
+    draws = infer.laplace_draws(fit, np.random.default_rng(seed), n_draws)
+    for name in ("log_G", "B"):
+        draws[name] = draws[name] - draws[name].mean(axis=1, keepdims=True)
+    return draws
+
+
+def _measured(obs: Observations, model, priors, values, draws, scale) -> Measured:
     """The observations with their scales; the model's fractional error and that of g together."""
-    values, weight = fit.values(), np.asarray(obs.weight)
-    draws = infer.laplace_draws(fit, np.random.default_rng(seed), N_SCALE_DRAWS)
+    weight = np.asarray(obs.weight)
     mean = square = np.zeros(len(weight))
     for i in range(N_SCALE_DRAWS):
         one = {name: value[i] for name, value in draws.items()}

@@ -12,7 +12,7 @@ from scipy import integrate, special, stats
 from bayes_refine import friedel
 from bayes_refine.amplitude_prior import fit_prior, normalised_reference
 from bayes_refine.latent import Measured, likelihood_only, true_intensities
-from bayes_refine.mates import apart
+from bayes_refine.mates import anomalous_table, apart
 from bayes_refine.merged_intensities import near_reference, together
 from bayes_refine.reference import asu_map, epsilon_centric, pack_hkl
 from bayes_refine.simulate_unmerged import UnmergedSimulation, simulate_unmerged
@@ -163,13 +163,13 @@ def test_sigmas_without_a_prior_are_calibrated_and_not_from_the_data():
     measured, run = known_scales(n_images=400, n_unique=800)
     prior, _ = wilson_of(measured, run)
     expected = true_intensities(measured, prior).posterior.intensity
-    merged = likelihood_only(measured, expected)
+    merged = likelihood_only(measured, prior, expected)
     F2 = amplitudes_of(merged.hkl, run)[:, 0] ** 2
     known = merged.sigma < 0.5 * F2.mean()
     pull = ((merged.intensity - F2) / merged.sigma)[known]
     assert abs(pull.std() - 1) < 0.1 and abs(pull.mean()) < 0.1
     noisy = replace(measured, intensity=measured.intensity + 50.0)
-    np.testing.assert_array_equal(likelihood_only(noisy, expected).sigma, merged.sigma)
+    np.testing.assert_array_equal(likelihood_only(noisy, prior, expected).sigma, merged.sigma)
 
 
 # -- the Gaussian prior ---------------------------------------------------------------------
@@ -294,6 +294,24 @@ def test_mates_apart_on_a_known_anomalous_signal():
     assert apart_error < 0.8 * np.abs(naive[:, 0] - naive[:, 1] - true).mean()
     assert np.corrcoef(mates.difference[pair], true)[0, 1] > 0.5
     np.testing.assert_array_equal(mates.n.sum(axis=1), merged.n)
+
+
+@pytest.mark.parametrize("difference", [1e-12, 0.02])
+def test_cc_anom_is_there_where_there_is_a_signal(difference):
+    measured, run = known_scales(
+        n_images=200, n_unique=None, difference=difference, model_error=0.1, sigma=2.0
+    )
+    prior, _ = wilson_of(measured, run)
+    found = apart(measured, prior, run.data.cell, run.data.space_group, 0)
+    edges = np.array([50, 4, 3.0])
+    rows = anomalous_table(found.mates, found.merged, run.data.cell, edges)
+    n = rows[-1]["n_anom"]
+    assert n > 500 and rows[0]["n_anom"] + rows[1]["n_anom"] == n
+    if difference < 1e-6:
+        assert abs(rows[-1]["cc_anom"]) < 4 / np.sqrt(n)
+        assert found.numbers["one_minus_mates_correlation"][0] < 1e-3
+    else:
+        assert rows[-1]["cc_anom"] > 8 / np.sqrt(n)
 
 
 def test_without_mates_apart_is_together():

@@ -19,7 +19,6 @@ import xarray as xr
 from bayes_refine import cli, load_model, merge_run, scaling
 from bayes_refine.agreement import pearson
 from bayes_refine.io.mtz import read_unmerged, write_merged
-from bayes_refine.mates import anomalous_table, apart
 from bayes_refine.reference import free_set
 from bayes_refine.simulate_unmerged import UnmergedSimulation, simulate_unmerged
 
@@ -161,7 +160,7 @@ def test_draws_of_intensities_on_request(run, tmp_path):
     assert exit_status("merge", folder / "unmerged.mtz", *reference, *common) == 0
     with xr.open_dataset(tmp_path / "posterior.nc", group="posterior", engine="h5netcdf") as found:
         assert found["I"].dims == ("chain", "draw", "unique") and found.sizes["draw"] == 40
-        mtz, column = columns_of(tmp_path / "merged.mtz")
+        _, column = columns_of(tmp_path / "merged.mtz")
         assert len(column["IPOST"]) == found.sizes["unique"]
         np.testing.assert_array_equal(found["unique_h"], column["H"])
         away = (found["F"].mean(("chain", "draw")) - column["FPOST"]) / column["SIGFPOST"]
@@ -188,16 +187,6 @@ def test_the_free_set_is_never_informed(run):
     )
     r = np.asarray(a.scaled.prior.correlation)
     assert not r[a.free].any() and np.median(r[~a.free]) > 0.8
-
-
-def test_no_anomalous_signal_gives_no_correlation():
-    simulated = simulate_unmerged(replace(RUN, difference=0.0, seed=4))
-    settings = merge_run.MergeSettings(anomalous=True)
-    found = merge_run.merge_run(simulated.data, load_model("latent"), settings, estimate=apart)
-    row = anomalous_table(
-        found.intensities.mates, found.intensities.merged, simulated.data.cell, np.array([50, 3.0])
-    )[-1]
-    assert abs(row["cc_anom"]) < 4 / np.sqrt(row["n_anom"])
 
 
 # -- what cannot be merged ------------------------------------------------------------------
