@@ -22,6 +22,7 @@ import numpy as np
 from jax import Array
 from jax.scipy.special import gammaln, i0e, logsumexp
 
+BLOCK = 1 << 15  # observations whose likelihood is in memory at a time, each at all nodes
 DROP = 18.0  # a bracket ends where the integrand is e⁻¹⁸ of its maximum: six sd of a normal one
 
 
@@ -102,29 +103,52 @@ def log_gaussian(F, intensity, sigma) -> Array:
     return -0.5 * z**2 - jnp.log(sigma) - 0.5 * math.log(2 * math.pi)
 
 
-def log_observations(F, J, g, variance, fraction, nu, code, weight) -> Array:
-    """ln L(F) = Σ_i w_i ln t_ν(J_i; g_i F², s_i²), s_i² = variance_i + (a_i·g_i·F²)², (m, K).
+def log_observations(F, J, g, variance, fraction, nu, code, weight, per_photon=0.0) -> Array:
+    """ln L(F) = Σ_i w_i ln t_ν(J_i; g_i F², s_i²), s_i² = v_i + c_i·g_i·F² + (a_i·g_i·F²)², (m, K).
 
     The product of many observations of each reflection has no closed form; it is evaluated at
-    the nodes.  The fractional error acts on the expected g·F² of each node, never on J.
+    the nodes.  The variance is that of the expected g·F² of each node, never of J.  Observations
+    go through in blocks, in the gradient too: memory does not grow with n times K.
 
     Args:
         F: (m, K) amplitudes at the nodes.
-        J, g, variance: (n,) observations, factors and s² at I = 0.
-        fraction: (n,) or a number, a.
+        J, g, variance: (n,) observations, factors and v, the variance at I = 0.
+        fraction: (n,) or a number, a, the fractional error.
         nu: degrees of freedom, or the float ``math.inf`` for normal residuals.
         code: (n,) which reflection each observation is of, ascending.
         weight: (n,) w, 1, or 0 for what is left out.
+        per_photon: (n,) or a number, c, growth of the variance with g·F² by counting.
     """
-    expected = g[:, None] * (F**2)[code]
-    s2 = variance[:, None] + (jnp.reshape(fraction, (-1, 1)) * expected) ** 2
-    z2 = (J[:, None] - expected) ** 2 / s2
-    if isinstance(nu, float) and math.isinf(nu):
-        each = -0.5 * z2 - 0.5 * jnp.log(s2) - 0.5 * math.log(2 * math.pi)
-    else:
-        norm = gammaln((nu + 1) / 2) - gammaln(nu / 2) - 0.5 * jnp.log(nu * math.pi)
-        each = norm - 0.5 * (nu + 1) * jnp.log1p(z2 / nu) - 0.5 * jnp.log(s2)
-    return jax.ops.segment_sum(weight[:, None] * each, code, len(F), indices_are_sorted=True)
+    n = len(J)
+    intensity = F**2
+    normal = isinstance(nu, float) and math.isinf(nu)
+    norm = 0.0 if normal else gammaln((nu + 1) / 2) - gammaln(nu / 2) - 0.5 * jnp.log(nu * math.pi)
+
+    @jax.checkpoint
+    def block(J, g, variance, fraction, per_photon, code, weight):
+        expected = g[:, None] * intensity[code]
+        s2 = variance[:, None] + expected * (
+            per_photon[:, None] + fraction[:, None] ** 2 * expected
+        )
+        z2 = (J[:, None] - expected) ** 2 / s2
+        if normal:
+            each = -0.5 * (z2 + jnp.log(2 * math.pi * s2))
+        else:
+            each = norm - 0.5 * (nu + 1) * jnp.log1p(z2 / nu) - 0.5 * jnp.log(s2)
+        return jax.ops.segment_sum(weight[:, None] * each, code, len(F), indices_are_sorted=True)
+
+    size = max(min(n, BLOCK), 1)
+    spare = -n % size
+
+    def in_blocks(x, **how):
+        return jnp.pad(jnp.broadcast_to(x, (n,)), (0, spare), **how).reshape(-1, size)
+
+    rows = [in_blocks(x, mode="edge") for x in (J, g, variance, fraction, per_photon, code)]
+    rows.append(in_blocks(weight))  # what fills the last block weighs nothing
+    total, _ = jax.lax.scan(
+        lambda total, rows: (total + block(*rows), None), jnp.zeros_like(F), tuple(rows)
+    )
+    return total
 
 
 # --- quadrature ---------------------------------------------------------------------------

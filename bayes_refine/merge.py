@@ -40,15 +40,13 @@ def merge(
     variance: np.ndarray,
     scale: np.ndarray,
     image: np.ndarray,
-    scale_sd: np.ndarray | float = 0.0,
+    emphasis: np.ndarray | float = 1.0,
     seed: int = 0,
+    n_images: int | None = None,
 ) -> Merged:
-    """Merge J = g·I + noise: I = Σ(g J/σ²)/Σ(g²/σ²), σ_I = Σ(g²/σ²)^(−1/2).
+    """Merge J = g·I + noise: I = Σ(w g J/σ²)/Σ(w g²/σ²), σ_I = Σ(g²/σ²)^(−1/2).
 
-    There is no cut on I/σ nor on partiality: g ≈ 0 carries no weight by itself.  A factor g
-    known to ``scale_sd`` only adds (scale_sd·g·I)² to σ² in a second pass, with I ≥ 0 of the
-    first: the factor is marginalised, so strong reflections are not absurdly precise.
-    Each half of the images goes through both passes on its own.
+    There is no cut on I/σ nor on partiality: g ≈ 0 carries no weight by itself.
 
     Args:
         hkl_asu: (n, 3) integers; for anomalous data with the mates kept apart.
@@ -56,8 +54,10 @@ def merge(
         variance: (n,) expected σ_J² (photons²), from the model, never from the counts.
         scale: (n,) g = G·B_term·p·pol, photons per unit of I.
         image: (n,) index of the image, from 0.
-        scale_sd: (n,) or a number, fractional sd of g.
+        emphasis: (n,) or a number, w ≥ 0 by which a robust estimator trusts observations
+            more or less than σ says; it acts on the mean, not on σ_I.
         seed: of the random halves.
+        n_images: of which halves are made, where the last of them have no observation here.
 
     Returns:
         One row a reflection that some observation bears on.
@@ -65,19 +65,17 @@ def merge(
     Raises:
         ValueError: a variance that is not positive, or a value that is not finite.
     """
-    arrays = [np.asarray(a, float) for a in (intensity, variance, scale)]
-    relative = np.broadcast_to(np.asarray(scale_sd, float), arrays[0].shape)
-    if not all(np.isfinite(a).all() for a in (*arrays, relative)) or (arrays[1] <= 0).any():
+    J, var, g = (np.asarray(a, float) for a in (intensity, variance, scale))
+    w = np.broadcast_to(np.asarray(emphasis, float), J.shape)
+    if not all(np.isfinite(a).all() for a in (J, var, g, w)) or (var <= 0).any():
         raise ValueError("merging takes finite intensities and scales, and positive variances")
-    J, var, g = arrays
     image = np.asarray(image)
-    half_of_image = split_images(int(image.max(initial=-1)) + 1, seed)
+    half_of_image = split_images(n_images or int(image.max(initial=-1)) + 1, seed)
     _, first, code = np.unique(pack_hkl(hkl_asu), return_index=True, return_inverse=True)
     m = len(first)
     # The halves of reflection k are merged as reflections 2k and 2k + 1.
-    half = half_of_image[image]
-    whole = _two_passes(code, m, J, var, g, relative)
-    halves = _two_passes(code * 2 + half, 2 * m, J, var, g, relative)
+    whole = _weighted_mean(code, m, J, var, g, w)
+    halves = _weighted_mean(code * 2 + half_of_image[image], 2 * m, J, var, g, w)
     keep = whole[2] > 0
     return Merged(
         hkl=np.asarray(hkl_asu, np.int32)[first][keep],
@@ -95,21 +93,12 @@ def split_images(n_images: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).permutation(n_images) % 2
 
 
-def _two_passes(
-    code: np.ndarray, m: int, J: np.ndarray, var: np.ndarray, g: np.ndarray, scale_sd: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    I, sigma, n = _weighted_mean(code, m, J, var, g)  # noqa: E741
-    if not scale_sd.any():
-        return I, sigma, n
-    expected = np.maximum(np.nan_to_num(I), 0)[code]
-    return _weighted_mean(code, m, J, var + (scale_sd * g * expected) ** 2, g)
-
-
 def _weighted_mean(
-    code: np.ndarray, m: int, J: np.ndarray, var: np.ndarray, g: np.ndarray
+    code: np.ndarray, m: int, J: np.ndarray, var: np.ndarray, g: np.ndarray, w: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    weight = np.bincount(code, g**2 / var, m)
+    information = np.bincount(code, g**2 / var, m)
+    weight = np.bincount(code, w * g**2 / var, m)
     n = np.bincount(code, g**2 / var > 0, m).astype(int)
     with np.errstate(divide="ignore", invalid="ignore"):
-        mean = np.where(weight > 0, np.bincount(code, g * J / var, m) / weight, np.nan)
-        return mean, np.where(weight > 0, weight**-0.5, np.nan), n
+        mean = np.where(weight > 0, np.bincount(code, w * g * J / var, m) / weight, np.nan)
+        return mean, np.where(information > 0, information**-0.5, np.nan), n

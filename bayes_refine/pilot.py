@@ -62,6 +62,11 @@ def widths(state: State, priors: Priors) -> tuple[float, float]:
     return float(np.exp(np.asarray(log_R0))), float(np.exp(np.asarray(log_eta)))
 
 
+def tails(state: State, priors: Priors) -> float:
+    """Degrees of freedom ν of the residuals of a state; infinite for normal ones."""
+    return float(np.exp(state["log_nu"])) if "log_nu" in state else priors.student_t_nu
+
+
 def partiality_width(state: State, priors: Priors) -> Callable[[np.ndarray, Beam], np.ndarray]:
     """R0_eff (Å⁻¹) at a state, a function of d (Å) and of the beam."""
     R0, eta_mrad = widths(state, priors)

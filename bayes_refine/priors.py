@@ -5,10 +5,14 @@ from __future__ import annotations
 import tomllib
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import jax
 
 from .errors import InputError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,10 @@ jax.tree_util.register_dataclass(
 )
 
 
-def check(priors: Priors) -> Priors:
+AnyPriors = TypeVar("AnyPriors", bound="DataclassInstance")
+
+
+def check(priors: AnyPriors) -> AnyPriors:
     """The same priors; InputError where one is no number, or not positive (B_mean may be)."""
     for name, value in asdict(priors).items():
         if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
@@ -81,8 +88,11 @@ def check(priors: Priors) -> Priors:
     return priors
 
 
-def read_priors(path: str | Path) -> Priors:
+def read_priors(path: str | Path, defaults: AnyPriors) -> AnyPriors:
     """Priors from a TOML file of ``name = number`` lines; names not given keep their default.
+
+    Args:
+        defaults: a dataclass of numbers, ``Priors()`` or ``scaling.ScalingPriors()``.
 
     Raises:
         InputError: no such file, not TOML, an unknown name or a value that is no number.
@@ -96,13 +106,13 @@ def read_priors(path: str | Path) -> Priors:
         raise InputError(
             f"{path}: not a TOML file ({error}); write lines such as R0_inv_angstrom = 5e-4"
         ) from None
-    known = {field.name for field in fields(Priors)}
+    known = {field.name for field in fields(defaults)}
     unknown = sorted(set(values) - known)
     if unknown:
         raise InputError(
             f"{path}: unknown prior {unknown[0]!r}; known are {', '.join(sorted(known))}"
         )
     try:
-        return check(replace(Priors(), **values))
+        return check(replace(defaults, **values))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None

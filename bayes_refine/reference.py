@@ -209,30 +209,40 @@ def check_fits(reference: Reference, crystals: Sequence[Crystal], source_name: s
     """Refuse a reference whose symmetry or cell is not that of the crystals.
 
     Args:
-        crystals: all crystals of a run.
+        crystals: all crystals of a run; their median cell counts.
         source_name: name of the experiments, for the message.
 
     Raises:
-        InputError: Laue classes differ (the set of rotations: settings count too), or the
-            median cell is off by more than 3 % in a length or 3° in an angle.
+        InputError: as :func:`check_symmetry`.
     """
-    want = _laue_rotations(reference.space_group)
-    for hall in dict.fromkeys(crystal.hall for crystal in crystals):
-        group = next(crystal.space_group for crystal in crystals if crystal.hall == hall)
-        if _laue_rotations(group) != want:
-            raise InputError(
-                f"{reference.source}: its space group {reference.space_group.xhm()} (Laue class "
-                f"{reference.space_group.laue_str()}) does not fit {group.xhm()} (Laue class "
-                f"{group.laue_str()}) of {source_name}"
-            )
     if not crystals:
         return
     cell = np.median([crystal.cell.parameters for crystal in crystals], axis=0)
-    expected = np.array(reference.cell.parameters)
-    length = np.abs(cell[:3] / expected[:3] - 1).max()
-    angle = np.abs(cell[3:] - expected[3:]).max()
+    for hall in dict.fromkeys(crystal.hall for crystal in crystals):
+        group = next(crystal.space_group for crystal in crystals if crystal.hall == hall)
+        check_symmetry(reference, gemmi.UnitCell(*cell), group, source_name)
+
+
+def check_symmetry(
+    reference: Reference, cell: gemmi.UnitCell, space_group: gemmi.SpaceGroup, source_name: str
+) -> None:
+    """Refuse a reference whose symmetry or cell is another.
+
+    Raises:
+        InputError: Laue classes differ (the set of rotations: settings count too), or the
+            cell is off by more than 3 % in a length or 3° in an angle.
+    """
+    if _laue_rotations(reference.space_group) != _laue_rotations(space_group):
+        raise InputError(
+            f"{reference.source}: its space group {reference.space_group.xhm()} (Laue class "
+            f"{reference.space_group.laue_str()}) does not fit {space_group.xhm()} (Laue class "
+            f"{space_group.laue_str()}) of {source_name}"
+        )
+    expected, found = np.array(reference.cell.parameters), np.array(cell.parameters)
+    length = np.abs(found[:3] / expected[:3] - 1).max()
+    angle = np.abs(found[3:] - expected[3:]).max()
     if length > MAX_CELL_LENGTH_DEVIATION or angle > MAX_CELL_ANGLE_DEVIATION:
-        show = [" ".join(f"{x:.2f}" for x in c) for c in (expected, cell)]
+        show = [" ".join(f"{x:.2f}" for x in c) for c in (expected, found)]
         raise InputError(
             f"{reference.source}: its cell ({show[0]}) is too far from the median cell "
             f"({show[1]}) of {source_name}: more than 3 % in a length or 3° in an angle"

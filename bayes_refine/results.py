@@ -20,15 +20,18 @@ from .agreement import shell_edges, shell_table
 from .errors import InputError
 from .experiments import Experiments
 from .fit import RunFit, Settings
+from .fit_intensities import intensities_of_fit, measured_of
 from .io.expt import write_experiments
 from .io.images import ImageReader
 from .io.mtz import write_merged, write_unmerged
 from .io.posterior import Variable, write_posterior
-from .merge import Merged, merge
+from .mates import anomalous_table
+from .merged_intensities import Intensities, merged_columns
 from .noise import Noise
 from .output import all_or_none, jsonable, versions, write_summary, write_table
+from .pilot import tails
 from .priors import Priors
-from .reference import Reference, asu_map, free_set
+from .reference import Reference, free_set
 from .tables import AXES, image_table, mean_cell, shared_values, usable_images
 
 N_SHELLS = 10
@@ -51,6 +54,7 @@ def write_results(
     command: Sequence[str] = (),
     seconds: Mapping[str, float] | None = None,
     progress: Callable[[str], None] | None = None,
+    anomalous: bool = False,
 ) -> dict[str, Any]:
     """Write the files of a fit (SPEC section 7) and return the content of ``summary.json``.
 
@@ -64,6 +68,7 @@ def write_results(
         reader: for the one image in the picture; none without it.
         n_draws: Laplace draws in ``posterior.nc``.
         seconds: per stage, what happened before.
+        anomalous: Friedel mates apart in ``merged.mtz`` too.
 
     Raises:
         InputError: nothing to write, or ``out_dir`` cannot be written.
@@ -84,8 +89,8 @@ def write_results(
         scale_sd: np.ndarray | float = 0.0
         if method == "laplace":
             scale_sd = stage("scale_sd", scale_uncertainty, run, model, priors, draws)
-        merged = stage("merge", _merged, run, ref, scale_sd, settings)
-        stage("tables", _write_tables, work, run, experiments, ref, merged, settings)
+        found = stage("merge", _merged, run, ref, scale_sd, settings, priors, anomalous)
+        stage("tables", _write_tables, work, run, experiments, ref, found, settings)
         stage("posterior", _write_draws, work / "posterior.nc", run, model, priors, draws, rng)
         if reader is not None:
             stage("pictures", _write_picture, work / "overview.png", run, reader)
@@ -94,7 +99,7 @@ def write_results(
             "versions": versions(),
             "method": method,
             "model": model_name,
-            **_summary(run, ref, merged, settings),
+            **_summary(run, ref, found, settings),
             "noise": asdict(noise) if noise else None,
             "settings": {**asdict(settings), "weights": settings.weights.__name__},
             "priors": asdict(priors),
@@ -139,17 +144,29 @@ def _draws_of(run: RunFit, draws: Mapping[str, np.ndarray], images: slice):
 
 
 def _merged(
-    run: RunFit, ref: Reference, scale_sd: np.ndarray | float, settings: Settings
-) -> Merged:
-    rows, r = _rows(run), run.reflections
-    return merge(
-        asu_map(r.hkl[rows], ref.space_group)[0],
-        r.J[rows],
-        r.variance[rows],
-        r.scale[rows],
-        r.image[rows],
-        np.broadcast_to(scale_sd, len(r))[rows],
+    run: RunFit,
+    ref: Reference,
+    scale_sd: np.ndarray | float,
+    settings: Settings,
+    priors: Priors,
+    anomalous: bool,
+) -> Intensities:
+    measured = measured_of(
+        run.reflections,
+        _rows(run),
+        ref.space_group,
+        scale_sd,
+        tails(run.fit.values(), priors),
+        anomalous,
+    )
+    return intensities_of_fit(
+        measured,
+        mean_cell(run),
+        ref.space_group,
+        ref,
+        settings.free_fraction,
         settings.seed,
+        anomalous,
     )
 
 
@@ -165,7 +182,7 @@ def _rows(run: RunFit) -> np.ndarray:
 # -- tables ---------------------------------------------------------------------------------
 
 
-def _write_tables(work: Path, run: RunFit, experiments, ref, merged: Merged, settings):
+def _write_tables(work: Path, run: RunFit, experiments, ref, found: Intensities, settings):
     usable = usable_images(run)
     kept = zip(usable, run.stills, run.indexed, strict=True)
     stills = tuple(new if good else old for good, new, old in kept)
@@ -188,21 +205,12 @@ def _write_tables(work: Path, run: RunFit, experiments, ref, merged: Merged, set
     }
     columns = {name: values[rows] for name, values in columns.items()}
     write_unmerged(work / "unmerged.mtz", r.hkl[rows], columns, cell, ref.space_group, stills)
-    free = free_set(merged.hkl, settings.free_fraction, settings.seed, ref.space_group)
-    half, sigma = merged.half_intensity.T, merged.half_sigma.T
+    hkl = found.merged.hkl
+    free = free_set(hkl, settings.free_fraction, settings.seed, ref.space_group)
     write_merged(
         work / "merged.mtz",
-        merged.hkl,
-        {
-            "IMEAN": ("J", merged.intensity),
-            "SIGIMEAN": ("Q", merged.sigma),
-            "N": ("I", merged.n),
-            "IHALF1": ("J", half[0]),
-            "SIGIHALF1": ("Q", sigma[0]),
-            "IHALF2": ("J", half[1]),
-            "SIGIHALF2": ("Q", sigma[1]),
-            "FREE": ("I", free),
-        },
+        hkl,
+        merged_columns(found, free),
         cell,
         ref.space_group,
         float(np.mean([still.beam.wavelength for still in stills])),
@@ -259,12 +267,17 @@ def _write_picture(path: Path, run: RunFit, reader: ImageReader) -> None:
 # -- summary.json ---------------------------------------------------------------------------
 
 
-def _summary(run: RunFit, ref: Reference, merged: Merged, settings: Settings) -> dict[str, Any]:
+def _summary(run: RunFit, ref: Reference, found: Intensities, settings: Settings) -> dict[str, Any]:
+    merged = found.merged
     free = free_set(merged.hkl, settings.free_fraction, settings.seed, ref.space_group)
     cell, usable, r = mean_cell(run), usable_images(run), run.reflections
     d = cell.calculate_d_array(np.ascontiguousarray(merged.hkl, np.int32))
     edges = shell_edges(float(d.max()), float(d.min()), N_SHELLS)
-    reference = ref.lookup(merged.hkl)
+    reference, post = ref.lookup(merged.hkl), np.asarray(found.posterior.intensity)
+    rows = shell_table(merged, cell, ref.space_group, edges, reference, free, post)
+    if found.mates is not None:
+        more = anomalous_table(found.mates, merged, cell, edges)
+        rows = [a | b for a, b in zip(rows, more, strict=True)]
     return {
         "globals": shared_values(run),
         "cell": list(cell.parameters),
@@ -281,7 +294,7 @@ def _summary(run: RunFit, ref: Reference, merged: Merged, settings: Settings) ->
             "reflections_merged": len(merged),
             "reflections_free": int(free.sum()),
         },
-        "agreement": shell_table(merged, cell, ref.space_group, edges, reference, free),
+        "agreement": rows,
         "cc_model_median": float(np.nanmedian(image_table(run)["cc_model"])),
         "convergence": {
             "iterations": run.fit.iterations,

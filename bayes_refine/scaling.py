@@ -6,9 +6,9 @@ Unmerged → :func:`prepare` → :func:`fit_scales` → :class:`Scaled`.  No ref
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import jax
@@ -17,18 +17,20 @@ import numpy as np
 from jax import Array
 
 from . import infer, intensities
-from .agreement import pearson
+from .amplitude_prior import N_KNOTS, knot_weights, normalised_reference
+from .errors import InputError
 from .infer.coupled import coupled_fit
 from .intensities import Nodes, Posterior
 from .io.mtz import Unmerged
-from .merge import Merged, merge, split_images
-from .reference import Reference, epsilon_centric, free_set, pack_hkl, wilson_mean
+from .latent import AmplitudePrior, Measured, likelihood_only, rows_of, true_intensities
+from .merge import Merged, split_images
+from .reference import Reference, asu_map, epsilon_centric, pack_hkl, wilson_mean
 
 # Of 40 reflections with 200 Student-t observations (ν = 3), the worst ln Z is off by 2e-3 while
-# scales move, the worst of what is reported by 3e-4; with normal residuals by far less.
+# scales move; with normal residuals by far less.
 FIT_NODES, FIT_DROP = 16, 8.0
 MEAN_PARTIALITY = 0.3  # guess that turns a mean observation into Σ, to start with
-NODES, ROUNDS = 48, 5
+N_DRAWS, N_SCALE_DRAWS = 200, 25  # for sd of images' unknowns; of every ln g, to a seventh
 # Starting with large errors keeps every residual near the convex middle of its Student-t.
 BROAD = {"log_model_error": np.log(0.8), "log_sigma_factor": np.log(3.0)}
 
@@ -122,12 +124,12 @@ class Scaled:
 
     Attributes:
         fit: mode and curvature of every site; ``fit.status`` says which images settled.
-        log_G, B, log_width: (n_images,) with their Laplace sd; pinned to a mean of zero G and B.
+        log_G, B, log_width: (n_images,) with their Laplace sd; ln G and B about their means.
         shared: what images share, value and Laplace sd by name, on the natural scale.
-        scale, partiality: (n,) g and p of each observation, in the order of ``observations``.
-        merged: likelihood only.  posterior: intensities under the prior, (m,) arrays.
-        observations: with the final nodes (over E); nodes: the same over F, and log_integrand
-            (m, K) at those, for :func:`~bayes_refine.intensities.draw_amplitudes`.
+        partiality: (n,) p of each observation, in the order of ``observations``.
+        measured: the observations with g; its fractional error has that of ln g in it.
+        prior: of the amplitudes, as fitted.
+        observations: as they went into the fit.
     """
 
     fit: infer.Fit
@@ -138,13 +140,20 @@ class Scaled:
     log_width: np.ndarray
     log_width_sd: np.ndarray
     shared: dict[str, tuple[np.ndarray, np.ndarray]]
-    scale: np.ndarray
     partiality: np.ndarray
-    merged: Merged
-    posterior: Posterior
-    nodes: Nodes
-    log_integrand: np.ndarray
+    measured: Measured
+    prior: AmplitudePrior
     observations: Observations
+
+    @cached_property
+    def posterior(self) -> Posterior:
+        """Of I and F under ``prior``, (m,) arrays."""
+        return true_intensities(self.measured, self.prior).posterior
+
+    @cached_property
+    def merged(self) -> Merged:
+        """From the likelihood only."""
+        return likelihood_only(self.measured, self.prior, self.posterior.intensity)
 
 
 def prepare(
@@ -153,7 +162,8 @@ def prepare(
     reference: Reference | None = None,
     free_fraction: float = 0.05,
     seed: int = 0,
-    n_knots: int = 8,
+    n_knots: int = N_KNOTS,
+    anomalous: bool = False,
 ) -> Observations:
     """Sort a run's observations by unique reflection, and look up what is known of each.
 
@@ -164,25 +174,29 @@ def prepare(
         d_min: Å; observations beyond are left out.
         reference: for the model ``latent_reference``; only its normalised amplitudes are used.
         n_knots: of ln Σ(d).
+        anomalous: Friedel mates are reflections of their own, I− at −h (``reference.asu_map``).
+
+    Raises:
+        InputError: nothing to that resolution.
     """
     d = data.cell.calculate_d_array(np.ascontiguousarray(data.hkl_asu, np.int32))
     rows = np.flatnonzero(d >= d_min * (1 - 1e-6))
-    rows = rows[np.argsort(pack_hkl(data.hkl_asu[rows]), kind="stable")]
-    _, first, code = np.unique(pack_hkl(data.hkl_asu[rows]), return_index=True, return_inverse=True)
-    hkl = data.hkl_asu[rows][first]
+    if not len(rows):
+        raise InputError(f"{data.source}: no reflection to {d_min:g} Å; the best is {d.min():.2f}")
+    unique = asu_map(data.hkl, data.space_group, anomalous)[0] if anomalous else data.hkl_asu
+    rows = rows[np.argsort(pack_hkl(unique[rows]), kind="stable")]
+    _, first, code = np.unique(pack_hkl(unique[rows]), return_index=True, return_inverse=True)
+    hkl = unique[rows][first]
     q2 = 1 / d[rows] ** 2
     epsilon, centric = epsilon_centric(hkl, data.space_group)
     q2_unique = q2[first]
-    knots = np.linspace(q2_unique.min(), q2_unique.max() * (1 + 1e-9), n_knots)
-    corners = np.eye(n_knots)
-    knot_weight = np.stack([np.interp(q2_unique, knots, row) for row in corners], axis=1)
+    knot_weight, knots = knot_weights(q2_unique**-0.5, n_knots)
     excitation = data.excitation_error
     excitation = np.zeros(len(data)) if excitation is None else excitation
-    E, informed = _normalised_reference(hkl, q2_unique**-0.5, epsilon, reference)
-    informed &= ~free_set(hkl, free_fraction, seed, data.space_group)
+    E, informed = normalised_reference(hkl, q2_unique**-0.5, reference, free_fraction, seed)
     n_images, image = int(data.image.max()) + 1, data.image[rows]
     intensity = data.intensity[rows]
-    smooth = wilson_mean(d[rows], intensity / epsilon[code], np.r_[d[rows], knots**-0.5])
+    smooth = wilson_mean(d[rows], intensity / epsilon[code], np.r_[d[rows], knots])
     expected, at_knots = smooth[: len(rows)] * epsilon[code], smooth[len(rows) :]
     share = np.bincount(image, intensity, n_images) / np.maximum(
         np.bincount(image, expected, n_images), 1e-30
@@ -213,30 +227,21 @@ def prepare(
     )
 
 
-def _normalised_reference(hkl, d, epsilon, reference):
-    """E = F_ref/√(ε·Σ_ref(d)) and where there is one."""
-    if reference is None:
-        return np.zeros(len(hkl)), np.zeros(len(hkl), bool)
-    of_reference = epsilon_centric(reference.hkl, reference.space_group)[0]
-    intensity = reference.lookup(hkl)
-    mean = epsilon * wilson_mean(reference.d, reference.intensity / of_reference, d)
-    known = np.isfinite(intensity)
-    return np.sqrt(np.maximum(np.where(known, intensity, 0), 0) / mean), known
-
-
 def fit_scales(
     obs: Observations,
     model: infer.Model,
     priors: ScalingPriors | None = None,
     init: dict[str, np.ndarray] | None = None,
     seed: int = 0,
+    progress: Callable[[str], None] | None = None,
 ) -> Scaled:
     """The joint MAP of scales, widths, errors and Σ(d), and the intensities given it.
 
     Args:
         model: NumPyro program of ``(observations, priors)``: ``latent`` or ``latent_reference``.
         init: by site; by default images start from their mean intensity.
-        seed: of the random halves of ``Scaled.merged``.
+        seed: of the draws that the sd of each ln g is taken over.
+        progress: called with a line now and then.
 
     Raises:
         ValueError: JAX is in single precision.
@@ -247,44 +252,44 @@ def fit_scales(
     )
     renew = _compiled_renewal(model, FIT_NODES, FIT_DROP)
     fit, _ = coupled_fit(
-        model, obs, priors, start, lambda obs, values: renew(obs, priors, values)[0]
+        model, obs, priors, start, lambda obs, at: renew(obs, priors, at), progress=progress
     )
     values = fit.values()
-    obs, sites = _compiled_renewal(model, NODES, intensities.DROP)(obs, priors, values)
-    sites = {name: np.asarray(value) for name, value in sites.items()}
-    nodes = intensities.stretch(obs.nodes, jnp.asarray(sites["log_mean"]))
-    post = intensities.posterior(jnp.asarray(sites["log_integrand"]), nodes)
-    post = jax.tree.map(np.asarray, post)
+    sites = {k: np.asarray(v) for k, v in compiled_sites(model)(obs, priors, values).items()}
+    draws = pinned_draws(fit, seed, N_DRAWS)
+    measured = _measured(obs, model, priors, values, draws, sites["scale"])
+    prior = AmplitudePrior(
+        jnp.asarray(sites["log_mean"]),
+        obs.centric,
+        obs.E_reference,
+        jnp.asarray(sites.get("correlation_unique", np.zeros(len(obs.hkl)))),
+    )
     return Scaled(
         fit=fit,
         log_G=sites["log_G_pinned"],
-        log_G_sd=fit.sd("log_G"),
+        log_G_sd=draws["log_G"].std(axis=0),
         B=sites["B_pinned"],
-        B_sd=fit.sd("B"),
+        B_sd=draws["B"].std(axis=0),
         log_width=values["log_width"],
         log_width_sd=fit.sd("log_width"),
         shared={s.name: (values[s.name], fit.sd(s.name)) for s in fit.sites if not s.per_image},
-        scale=sites["scale"],
         partiality=sites["partiality"],
-        merged=_likelihood_only(obs, sites["scale"], values, post, seed),
-        posterior=post,
-        nodes=nodes,
-        log_integrand=sites["log_integrand"],
+        measured=measured,
+        prior=prior,
         observations=obs,
     )
 
 
 @lru_cache(maxsize=8)
 def _compiled_renewal(model: infer.Model, n_nodes: int, drop: float):
-    """(obs, priors, values) → obs with fresh nodes, and the deterministic sites there."""
+    """(obs, priors, values) → obs with fresh nodes."""
 
     def renew(obs, priors, values):
-        def sites_at(E):
+        def log_integrand(E):
             here = replace(obs, nodes=Nodes(E, jnp.zeros_like(E)))
-            trace = infer.density.traced(model, values, (here, priors))
-            return {k: s["value"] for k, s in trace.items() if s["type"] == "deterministic"}
+            return _deterministic(model, here, priors, values)["log_integrand"]
 
-        S = sites_at(jnp.ones((len(obs.hkl), 1)))
+        S = _deterministic(model, obs, priors, values)
         log_mean, g = S["log_mean"], S["scale"]
         information = jax.ops.segment_sum(
             obs.weight * (g / obs.sigma) ** 2, obs.code, len(obs.hkl), indices_are_sorted=True
@@ -295,28 +300,59 @@ def _compiled_renewal(model: infer.Model, n_nodes: int, drop: float):
         safe = jnp.maximum(information, 1e-30)
         upper = intensities.upper_amplitude(log_mean, total / safe, safe**-0.5)
         upper = upper * jnp.exp(-0.5 * log_mean)
-        nodes = intensities.place_nodes(
-            lambda E: sites_at(E)["log_integrand"], upper, n_nodes, drop, ROUNDS
-        )
-        return replace(obs, nodes=nodes), sites_at(nodes.amplitude)
+        return replace(obs, nodes=intensities.place_nodes(log_integrand, upper, n_nodes, drop))
 
     return jax.jit(renew)
 
 
-def _likelihood_only(obs: Observations, g, values, post: Posterior, seed: int) -> Merged:
-    """Merged without a prior: each residual's Student-t weight at the posterior intensity.
+def _deterministic(model: infer.Model, obs: Observations, priors, values) -> dict[str, Array]:
+    trace = infer.density.traced(model, values, (obs, priors))
+    return {k: site["value"] for k, site in trace.items() if site["type"] == "deterministic"}
 
-    w = (ν + 1)/(ν + z²) turns a t into the normal it is a mixture of (Lange et al. 1989).
-    """
-    expected = g * np.asarray(post.intensity)[obs.code]
-    J, sigma = np.asarray(obs.intensity), np.asarray(obs.sigma)
-    nu, error = math.exp(values["log_nu"]), math.exp(values["log_model_error"])
-    variance = (math.exp(values["log_sigma_factor"]) * sigma) ** 2 + (error * expected) ** 2
-    w = (nu + 1) / (nu + (J - expected) ** 2 / variance)
-    hkl = np.asarray(obs.hkl)[obs.code]
-    image = np.asarray(obs.image)
-    taken = np.asarray(obs.weight) * g
-    return merge(hkl, J, variance / w, taken, image, seed=seed)
+
+@lru_cache(maxsize=8)
+def compiled_sites(model: infer.Model):
+    """(obs, priors, values) → deterministic sites but the integrand, which is then not computed."""
+
+    def sites(obs, priors, values):
+        found = _deterministic(model, obs, priors, values)
+        return {name: value for name, value in found.items() if name != "log_integrand"}
+
+    return jax.jit(sites)
+
+
+def pinned_draws(fit: infer.Fit, seed: int, n_draws: int) -> dict[str, np.ndarray]:
+    """Laplace draws by site, ln G and B about their means over images, which are no one's."""
+    draws = infer.laplace_draws(fit, np.random.default_rng(seed), n_draws)
+    for name in ("log_G", "B"):
+        draws[name] = draws[name] - draws[name].mean(axis=1, keepdims=True)
+    return draws
+
+
+def _measured(obs: Observations, model, priors, values, draws, scale) -> Measured:
+    """The observations with their scales; the model's fractional error and that of g together."""
+    weight = np.asarray(obs.weight)
+    mean = square = np.zeros(len(weight))
+    for i in range(N_SCALE_DRAWS):
+        one = {name: value[i] for name, value in draws.items()}
+        log_g = np.log(np.maximum(compiled_sites(model)(obs, priors, one)["scale"], 1e-300))
+        log_g -= np.average(log_g, weights=weight)  # a common factor is Σ's, and the gauge's
+        step = log_g - mean
+        mean = mean + step / (i + 1)
+        square = square + step * (log_g - mean)
+    error = np.exp(2 * values["log_model_error"]) + square / (N_SCALE_DRAWS - 1)
+    return Measured(
+        intensity=obs.intensity,
+        scale=jnp.asarray(scale),
+        variance=(np.exp(values["log_sigma_factor"]) * obs.sigma) ** 2,
+        per_photon=jnp.zeros(len(weight)),
+        fraction=jnp.asarray(np.sqrt(error)),
+        nu=float(np.exp(values["log_nu"])),
+        code=obs.code,
+        image=obs.image,
+        weight=obs.weight,
+        hkl=obs.hkl,
+    )
 
 
 @dataclass(frozen=True)
@@ -348,12 +384,6 @@ def refit_halves(
         fit = fit_scales(replace(obs, weight=jnp.asarray(mine * 1.0)), model, priors, seed=seed)
         seen = np.bincount(np.asarray(obs.code)[mine], minlength=m) > 0
         post[seen, half] = np.asarray(fit.posterior.intensity)[seen]
-        at = np.searchsorted(pack_hkl(np.asarray(obs.hkl)), pack_hkl(fit.merged.hkl))
-        merged[at, half] = fit.merged.intensity
+        merged[rows_of(fit.merged.hkl, np.asarray(obs.hkl)), half] = fit.merged.intensity
         fits.append(fit)
     return Halves(post, merged, half_of_image, (fits[0], fits[1]))
-
-
-def cc_half(halves: np.ndarray) -> float:
-    """CC½ of (m, 2) intensities seen in both halves."""
-    return pearson(halves[:, 0], halves[:, 1])

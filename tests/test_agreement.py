@@ -9,12 +9,14 @@ import pytest
 from bayes_refine.agreement import (
     cc_star,
     completeness,
+    mean_intensity,
     pearson,
     r1_intensity,
     r_split,
     shell_edges,
     shell_index,
     shell_table,
+    signal_share,
 )
 from bayes_refine.merge import merge
 
@@ -117,8 +119,40 @@ def test_shell_table(merged_run):
         assert row["cc_free"] == pytest.approx(row["cc_ref"], abs=0.04)
     inside = shell_index(CELL.calculate_d_array(merged.hkl), edges) == 2
     seen = inside & ~free
-    assert rows[2]["cc_ref"] == pytest.approx(pearson(merged.intensity[seen], truth[seen]))
-    assert rows[2]["r1_ref"] == pytest.approx(r1_intensity(merged.intensity[seen], truth[seen]))
+    share = signal_share(
+        merged.sigma, mean_intensity(merged.intensity[inside], merged.sigma[inside])
+    )
+    pair = merged.intensity[seen], truth[seen], share[seen]
+    assert rows[2]["cc_ref"] == pytest.approx(pearson(*pair))
+    assert rows[2]["r1_ref"] == pytest.approx(r1_intensity(*pair))
+    posterior = 2 * merged.intensity
+    row = shell_table(merged, CELL, GROUP, edges, truth, free, posterior)[2]
+    assert row["cc_ref_posterior"] == pytest.approx(pearson(merged.intensity[seen], truth[seen]))
+
+
+def test_weights_are_repeats():
+    rng = np.random.default_rng(5)
+    x, y = rng.normal(size=(2, 30)) + rng.normal(size=30)
+    times = rng.integers(0, 4, 30)
+    X, Y = np.repeat(x, times), np.repeat(y, times)
+    assert pearson(x, y, times) == pytest.approx(pearson(X, Y))
+    assert r_split(5 + x, 5 + y, times) == pytest.approx(r_split(5 + X, 5 + Y))
+    assert r1_intensity(5 + x, 5 + y, times) == pytest.approx(r1_intensity(5 + X, 5 + Y))
+
+
+def test_reflections_seen_at_no_scale_do_not_spoil_the_halves():
+    """A tenth with σ of a hundred mean intensities: CC½ stays that of the others."""
+    rng = np.random.default_rng(6)
+    truth = rng.exponential(1, 20_000)
+    sigma = np.where(np.arange(20_000) % 10 == 0, 100, 0.5)
+    a, b = truth + sigma * rng.normal(size=(2, 20_000))
+    S = mean_intensity((a + b) / 2, sigma / np.sqrt(2))
+    assert S == pytest.approx(1, abs=0.02)
+    # theory: Σw·Var(I)/Σw·(Var(I) + σ²), all of it from the good nine tenths
+    w = 1 / (1 + sigma**2)
+    expected = w.sum() / (w * (1 + sigma**2)).sum()
+    assert pearson(a, b) < 0.05
+    assert pearson(a, b, signal_share(sigma, S)) == pytest.approx(expected, abs=0.02)
 
 
 def test_shell_table_says_none_where_there_is_nothing(merged_run):

@@ -35,20 +35,12 @@ def test_pulls_are_standard_normal():
         assert abs(pull.std() - 1) < 4 / np.sqrt(2 * len(pull))
 
 
-def test_uncertain_scales_are_marginalised():
-    rng = np.random.default_rng(2)
-    truth, hkl, which, image, g, variance, J = simulate(rng, scale_error=0.2)
-    naive = merge(hkl[which], J, variance, g, image)
-    aware = merge(hkl[which], J, variance, g, image, scale_sd=0.2)
-    index = aware.hkl[:, 0] * 50 + aware.hkl[:, 1]
-    strong = truth[index] > 30
-
-    def spread(merged):
-        return ((merged.intensity - truth[index]) / merged.sigma)[strong].std()
-
-    assert spread(naive) > 1.3
-    assert abs(spread(aware) - 1) < 0.12  # the added variance uses a noisy estimate of I
-    assert (aware.sigma >= naive.sigma).all()
+def test_emphasis_acts_on_the_mean_alone():
+    """(½·1·10/4 + 2·2·16/1)/(½·1/4 + 2·4/1) = 65.25/8.125; σ stays (1/4 + 4)^(−1/2)."""
+    hkl = np.array([[1, 0, 0], [1, 0, 0]])
+    got = merge(hkl, [10, 16], [4, 1], [1, 2], np.array([0, 1]), np.array([0.5, 2]))
+    np.testing.assert_allclose(got.intensity, [65.25 / 8.125])
+    np.testing.assert_allclose(got.sigma, [4.25**-0.5])
 
 
 def test_formula_on_three_observations():

@@ -76,6 +76,9 @@ def fit_command(
     seed: Annotated[
         int, typer.Option(metavar="N", help="Of the free set, the random halves and the draws.")
     ] = 0,
+    anomalous: Annotated[
+        bool, typer.Option("--anomalous", help="Keep Friedel mates apart in merged.mtz.")
+    ] = False,
     model: Annotated[
         str,
         typer.Option(
@@ -187,7 +190,9 @@ def fit_command(
         raise InputError(f"--d-min {d_min:g}: the resolution limit must be positive, in Å")
     output.prepare_folder(out)
     program = loading.load_model(model)
-    chosen = priors.read_priors(priors_file) if priors_file else priors.Priors()
+    chosen = priors.Priors()
+    if priors_file:
+        chosen = priors.read_priors(priors_file, chosen)
     if student_t is not None:
         chosen = replace(chosen, student_t_nu=student_t)
     run_of = _images(read_experiments(experiments), images)
@@ -217,6 +222,7 @@ def fit_command(
             n_draws=draws,
             model_name=model,
             command=context.obj or [],
+            anomalous=anomalous,
         )
 
 

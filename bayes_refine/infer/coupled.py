@@ -7,6 +7,7 @@ it, and L-BFGS learns the rest from gradients.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -33,7 +34,7 @@ class Climb(NamedTuple):
     tolerance: float
 
 
-STAGES = (Climb(25, 100.0), Climb(35, 10.0), Climb(50, 1.0))
+STAGES = (Climb(25, 100.0), Climb(35, 10.0), Climb(50, 1.0), Climb(200, 0.02))
 DAMPING = 0.1  # of the curvature that climbs are preconditioned with
 
 
@@ -52,12 +53,14 @@ def coupled_fit(
     init: dict[str, np.ndarray],
     refresh: Callable[[Any, dict[str, np.ndarray]], Any],
     stages: Sequence[Climb] = STAGES,
+    progress: Callable[[str], None] | None = None,
 ) -> tuple[Fit, Any]:
     """Climb to the joint MAP of a model of ``(obs, priors)``, and take its curvature there.
 
     Args:
         init: where to start, by site; the prior mean where it says nothing.
         refresh: (obs, values by site) → obs, with what is frozen in it (quadrature nodes) renewed.
+        progress: called with a line at every evaluation of the gradient.
 
     Returns:
         The fit, whose covariances leave the coupling of images out, and the last ``obs``.
@@ -71,10 +74,12 @@ def coupled_fit(
     flat, unravel = _ravelled(sites, values)
     objective = _compiled_objective(model, sites)
     x, evaluations, last = np.array(flat), 0, None
+    say, count = progress or (lambda line: None), itertools.count(1)
 
     def gradient_at(x):
         theta, phi = unravel(x)
         value, (by_image, by_shared) = objective(theta, phi, obs, priors)
+        say(f"step {next(count)}: ln p = {-float(value):.0f}")
         return float(value), np.concatenate([np.ravel(by_image), by_shared])
 
     reach = REACH * _prior_sd(model, sites, unravel, x, (obs, priors))

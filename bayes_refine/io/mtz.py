@@ -8,6 +8,7 @@ from pathlib import Path
 
 import gemmi
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..errors import InputError
 from ..experiments import Still
@@ -46,6 +47,7 @@ class Unmerged:
         excitation_error: (n,) Å⁻¹, or None where the file has no such column.
         xy_px: (n, 2) detector position as the file has it, or None.
         cell: Å and degrees. space_group: of the file. source: the file.
+        wavelength: Å, the mean over batches or data sets that have one; 0 if none has.
     """
 
     hkl: np.ndarray
@@ -60,6 +62,7 @@ class Unmerged:
     cell: gemmi.UnitCell
     space_group: gemmi.SpaceGroup
     source: str
+    wavelength: float = 0.0
 
     def __len__(self) -> int:
         return len(self.hkl)
@@ -129,7 +132,15 @@ def read_unmerged(path: str | Path) -> Unmerged:
         cell=mtz.cell,
         space_group=mtz.spacegroup,
         source=str(path),
+        wavelength=_wavelength(mtz),
     )
+
+
+def _wavelength(mtz: gemmi.Mtz) -> float:
+    for found in ([b.wavelength for b in mtz.batches], [s.wavelength for s in mtz.datasets]):
+        if any(x > 0 for x in found):
+            return float(np.mean([x for x in found if x > 0]))
+    return 0.0
 
 
 def write_unmerged(
@@ -179,7 +190,7 @@ def write_unmerged(
 def write_merged(
     path: str | Path,
     hkl_asu: np.ndarray,
-    columns: Mapping[str, tuple[str, np.ndarray]],
+    columns: Mapping[str, tuple[str, ArrayLike]],
     cell: gemmi.UnitCell,
     space_group: gemmi.SpaceGroup,
     wavelength: float,
@@ -235,7 +246,7 @@ def _write(
     mtz: gemmi.Mtz,
     path: str | Path,
     hkl: np.ndarray,
-    columns: Mapping[str, tuple[str, np.ndarray]],
+    columns: Mapping[str, tuple[str, ArrayLike]],
     order: np.ndarray,
 ) -> None:
     if not len(hkl):  # gemmi would not read it back

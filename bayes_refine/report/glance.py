@@ -139,6 +139,9 @@ def _overall(summary: Summary) -> Mapping[str, Any] | None:
 
 def likelihood_nu(summary: Summary) -> float:
     """Degrees of freedom of the residuals; infinite for normal ones."""
+    fitted = summary.get("globals", {}).get("student_t_nu")
+    if fitted:
+        return float(fitted["value"])
     value = (summary.get("priors") or {}).get("student_t_nu", math.inf)
     return math.inf if value is None else float(value)
 

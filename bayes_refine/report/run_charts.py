@@ -16,7 +16,7 @@ from .quantities import quantity
 
 MIN_PAIRS = 10  # in a shell, for its correlation to be drawn
 _PAIRS = {"cc_half": "n_both_halves", "cc_star": "n_both_halves", "r_split": "n_both_halves"}
-_PAIRS["cc_free"] = "n_free"
+_PAIRS |= {"cc_free": "n_free", "cc_anom": "n_anom"}
 
 
 def across_images(
@@ -65,7 +65,7 @@ def across_images(
 
 
 def agreement(figure: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Correlations, R_split, completeness and multiplicity by resolution shell."""
+    """Correlations, R_split, ⟨I/σ⟩, completeness and multiplicity by resolution shell."""
     shells = [row for row in rows if row["shell"] != "all"]
     middle = np.array([(row["d_max"] ** -3 + row["d_min"] ** -3) / 2 for row in shells]) ** (2 / 3)
 
@@ -82,14 +82,16 @@ def agreement(figure: Any, rows: Sequence[Mapping[str, Any]]) -> None:
                 ("cc_star", "CC*", BLUE, "--"),
                 ("cc_ref", "CC_ref", ORANGE, "-"),
                 ("cc_free", "CC_free", RED, "-"),
+                ("cc_anom", "CC_anom", GREY, "-"),
             ),
         ),
         ("R_split (%)", (("r_split", "R_split", BLUE, "-"),)),
+        ("⟨I/σ⟩", (("mean_i_over_sigma", "⟨I/σ⟩", BLUE, "-"),)),
         ("completeness (%)", (("completeness", "completeness", BLUE, "-"),)),
         ("multiplicity", (("multiplicity", "multiplicity", BLUE, "-"),)),
     )
     for k, (label, lines) in enumerate(panels):
-        ax = figure.add_subplot(1, 4, k + 1)
+        ax = figure.add_subplot(1, len(panels), k + 1)
         factor = 100 if "%" in label else 1
         for name, text, color, dashes in lines:
             if np.isfinite(of(name)).any():
@@ -97,7 +99,8 @@ def agreement(figure: Any, rows: Sequence[Mapping[str, Any]]) -> None:
                 ax.plot(middle, y, marker="o", color=color, ls=dashes, lw=1.2, label=text)
         ax.set(xlabel="resolution d (Å)", ylabel=label)
         if label == "correlation":
-            ax.set_ylim(min(0, np.nanmin([0, *of("cc_half"), *of("cc_free")])) - 0.03, 1.03)
+            lowest = np.nanmin([0, *of("cc_half"), *of("cc_free"), *of("cc_anom")])
+            ax.set_ylim(lowest - 0.03, 1.03)
             legend(ax, loc="lower left")
         else:
             top = {"R_split (%)": min(ax.get_ylim()[1], 150), "completeness (%)": 103}

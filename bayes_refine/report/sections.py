@@ -107,7 +107,11 @@ def agreement(rows: Sequence[Mapping[str, Any]] | None) -> Section | None:
         ("cc_ref", "CC_ref", 1, "{:.3f}"),
         ("r1_ref", "R1_ref", 100, "{:.1f}"),
         ("cc_free", "CC_free", 1, "{:.3f}"),
+        ("cc_free_posterior", "CC_free, posterior", 1, "{:.3f}"),
         ("n_free", "free", 1, "{:.0f}"),
+        ("cc_half_refitted", "CC½, halves refitted", 1, "{:.3f}"),
+        ("cc_anom", "CC_anom", 1, "{:.3f}"),
+        ("n_anom", "pairs in both halves", 1, "{:.0f}"),
     ]
     columns = [c for c in columns if any(row.get(c[0]) is not None for row in rows)]
     head = heading("shell", "Å") + "".join(
@@ -130,7 +134,7 @@ def agreement(rows: Sequence[Mapping[str, Any]] | None) -> Section | None:
             "Agreement by resolution. A good run falls smoothly with resolution, CC_free beside "
             "CC_ref, complete to the limit; a limit where CC½ is about 0.3 is usual. Correlations "
             f"of fewer than {run_charts.MIN_PAIRS} pairs are not drawn.",
-            (11.2, 2.7),
+            (12.6, 2.7),
         )
     return Section(
         "agreement",
@@ -139,8 +143,9 @@ def agreement(rows: Sequence[Mapping[str, Any]] | None) -> Section | None:
         + "\n".join(lines)
         + "</tbody></table></div>\n"
         + figures(picture),
-        "Merged intensities: random halves of the images against each other (CC½, R_split), and "
-        "against the reference; free reflections never saw it. A dash: nothing to say.",
+        "Merged intensities, without any prior: random halves of the images against each other "
+        "(CC½, R_split), and against the reference; free reflections never saw it. Each reflection "
+        "counts by the share of its expected variance that is signal. A dash: nothing to say.",
     )
 
 

@@ -1,0 +1,188 @@
+"""``bayes-refine merge``."""
+
+from __future__ import annotations
+
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .. import loading, mates, merge_results, merged_intensities, output, priors, reference
+from ..errors import InputError
+from ..io.mtz import read_unmerged
+from ..merge_run import MergeSettings, merge_run
+from ..scaling import ScalingPriors
+from .app import Out, app, out_console, progress
+
+
+class Prior(StrEnum):
+    """Of true intensities."""
+
+    wilson = "wilson"
+    double_wilson = "double-wilson"
+    reference = "reference"
+
+
+@app.command("merge")
+def merge_command(
+    context: typer.Context,
+    unmerged: Annotated[
+        Path,
+        typer.Argument(
+            help="Integrated stills: an MTZ with I, SIGI, BATCH and, where known, an Ewald offset.",
+            metavar="UNMERGED",
+            show_default=False,
+        ),
+    ],
+    out: Out,
+    reference_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--reference",
+            metavar="FILE",
+            help="Reference intensities: .mtz, structure-factor .cif, .pdb or model .cif.",
+        ),
+    ] = None,
+    reference_column: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LABEL", help="Column of the reference; found by its usual names if left out."
+        ),
+    ] = None,
+    prior: Annotated[
+        Prior | None,
+        typer.Option(
+            help="Of true intensities: Wilson's, which knows no reference; double-Wilson, the "
+            "reference with its errors; reference, a normal around it.",
+            show_default="wilson without a reference or with --anomalous, else double-wilson",
+        ),
+    ] = None,
+    anomalous: Annotated[
+        bool, typer.Option("--anomalous", help="Keep Friedel mates apart.")
+    ] = False,
+    d_min: Annotated[
+        float | None,
+        typer.Option(metavar="Å", help="Resolution limit, Å.", show_default="all there is"),
+    ] = None,
+    free_fraction: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=0.5,
+            metavar="FRACTION",
+            help="Share of unique reflections that never see their reference.",
+        ),
+    ] = 0.05,
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="Of the free set, the random halves and the draws.")
+    ] = 0,
+    priors_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--priors", metavar="FILE", help="TOML file of priors of scales that replace defaults."
+        ),
+    ] = None,
+    draws: Annotated[
+        int | None,
+        typer.Option(
+            min=4,
+            metavar="N",
+            help="Draws in posterior.nc, of I and F of every unique reflection too.",
+            show_default="100 draws of scales alone",
+        ),
+    ] = None,
+    refit_halves: Annotated[
+        bool,
+        typer.Option(
+            "--refit-halves", help="Fit each half of the images alone too (three times the time)."
+        ),
+    ] = False,
+) -> None:
+    """Scale and merge integrated stills: true intensities with their uncertainties."""
+    started = time.perf_counter()
+    chosen = _prior(prior, reference_file, anomalous)
+    if d_min is not None and not d_min > 0:
+        raise InputError(f"--d-min {d_min:g}: the resolution limit must be positive, in Å")
+    if anomalous and draws is not None:
+        raise InputError("--draws with --anomalous: draws of Friedel pairs are not made; leave one")
+    output.prepare_folder(out)
+    scales = ScalingPriors()
+    if priors_file:
+        scales = priors.read_priors(priors_file, scales)
+    data = read_unmerged(unmerged)
+    ref = None
+    if reference_file is not None:
+        ref = reference.read_reference(reference_file, reference_column, d_min and 0.97 * d_min)
+        reference.check_symmetry(ref, data.cell, data.space_group, data.source)
+    name = "latent" if chosen is Prior.wilson else "latent_reference"
+    model = loading.load_model(name)
+    settings = MergeSettings(d_min or 0.0, free_fraction, seed, anomalous, refit_halves)
+    seconds = {"read": time.perf_counter() - started}
+    with progress() as say:
+        run = merge_run(
+            data,
+            model,
+            settings,
+            scales,
+            None if chosen is Prior.wilson else ref,
+            estimate=_estimate(chosen, anomalous),
+            progress=say,
+        )
+        summary = merge_results.write_merge(
+            out,
+            run,
+            model,
+            scales,
+            settings,
+            ref,
+            draws,
+            {"command": context.obj or [], "prior": chosen.value, "model": name},
+            seconds,
+            say,
+        )
+    _report(out, summary, time.perf_counter() - started)
+
+
+def _prior(prior: Prior | None, reference_file: Path | None, anomalous: bool) -> Prior:
+    if prior is None:
+        return Prior.double_wilson if reference_file and not anomalous else Prior.wilson
+    if prior is not Prior.wilson and reference_file is None:
+        raise InputError(f"--prior {prior.value} needs a reference: give one with --reference")
+    if prior is not Prior.wilson and anomalous:
+        raise InputError(
+            f"--prior {prior.value} with --anomalous: the prior of Friedel pairs is Wilson's for "
+            "two; leave --prior, and the reference will judge"
+        )
+    return prior
+
+
+def _estimate(prior: Prior, anomalous: bool) -> merged_intensities.Estimate:
+    if anomalous:
+        return mates.apart
+    if prior is Prior.reference:
+        return merged_intensities.near_reference
+    return merged_intensities.together
+
+
+def _report(out: Path, summary: dict[str, Any], seconds: float) -> None:
+    counts, last = summary["counts"], summary["agreement"][-1]
+    out_console.print(
+        f"{counts['images_used']} images, {counts['reflections_measured']} observations of "
+        f"{counts['reflections_merged']} unique reflections, to {last['d_min']:.2f} Å"
+    )
+    numbers = {
+        "CC1/2": "cc_half",
+        "R_split": "r_split",
+        "CC_ref": "cc_ref",
+        "CC_free": "cc_free",
+        "CC_free, posterior": "cc_free_posterior",
+        "CC_anom": "cc_anom",
+        "CC1/2, refitted halves": "cc_half_refitted",
+    }
+    shown = (
+        f"{name} {last[key]:.3f}" for name, key in numbers.items() if last.get(key) is not None
+    )
+    out_console.print(", ".join(shown))
+    out_console.print(f"{seconds:.0f} s; results in {out}", soft_wrap=True)
