@@ -5,18 +5,25 @@ plate.  NumPyro appears here and in ``models/`` alone.
 """
 
 from .batches import Batches
-from .density import IMAGE, Model, Site, evaluate
+from .density import IMAGE, Model, Site, evaluate, observed_sites
 from .laplace import Fit, laplace_draws, predictive_draws
 from .newton import map_fit
+from .nuts import Chains, nuts_fit
+from .svi import GuideFit, svi_fit
 
 __all__ = [
     "IMAGE",
     "Batches",
+    "Chains",
     "Fit",
+    "GuideFit",
     "Model",
     "Site",
     "evaluate",
     "laplace_draws",
     "map_fit",
+    "nuts_fit",
+    "observed_sites",
     "predictive_draws",
+    "svi_fit",
 ]
