@@ -8,7 +8,7 @@ from .batches import Batches
 from .density import IMAGE, Model, Site, evaluate, observed_sites
 from .importance import Nested, nested_draws
 from .laplace import Fit, laplace_draws, predictive_draws
-from .loo import Loo, compare, leave_out, leave_out_images, log_likelihoods
+from .loo import Compared, Loo, compare, leave_out, leave_out_images, log_likelihoods
 from .newton import map_fit
 from .nuts import Chains, nuts_fit
 from .svi import GuideFit, svi_fit
@@ -17,6 +17,7 @@ __all__ = [
     "IMAGE",
     "Batches",
     "Chains",
+    "Compared",
     "Fit",
     "GuideFit",
     "Loo",
