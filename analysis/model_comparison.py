@@ -42,15 +42,15 @@ def assess(run: br.RunFit, model, priors, draws: int, seed: int = 0) -> Assessed
     obs, rng = run.observations, np.random.default_rng(seed)
     fit = br.map_fit(model, obs, priors, init=run.fit.values(), exact=False)
     nested = infer.nested_draws(fit, rng, model, obs, priors, n_draws=draws)
-    found = nested.draws(rng, draws)
-    return Assessed(nested, infer.log_likelihoods(model, found, obs.fit, obs, priors))
+    values = nested.values()
+    return Assessed(nested, infer.log_likelihoods(model, values, obs.fit, obs, priors))
 
 
 def by_reflection(x: Assessed, scored=None) -> infer.Loo:
     """All terms of a reflection left out together; ``scored``: names of those it is judged by."""
     whole = sum(x.log_likelihoods.values())
     judged = whole if scored is None else sum(x.log_likelihoods[name] for name in scored)
-    return infer.leave_out(whole, judged)
+    return infer.leave_out(whole, judged, x.nested.log_weights)
 
 
 def show(title: str, models: dict[str, infer.Loo], groups=None) -> list[infer.Compared]:
@@ -77,9 +77,10 @@ def comparisons(name: str, run: br.RunFit, draws: int):
     print(f"\n{name}: {len(obs.fit)} images, {len(image)} reflections", flush=True)
     found = {}
     for label, model, prior in (
-        ("conserving p, t4", still, priors),
-        ("peak p, t4", partial(still, partiality=forward.peak_partiality), priors),
-        ("conserving p, normal", still, replace(priors, student_t_nu=float("inf"))),
+        ("conserving, Student 4", still, priors),
+        ("peak, Student 4", partial(still, partiality=forward.peak_partiality), priors),
+        ("Student 16", still, replace(priors, student_t_nu=16.0)),
+        ("normal", still, replace(priors, student_t_nu=float("inf"))),
         ("round", partial(still, terms=6), priors),
         ("elliptical", tensor, priors),
         ("total, centroid", partial(still, terms=3), priors),
@@ -92,13 +93,14 @@ def comparisons(name: str, run: br.RunFit, draws: int):
             f" {x.nested.khat:.2f}, of images {x.nested.image_khat.max():.2f} at most",
             flush=True,
         )
-    found["total, centroid, spread"] = found["conserving p, t4"]
+    found["total, centroid, spread"] = found["conserving, Student 4"]
     tables = []
     for title, labels, scored in (
-        ("partiality and residuals", list(found)[:3], None),
-        ("shape of R1, six statistics", list(found)[3:5], None),
-        ("shape of R1, the four shared", list(found)[3:5], measure.STATISTICS[:4]),
-        ("terms, judged by the total", list(found)[5:], ("intensity",)),
+        ("partiality", list(found)[:2], None),
+        ("residuals", [list(found)[0], *list(found)[2:4]], None),
+        ("shape of R1, six statistics", list(found)[4:6], None),
+        ("shape of R1, the four shared", list(found)[4:6], measure.STATISTICS[:4]),
+        ("terms, judged by the total", list(found)[6:], ("intensity",)),
     ):
         some = {label: by_reflection(found[label], scored) for label in labels}
         tables.append((title, show(f"{title}, by reflection", some, image)))

@@ -47,14 +47,18 @@ class Nested:
     khat: float
     image_khat: np.ndarray
 
-    def draws(self, rng: np.random.Generator, n_draws: int) -> dict[str, np.ndarray]:
-        """Draws (n_draws, ...) by site from the posterior, constrained; some φ more than once."""
-        weights = np.exp(self.log_weights)
-        rows = rng.choice(len(weights), n_draws, p=weights / weights.sum())
+    def values(self) -> dict[str, np.ndarray]:
+        """The draws (S, ...) by site, constrained; ``log_weights`` are theirs."""
         draw = jax.vmap(partial(unflatten, self.sites))(
-            jnp.asarray(self.image[rows]), jnp.asarray(self.shared[rows])
+            jnp.asarray(self.image), jnp.asarray(self.shared)
         )
         return {name: np.asarray(value) for name, value in draw.items()}
+
+    def draws(self, rng: np.random.Generator, n_draws: int) -> dict[str, np.ndarray]:
+        """Draws (n_draws, ...) by site without weights; those of large weight more than once."""
+        weights = np.exp(self.log_weights)
+        rows = rng.choice(len(weights), n_draws, p=weights / weights.sum())
+        return {name: value[rows] for name, value in self.values().items()}
 
 
 def nested_draws(
