@@ -97,7 +97,7 @@ def comparisons(name: str, run: br.RunFit, draws: int):
     tables = []
     for title, labels, scored in (
         ("partiality", list(found)[:2], None),
-        ("residuals", [list(found)[0], *list(found)[2:4]], None),
+        ("residuals", [next(iter(found)), *list(found)[2:4]], None),
         ("shape of R1, six statistics", list(found)[4:6], None),
         ("shape of R1, the four shared", list(found)[4:6], measure.STATISTICS[:4]),
         ("terms, judged by the total", list(found)[6:], ("intensity",)),

