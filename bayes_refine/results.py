@@ -34,6 +34,7 @@ from .tables import image_table, mean_cell, shared_values, usable_images
 
 N_SHELLS = 10
 N_SCALE_DRAWS = 50
+N_SHOWN = 400  # draws in the report's pictures
 
 
 def write_results(
@@ -103,7 +104,8 @@ def write_results(
             "seconds": timed,
         }
         summary = jsonable(summary)
-        stage("report", report.fit_report, work / "report.html", run, summary, draws.flat(), reader)
+        shown = draws.flat(at_most=N_SHOWN)
+        stage("report", report.fit_report, work / "report.html", run, summary, shown, reader)
         write_summary(work / "summary.json", summary)
     return summary
 
