@@ -23,7 +23,8 @@ import bayes_refine as br
 from bayes_refine import forward
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = ("test_still.py", "test_forward.py", "test_calibration.py")
+TESTS = ("test_forward.py", "test_calibration.py")
+HONEST = "not broken"  # those that break the likelihood themselves say the same, inside the suite
 
 
 def nothing() -> None:
@@ -82,7 +83,7 @@ def main() -> None:
         jax.config.update("jax_enable_x64", True)
         BREAKS[options.what]()
         tests = [str(ROOT / "tests" / name) for name in TESTS]
-        sys.exit(pytest.main(["-q", "--no-header", "--tb=no", "-rf", "--rootdir", ROOT, *tests]))
+        sys.exit(pytest.main(["-q", "--no-header", "--tb=no", "-rf", "-k", HONEST, *tests]))
     for what in BREAKS:
         command = [sys.executable, __file__, "--break", what]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
