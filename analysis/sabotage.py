@@ -44,8 +44,8 @@ def variance_of_J(factor: float) -> None:
     """Counting variance of the total."""
     true = forward.expected_statistics
 
-    def expected(*args):
-        found = true(*args)
+    def expected(*args, **kwargs):
+        found = true(*args, **kwargs)
         return found._replace(variance=found.variance.at[:, 0].multiply(factor))
 
     forward.expected_statistics = expected
