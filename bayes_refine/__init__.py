@@ -14,10 +14,11 @@ Fitting wants float64: ``jax.config.update("jax_enable_x64", True)`` is the call
 from .agreement import completeness, pearson, r_split, shell_edges, shell_table
 from .crystal import Crystal
 from .detector import Beam, Detector
+from .draws import Draws
 from .errors import InputError
 from .experiments import Experiments, Still
 from .fit import RunFit, Settings, fit_run
-from .infer import Fit, evaluate, laplace_draws, map_fit, predictive_draws
+from .infer import Fit, evaluate, laplace_draws, map_fit, nuts_fit, predictive_draws, svi_fit
 from .io.expt import read_experiments, write_experiments
 from .io.images import ImageReader, read_bandwidth
 from .io.mtz import Unmerged, read_unmerged, write_merged, write_unmerged
@@ -39,6 +40,7 @@ __all__ = [
     "Beam",
     "Crystal",
     "Detector",
+    "Draws",
     "Experiments",
     "Fit",
     "ImageReader",
@@ -65,6 +67,7 @@ __all__ = [
     "map_fit",
     "model_names",
     "noise_for",
+    "nuts_fit",
     "pearson",
     "predictive_draws",
     "r_split",
@@ -77,6 +80,7 @@ __all__ = [
     "shell_edges",
     "shell_table",
     "simulate_run",
+    "svi_fit",
     "write_experiments",
     "write_merged",
     "write_posterior",

@@ -17,6 +17,7 @@ import numpy as np
 
 from . import infer, report
 from .agreement import shell_edges, shell_table
+from .draws import Method, describe, laplace, of_batch
 from .errors import InputError
 from .experiments import Experiments
 from .fit import RunFit, Settings
@@ -24,18 +25,19 @@ from .fit_intensities import intensities_of_fit, measured_of
 from .io.expt import write_experiments
 from .io.images import ImageReader
 from .io.mtz import write_merged, write_unmerged
-from .io.posterior import Variable, write_posterior
 from .mates import anomalous_table
 from .merged_intensities import Intensities, merged_columns
 from .noise import Noise
 from .output import all_or_none, jsonable, versions, write_summary, write_table
 from .pilot import tails
+from .posterior import write_draws
 from .priors import Priors
 from .reference import Reference, free_set
-from .tables import AXES, image_table, mean_cell, shared_values, usable_images
+from .tables import image_table, mean_cell, shared_values, usable_images
 
 N_SHELLS = 10
 N_SCALE_DRAWS = 50
+N_SHOWN = 400  # draws in the report's pictures
 
 
 def write_results(
@@ -46,10 +48,9 @@ def write_results(
     model: infer.Model,
     priors: Priors,
     settings: Settings,
-    method: str = "laplace",
+    method: Method = laplace,
     reader: ImageReader | None = None,
     noise: Noise | None = None,
-    n_draws: int = 100,
     model_name: str = "",
     command: Sequence[str] = (),
     seconds: Mapping[str, float] | None = None,
@@ -63,10 +64,9 @@ def write_results(
     Args:
         out_dir: made if absent; results in it are replaced.
         run, model, priors, settings: as given to and returned by ``fit_run``.
-        method: "map": sigmas of merged intensities are at fixed scales; "laplace": the
-            uncertainty of the scales is propagated (``scale_uncertainty``).
+        method: how to draw from the posterior: ``draws.laplace``, ``svi``, ``nuts``, or
+            ``at_mode``, which leaves the scales' uncertainty out of merged sigmas.
         reader: for the one image in the picture; none without it.
-        n_draws: Laplace draws in ``posterior.nc``.
         seconds: per stage, what happened before.
         anomalous: Friedel mates apart in ``merged.mtz`` too.
 
@@ -85,28 +85,32 @@ def write_results(
 
     with all_or_none(out_dir) as work:
         rng = np.random.default_rng(settings.seed)
-        draws = infer.laplace_draws(run.fit, rng, n_draws)
+        draws = method(run, model, priors, rng, say)
+        timed["draws"] = draws.seconds
         scale_sd: np.ndarray | float = 0.0
-        if method == "laplace":
-            scale_sd = stage("scale_sd", scale_uncertainty, run, model, priors, draws)
+        if draws.scales_vary:
+            few = draws.flat(at_most=N_SCALE_DRAWS)
+            scale_sd = stage("scale_sd", scale_uncertainty, run, model, priors, few)
         found = stage("merge", _merged, run, ref, scale_sd, settings, priors, anomalous)
         stage("tables", _write_tables, work, run, experiments, ref, found, settings)
-        stage("posterior", _write_draws, work / "posterior.nc", run, model, priors, draws, rng)
+        stage("posterior", write_draws, work / "posterior.nc", run, model, priors, draws, rng)
         if reader is not None:
             stage("pictures", _write_picture, work / "overview.png", run, reader)
         summary = {
             "command": list(command),
             "versions": versions(),
-            "method": method,
+            "method": draws.method,
             "model": model_name,
             **_summary(run, ref, found, settings),
+            "posterior": describe(draws, run.fit.sites),
             "noise": asdict(noise) if noise else None,
             "settings": {**asdict(settings), "weights": settings.weights.__name__},
             "priors": asdict(priors),
             "seconds": timed,
         }
         summary = jsonable(summary)
-        stage("report", report.fit_report, work / "report.html", run, summary, draws, reader)
+        shown = draws.flat(at_most=N_SHOWN)
+        stage("report", report.fit_report, work / "report.html", run, summary, shown, reader)
         write_summary(work / "summary.json", summary)
     return summary
 
@@ -117,14 +121,14 @@ def write_results(
 def scale_uncertainty(
     run: RunFit, model: infer.Model, priors: Priors, draws: Mapping[str, np.ndarray]
 ) -> np.ndarray:
-    """(N,) fractional sd of g = G·B_term·p·pol: that of ln g over the first 50 draws.
+    """(N,) fractional sd of g = G·B_term·p·pol: that of ln g over draws (D, ...) by site.
 
     Each reflection's own; that reflections of one image share the error of G is left out.
     """
-    count = min(N_SCALE_DRAWS, len(next(iter(draws.values()))))
+    count = len(next(iter(draws.values())))
     found = []
     for batch, obs in zip(run.batches, run.observed.parts, strict=True):
-        here = _draws_of(run, draws, batch.images)
+        here = of_batch(run, draws, batch.images)
         mean = total = np.zeros(len(batch.predictions))
         for i in range(count):
             values = {name: value[i] for name, value in here.items()}
@@ -135,12 +139,6 @@ def scale_uncertainty(
             total = total + step * (log_g - mean)
         found.append(np.sqrt(total / max(count - 1, 1)))
     return np.concatenate(found)
-
-
-def _draws_of(run: RunFit, draws: Mapping[str, np.ndarray], images: slice):
-    """Draws of a batch of images, the last image repeated where the batch has room for more."""
-    rows = np.minimum(np.arange(images.start, images.start + run.observed.size), images.stop - 1)
-    return {s.name: draws[s.name][:, rows] if s.per_image else draws[s.name] for s in run.fit.sites}
 
 
 def _merged(
@@ -218,44 +216,7 @@ def _write_tables(work: Path, run: RunFit, experiments, ref, found: Intensities,
     write_table(work / "images.csv", image_table(run))
 
 
-# -- posterior.nc ---------------------------------------------------------------------------
-
-
-def _write_draws(path: Path, run: RunFit, model, priors, draws, rng) -> None:
-    r = run.reflections
-    rows = np.flatnonzero(r.informs)
-    posterior, coords = {}, {}
-    for site in run.fit.sites:
-        values, shape = np.asarray(draws[site.name]), site.shape
-        if site.per_image and shape[:1] == (1,):  # the plate's own axis
-            values, shape = values.reshape(*values.shape[:2], *shape[1:]), shape[1:]
-        dims = [f"{site.name}_dim_{k}" for k in range(len(shape))]
-        if site.name in AXES and dims:
-            dims[-1], labels = AXES[site.name]
-            coords[dims[-1]] = np.array(labels) if labels else np.arange(1, shape[-1] + 1)
-        posterior[site.name] = Variable(values, ("image", *dims) if site.per_image else tuple(dims))
-    names = ("intensity", "centroid_radial", "centroid_tangential", "spread")
-    observed = [b.statistics.value[b.informs, : len(names)] for b in run.batches]
-
-    def pointwise():
-        for batch, obs in zip(run.batches, run.observed.parts, strict=True):
-            here = _draws_of(run, draws, batch.images)
-            terms = list(infer.predictive_draws(rng, model, here, obs, priors))
-            yield {
-                name: tuple(np.stack([row[name][k][obs.fit] for row in terms]) for k in (0, 1))
-                for name in names
-            }
-
-    write_posterior(
-        path,
-        posterior,
-        pointwise(),
-        dict(zip(names, np.concatenate(observed).T, strict=True)),
-        {"image": r.image[rows], **dict(zip("hkl", r.hkl[rows].T, strict=True))},
-        coords,
-        {"identifier": ("image", np.array([still.identifier for still in run.stills]))},
-        {"inference_library": "bayes_refine", "method": "Laplace draws"},
-    )
+# -- overview.png ---------------------------------------------------------------------------
 
 
 def _write_picture(path: Path, run: RunFit, reader: ImageReader) -> None:

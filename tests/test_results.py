@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from functools import partial
 
 import gemmi
 import h5py
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import reciprocalspaceship as rs
 
-from bayes_refine import plots, results, tables
+from bayes_refine import draws, plots, posterior, results, tables
 from bayes_refine.demo import errors
 from bayes_refine.errors import InputError
 from bayes_refine.io.expt import read_experiments
@@ -216,7 +217,7 @@ def test_a_failure_leaves_nothing_that_looks_complete(small_run, tmp_path, monke
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(results, "write_posterior", full)
+    monkeypatch.setattr(posterior, "write_posterior", full)
     (tmp_path / "images.csv").write_text("of an earlier run")
     with pytest.raises(InputError, match="No space left"):
         results.write_results(**{**small_run.arguments, "out_dir": tmp_path})
@@ -225,7 +226,8 @@ def test_a_failure_leaves_nothing_that_looks_complete(small_run, tmp_path, monke
 
 
 def test_map_holds_the_scales_fixed(small_run, tmp_path):
-    arguments = {"method": "map", "n_draws": 4, "reader": None, "out_dir": tmp_path}
+    method = partial(draws.at_mode, n_draws=4)
+    arguments = {"method": method, "reader": None, "out_dir": tmp_path}
     results.write_results(**{**small_run.arguments, **arguments})
     fixed, free = (mtz_columns(f / "merged.mtz")[1] for f in (tmp_path, small_run.out))
     assert (fixed["SIGIMEAN"] <= free["SIGIMEAN"] * (1 + 1e-6)).all()

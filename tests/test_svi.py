@@ -9,7 +9,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 
-from bayes_refine.infer import guides, map_fit
+from bayes_refine.infer import Batches, guides, map_fit
 from bayes_refine.infer.density import density
 from bayes_refine.infer.svi import subset, svi_fit
 from bayes_refine.infer.whitening import coloured, log_volume, whitening
@@ -212,3 +212,23 @@ def test_nothing_shared():
     np.testing.assert_allclose(x.std(0) * np.sqrt(shape), 1, atol=0.06)
     offset = (x.mean(0) - np.log(shape / rate) + 0.5 / shape) * np.sqrt(shape)
     np.testing.assert_allclose(offset, 0, atol=0.06)
+
+
+def test_images_that_lie_on_disk_find_the_same():
+    """Parts of five images, the last with room for one that does not count."""
+    data, mean, precision = simulate(14, seed=2)
+    fit = map_fit(line, data)
+    sd = np.sqrt(np.diag(np.linalg.inv(precision)))
+    shifted = {"image": fit.image + 0.4 * sd[:28].reshape(14, 2), "shared": fit.shared + sd[28:]}
+    start = fit.__class__(**{**fit.__dict__, **shifted})
+    rows = [np.minimum(np.arange(5 * b, 5 * b + 5), 13) for b in range(3)]
+    parts = Batches([{k: v[r] for k, v in data.items()} for r in rows], 5, 14)
+    rng, settings = np.random.default_rng(8), {"learning_rate": 0.02, "stretch": 400}
+    found = svi_fit(start, rng, line, parts, **settings)
+    assert found.converged, found.message
+    x = in_order(found.draws(np.random.default_rng(9), 40_000))
+    np.testing.assert_allclose((x.mean(0) - mean) / sd, 0, atol=0.15)
+    np.testing.assert_allclose(x.std(0) / sd, 1, atol=0.12)
+    assert found.khat < 0.7
+    evidence = fit.log_density - 0.5 * np.linalg.slogdet(precision / 2 / np.pi)[1]
+    assert found.evidence == pytest.approx(evidence, abs=5 * found.evidence_sd + 0.1)

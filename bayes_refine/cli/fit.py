@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,15 +16,9 @@ from ..experiments import Experiments, Still
 from ..io.expt import read_experiments
 from ..io.images import ImageReader, read_bandwidth
 from .app import Out, app, out_console, progress
+from .methods import GuideName, MethodName, method_of
 
 DETECTOR, INFERENCE = "Beam and detector", "Model and inference"
-
-
-class Method(StrEnum):
-    """How sigmas of merged intensities are found: at fixed scales, or with their uncertainty."""
-
-    map = "map"
-    laplace = "laplace"
 
 
 @app.command("fit")
@@ -88,12 +81,17 @@ def fit_command(
         ),
     ] = "still",
     method: Annotated[
-        Method,
+        MethodName,
         typer.Option(
-            help="Merged sigmas at fixed scales (map), or with the scales' uncertainty.",
+            help="How the posterior is drawn from once the mode is found: its curvature (laplace;"
+            " map also holds the scales fixed in merged sigmas), a guide (svi), or chains (nuts).",
             rich_help_panel=INFERENCE,
         ),
-    ] = Method.laplace,
+    ] = MethodName.laplace,
+    guide: Annotated[
+        GuideName,
+        typer.Option(help="Of --method svi.", rich_help_panel=INFERENCE),
+    ] = GuideName.structured,
     priors_file: Annotated[
         Path | None,
         typer.Option(
@@ -119,12 +117,29 @@ def fit_command(
             min=1, metavar="N", help="Rounds of predict, measure, fit.", rich_help_panel=INFERENCE
         ),
     ] = 3,
-    draws: Annotated[
+    n_draws: Annotated[
+        int | None,
+        typer.Option(
+            "--draws",
+            min=4,
+            metavar="N",
+            help="Draws in posterior.nc; of each chain.",
+            show_default="100; 1000 of each chain",
+            rich_help_panel=INFERENCE,
+        ),
+    ] = None,
+    chains: Annotated[
+        int, typer.Option(min=2, metavar="N", help="Of --method nuts.", rich_help_panel=INFERENCE)
+    ] = 4,
+    warmup: Annotated[
         int,
         typer.Option(
-            min=4, metavar="N", help="Laplace draws in posterior.nc.", rich_help_panel=INFERENCE
+            min=10,
+            metavar="N",
+            help="Trajectories of each chain before its draws.",
+            rich_help_panel=INFERENCE,
         ),
-    ] = 100,
+    ] = 500,
     bandwidth: Annotated[
         float | None,
         typer.Option(
@@ -218,8 +233,7 @@ def fit_command(
             gain=gain,
             read_noise=read_noise,
             started=started,
-            method=method.value,
-            n_draws=draws,
+            method=method_of(method, guide, n_draws, chains, warmup),
             model_name=model,
             command=context.obj or [],
             anomalous=anomalous,
@@ -298,6 +312,8 @@ def _report(out: Path, run: fit.RunFit, summary: dict[str, Any], seconds: float)
     }
     shown = (f"{name} {value:.3f}" for name, value in numbers.items() if value is not None)
     out_console.print(", ".join(shown))
+    if message := summary["posterior"]["message"]:
+        out_console.print(message, markup=False, soft_wrap=True)
     out_console.print(f"{seconds:.0f} s; results in {out}", soft_wrap=True)
 
 

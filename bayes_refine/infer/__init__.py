@@ -5,18 +5,35 @@ plate.  NumPyro appears here and in ``models/`` alone.
 """
 
 from .batches import Batches
-from .density import IMAGE, Model, Site, evaluate
+from .density import IMAGE, Model, Site, evaluate, observed_sites
+from .importance import Nested, nested_draws
 from .laplace import Fit, laplace_draws, predictive_draws
+from .loo import Compared, Loo, compare, leave_out, leave_out_images, log_likelihoods
 from .newton import map_fit
+from .nuts import Chains, nuts_fit
+from .svi import GuideFit, svi_fit
 
 __all__ = [
     "IMAGE",
     "Batches",
+    "Chains",
+    "Compared",
     "Fit",
+    "GuideFit",
+    "Loo",
     "Model",
+    "Nested",
     "Site",
+    "compare",
     "evaluate",
     "laplace_draws",
+    "leave_out",
+    "leave_out_images",
+    "log_likelihoods",
     "map_fit",
+    "nested_draws",
+    "nuts_fit",
+    "observed_sites",
     "predictive_draws",
+    "svi_fit",
 ]

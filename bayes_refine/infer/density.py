@@ -70,6 +70,18 @@ def latent_sites(trace):
     return {k: s for k, s in trace.items() if s["type"] == "sample" and not s["is_observed"]}
 
 
+def observed_sites(model: Model, *args: Any) -> tuple[str, ...]:
+    """Names of what a model observes."""
+    names: list[str] = []
+
+    def note(args):
+        sites = traced(model, {}, args).items()
+        names.extend(k for k, s in sites if s["type"] == "sample" and s["is_observed"])
+
+    jax.eval_shape(note, args)
+    return tuple(names)
+
+
 def prior_means(model, args):
     """The prior mean of every unknown, in the shape it is sampled in."""
     latent = latent_sites(traced(model, {}, args))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.optim import Adam
 
+from .batches import Batches
 from .density import Model, Site, density, unflatten
 from .diagnostics import judge_guide, psis
 from .guides import Guide, structured
@@ -90,6 +91,8 @@ def svi_fit(
     Args:
         fit: of ``map_fit`` for the same model and ``args``; the guide's start and its metric.
         guide: ``guides.structured``, ``guides.mean_field`` or ``guides.low_rank()``.
+        args: of the model.  Where the first is ``Batches``, a step sees one part, in random
+            order, its terms scaled by the number of parts: for runs that memory cannot hold.
         batch: images a step, drawn anew, their terms scaled by n/batch; all by default.  Needs
             ``args[0]`` to be arrays that lead with the images (scalars are shared).
         particles: draws a step. learning_rate: of the first steps. stretch: steps between looks.
@@ -98,18 +101,21 @@ def svi_fit(
     """
     started = time.perf_counter()
     say = progress or (lambda line: None)
-    n = len(fit.image)
-    batch = n if batch is None else min(batch, n)
     frame, parameters = guide.start(fit)
-    problem = _Problem(frame, _levels(fit, model, args, batch), args)
-    walk = _stretch(model, fit.sites, guide, batch, particles, stretch)
-    state, rate = Adam(learning_rate).init(parameters), learning_rate
     key = jax.random.key(int(rng.integers(2**31)))
+    on_disk = isinstance(args[0], Batches)
+    parts = partial(_parts, args) if on_disk else lambda: iter([_all(fit, args)])
+    levels = _levels(model, fit, parts())
+    if on_disk:
+        walk = _walk_on_disk(model, fit.sites, guide, particles, frame, levels, args, rng)
+    else:
+        walk = _walk_in_memory(model, fit, guide, particles, frame, levels, args, batch)
+    state, rate = Adam(learning_rate).init(parameters), learning_rate
     elbo: list[np.ndarray] = []
     before: _Stretch | None = None
     while True:
         key, here = jax.random.split(key)
-        state, now = walk(state, rate, jax.random.split(here, stretch), problem)
+        state, now = walk(state, rate, jax.random.split(here, stretch))
         elbo.append(np.asarray(now.elbo))
         steps = stretch * len(elbo)
         last = steps + stretch > max_steps
@@ -130,8 +136,10 @@ def svi_fit(
         before, rate = now, rate * (SHORTER if flat else 1)
     averaged = jax.tree.map(lambda a, b: (a + b) / 2, before.mean, now.mean)
     tail = np.concatenate(elbo[-2:])
-    log_weights = _log_weights(model, fit.sites, guide, n_khat)(averaged, key, problem)
-    khat = float(psis(np.asarray(log_weights))[1]) if n_khat else np.nan
+    khat = np.nan
+    if n_khat:
+        weights = _log_weights(model, fit.sites, guide, averaged, frame, key, n_khat, parts())
+        khat = float(psis(weights)[1])
     message = judge_guide(bool(settled), steps, unsettled, change, change_sd, khat)
     say(message)
     return GuideFit(
@@ -154,11 +162,11 @@ def subset(args: tuple, rows: jax.Array) -> tuple:
     return jax.tree.map(lambda x: x[rows] if jnp.ndim(x) else x, args[0]), *args[1:]
 
 
-class _Problem(NamedTuple):
-    """What a step needs: the guide's constants, ln p of each image at the mode, observations."""
+class _Part(NamedTuple):
+    """Some images: their rows, how many images each stands for, and the model's arguments."""
 
-    frame: Any
-    levels: jax.Array
+    rows: Any
+    weight: Any
     args: tuple
 
 
@@ -170,67 +178,134 @@ class _Stretch(NamedTuple):
     variance: dict[str, jax.Array]
 
 
-def _levels(fit: Fit, model, args, batch):
-    """(n,) ln p of each image at the mode: taken out of what a batch of images stands for."""
+def _all(fit: Fit, args: tuple) -> _Part:
+    """All images at once."""
     n = len(fit.image)
+    return _Part(np.arange(n), np.ones(n), args)
+
+
+def _part(args: tuple, number: int) -> _Part:
+    """One part of ``Batches``; room beyond the last image weighs nothing."""
+    data: Batches = args[0]
+    rows = number * data.size + np.arange(data.size)
+    weight = np.where(rows < data.n_images, 1.0, 0.0)
+    return _Part(np.minimum(rows, data.n_images - 1), weight, (data.parts[number], *args[1:]))
+
+
+def _parts(args: tuple) -> Iterator[_Part]:
+    return (_part(args, number) for number in range(len(args[0].parts)))
+
+
+def _levels(model, fit: Fit, parts: Iterator[_Part]) -> jax.Array:
+    """(n,) ln p of each image at the mode: taken out of what a batch of images stands for."""
 
     @jax.jit
-    def at(rows, args):
-        some = args if batch == n else subset(args, rows)
-        return density(model, fit.sites, jnp.asarray(fit.image)[rows], fit.shared, some)[0]
+    def at(theta, args):
+        return density(model, fit.sites, theta, jnp.asarray(fit.shared), args)[0]
 
-    starts = [min(i, n - batch) for i in range(0, n, batch)]
-    rows = [np.arange(i, i + batch) for i in starts]
-    levels = np.zeros(n)
-    for r in rows:
-        levels[r] = np.asarray(at(jnp.asarray(r), args))
+    levels = np.zeros(len(fit.image))
+    for part in parts:
+        found = np.asarray(at(jnp.asarray(fit.image[part.rows]), part.args))
+        kept = part.weight > 0
+        levels[part.rows[kept]] = found[kept]
     return jnp.asarray(levels)
 
 
-def _objective(model, sites, guide: Guide, batch, parameters, key, problem: _Problem):
+def _objective(model, sites, guide: Guide, frame, levels, parameters, key, part: _Part):
     """One draw's estimate of the negative ELBO."""
-    of_batch, of_draw = jax.random.split(key)
-    n = len(problem.levels)
-    theta, phi = guide.draw(parameters, problem.frame, of_draw)
+    theta, phi = guide.draw(parameters, frame, key)
     held = jax.lax.stop_gradient(parameters)  # the score's mean is zero: only noise
-    q_image, q_shared = guide.log_density(held, problem.frame, theta, phi)
-    if batch == n:
-        p_image, p_shared = density(model, sites, theta, phi, problem.args)
-        return -((p_image - q_image).sum() + p_shared - q_shared)
-    rows = jax.random.choice(of_batch, n, (batch,), replace=False)
-    p_image, p_shared = density(model, sites, theta[rows], phi, subset(problem.args, rows))
-    above = (p_image - problem.levels[rows] - q_image[rows]).sum() * (n / batch)
-    return -(above + problem.levels.sum() + p_shared - q_shared)
+    q_image, q_shared = guide.log_density(held, frame, theta, phi)
+    p_image, p_shared = density(model, sites, theta[part.rows], phi, part.args)
+    above = part.weight * (p_image - levels[part.rows] - q_image[part.rows])
+    return -(above.sum() + levels.sum() + p_shared - q_shared)
 
 
-def _stretch(model, sites, guide, batch, particles, steps):
-    """Many steps at once, compiled."""
+class _Moved(NamedTuple):
+    """Adam's state, and sums and squares of the parameters about where the stretch began."""
 
-    def loss(parameters, key, problem):
-        one = partial(_objective, model, sites, guide, batch, parameters)
-        return jax.vmap(lambda k: one(k, problem))(jax.random.split(key, particles)).mean()
+    state: Any
+    origin: Any
+    total: Any
+    squares: Any
+
+
+def _begin(state) -> _Moved:
+    origin = Adam(0.0).get_params(state)
+    zero = jax.tree.map(jnp.zeros_like, origin)
+    return _Moved(state, origin, zero, zero)
+
+
+def _step(objective, particles, rate, moved: _Moved, key, part: _Part):
+    """One step of Adam along the mean gradient of some draws; with it the ELBO."""
+    optimiser = Adam(lambda _: rate)
+
+    def loss(parameters):
+        one = jax.vmap(lambda k: objective(parameters, k, part))
+        return one(jax.random.split(key, particles)).mean()
+
+    value, slope = jax.value_and_grad(loss)(optimiser.get_params(moved.state))
+    finite = jnp.isfinite(value)
+    slope = jax.tree.map(lambda g: jnp.where(finite & jnp.isfinite(g), g, 0), slope)
+    state = optimiser.update(slope, moved.state)
+    away = jax.tree.map(jnp.subtract, optimiser.get_params(state), moved.origin)
+    total = jax.tree.map(jnp.add, moved.total, away)
+    squares = jax.tree.map(lambda s, x: s + x**2, moved.squares, away)
+    return _Moved(state, moved.origin, total, squares), -value
+
+
+def _end(moved: _Moved, elbo) -> tuple[Any, _Stretch]:
+    steps = len(elbo)
+    mean = jax.tree.map(lambda x: x / steps, moved.total)
+    variance = jax.tree.map(lambda s, m: jnp.maximum(s / steps - m**2, 0), moved.squares, mean)
+    return moved.state, _Stretch(elbo, jax.tree.map(jnp.add, moved.origin, mean), variance)
+
+
+def _walk_in_memory(model, fit: Fit, guide, particles, frame, levels, args, batch):
+    """A stretch of steps at once, compiled: all images, or ``batch`` of them drawn anew."""
+    n = len(fit.image)
+    batch = n if batch is None else min(batch, n)
+
+    def drawn(key, args) -> _Part:
+        if batch == n:
+            return _all(fit, args)
+        rows = jax.random.choice(key, n, (batch,), replace=False)
+        return _Part(rows, jnp.full(batch, n / batch), subset(args, rows))
 
     @jax.jit
-    def walk(state, rate, keys, problem):
-        optimiser = Adam(lambda _: rate)
-        origin = optimiser.get_params(state)
+    def walk(state, rate, keys, frame, levels, args):
+        objective = partial(_objective, model, fit.sites, guide, frame, levels)
 
-        def step(carry, key):
-            state, total, squares = carry
-            value, slope = jax.value_and_grad(loss)(optimiser.get_params(state), key, problem)
-            finite = jnp.isfinite(value)
-            slope = jax.tree.map(lambda g: jnp.where(finite & jnp.isfinite(g), g, 0), slope)
-            state = optimiser.update(slope, state)
-            moved = jax.tree.map(jnp.subtract, optimiser.get_params(state), origin)
-            total = jax.tree.map(jnp.add, total, moved)
-            squares = jax.tree.map(lambda s, x: s + x**2, squares, moved)
-            return (state, total, squares), -value
+        def step(moved, key):
+            of_batch, of_draws = jax.random.split(key)
+            part = drawn(of_batch, args)
+            return _step(objective, particles, rate, moved, of_draws, part)
 
-        zero = jax.tree.map(jnp.zeros_like, origin)
-        (state, total, squares), elbo = jax.lax.scan(step, (state, zero, zero), keys)
-        mean = jax.tree.map(lambda x: x / steps, total)
-        variance = jax.tree.map(lambda s, m: jnp.maximum(s / steps - m**2, 0), squares, mean)
-        return state, _Stretch(elbo, jax.tree.map(jnp.add, origin, mean), variance)
+        return _end(*jax.lax.scan(step, _begin(state), keys))
+
+    return lambda state, rate, keys: walk(state, rate, keys, frame, levels, args)
+
+
+def _walk_on_disk(model, sites, guide, particles, frame, levels, args, rng):
+    """A stretch of steps, each on one part that is read for it; every part once in each turn."""
+    count = len(args[0].parts)
+    turn: list[int] = []
+
+    @jax.jit
+    def step(moved, rate, key, frame, levels, part):
+        objective = partial(_objective, model, sites, guide, frame, levels)
+        return _step(objective, particles, rate, moved, key, part)
+
+    def walk(state, rate, keys):
+        moved, elbo = _begin(state), []
+        for key in keys:
+            if not turn:
+                turn.extend(rng.permutation(count))
+            part = _part(args, turn.pop())
+            part = part._replace(weight=count * part.weight)
+            moved, value = step(moved, rate, key, frame, levels, part)
+            elbo.append(value)
+        return _end(moved, jnp.stack(elbo))
 
     return walk
 
@@ -252,17 +327,25 @@ def _change(before, now) -> tuple[float, float]:
     return float(b.mean() - a.mean()), float(np.sqrt(a.var() / len(a) + b.var() / len(b)))
 
 
-def _log_weights(model, sites, guide, count):
-    """ln p/q of ``count`` draws from the guide."""
+def _log_weights(model, sites, guide, parameters, frame, key, count, parts) -> np.ndarray:
+    """(count,) ln p/q of draws from the guide."""
 
     @jax.jit
-    def weigh(parameters, key, problem):
-        def one(key):
-            theta, phi = guide.draw(parameters, problem.frame, key)
-            q_image, q_shared = guide.log_density(parameters, problem.frame, theta, phi)
-            p_image, p_shared = density(model, sites, theta, phi, problem.args)
-            return (p_image - q_image).sum() + p_shared - q_shared
+    def draw(key):
+        theta, phi = guide.draw(parameters, frame, key)
+        image, shared = guide.log_density(parameters, frame, theta, phi)
+        return theta, phi, image.sum() + shared
 
-        return jax.lax.map(one, jax.random.split(key, count))
+    @jax.jit
+    def weigh(theta, phi, weight, args):
+        image, shared = density(model, sites, theta, phi, args)
+        return jnp.where(weight > 0, image, 0.0).sum(), shared
 
-    return weigh if count else lambda *_: np.zeros(1)
+    drawn = [draw(k) for k in jax.random.split(key, count)]
+    log_weights = -np.array([float(q) for _, _, q in drawn])
+    shared = np.zeros(count)
+    for part in parts:
+        found = [weigh(theta[part.rows], phi, part.weight, part.args) for theta, phi, _ in drawn]
+        log_weights += [float(image) for image, _ in found]
+        shared = np.array([float(s) for _, s in found])
+    return log_weights + shared

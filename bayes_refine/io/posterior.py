@@ -26,7 +26,7 @@ class Variable:
     """Draws of one unknown.
 
     Attributes:
-        draws: (D, ...), one chain.
+        draws: (c, d, ...), c chains of d draws.
         dims: names of the axes after the draws.
     """
 
@@ -43,50 +43,64 @@ def write_posterior(
     coords: Mapping[str, np.ndarray] | None = None,
     labels: Mapping[str, tuple[str, np.ndarray]] | None = None,
     attrs: Mapping[str, str] | None = None,
+    stats: Mapping[str, np.ndarray] | None = None,
+    kept: np.ndarray | None = None,
 ) -> None:
-    """Write the groups posterior, log_likelihood, posterior_predictive and observed_data.
+    """Write the groups posterior, log_likelihood, posterior_predictive and observed_data, and
+    sample_stats where there are any.
 
     Pointwise values are float32 with dims (chain, draw, reflection).
 
     Args:
-        posterior: the unknowns, D draws each.
-        pointwise: {term: (ln p (D, b), replicate (D, b))} of b reflections at a time, one block
-            after the other.
+        posterior: the unknowns, c chains of d draws each.
+        pointwise: {term: (ln p (c, k, b), replicate (c, k, b))} of b reflections at a time, one
+            block after the other.
         observed: (n,) by term, in the order of the reflections.
         reflections: (n,) coordinates of the reflections: image, h, k, l.
         coords: values along the posterior's dims; 0, 1, ... where absent.
         labels: further coordinates of the posterior: (dim, values) by name.
         attrs: of the file.
+        stats: (c, d) each, by ArviZ's names.
+        kept: (k,) the draws that the pointwise values are of; all if left out.
 
     Raises:
         ValueError: numbers of draws or of reflections differ.
         InputError: the file cannot be written.
     """
-    counts = {len(v.draws) for v in posterior.values()}
+    counts = {np.shape(v.draws)[:2] for v in posterior.values()}
     if len(counts) != 1:
-        raise ValueError(f"one number of draws is needed, not {sorted(counts)}")
-    n_draws = counts.pop()
+        raise ValueError(f"one number of chains and draws is needed, not {sorted(counts)}")
+    sizes = dict(zip(("chain", "draw"), counts.pop(), strict=True))
+    kept = np.arange(sizes["draw"]) if kept is None else kept
     try:
         with h5netcdf.File(path, "w") as file:
             file.attrs.update(attrs or {})
-            _write_posterior(file, posterior, n_draws, coords or {}, labels or {})
+            _write_posterior(file, posterior, sizes, coords or {}, labels or {})
+            _write_stats(file, stats or {}, sizes)
             _write_observed(file, observed, reflections)
-            _write_pointwise(file, pointwise, tuple(observed), reflections, n_draws)
+            _write_pointwise(file, pointwise, tuple(observed), reflections, sizes["chain"], kept)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error}") from None
 
 
-def _write_posterior(file, posterior, n_draws, coords, labels) -> None:
-    sizes: dict[str, int] = {"chain": 1, "draw": n_draws}
+def _write_posterior(file, posterior, sizes, coords, labels) -> None:
+    sizes = dict(sizes)
     for variable in posterior.values():
-        sizes |= dict(zip(variable.dims, np.shape(variable.draws)[1:], strict=True))
+        sizes |= dict(zip(variable.dims, np.shape(variable.draws)[2:], strict=True))
     group = _group(file, "posterior", sizes, coords)
     for name, (dim, values) in labels.items():
         _variable(group, name, (dim,), values)
     for name, variable in posterior.items():
         dims = ("chain", "draw", *variable.dims)
         on = [label for label, (dim, _) in labels.items() if dim in dims]
-        _variable(group, name, dims, np.asarray(variable.draws)[None], on)
+        _variable(group, name, dims, variable.draws, on)
+
+
+def _write_stats(file, stats, sizes) -> None:
+    if stats:
+        group = _group(file, "sample_stats", sizes, {})
+        for name, values in stats.items():
+            _variable(group, name, ("chain", "draw"), values)
 
 
 def _write_observed(file, observed, reflections) -> None:
@@ -98,11 +112,12 @@ def _write_observed(file, observed, reflections) -> None:
         _variable(group, name, ("reflection",), np.float32(values), reflections)
 
 
-def _write_pointwise(file, pointwise, terms, reflections, n_draws) -> None:
+def _write_pointwise(file, pointwise, terms, reflections, n_chains, kept) -> None:
     n = len(next(iter(reflections.values())))
+    sizes = {"chain": n_chains, "draw": len(kept), "reflection": n}
     dims, groups = ("chain", "draw", "reflection"), []
     for title in ("log_likelihood", "posterior_predictive"):
-        group = _group(file, title, {"chain": 1, "draw": n_draws, "reflection": n}, {})
+        group = _group(file, title, sizes, {"draw": kept})
         for name, values in reflections.items():
             _variable(group, name, ("reflection",), values)
         for name in terms:
@@ -110,7 +125,7 @@ def _write_pointwise(file, pointwise, terms, reflections, n_draws) -> None:
                 name,
                 dims,
                 "f4",
-                chunks=(1, n_draws, max(min(n, BLOCK), 1)),
+                chunks=(1, len(kept), max(min(n, BLOCK), 1)),
                 compression="gzip",
                 compression_opts=1,
                 shuffle=True,
@@ -119,12 +134,13 @@ def _write_pointwise(file, pointwise, terms, reflections, n_draws) -> None:
         groups.append(group)
     first = 0
     for block in pointwise:
-        width = len(next(iter(block.values()))[0][0])
+        width = np.shape(next(iter(block.values()))[0])[-1]
+        expected = (n_chains, len(kept), width)
         for name in terms:
             for group, values in zip(groups, block[name], strict=True):
-                if np.shape(values) != (n_draws, width):
-                    raise ValueError(f"{name}: shape {np.shape(values)}, not {(n_draws, width)}")
-                group[name][0, :, first : first + width] = np.float32(values)
+                if np.shape(values) != expected:
+                    raise ValueError(f"{name}: shape {np.shape(values)}, not {expected}")
+                group[name][:, :, first : first + width] = np.float32(values)
         first += width
     if first != n:
         raise ValueError(f"pointwise terms of {first} reflections, {n} were observed")
@@ -144,6 +160,9 @@ def _variable(group, name: str, dims: tuple[str, ...], values, coordinates=()) -
         values = values.astype(object)
         variable = group.create_variable(name, dims, h5py.string_dtype())
         variable[...] = values
+    elif values.dtype == bool:  # which netCDF lacks: xarray's way
+        variable = group.create_variable(name, dims, "i1", data=values.astype("i1"))
+        variable.attrs["dtype"] = "bool"
     else:
         variable = group.create_variable(name, dims, values.dtype, data=values)
     if coordinates:

@@ -102,6 +102,9 @@ def attention(
             f"Orientations still moved by {number(rounds[-1]['rotation_mrad'])} mrad in the last "
             "round: use more --rounds."
         )
+    posterior = summary.get("posterior") or {}
+    if posterior.get("converged") is False and posterior.get("message"):
+        found.append(posterior["message"])
     if table is not None and "cc_model" in table:
         cc, bad = np.asarray(table["cc_model"], float), failed(table)
         low = np.flatnonzero((cc < 0.5) & ~bad)

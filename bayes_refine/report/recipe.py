@@ -39,6 +39,8 @@ def what_was_run(summary: Summary) -> Section | None:
         )
         if summary.get(name)
     ]
+    if message := (summary.get("posterior") or {}).get("message"):
+        facts.append(("draws", message))
     if summary.get("cell"):
         a, b, c, *angles = (f"{x:.2f}" for x in summary["cell"])
         facts.append(("mean cell", f"{a}, {b}, {c} Å; {', '.join(angles)}°"))

@@ -13,15 +13,15 @@ from bayes_refine.io.posterior import Variable, write_posterior
 TERMS = ["intensity", "centroid_radial", "centroid_tangential", "spread"]
 
 
-def example(n_draws=6, n=9):
+def example(shape=(2, 6), n=9):
     rng = np.random.default_rng(0)
     observed = {"intensity": rng.normal(size=n), "spread": rng.normal(size=n)}
     posterior = {
-        "log_R0": Variable(rng.normal(size=n_draws)),
-        "rotation_mrad": Variable(rng.normal(size=(n_draws, 3, 3)), ("image", "axis")),
+        "log_R0": Variable(rng.normal(size=shape)),
+        "rotation_mrad": Variable(rng.normal(size=(*shape, 3, 3)), ("image", "axis")),
     }
     blocks = [
-        {k: (rng.normal(size=(n_draws, b)), rng.normal(size=(n_draws, b))) for k in observed}
+        {k: (rng.normal(size=(*shape, b)), rng.normal(size=(*shape, b))) for k in observed}
         for b in (n - 4, 4)
     ]
     reflections = {
@@ -42,27 +42,42 @@ def test_what_is_written_is_read(tmp_path):
     data = arviz.from_netcdf(str(path))
     rotation = data["posterior"]["rotation_mrad"]
     assert rotation.dims == ("chain", "draw", "image", "axis")
-    np.testing.assert_array_equal(rotation.values[0], posterior["rotation_mrad"].draws)
+    np.testing.assert_array_equal(rotation.values, posterior["rotation_mrad"].draws)
     assert list(rotation["axis"].values) == ["x", "y", "z"]
     assert list(rotation["identifier"].values) == ["a", "b", "ç"]
     for group, place in (("log_likelihood", 0), ("posterior_predictive", 1)):
         found = data[group]["spread"]
         assert found.dims == ("chain", "draw", "reflection") and found.dtype == np.float32
-        expected = np.float32(np.concatenate([b["spread"][place] for b in blocks], axis=1))
-        np.testing.assert_array_equal(found.values[0], expected)
+        expected = np.float32(np.concatenate([b["spread"][place] for b in blocks], axis=2))
+        np.testing.assert_array_equal(found.values, expected)
         np.testing.assert_array_equal(found["k"].values, reflections["k"])
     np.testing.assert_array_equal(data["observed_data"]["spread"], np.float32(observed["spread"]))
+
+
+def test_statistics_of_chains_and_some_of_the_draws(tmp_path):
+    posterior, blocks, observed, reflections = example()
+    path, kept = tmp_path / "posterior.nc", np.array([1, 3, 5])
+    some = [{k: (x[:, kept], y[:, kept]) for k, (x, y) in block.items()} for block in blocks]
+    stats = {"diverging": np.arange(12).reshape(2, 6) == 3, "lp": np.arange(12.0).reshape(2, 6)}
+    write_posterior(path, posterior, some, observed, reflections, stats=stats, kept=kept)
+    data = arviz.from_netcdf(str(path))
+    assert data["sample_stats"]["diverging"].dtype == bool
+    for name, values in stats.items():
+        np.testing.assert_array_equal(data["sample_stats"][name], values)
+    np.testing.assert_array_equal(data["log_likelihood"]["draw"], kept)
+    assert data["log_likelihood"]["spread"].shape == (2, 3, 9)
+    assert data["posterior"]["log_R0"].shape == (2, 6)
 
 
 def test_numbers_of_draws_and_reflections_must_agree(tmp_path):
     posterior, blocks, observed, reflections = example()
     with pytest.raises(ValueError, match="of 5 reflections, 9 were observed"):
         write_posterior(tmp_path / "x.nc", posterior, blocks[:1], observed, reflections)
-    fewer = [{k: (x[:-1], y[:-1]) for k, (x, y) in block.items()} for block in blocks]
+    fewer = [{k: (x[:, :-1], y[:, :-1]) for k, (x, y) in block.items()} for block in blocks]
     with pytest.raises(ValueError, match="shape"):
         write_posterior(tmp_path / "x.nc", posterior, fewer, observed, reflections)
-    with pytest.raises(ValueError, match="one number of draws"):
-        uneven = {**posterior, "log_R0": Variable(np.zeros(2))}
+    with pytest.raises(ValueError, match="one number of chains and draws"):
+        uneven = {**posterior, "log_R0": Variable(np.zeros((2, 5)))}
         write_posterior(tmp_path / "x.nc", uneven, blocks, observed, reflections)
 
 

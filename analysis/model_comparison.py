@@ -1,0 +1,151 @@
+"""Which model would have predicted the data best, had it not seen them?
+
+Partiality forms, normal and Student-t residuals, round and elliptical spots, with and without
+each term, on the same frozen statistics of the same reflections: one pilot measures, then every
+model is fitted to that.  PSIS-LOO by reflection (all that a shoebox says is left out together)
+and by image (an image's own unknowns integrated over their prior), from importance-weighted
+draws.  Round spots predict the quadrupoles too, so that both forms of R1 face all six
+statistics; models with fewer terms are judged by the total of a reflection that was left out
+with all its terms.
+
+    python analysis/model_comparison.py --images 20 --out model_comparison.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+from fisher import thermolysin
+from lysosim import SHARED, load
+
+import bayes_refine as br
+from bayes_refine import forward, infer, measure
+
+
+class Assessed(NamedTuple):
+    """Weighted draws of one model, and (S, N) ln p of each statistic of each reflection."""
+
+    nested: infer.Nested
+    log_likelihoods: dict[str, np.ndarray]
+
+
+def assess(run: br.RunFit, model, priors, draws: int, seed: int = 0) -> Assessed:
+    """Fit a model to a run's frozen statistics and draw from its posterior."""
+    obs, rng = run.observations, np.random.default_rng(seed)
+    fit = br.map_fit(model, obs, priors, init=run.fit.values(), exact=False)
+    nested = infer.nested_draws(fit, rng, model, obs, priors, n_draws=draws)
+    values = nested.values()
+    return Assessed(nested, infer.log_likelihoods(model, values, obs.fit, obs, priors))
+
+
+def by_reflection(x: Assessed, scored=None) -> infer.Loo:
+    """All terms of a reflection left out together; ``scored``: names of those it is judged by."""
+    whole = sum(x.log_likelihoods.values())
+    judged = whole if scored is None else sum(x.log_likelihoods[name] for name in scored)
+    return infer.leave_out(whole, judged, x.nested.log_weights)
+
+
+def show(title: str, models: dict[str, infer.Loo], groups=None) -> list[infer.Compared]:
+    """Print a table of differences; with ``groups``, their standard error over images too."""
+    rows = infer.compare(models)
+    over = {r.name: r.difference_se for r in infer.compare(models, groups)} if len(groups) else {}
+    print(f"\n{title}\n{'':28s}{'elpd':>11s}{'p':>8s}{'difference':>12s}{'se':>8s}", end="")
+    print(f"{'se, images' if over else '':>12s}{'k-hat > 0.7':>13s}{'largest':>9s}")
+    for r in rows:
+        print(
+            f"{r.name:28s}{r.elpd:11.1f}{r.effective:8.1f}{r.difference:12.1f}"
+            f"{r.difference_se:8.1f}"
+            + (f"{over[r.name]:12.1f}" if over else f"{'':12s}")
+            + f"{r.unreliable:8d}/{len(models[r.name].khat)}{models[r.name].khat.max():9.2f}"
+        )
+    return rows
+
+
+def comparisons(name: str, run: br.RunFit, draws: int):
+    """The tables of one run: (title, rows) each."""
+    still, tensor, priors = br.load_model("still"), br.load_model("tensor"), br.Priors()
+    obs = run.observations
+    image = np.nonzero(np.asarray(obs.fit))[0]
+    print(f"\n{name}: {len(obs.fit)} images, {len(image)} reflections", flush=True)
+    found = {}
+    for label, model, prior in (
+        ("conserving, Student 4", still, priors),
+        ("peak, Student 4", partial(still, partiality=forward.peak_partiality), priors),
+        ("Student 16", still, replace(priors, student_t_nu=16.0)),
+        ("normal", still, replace(priors, student_t_nu=float("inf"))),
+        ("round", partial(still, terms=6), priors),
+        ("elliptical", tensor, priors),
+        ("total, centroid", partial(still, terms=3), priors),
+        ("total", partial(still, terms=1), priors),
+    ):
+        started = time.perf_counter()
+        found[label] = x = assess(run, model, prior, draws)
+        print(
+            f"  {label}: {time.perf_counter() - started:.0f} s; k-hat of what is shared"
+            f" {x.nested.khat:.2f}, of images {x.nested.image_khat.max():.2f} at most",
+            flush=True,
+        )
+    found["total, centroid, spread"] = found["conserving, Student 4"]
+    tables = []
+    for title, labels, scored in (
+        ("partiality", list(found)[:2], None),
+        ("residuals", [next(iter(found)), *list(found)[2:4]], None),
+        ("shape of R1, six statistics", list(found)[4:6], None),
+        ("shape of R1, the four shared", list(found)[4:6], measure.STATISTICS[:4]),
+        ("terms, judged by the total", list(found)[6:], ("intensity",)),
+    ):
+        some = {label: by_reflection(found[label], scored) for label in labels}
+        tables.append((title, show(f"{title}, by reflection", some, image)))
+        if scored is None:
+            some = {label: infer.leave_out_images(found[label].nested) for label in labels}
+            tables.append((f"{title}, by image", show(f"{title}, by image", some, ())))
+    return tables
+
+
+def draw(results, out: Path) -> None:
+    """Differences to the best model of each table."""
+    figure, axes = plt.subplots(1, len(results), figsize=(6.5 * len(results), 6))
+    for axis, (name, tables) in zip(np.atleast_1d(axes), results.items(), strict=True):
+        labels = []
+        for title, rows in tables:
+            for r in rows:
+                axis.errorbar(r.difference, len(labels), xerr=r.difference_se, fmt="o", color="C0")
+                labels.append(f"{r.name}  [{title}]" if r is rows[0] else r.name)
+            axis.axhline(len(labels) - 0.5, color="0.8", lw=0.8)
+        axis.set_yticks(range(len(labels)), labels, fontsize=7)
+        axis.invert_yaxis()
+        axis.axvline(0, color="k", lw=0.6)
+        axis.set(xscale="symlog", xlabel="elpd − best, nats", title=name)
+    figure.tight_layout()
+    figure.savefig(out, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=20)
+    parser.add_argument("--draws", type=int, default=400)
+    parser.add_argument("--data", type=Path, default=SHARED)
+    parser.add_argument("--out", type=Path, default=Path("model_comparison.png"))
+    options = parser.parse_args()
+    jax.config.update("jax_enable_x64", True)
+    model = br.load_model("still")
+    stills, reference, _ = load(options.data, options.images)
+    with br.ImageReader() as reader:
+        settings = br.Settings(d_min=2.3)
+        lysosim = br.fit_run(stills, reference, reader, model, br.Priors(), settings)
+    results = {"lysosim": comparisons("lysosim", lysosim, options.draws)}
+    measured = thermolysin(options.data, model, measure.score_weights)
+    results["thermolysin_xfel"] = comparisons("thermolysin_xfel", measured, options.draws)
+    draw(results, options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""The names of methods on the command line, and what they stand for."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from functools import partial
+
+from .. import draws
+from ..infer import guides
+
+
+class MethodName(StrEnum):
+    """How the posterior is drawn from."""
+
+    map = "map"
+    laplace = "laplace"
+    svi = "svi"
+    nuts = "nuts"
+
+
+class GuideName(StrEnum):
+    """What ``svi`` approximates the posterior by."""
+
+    structured = "structured"
+    mean_field = "mean-field"
+    low_rank = "low-rank"
+
+
+def method_of(
+    name: MethodName, guide: GuideName, n_draws: int | None, chains: int, warmup: int
+) -> draws.Method:
+    """The method with its options bound; its own number of draws where that is None."""
+    found: draws.Method
+    match name:
+        case MethodName.map:
+            found = draws.at_mode
+        case MethodName.laplace:
+            found = draws.laplace
+        case MethodName.svi:
+            found = partial(draws.svi, guide=_guide(guide))
+        case MethodName.nuts:
+            found = partial(draws.nuts, n_chains=chains, n_warmup=warmup)
+    return found if n_draws is None else partial(found, n_draws=n_draws)
+
+
+def _guide(name: GuideName) -> guides.Guide:
+    match name:
+        case GuideName.structured:
+            return guides.structured
+        case GuideName.mean_field:
+            return guides.mean_field
+        case GuideName.low_rank:
+            return guides.low_rank()
