@@ -1,0 +1,117 @@
+"""Indexing all images of a run alike: integrated ones, or stills still to be integrated.
+
+Measure (or read), :func:`~bayes_refine.rough_scales.rough_scales`, choose, apply.
+"""
+
+from __future__ import annotations
+
+import gemmi
+import numpy as np
+
+from .ambiguity import ambiguity, reindexed_stills, reindexed_unmerged
+from .experiments import Still
+from .io.mtz import Unmerged
+from .priors import Priors
+from .reference import Reference
+from .reindex import Integrated, Reindexing, choose, choose_by_reference, nothing_to_choose
+from .rough_scales import rough_scales
+from .rounds import BATCH, MIN_COVERED, Kept, Run, Say, measured
+from .scout import BROAD_MARGIN, spot_width
+
+
+def unmerged_alike(
+    data: Unmerged,
+    reference: Reference | None = None,
+    free_fraction: float = 0.05,
+    seed: int = 0,
+) -> tuple[Unmerged, Reindexing]:
+    """The observations with every image indexed alike, and what was chosen.
+
+    Args:
+        reference: to choose by; without one, images are compared with each other.
+        free_fraction: of reflections whose reference is not looked at, picked by ``seed``, which
+            is also that of the random starts.
+
+    Raises:
+        InputError: the cell does not have the symmetry of the space group, or the run shows no
+            intensity at all.
+    """
+    n_images = int(data.image.max()) + 1
+    ways = ambiguity(data.cell, data.space_group)
+    if len(ways) == 1:
+        return data, nothing_to_choose(ways, n_images)
+    obs = Integrated(
+        hkl=data.hkl,
+        image=data.image,
+        J=data.intensity,
+        scale=rough_scales(
+            data.hkl, data.image, data.intensity, data.excitation_error, data.cell,
+            data.space_group,
+        ),
+        variance=data.sigma**2,
+        variance_signal=np.zeros(len(data)),
+        n_images=n_images,
+    )  # fmt: skip
+    if reference is None:
+        choice = choose(obs, ways, data.cell, seed=seed)
+    else:
+        choice = choose_by_reference(obs, ways, reference, free_fraction=free_fraction, seed=seed)
+    return reindexed_unmerged(data, ways, choice.operation), choice
+
+
+def stills_alike(
+    run: Run, priors: Priors, say: Say, by_reference: bool = True
+) -> tuple[tuple[Still, ...], Reindexing]:
+    """The stills of a run with every one indexed alike, and what was chosen; before any fit.
+
+    Every still is measured once, at the geometry that it was indexed with.  What is refined
+    afterwards never sees intensities of a wrong reflection.
+
+    Args:
+        by_reference: choose by ``run.ref``, less the free set; else, where it says nothing of
+            strong and weak, by comparing the images with each other.
+
+    Raises:
+        InputError: the cells do not have the symmetry of the reference's space group, or no
+            image can be used.
+    """
+    n = len(run.stills)
+    cell = gemmi.UnitCell(*np.median([s.crystal.cell.parameters for s in run.stills], axis=0))
+    ways = ambiguity(cell, run.ref.space_group)
+    if len(ways) == 1:
+        return run.stills, nothing_to_choose(ways, n)
+    say(f"indexing is ambiguous ({' | '.join(ways.names)}): measuring {n} images to choose by")
+    few = run.few(np.unique(np.linspace(0, n - 1, BATCH).astype(int)))
+    state = {"log_R1": np.full((n, 1), spot_width(few, priors))}
+    unusable = np.full(n, "", dtype=object)
+    seen = measured(run, state, priors, unusable, Kept(), BROAD_MARGIN, say)
+
+    def flat(of_batch):
+        return np.concatenate(
+            [of_batch(b)[b.statistics.covered > MIN_COVERED] for b in seen.batches]
+        )
+
+    hkl = flat(lambda b: b.predictions.hkl)
+    image = flat(lambda b: b.predictions.image + b.images.start)
+    J = flat(lambda b: b.statistics.value[:, 0])
+    excitation = flat(lambda b: b.predictions.excitation_error)
+    polarisation = flat(lambda b: b.predictions.polarisation)
+    g = rough_scales(hkl, image, J / polarisation, excitation, cell, ways.space_group)
+    obs = Integrated(
+        hkl=hkl,
+        image=image,
+        J=J,
+        scale=g * polarisation,
+        variance=flat(lambda b: b.statistics.variance_background[:, 0]),
+        variance_signal=flat(lambda b: b.statistics.variance_signal[:, 0]),
+        n_images=n,
+    )
+    settings = run.settings
+    if by_reference:
+        choice = choose_by_reference(
+            obs, ways, run.ref, free_fraction=settings.free_fraction, seed=settings.seed
+        )
+    else:
+        choice = choose(obs, ways, cell, seed=settings.seed)
+    say(str(choice))
+    return reindexed_stills(run.stills, ways, choice.operation), choice
