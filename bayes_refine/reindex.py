@@ -68,10 +68,12 @@ class Reindexing:
         operation: (n,) int, index of the most probable.
         log_odds: (n,) of it against the second best, ≥ 0, given the other images; inf where
             nothing is ambiguous.
-        status: (n,) "decided", or "undecided" where the odds are below 19:1.
+        status: (n,) "decided"; "undecided" where the odds are below 19:1; "starts disagree" where
+            fewer than half of the starts found this solution, within which alone the odds hold:
+            so little overlaps that there are many, or the operations are true symmetry.
         log_likelihood: (n, K) of each image's observations under each operation.
-        n_starts, n_alike: random starts, and how many of them found this solution (nine images
-            in ten alike): where few did, the odds hold within it only.  Zero with a reference.
+        n_starts, n_alike: random starts, and how many of them agree on nine in ten of the images
+            that have odds of 19:1; none with a reference.
         model_error: a, as found. correlation: r with the reference, as found, NaN without.
     """
 
@@ -93,7 +95,7 @@ class Reindexing:
     def __str__(self) -> str:
         if len(self.ambiguity) == 1:
             return "indexing is not ambiguous: the lattice has the symmetry of the crystal"
-        undecided = (self.status == "undecided").sum()
+        undecided = (self.status != "decided").sum()
         alike = f"; {self.n_alike} of {self.n_starts} starts agree" if self.n_starts else ""
         ways = " | ".join(self.ambiguity.names)
         return (
@@ -137,7 +139,7 @@ def choose(
         turn = _settle(obs, seen, _start(obs, seen, share), MODEL_ERROR, nu, _normal, anneal=True)
         found.append((_evidence(obs, seen, turn), turn))
     best = max(found, key=lambda pair: pair[0])[1]
-    n_alike = sum(_alike(best, turn, ambiguity) > 0.9 for _, turn in found)
+    n_alike = sum(_alike(best, turn, ambiguity) >= 0.9 for _, turn in found)
     error = max(
         MODEL_ERRORS, key=lambda a: _support(_turn(obs, seen, best, a, nu, _normal).log_likelihood)
     )
@@ -145,6 +147,8 @@ def choose(
     kept = [(r[last.share.argmax(1)] == 0).sum() for r in ambiguity.relabellings]
     column = np.argsort(ambiguity.relabellings[int(np.argmax(kept))])
     result = _judged(ambiguity, last.log_likelihood[:, column])
+    if 2 * n_alike < n_starts:
+        result.status[result.status == "decided"] = "starts disagree"
     return replace(result, n_starts=n_starts, n_alike=n_alike, model_error=error)
 
 
@@ -415,7 +419,11 @@ def _evidence(obs: Integrated, seen: _Seen, turn: _Turn) -> float:
     return float(0.5 * (gained - np.log1p(precision / prior)).sum())
 
 
-def _alike(a: _Turn, b: _Turn, ambiguity: Ambiguity) -> float:
-    """Fraction of images on which two solutions agree, up to a relabelling of all."""
-    x, y = a.share.argmax(1), b.share.argmax(1)
+def _alike(best: _Turn, other: _Turn, ambiguity: Ambiguity) -> float:
+    """Of the images that the best solution is sure of, the fraction on which another agrees with
+    it, up to a relabelling of all."""
+    sure = best.share.max(1) >= 0.95
+    if not sure.any():
+        return 1.0
+    x, y = best.share.argmax(1)[sure], other.share.argmax(1)[sure]
     return max(float((r[x] == y).mean()) for r in ambiguity.relabellings)
