@@ -5,7 +5,6 @@ Measure (or read), :func:`~bayes_refine.rough_scales.rough_scales`, choose, appl
 
 from __future__ import annotations
 
-import gemmi
 import numpy as np
 
 from .ambiguity import ambiguity, reindexed_stills, reindexed_unmerged
@@ -15,7 +14,7 @@ from .priors import Priors
 from .reference import Reference
 from .reindex import Integrated, Reindexing, choose, choose_by_reference, nothing_to_choose
 from .rough_scales import rough_scales
-from .rounds import BATCH, MIN_COVERED, Kept, Run, Say, measured
+from .rounds import BATCH, MIN_COVERED, Batch, Kept, Run, Say, measured
 from .scout import BROAD_MARGIN, spot_width
 
 
@@ -72,12 +71,10 @@ def stills_alike(
             strong and weak, by comparing the images with each other.
 
     Raises:
-        InputError: the cells do not have the symmetry of the reference's space group, or no
-            image can be used.
+        InputError: the reference's cell does not have its symmetry, or no image can be used.
     """
     n = len(run.stills)
-    cell = gemmi.UnitCell(*np.median([s.crystal.cell.parameters for s in run.stills], axis=0))
-    ways = ambiguity(cell, run.ref.space_group)
+    ways = ambiguity(run.ref.cell, run.ref.space_group)
     if len(ways) == 1:
         return run.stills, nothing_to_choose(ways, n)
     say(f"indexing is ambiguous ({' | '.join(ways.names)}): measuring {n} images to choose by")
@@ -86,32 +83,32 @@ def stills_alike(
     unusable = np.full(n, "", dtype=object)
     seen = measured(run, state, priors, unusable, Kept(), BROAD_MARGIN, say)
 
-    def flat(of_batch):
-        return np.concatenate(
-            [of_batch(b)[b.statistics.covered > MIN_COVERED] for b in seen.batches]
-        )
-
-    hkl = flat(lambda b: b.predictions.hkl)
-    image = flat(lambda b: b.predictions.image + b.images.start)
-    J = flat(lambda b: b.statistics.value[:, 0])
-    excitation = flat(lambda b: b.predictions.excitation_error)
-    polarisation = flat(lambda b: b.predictions.polarisation)
-    g = rough_scales(hkl, image, J / polarisation, excitation, cell, ways.space_group)
-    obs = Integrated(
-        hkl=hkl,
-        image=image,
-        J=J,
-        scale=g * polarisation,
-        variance=flat(lambda b: b.statistics.variance_background[:, 0]),
-        variance_signal=flat(lambda b: b.statistics.variance_signal[:, 0]),
-        n_images=n,
+    hkl, image, J, excitation, polarisation, variance, variance_signal = (
+        np.concatenate(column) for column in zip(*map(_columns, seen.batches), strict=True)
     )
+    g = rough_scales(hkl, image, J / polarisation, excitation, run.ref.cell, run.ref.space_group)
+    obs = Integrated(hkl, image, J, g * polarisation, variance, variance_signal, n)
     settings = run.settings
     if by_reference:
         choice = choose_by_reference(
             obs, ways, run.ref, free_fraction=settings.free_fraction, seed=settings.seed
         )
     else:
-        choice = choose(obs, ways, cell, seed=settings.seed)
+        choice = choose(obs, ways, run.ref.cell, seed=settings.seed)
     say(str(choice))
     return reindexed_stills(run.stills, ways, choice.operation), choice
+
+
+def _columns(batch: Batch) -> tuple[np.ndarray, ...]:
+    """What there is to choose by of the reflections of a batch that were measured."""
+    p, s = batch.predictions, batch.statistics
+    columns = (
+        p.hkl,
+        p.image + batch.images.start,
+        s.value[:, 0],
+        p.excitation_error,
+        p.polarisation,
+        s.variance_background[:, 0],
+        s.variance_signal[:, 0],
+    )
+    return tuple(column[s.covered > MIN_COVERED] for column in columns)
