@@ -39,23 +39,38 @@ def unmerged_alike(
     ways = ambiguity(data.cell, data.space_group)
     if len(ways) == 1:
         return data, nothing_to_choose(ways, n_images)
-    obs = Integrated(
-        hkl=data.hkl,
-        image=data.image,
-        J=data.intensity,
-        scale=rough_scales(
-            data.hkl, data.image, data.intensity, data.excitation_error, data.cell,
-            data.space_group,
-        ),
-        variance=data.sigma**2,
-        variance_signal=np.zeros(len(data)),
-        n_images=n_images,
-    )  # fmt: skip
+    obs = integrated(data)
     if reference is None:
         choice = choose(obs, ways, data.cell, seed=seed)
     else:
         choice = choose_by_reference(obs, ways, reference, free_fraction=free_fraction, seed=seed)
     return reindexed_unmerged(data, ways, choice.operation), choice
+
+
+def integrated(data: Unmerged) -> Integrated:
+    """Observations of a file with rough scales, and sigmas that do not go by what was counted.
+
+    σ² = V + κ·J within an image, κ ≥ 0 by least squares: else a fluctuation downwards would look
+    more certain than one upwards.
+    """
+    image, J, variance = data.image, data.intensity, data.sigma**2
+    n_images = int(image.max()) + 1
+
+    def centred(x: np.ndarray) -> np.ndarray:
+        count, total = np.bincount(image), np.bincount(image, x)
+        return x - (total / np.maximum(count, 1))[image]
+
+    away = centred(J)
+    kappa = max(float(away @ centred(variance) / max(away @ away, 1e-30)), 0.0)
+    return Integrated(
+        hkl=data.hkl,
+        image=image,
+        J=J,
+        scale=rough_scales(data.hkl, image, J, data.excitation_error, data.cell, data.space_group),
+        variance=np.maximum(variance - kappa * J, 0.2 * variance),
+        variance_signal=np.full(len(data), kappa),
+        n_images=n_images,
+    )
 
 
 def stills_alike(

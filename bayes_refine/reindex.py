@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import NamedTuple
 
 import gemmi
@@ -30,10 +31,10 @@ from .ambiguity import Ambiguity, transformed
 from .reference import Reference, asu_map, epsilon_centric, free_set, pack_hkl, wilson_mean
 
 MIN_LOG_ODDS = math.log(19)  # 95 % for the best operation against the second
-NU = 5.0  # degrees of freedom of residuals: the median of the scaling's prior
+MIN_ALIKE = 0.75  # of the starts, for a solution to be believed
 SCALE_SD = 0.5  # of γ about 1
-MODEL_ERROR = 0.3  # a while searching: the median of the scaling's prior
-MODEL_ERRORS = (0.03, 0.1, 0.2, 0.3, 0.45, 0.7)  # one of these in the end
+MODEL_ERROR, NU = 0.3, 5.0  # a and ν while searching: the medians of the scaling's priors
+ERRORS = tuple(product((0.03, 0.1, 0.2, 0.3, 0.45, 0.7), (5.0, 30.0)))  # a, ν in the end
 CORRELATIONS = (0.3, 0.5, 0.7, 0.85, 0.95, 0.99)  # r with a reference
 MAX_ROUNDS = 60
 CHUNK = 1 << 14  # reflections in one quadrature: one shape is compiled
@@ -69,12 +70,12 @@ class Reindexing:
         log_odds: (n,) of it against the second best, ≥ 0, given the other images; inf where
             nothing is ambiguous.
         status: (n,) "decided"; "undecided" where the odds are below 19:1; "starts disagree" where
-            fewer than half of the starts found this solution, within which alone the odds hold:
+            fewer than three in four starts found this solution, within which alone the odds hold:
             so little overlaps that there are many, or the operations are true symmetry.
         log_likelihood: (n, K) of each image's observations under each operation.
         n_starts, n_alike: random starts, and how many of them agree on nine in ten of the images
             that have odds of 19:1; none with a reference.
-        model_error: a, as found. correlation: r with the reference, as found, NaN without.
+        model_error, nu: a and ν, as found. correlation: r with the reference, as found, or NaN.
     """
 
     ambiguity: Ambiguity
@@ -85,6 +86,7 @@ class Reindexing:
     n_starts: int = 0
     n_alike: int = 0
     model_error: float = math.nan
+    nu: float = math.nan
     correlation: float = math.nan
 
     @property
@@ -113,7 +115,6 @@ def choose(
     obs: Integrated,
     ambiguity: Ambiguity,
     cell: gemmi.UnitCell,
-    nu: float = NU,
     n_starts: int = 8,
     seed: int = 0,
 ) -> Reindexing:
@@ -123,8 +124,7 @@ def choose(
     most images as they are is reported.
 
     Args:
-        cell: of the run. nu: degrees of freedom of the residuals, ``math.inf`` for normal.
-        n_starts, seed: random starts.
+        cell: of the run. n_starts, seed: random starts.
 
     Raises:
         InputError: the mean intensity is positive nowhere.
@@ -136,37 +136,36 @@ def choose(
     found = []
     for _ in range(n_starts):
         share = rng.dirichlet(np.ones(len(ambiguity)), obs.n_images)
-        turn = _settle(obs, seen, _start(obs, seen, share), MODEL_ERROR, nu, _normal, anneal=True)
+        turn = _settle(obs, seen, _start(obs, seen, share), MODEL_ERROR, NU, _normal, anneal=True)
         found.append((_evidence(obs, seen, turn), turn))
     best = max(found, key=lambda pair: pair[0])[1]
     n_alike = sum(_alike(best, turn, ambiguity) >= 0.9 for _, turn in found)
-    error = max(
-        MODEL_ERRORS, key=lambda a: _support(_turn(obs, seen, best, a, nu, _normal).log_likelihood)
+    a, nu = max(
+        ERRORS,
+        key=lambda e: _support(_turn(obs, seen, best, e[0], e[1], _normal).log_likelihood),
     )
-    last = _settle(obs, seen, best, error, nu, _wilson, anneal=False)
+    last = _settle(obs, seen, best, a, nu, _wilson, anneal=False)
     kept = [(r[last.share.argmax(1)] == 0).sum() for r in ambiguity.relabellings]
     column = np.argsort(ambiguity.relabellings[int(np.argmax(kept))])
     result = _judged(ambiguity, last.log_likelihood[:, column])
-    if 2 * n_alike < n_starts:
+    if n_alike < MIN_ALIKE * n_starts:
         result.status[result.status == "decided"] = "starts disagree"
-    return replace(result, n_starts=n_starts, n_alike=n_alike, model_error=error)
+    return replace(result, n_starts=n_starts, n_alike=n_alike, model_error=a, nu=nu)
 
 
 def choose_by_reference(
     obs: Integrated,
     ambiguity: Ambiguity,
     reference: Reference,
-    nu: float = NU,
     free_fraction: float = 0.05,
     seed: int = 0,
 ) -> Reindexing:
     """Choose each image's operation by reference intensities alone, in one pass.
 
-    I_h has the moments of the double-Wilson distribution given F_ref and a correlation r; r and a
-    are those of a grid under which the run is most probable.  The free set has r = 0.
+    I_h has the moments of the double-Wilson distribution given F_ref and a correlation r; r, a
+    and ν are those of a grid under which the run is most probable.  The free set has r = 0.
 
     Args:
-        nu: degrees of freedom of the residuals, ``math.inf`` for normal.
         free_fraction, seed: of the free set (:func:`~bayes_refine.reference.free_set`).
 
     Raises:
@@ -181,13 +180,13 @@ def choose_by_reference(
     free = free_set(seen.hkl, free_fraction, seed, ambiguity.space_group)
     known = np.isfinite(E2) & ~free
 
-    def tried(r: float, a: float) -> np.ndarray:
+    def tried(r: float, a: float, nu: float) -> np.ndarray:
         m, v = _double_wilson(seen.mean, seen.centric, np.where(known, E2, 0), known * r)
         return _likelihood(obs, seen.code, m, v, a, nu).log_likelihood
 
-    grid = [(r, a, tried(r, a)) for r in CORRELATIONS for a in MODEL_ERRORS]
-    r, a, log_likelihood = max(grid, key=lambda row: _support(row[2]))
-    return replace(_judged(ambiguity, log_likelihood), model_error=a, correlation=r)
+    grid = [(r, *errors, tried(r, *errors)) for r in CORRELATIONS for errors in ERRORS]
+    r, a, nu, log_likelihood = max(grid, key=lambda row: _support(row[-1]))
+    return replace(_judged(ambiguity, log_likelihood), model_error=a, nu=nu, correlation=r)
 
 
 def nothing_to_choose(ambiguity: Ambiguity, n_images: int) -> Reindexing:
