@@ -21,7 +21,7 @@ import matplotlib
 import numpy as np
 
 import bayes_refine as br
-from bayes_refine import fit, indexed_alike, reindex, rounds
+from bayes_refine import fit, indexed_alike, leave_image_out, reindex, rounds
 from bayes_refine.ambiguity import ambiguity, reindexed_stills, transformed
 from bayes_refine.reference import Reference, asu_map, free_set
 from bayes_refine.simulate import Simulation, draw_truth, predict_spots
@@ -144,7 +144,7 @@ def one(spots, ways, reference, setting, seed):
     """Fractions right by method without and with the reference, and the likelihood's claims."""
     rng = np.random.default_rng(seed)
     obs, right = scrambled_run(spots, ways, reference.cell, setting, rng)
-    seen = reindex._sort(obs, ways, reference.cell)
+    seen = leave_image_out.by_reflection(obs, ways, reference.cell)
     hidden = free_set(seen.hkl, 0.05, 0, ways.space_group)  # from all methods
     expected = np.where(hidden, np.nan, reference.lookup(seen.hkl))
     free = reindex.choose(obs, ways, reference.cell, n_starts=STARTS, seed=seed)

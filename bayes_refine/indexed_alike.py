@@ -10,9 +10,10 @@ import numpy as np
 from .ambiguity import ambiguity, reindexed_stills, reindexed_unmerged
 from .experiments import Still
 from .io.mtz import Unmerged
+from .leave_image_out import Integrated
 from .priors import Priors
 from .reference import Reference
-from .reindex import Integrated, Reindexing, choose, choose_by_reference, nothing_to_choose
+from .reindex import Reindexing, choose, choose_by_reference, nothing_to_choose
 from .rough_scales import rough_scales
 from .rounds import BATCH, MIN_COVERED, Batch, Kept, Run, Say, measured
 from .scout import BROAD_MARGIN, spot_width
