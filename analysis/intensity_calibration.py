@@ -207,7 +207,7 @@ def main() -> None:
         edges = np.quantile(values, [0, 0.2, 0.4, 0.6, 0.8, 1])
         for low, high in pairwise(edges):
             mine = (values >= low) & (values <= high)
-            groups[f"{name} {low:.2f} to {high:.2f}{unit}"] = mine
+            groups[f"{name} {low:.3g} to {high:.3g}{unit}"] = mine
     print("posterior, by")
     for name, mine in groups.items():
         print(f"  {name:32s}{posterior.line(mine)}")
@@ -219,9 +219,9 @@ def plot(judged, E2, d, path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4))
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
     for ax, x, label in ((axes[0], E2, "true I/⟨I⟩"), (axes[1], 1 / d**2, "1/d², Å⁻²")):
-        edges = np.quantile(x, np.linspace(0, 1, 11))
+        edges = np.quantile(x, np.linspace(0, 1, 7))
         for color, j in enumerate(judged):
             bins = [(x >= a) & (x <= b) for a, b in pairwise(edges)]
             spread, middle = [j.pull[k].std() for k in bins], [np.median(x[k]) for k in bins]
@@ -229,7 +229,7 @@ def plot(judged, E2, d, path) -> None:
         ax.axhspan(0.9, 1.1, color="0.9")
         ax.set_xlabel(label)
         ax.set_ylabel("sd of pulls")
-        ax.set_yscale("log")
+        ax.set_ylim(0, 3)
     axes[0].set_xscale("log")
     axes[0].legend(fontsize=7)
     pulls = np.linspace(-4, 4, 41)

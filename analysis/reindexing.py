@@ -212,6 +212,8 @@ def plot(results, path):
                 ax.plot(x, y, style, color=f"C{k}", marker="o", ms=3, label=label)
         ax.plot(x, [told[0] for *_, told in rows], ":", color="0.5", label="likelihood: decided")
         ax.set_xscale("log")
+        ax.set_xticks(x, [f"{v:.3g}" for v in x], minor=False)
+        ax.set_xticks([], minor=True)
         ax.set_xlabel(panel)
         n, photons, _ = rows[0][0]
         held = {
@@ -220,7 +222,8 @@ def plot(results, path):
         }
         ax.set_title(held.get(panel, f"{n} images, {photons} photons"), fontsize=9)
     axes[0].set_ylabel("fraction of images right")
-    axes[0].legend(fontsize=7)
+    axes[0].set_ylim(0, 1.02)
+    axes[2].legend(fontsize=7, loc="lower right", handlelength=3)
     figure.savefig(path, dpi=150, bbox_inches="tight")
 
 

@@ -77,6 +77,11 @@ def part(obs: Integrated, images: np.ndarray) -> Integrated:
 
 
 def by_reflection(obs: Integrated, ambiguity: Ambiguity, cell: gemmi.UnitCell) -> Seen:
+    """Which reflection of the asymmetric unit each observation is under each operation.
+
+    Raises:
+        InputError: the mean intensity is positive nowhere.
+    """
     turned = [transformed(obs.hkl, R) for R in ambiguity.operations]
     asu = np.stack([asu_map(hkl, ambiguity.space_group)[0] for hkl in turned], 1)
     _, first, code = np.unique(pack_hkl(asu).ravel(), return_index=True, return_inverse=True)
@@ -91,7 +96,7 @@ def by_reflection(obs: Integrated, ambiguity: Ambiguity, cell: gemmi.UnitCell) -
     return Seen(code, group.reshape(code.shape), pair % m, hkl, d, epsilon, centric, epsilon * mean)
 
 
-# --- what is known without an image, and what the image says ---------------------
+# --- what is known without an image, and what the image says -------------------------------
 
 # (Σ g²/s², Σ gJ/s², mean S, centric) → posterior mean and variance of I, arrays (N,)
 Moments = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -113,12 +118,15 @@ class Beliefs(NamedTuple):
 
 
 class Said(NamedTuple):
+    """What images say under each operation: ln p, γ, and Student-t weights."""
+
     log_likelihood: np.ndarray  # (n_images, K)
     gamma: np.ndarray  # (n_images, K)
     weight: np.ndarray  # (n, K)
 
 
 def unscaled(obs: Integrated, seen: Seen, share: np.ndarray) -> Beliefs:
+    """Where to start: the scales as they are, Wilson's mean expected of every reflection."""
     expected = obs.scale * seen.mean[seen.code[:, 0]]
     return Beliefs(share, np.ones(len(share)), 0 * share, expected, np.ones(len(obs.J)))
 

@@ -1,12 +1,14 @@
 """Stills of a detector, each indexed one of two ways at random, before anything is fitted."""
 
+import gemmi
 import numpy as np
 import pytest
 
 import bayes_refine as br
 from bayes_refine.ambiguity import ambiguity, reindexed_stills
 from bayes_refine.fit import _candidates
-from bayes_refine.indexed_alike import stills_alike
+from bayes_refine.indexed_alike import integrated, stills_alike
+from bayes_refine.reference import asu_map
 from bayes_refine.rounds import Run
 from bayes_refine.simulate import Simulation
 from bayes_refine.simulate_files import simulate_run
@@ -43,3 +45,18 @@ def test_scrambled_stills_are_put_right_from_their_pixels(tmp_path):
         alone = stills_alike(run, priors, lines.append, by_reference=False)[1]
     assert max((row[alone.operation] == wrong).mean() for row in ways.relabellings) == 1
     assert any("indexing is ambiguous" in line for line in lines)
+
+
+def test_variances_of_a_file_are_freed_of_what_was_counted():
+    """Poisson counts with a gain: σ² = 40 + 3·J comes apart into 40 and 3 per unit of J."""
+    rng, group = np.random.default_rng(0), gemmi.SpaceGroup("P 63")
+    cell = gemmi.UnitCell(90, 90, 60, 90, 90, 120)
+    hkl = gemmi.make_miller_array(cell, group, 5.0)[rng.integers(0, 800, 2000)]
+    asu, isym = asu_map(hkl, group)
+    J, image = rng.exponential(50, 2000), np.arange(2000) % 20
+    data = br.Unmerged(
+        hkl, asu, isym, J, np.sqrt(40 + 3 * J), image + 1, image, None, None, cell, group, "test"
+    )
+    got = integrated(data)
+    np.testing.assert_allclose(got.variance_signal, 3)
+    np.testing.assert_allclose(got.variance, np.maximum(40, 0.2 * (40 + 3 * J)))
