@@ -1,0 +1,244 @@
+"""Do posterior intensities hold the truth as often as they say, and do they beat French–Wilson?
+
+    python analysis/intensity_calibration.py {integrated,simulated,lysosim} --out FOLDER
+
+``integrated``: stills drawn from the scaling model, scaled and merged without a reference.
+``simulated``: pixels from known truth; ``lysosim``: pixels of an independent simulator; both
+through ``fit_run`` with the reference for geometry and scales alone, and Wilson's prior for the
+intensities.  One factor brings each set of intensities to the truth's scale.
+
+Pull: (mean − truth)/sd of a posterior.  Coverage: of the central 90 % of posterior draws.  Log
+score: mean ln of the posterior density of F at the truth, larger is better; rivals are French &
+Wilson's posterior (1978) of the same data merged with the fit's scales (likelihood only), and of
+the plain mean of J, with sd/√n for its error.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+from bayes_refine.amplitude_prior import fit_prior
+from bayes_refine.fit_intensities import measured_of
+from bayes_refine.latent import AmplitudePrior, Measured, likelihood_only, true_intensities
+from bayes_refine.simulate_unmerged import UnmergedSimulation, simulate_unmerged
+from lysosim import SHARED, load
+
+import bayes_refine as br
+from bayes_refine import infer, intensities, output, scaling
+from bayes_refine.reference import epsilon_centric, wilson_mean
+from bayes_refine.results import scale_uncertainty
+from bayes_refine.tables import mean_cell, usable_images
+
+N_DRAWS = 1000
+MIN_SEEN = 3  # observations of a reflection, for the plain mean to have an error
+
+
+def integrated(args) -> tuple[Measured, AmplitudePrior, br.Reference]:
+    """Scaled and merged without a reference."""
+    made = simulate_unmerged(UnmergedSimulation(n_images=args.images, each=150, n_unique=1500))
+    fit = scaling.fit_scales(scaling.prepare(made.data), br.load_model("latent"))
+    return fit.measured, fit.prior, made.truth
+
+
+def from_pixels(stills, reference, d_min) -> tuple[Measured, AmplitudePrior, br.Reference]:
+    """Fitted with the reference, whose intensities no posterior sees."""
+    model, priors, settings = br.load_model("still"), br.Priors(), br.Settings(d_min=d_min)
+    with br.ImageReader() as reader:
+        run = br.fit_run(stills, reference, reader, model, priors, settings, progress=print)
+    r = run.reflections
+    rows = np.flatnonzero(r.measured & usable_images(run)[r.image])
+    draws = infer.laplace_draws(run.fit, np.random.default_rng(0), 25)
+    sd = scale_uncertainty(run, model, priors, draws)
+    measured = measured_of(r, rows, reference.space_group, sd, priors.student_t_nu)
+    hkl = np.asarray(measured.hkl)
+    d = mean_cell(run).calculate_d_array(np.ascontiguousarray(hkl, np.int32))
+    epsilon, centric = epsilon_centric(hkl, reference.space_group)
+    nothing = np.zeros(len(hkl))
+    prior = fit_prior(measured, d, epsilon, centric, nothing, nothing > 0)
+    return measured, prior, reference
+
+
+def simulated(args):
+    """Pixels of our own simulator, drawn from the priors' kind of physics."""
+    simulation = br.Simulation(n_images=args.images, mean_photons=args.photons)
+    folder = args.out / "run"
+    output.prepare_folder(folder)
+    stills = br.read_experiments(br.simulate_run(simulation, folder)).stills
+    bandwidth = simulation.bandwidth
+    stills = [replace(s, beam=replace(s.beam, bandwidth=bandwidth)) for s in stills]
+    return from_pixels(stills, br.read_reference(folder / "reference.mtz"), simulation.d_min)
+
+
+def lysosim(args):
+    """Mosaic blocks, another program's pixels."""
+    stills, reference, _ = load(args.data, args.images)
+    return from_pixels(stills, reference, 2.3)
+
+
+# --- what is asked of each posterior --------------------------------------------------------
+
+
+class Judged:
+    """One posterior of F of each reflection against the truth, on the posterior's scale."""
+
+    def __init__(self, name, mean, sd, draws, log_density, truth):
+        k = (mean @ truth) / (truth @ truth)
+        self.name, self.truth = name, k * truth
+        self.pull = (mean - self.truth) / sd
+        self.inside = np.abs((draws**2 < self.truth).mean(0) - 0.5) < 0.45
+        self.score = log_density(np.sqrt(self.truth)) + 0.5 * np.log(k)  # per unit of true F
+        self.error = np.abs(mean - self.truth).sum() / self.truth.sum()
+
+    def line(self, rows) -> str:
+        """sd of pulls (and robust), coverage, log score over some reflections."""
+        pull = self.pull[rows]
+        robust = 1.4826 * np.median(np.abs(pull - np.median(pull)))
+        return (
+            f"{rows.sum():6d}{pull.mean():9.2f}{pull.std():8.2f}{robust:8.2f}"
+            f"{self.inside[rows].mean():9.3f}{self.score[rows].mean():10.3f}"
+        )
+
+
+def ours(measured, prior, truth, at) -> Judged:
+    """The posterior of the product of all observations."""
+    latent = true_intensities(measured, prior)
+    m = measured
+
+    def log_density(F):
+        everywhere = np.ones(len(m.hkl))
+        everywhere[at] = F
+        F = jnp.asarray(everywhere)[:, None]
+        log_likelihood = intensities.log_observations(
+            F, m.intensity, m.scale, m.variance, m.fraction, float(m.nu), m.code, m.weight,
+            m.per_photon,
+        )  # fmt: skip
+        values = prior.log_density(F) + log_likelihood
+        return np.asarray(values[:, 0] - latent.posterior.log_evidence)[at]
+
+    p = latent.posterior
+    return Judged(
+        "posterior", p.intensity[at], p.intensity_sd[at], latent.draws(0, N_DRAWS)[:, at],
+        log_density, truth,
+    )  # fmt: skip
+
+
+def french_wilson(name, intensity, sigma, log_mean, centric, truth) -> Judged:
+    """Of merged intensities ± sigma."""
+    I, s, log_S = (jnp.asarray(x, float) for x in (intensity, sigma, log_mean))  # noqa: E741
+
+    def integrand(F):
+        prior = intensities.log_wilson(F, log_S, jnp.asarray(centric))
+        return prior + intensities.log_gaussian(F, I, s)
+
+    nodes = intensities.place_nodes(integrand, intensities.upper_amplitude(log_S, I, s), 48)
+    values = integrand(nodes.amplitude)
+    p = jax.tree.map(np.asarray, intensities.posterior(values, nodes))
+    draws = np.asarray(intensities.draw_amplitudes(jax.random.key(1), values, nodes, N_DRAWS))
+
+    def log_density(F):
+        return np.asarray(integrand(jnp.asarray(F)[:, None])[:, 0] - p.log_evidence)
+
+    return Judged(name, p.intensity, p.intensity_sd, draws, log_density, truth)
+
+
+def plain_means(measured: Measured):
+    """Mean of J, sd/√n and n of each reflection."""
+    code, J = np.asarray(measured.code), np.asarray(measured.intensity)
+    n = np.bincount(code)
+    mean = np.bincount(code, J) / n
+    variance = np.bincount(code, (J - mean[code]) ** 2) / np.maximum(n - 1, 1)
+    return mean, np.sqrt(variance / n), n
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data_set", choices=["integrated", "simulated", "lysosim"])
+    parser.add_argument("--images", type=int, default=50)
+    parser.add_argument("--photons", type=float, default=100.0, help="mean I_ref (simulated)")
+    parser.add_argument("--data", type=Path, default=SHARED)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    jax.config.update("jax_enable_x64", True)
+    args.out.mkdir(parents=True, exist_ok=True)
+    made = {"integrated": integrated, "simulated": simulated, "lysosim": lysosim}[args.data_set]
+    measured, prior, reference = made(args)
+
+    hkl = np.asarray(measured.hkl)
+    true = reference.lookup(hkl)
+    mean, error, n = plain_means(measured)
+    at = np.flatnonzero(np.isfinite(true) & (true > 0) & (n >= MIN_SEEN) & (error > 0))
+    truth = true[at]
+    d = reference.cell.calculate_d_array(np.ascontiguousarray(hkl[at], np.int32))
+    epsilon, centric = epsilon_centric(hkl[at], reference.space_group)
+    posterior = ours(measured, prior, truth, at)
+    merged = likelihood_only(measured, true_intensities(measured, prior).posterior.intensity)
+    row = {tuple(h): i for i, h in enumerate(merged.hkl.tolist())}
+    rows = np.array([row[tuple(h)] for h in hkl[at].tolist()])
+    log_S = np.asarray(prior.log_mean)[at]
+    plain_S = np.log(epsilon * wilson_mean(d, mean[at] / epsilon, d))
+    judged = [
+        posterior,
+        french_wilson(
+            "French-Wilson, fit's scales", merged.intensity[rows], merged.sigma[rows], log_S,
+            centric, truth,
+        ),
+        french_wilson("French-Wilson, plain means", mean[at], error[at], plain_S, centric, truth),
+    ]  # fmt: skip
+
+    print(f"{args.data_set}, {args.images} images: {len(hkl)} reflections, {len(at)} with "
+          f"{MIN_SEEN} or more of {len(measured.code)} observations")  # fmt: skip
+    print(f"{'':34s}{'n':>6s}{'mean':>9s}{'sd':>8s}{'robust':>8s}{'90 %':>9s}{'log score':>10s}")
+    everything = np.ones(len(at), bool)
+    for j in judged:
+        print(f"{j.name:34s}{j.line(everything)}   R1(I) {j.error:.3f}")
+    E2 = truth / (epsilon * wilson_mean(d, truth / epsilon, d))
+    weight = np.bincount(np.asarray(measured.code), np.asarray(measured.scale) ** 2
+                         / np.asarray(measured.variance))[at]  # fmt: skip
+    groups = {"acentric": ~centric, "centric": centric}
+    for name, values, unit in (("I/⟨I⟩", E2, ""), ("d", d, " Å"), ("σ(I)/Σ at I = 0",
+                               weight**-0.5 / np.exp(log_S), "")):  # fmt: skip
+        edges = np.quantile(values, [0, 0.2, 0.4, 0.6, 0.8, 1])
+        for low, high in pairwise(edges):
+            mine = (values >= low) & (values <= high)
+            groups[f"{name} {low:.3g} to {high:.3g}{unit}"] = mine
+    print("posterior, by")
+    for name, mine in groups.items():
+        print(f"  {name:32s}{posterior.line(mine)}")
+    plot(judged, E2, d, args.out / f"intensity_calibration_{args.data_set}.png")
+
+
+def plot(judged, E2, d, path) -> None:
+    """Pulls by intensity and by resolution, and how often each central interval holds."""
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    for ax, x, label in ((axes[0], E2, "true I/⟨I⟩"), (axes[1], 1 / d**2, "1/d², Å⁻²")):
+        edges = np.quantile(x, np.linspace(0, 1, 7))
+        for color, j in enumerate(judged):
+            bins = [(x >= a) & (x <= b) for a, b in pairwise(edges)]
+            spread, middle = [j.pull[k].std() for k in bins], [np.median(x[k]) for k in bins]
+            ax.plot(middle, spread, marker="o", color=f"C{color}", label=j.name)
+        ax.axhspan(0.9, 1.1, color="0.9")
+        ax.set_xlabel(label)
+        ax.set_ylabel("sd of pulls")
+        ax.set_ylim(0, 3)
+    axes[0].set_xscale("log")
+    axes[0].legend(fontsize=7)
+    pulls = np.linspace(-4, 4, 41)
+    for k, j in enumerate(judged):
+        axes[2].hist(j.pull, pulls, density=True, histtype="step", color=f"C{k}")
+    axes[2].plot(pulls, np.exp(-(pulls**2) / 2) / np.sqrt(2 * np.pi), "k:", lw=1)
+    axes[2].set_xlabel("pull")
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+
+
+if __name__ == "__main__":
+    main()
