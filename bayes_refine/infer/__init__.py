@@ -5,8 +5,10 @@ plate.  NumPyro appears here and in ``models/`` alone.
 """
 
 from .batches import Batches
+from .counting import Noise, expected_variance, moving_variance, observed_variance, poisson
 from .density import IMAGE, Model, Site, evaluate
 from .laplace import Fit, laplace_draws, predictive_draws
+from .levenberg import pixel_fit
 from .newton import map_fit
 
 __all__ = [
@@ -14,9 +16,15 @@ __all__ = [
     "Batches",
     "Fit",
     "Model",
+    "Noise",
     "Site",
     "evaluate",
+    "expected_variance",
     "laplace_draws",
     "map_fit",
+    "moving_variance",
+    "observed_variance",
+    "pixel_fit",
+    "poisson",
     "predictive_draws",
 ]

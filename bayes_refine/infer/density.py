@@ -183,8 +183,8 @@ def prior_density(model, sites, theta, phi, args):
 
 def location_scale(model, sites, theta, phi, args):
     """What the observed sites expect: for each (mean, ln scale), and the Fisher information of
-    the two in units of 1/scale² and 1, masked; None where a site is neither normal nor Student-t,
-    or in no plate over images.
+    the two, masked (:func:`fisher_weights`); None where a site is of no known kind, or in no
+    plate over images.
     """
     expected, information = [], []
     for site in traced(model, unflatten(sites, theta, phi), args).values():
@@ -196,13 +196,26 @@ def location_scale(model, sites, theta, phi, args):
         while isinstance(fn, dist.MaskedDistribution | dist.ExpandedDistribution):
             mask = mask & fn._mask if isinstance(fn, dist.MaskedDistribution) else mask
             fn = fn.base_dist
-        if isinstance(fn, dist.Normal):
-            of_mean, of_scale = 1.0, 2.0
-        elif isinstance(fn, dist.StudentT):
-            of_mean, of_scale = (fn.df + 1) / (fn.df + 3), 2 * fn.df / (fn.df + 3)
-        else:
+        found = fisher_weights(fn)
+        if found is None:
             return None
         shape = jnp.broadcast_shapes(site["fn"].batch_shape, jnp.shape(site["value"]))
-        expected.append(tuple(jnp.broadcast_to(x, shape) for x in (fn.loc, jnp.log(fn.scale))))
-        information.append((of_mean / fn.scale**2 * mask, of_scale * mask))
+        expected.append(tuple(jnp.broadcast_to(x, shape) for x in found[:2]))
+        information.append(tuple(x * mask for x in found[2:]))
     return expected, information
+
+
+def fisher_weights(fn: dist.Distribution):
+    """(mean, ln scale, information of the mean, of ln scale) of a normal, Student-t or Poisson
+    distribution; None for others.
+
+    1/σ² and 2; (ν+1)/(ν+3)/σ² and 2ν/(ν+3); 1/μ, and no scale.
+    """
+    if isinstance(fn, dist.Normal):
+        return fn.loc, jnp.log(fn.scale), 1 / fn.scale**2, 2.0
+    if isinstance(fn, dist.StudentT):
+        of_mean, of_scale = (fn.df + 1) / (fn.df + 3), 2 * fn.df / (fn.df + 3)
+        return fn.loc, jnp.log(fn.scale), of_mean / fn.scale**2, of_scale
+    if isinstance(fn, dist.Poisson):
+        return fn.rate, jnp.zeros_like(fn.rate), 1 / fn.rate, 0.0
+    return None
