@@ -12,7 +12,6 @@ import numpy as np
 from . import measure, profile
 from .experiments import Still
 from .forward import Observations, Spot
-from .io.images import ImageReader
 from .pilot import State, partiality_width
 from .priors import Priors
 from .rounds import CLAIM, Batch, Run, Seen, shoebox_for, stills_at

@@ -5,7 +5,14 @@ plate.  NumPyro appears here and in ``models/`` alone.
 """
 
 from .batches import Batches
-from .counting import Noise, expected_variance, moving_variance, observed_variance, poisson
+from .counting import (
+    Noise,
+    expected_variance,
+    moving_variance,
+    observed_variance,
+    poisson,
+    student_t,
+)
 from .density import IMAGE, Model, Site, evaluate
 from .laplace import Fit, laplace_draws, predictive_draws
 from .levenberg import pixel_fit
@@ -27,4 +34,5 @@ __all__ = [
     "pixel_fit",
     "poisson",
     "predictive_draws",
+    "student_t",
 ]

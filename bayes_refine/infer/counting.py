@@ -1,4 +1,4 @@
-"""How a pixel's photons scatter about what is expected: three likelihoods of a count.
+"""How a pixel's photons scatter about what is expected: likelihoods of a count.
 
 Each is a function of (mean, pixels) that returns a NumPyro distribution and the value that it
 is of; ``pixels`` is ``bayes_refine.pixels.Pixels``.
@@ -42,3 +42,15 @@ def poisson(mean, pixels):
     """
     value = jnp.maximum(pixels.photons + pixels.read_variance, 0.0)
     return dist.Poisson(mean + pixels.read_variance), value
+
+
+def student_t(mean, pixels, nu, model_error):
+    """Student-t about μ of scale² μ + σ_read² + (a·(μ − Bg))²: a fractional error a of what is
+    expected, of each pixel by itself, and outliers.
+
+    To be given its two numbers with ``functools.partial``: unlike the spots of the factored
+    model, pixels of one spot err together, which no likelihood of single pixels can say.
+    """
+    excess = model_error * (mean - pixels.background)
+    scale = jnp.sqrt(mean + pixels.read_variance + excess**2)
+    return dist.StudentT(nu, mean, scale), pixels.photons

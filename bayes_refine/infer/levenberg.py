@@ -52,8 +52,9 @@ def pixel_fit(
     together does not fall.  No step goes beyond one prior sd.
 
     Args:
-        model: NumPyro program of (pixels, priors, noise) with a deterministic site ``spots``.
-        noise: ``counting``; pixels: ``bayes_refine.pixels.Pixels``.
+        model: NumPyro program of (pixels, priors) with a deterministic site ``spots``; what it
+            says of the photons is not asked, since that is ``noise`` (``counting``).
+        pixels: ``bayes_refine.pixels.Pixels``.
         init: start by site (constrained, all images); the prior mean where absent.
         tolerance: stop when every image and the shared unknowns are nearer to the mode than
             this many posterior sd.
@@ -75,9 +76,7 @@ def pixel_fit(
         step = _steps(here, damping, shared_damping)
         d_phi = np.clip(step.shared, -reach[1], reach[1])
         d_theta = np.clip(step.alone - step.pull @ d_phi, -reach[0], reach[0])
-        there = _Look(
-            *(np.asarray(x, float) for x in look(theta + d_theta, phi + d_phi, args))
-        )
+        there = _Look(*(np.asarray(x, float) for x in look(theta + d_theta, phi + d_phi, args)))
         better = there.image > here.image - 1e-9 * np.abs(here.image)
         damping = np.clip(damping * np.where(better, 0.1, 10.0), 1e-9, 1e9)
         taken = there.log_density > here.log_density - 1e-9 * abs(here.log_density)
@@ -184,7 +183,7 @@ def spot_sums(noise: Noise, pixels: Any, spots: jax.Array):
         offset, photons, usable, variance = one
         template, *slopes = template_and_slopes(offset, spots, pixels.nodes)
         mean = pixels.background + spots[:, 0] * template
-        here = _OnePixel(photons, variance, pixels.read_variance)
+        here = _OnePixel(photons, variance, pixels.background, pixels.read_variance)
 
         def parts(mean):
             fn, value = noise(mean, here)
@@ -222,4 +221,5 @@ class _OnePixel(NamedTuple):
 
     photons: jax.Array
     variance: jax.Array
+    background: jax.Array
     read_variance: jax.Array
