@@ -31,7 +31,7 @@ class Pixels:
         photons: (n, K, m); usable: (n, K, m) bool, valid, no neighbour's, of a reflection that
             informs.
         variance: (n, K, m) photons², frozen: see :func:`frozen`.
-        background: (n, m) photons a pixel, from the ring.
+        background: (n, 1, m) photons a pixel, from the ring.
         centre: (n, 2, m) pilot centre from the middle of the box's middle pixel, px.
         to_pixel: (n, 2, 2, m) d(x, y)/d(ε_1, ε_2), px per Å⁻¹.
         offsets: (K, 2) px. read_variance: photons² a pixel.
@@ -71,7 +71,7 @@ class Pixels:
 
     def expected(self, spots: Array) -> Array:
         """(n, K, m) photons of spots (n, 6, m)."""
-        return profile.photons(self.offsets, spots, self.background, self.nodes)
+        return profile.photons(self.offsets, spots, self.background[:, 0], self.nodes)
 
 
 def pixels_of(run: Run, seen: Seen, state: State, priors: Priors) -> Pixels:
@@ -105,7 +105,7 @@ def pixels_of(run: Run, seen: Seen, state: State, priors: Priors) -> Pixels:
         reflections=whole,
         photons=photons,
         usable=usable,
-        variance=np.maximum(background, 1.0)[:, None] + read_variance,
+        variance=np.maximum(background, 1.0) + read_variance,
         background=background,
         centre=centre,
         to_pixel=to_pixel,
@@ -145,7 +145,7 @@ def _of_batch(run: Run, batch: Batch, stills: Sequence[Still], width, shoebox: m
     return (
         pad(np.where(usable, photons, 0)),
         pad(usable),
-        pad(np.maximum(batch.statistics.background, MIN_BACKGROUND), 1.0),
+        pad(np.maximum(batch.statistics.background[:, None], MIN_BACKGROUND), 1.0),
         pad(p.xy_px - np.floor(p.xy_px) - 0.5),
         pad(np.linalg.inv(p.frame)),
     )

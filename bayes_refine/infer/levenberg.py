@@ -179,11 +179,13 @@ def spot_sums(noise: Noise, pixels: Any, spots: jax.Array):
         ln p (n,), b (n, 6, m) and A (n, 6, 6, m) of the module's docstring.
     """
 
+    background = pixels.background[:, 0]
+
     def add(total, one):
         offset, photons, usable, variance = one
         template, *slopes = template_and_slopes(offset, spots, pixels.nodes)
-        mean = pixels.background + spots[:, 0] * template
-        here = _OnePixel(photons, variance, pixels.background, pixels.read_variance)
+        mean = background + spots[:, 0] * template
+        here = _OnePixel(photons, variance, background, pixels.read_variance)
 
         def parts(mean):
             fn, value = noise(mean, here)
@@ -206,7 +208,7 @@ def spot_sums(noise: Noise, pixels: Any, spots: jax.Array):
         return jnp.moveaxis(jnp.broadcast_to(x, pixels.photons.shape), 1, 0)
 
     size = 1 + N_SPOT + N_SPOT * (N_SPOT + 1) // 2
-    start = jnp.zeros((size, *pixels.background.shape), spots.dtype)
+    start = jnp.zeros((size, *background.shape), spots.dtype)
     data = pixels.offsets, *(by_pixel(x) for x in (pixels.photons, pixels.usable, pixels.variance))
     total, _ = jax.lax.scan(add, start, data)
     upper = np.zeros((N_SPOT, N_SPOT), int)
