@@ -77,9 +77,11 @@ def pixel_fit(
         d_phi = np.clip(step.shared, -reach[1], reach[1])
         d_theta = np.clip(step.alone - step.pull @ d_phi, -reach[0], reach[0])
         there = _Look(*(np.asarray(x, float) for x in look(theta + d_theta, phi + d_phi, args)))
-        better = there.image > here.image - 1e-9 * np.abs(here.image)
-        damping = np.clip(damping * np.where(better, 0.1, 10.0), 1e-9, 1e9)
+        fell = here.image - there.image
         taken = there.log_density > here.log_density - 1e-9 * abs(here.log_density)
+        # where all gain, one image may lose a little to what they share
+        harder = fell > (1.0 if taken else 0.0)
+        damping = np.clip(damping * np.where(harder, 10.0, 0.1 if taken else 1.0), 1e-9, 1e9)
         shared_damping = float(np.clip(shared_damping * (0.1 if taken else 10.0), 1e-9, 1e9))
         if taken:
             theta, phi, here = theta + d_theta, phi + d_phi, there
