@@ -51,7 +51,7 @@ def of_image(draws: xr.Dataset, image: int) -> xr.Dataset:
 
 def data_of(draws: xr.Dataset):
     """What this version of ArviZ draws: InferenceData (0.x) or a DataTree (1.x)."""
-    if hasattr(az, "InferenceData"):
+    if az.__version__.startswith("0."):
         return az.InferenceData(posterior=draws)
     return xr.DataTree.from_dict({"posterior": draws})
 

@@ -56,7 +56,7 @@ class Contestant:
     """One method's fit of a run.
 
     Attributes:
-        name: for people. run: the fit, timed when nothing was left to compile.
+        name: for people. run: the fit, the last one.
         numbers: data of a reflection. bytes_per_image: of the arrays that they are held in,
             geometry aside.
     """
@@ -96,28 +96,28 @@ def compare(
     pixel_model: infer.Model,
     priors: Priors,
     settings: Settings,
+    times: int = 2,
     progress: Say | None = None,
 ) -> list[Contestant]:
     """Fit a run to the factored statistics, and to its pixels under each of :func:`noises`.
 
-    Every method goes through its rounds twice; the second time, when nothing is left to compile,
-    is the one that is timed.
-
     Args:
         model: factored; pixel_model: of ``bayes_refine.pixels.Pixels``.
+        times: that every method goes through its rounds; the last one's seconds count, and
+            from the second on there is nothing left to compile.
 
     Raises:
         InputError: as :func:`~bayes_refine.fit.fit_run`.
     """
     say = progress or (lambda line: None)
 
-    def timed(name: str, call: Callable[[], T]) -> T:
-        say(f"{name}: once to compile")
-        call()
-        say(f"{name}: once to time")
-        return call()
+    def repeated(name: str, call: Callable[[], T]) -> T:
+        for k in range(times):
+            say(f"{name}, run {k + 1} of {times}")
+            found = call()
+        return found
 
-    run = timed("factored", lambda: fit_run(stills, ref, reader, model, priors, settings, say))
+    run = repeated("factored", lambda: fit_run(stills, ref, reader, model, priors, settings, say))
     observed = run.observations
     informs = max(int(np.sum(observed.fit)), 1)
     held = sum(np.asarray(getattr(observed, name)).nbytes for name in STATISTICS_HELD)
@@ -131,7 +131,7 @@ def compare(
                 stills, ref, reader, model, pixel_model, noise, priors, settings, errors, say
             )
 
-        pixel_run, pixels = timed(f"per pixel, {name}", call)
+        pixel_run, pixels = repeated(f"per pixel, {name}", call)
         held = sum(np.asarray(getattr(pixels, name)).nbytes for name in PIXELS_HELD)
         numbers = float(np.sum(pixels.usable)) / informs
         found.append(Contestant(f"per pixel, {name}", pixel_run, numbers, held / len(stills)))

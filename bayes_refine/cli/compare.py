@@ -120,7 +120,7 @@ def compare_command(
             loading.load_model("per_pixel"),
             prior,
             settings,
-            say,
+            progress=say,
         )
     table = {c.name: compare.scores(c, ref, settings, truth) for c in contestants}
     about = {"command": context.obj or [], "noise": asdict(found), "priors": asdict(prior)}
