@@ -4,7 +4,7 @@ and what is known of weights that look at the counts."""
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import h5py
 import jax
@@ -212,7 +212,7 @@ def prior_numbers(sites, priors, pixels):
 # -- what weights do at low counts ----------------------------------------------------------------
 
 
-def replicates(J, background, m):
+def replicates(J, background, m=8000):
     """Pixels of m spots of the same truth, and those spots (1, 6, m)."""
     offsets = measure.Shoebox(4.0, 5.0, 8.0).signal_offsets.astype(float)
     row = np.array([J, 0.2, -0.1, 0.6, 0.5, 0.05])
@@ -237,23 +237,29 @@ def replicates(J, background, m):
     )
 
 
-def intensities(noise, pixels, spots, steps):
-    """(m,) J at the optimum of the pixels' likelihood, all else at the truth."""
+@cache
+def newton_step(noise):
+    """One step of J alone, compiled once."""
 
     @jax.jit
-    def step(spots):
+    def step(pixels, spots):
         _, slope, curved = spot_sums(noise, pixels, spots)
         return spots.at[:, 0].add(slope[:, 0] / curved[:, 0, 0])
 
+    return step
+
+
+def intensities(noise, pixels, spots, steps):
+    """(m,) J at the optimum of the pixels' likelihood, all else at the truth."""
     for _ in range(steps):
-        spots = step(spots)
+        spots = newton_step(noise)(pixels, spots)
     return np.asarray(spots[0, 0])
 
 
 def test_observed_variance_is_biased_low_by_a_photon_a_pixel():
     """⟨J⟩ − J = −Σ(P/μ)/Σ(P²/μ), Neyman's −1 a pixel seen through the profile; the others are
     unbiased (E[1/n] = 1/m + 1/m² + …: at m = 20 the next term is 8 %)."""
-    pixels, spots, mean = replicates(J=400.0, background=20.0, m=8000)
+    pixels, spots, mean = replicates(J=400.0, background=20.0)
     template = (mean - 20.0) / 400.0
     bias = -np.sum(template / mean) / np.sum(template**2 / mean)
     assert bias < -3  # photons: it matters
@@ -271,10 +277,10 @@ def test_observed_variance_is_biased_low_by_a_photon_a_pixel():
 def test_poisson_and_expected_variance_agree_and_observed_variance_at_high_counts_alone():
     """Frozen at the truth, weights by expectation are Poisson's to first order at any count."""
     for J, background, high in ((1e5, 300.0, True), (20.0, 0.3, False)):
-        pixels, spots, _ = replicates(J, background, 2000)
+        pixels, spots, _ = replicates(J, background)
         poisson = intensities(infer.poisson, pixels, spots, 8)
         expected = intensities(infer.expected_variance, pixels, spots, 1)
         observed = intensities(infer.observed_variance, pixels, spots, 1)
         apart = [np.sqrt(np.mean((x - poisson) ** 2)) / poisson.std() for x in (expected, observed)]
         assert apart[0] < 0.05, apart
-        assert (apart[1] < 0.05) == high, apart
+        assert (apart[1] < 0.1) == high, apart
