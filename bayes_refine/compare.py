@@ -252,6 +252,7 @@ def _against_truth(run: RunFit, used: np.ndarray, truth: Truth | None) -> dict[s
         if true is None or name not in values:
             continue
         error = values[name][good, 0] - (np.log(true) if name == "log_G" else true)[good]
+        error -= np.median(error)  # a common factor of G is a matter of units
         found[2 + k] = robust_sd(error)
         found[5 + k] = robust_sd(error / sd(name)[good, 0])
     return dict(zip(names, found, strict=True))
