@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 
 from ..errors import InputError
-from . import fit, merge, simulate  # noqa: F401  the commands register themselves, in this order
+from . import compare, fit, merge, simulate  # noqa: F401  the commands register themselves
 from .app import app, err_console
 
 

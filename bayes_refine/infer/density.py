@@ -197,7 +197,8 @@ class Expected(NamedTuple):
     """What an observed site expects: arrays of its observations' shape, but for log_df.
 
     Attributes:
-        mean, log_scale: of each observation. log_df: ln ν of a Student-t, a scalar; 0 of a normal.
+        mean, log_scale: of each observation; of a Poisson count no scale, 0.
+        log_df: ln ν of a Student-t, a scalar; 0 of others.
         of_mean, of_scale, of_both, of_df: Fisher information of the mean, of ln scale, of ln scale
             with ln ν, and of ln ν; zero where masked.
     """
@@ -212,12 +213,8 @@ class Expected(NamedTuple):
 
 
 def expectations(model, sites, theta, phi, args) -> list[Expected] | None:
-    """Of each observed site; None where one is neither normal nor Student-t, or in no plate over
+    """Of each observed site, masked; None where one is of no known kind, or in no plate over
     images.
-
-    A Student-t's information (Lange, Little & Taylor 1989): of the mean (ν + 1)/(ν + 3)/σ², of
-    ln σ 2ν/(ν + 3), of both scales −2ν/((ν + 1)(ν + 3)), of ln ν
-    ν²·(ψ′(ν/2) − ψ′((ν + 1)/2))/4 − ν(ν + 5)/(2(ν + 1)(ν + 3)).
     """
     found = []
     for site in traced(model, unflatten(sites, theta, phi), args).values():
@@ -229,25 +226,34 @@ def expectations(model, sites, theta, phi, args) -> list[Expected] | None:
         while isinstance(fn, dist.MaskedDistribution | dist.ExpandedDistribution):
             mask = mask & fn._mask if isinstance(fn, dist.MaskedDistribution) else mask
             fn = fn.base_dist
-        log_df = jnp.zeros(())
-        if isinstance(fn, dist.Normal):
-            of_mean, of_scale, of_both, of_df = 1.0, 2.0, 0.0, 0.0
-        elif isinstance(fn, dist.StudentT) and jnp.ndim(fn.df) == 0:
-            nu = fn.df
-            log_df = jnp.log(nu)
-            of_mean, of_scale = (nu + 1) / (nu + 3), 2 * nu / (nu + 3)
-            of_both = -2 * nu / ((nu + 1) * (nu + 3))
-            trigamma = jax.scipy.special.polygamma
-            of_df = nu**2 * (trigamma(1, nu / 2) - trigamma(1, (nu + 1) / 2)) / 4
-            of_df = of_df - nu * (nu + 5) / (2 * (nu + 1) * (nu + 3))
-        else:
+        row = expected(fn)
+        if row is None:
             return None
         shape = jnp.broadcast_shapes(site["fn"].batch_shape, jnp.shape(site["value"]))
         mask = jnp.broadcast_to(mask, shape)
-        mean, log_scale = (jnp.broadcast_to(x, shape) for x in (fn.loc, jnp.log(fn.scale)))
-        information = (
-            of_mean / fn.scale**2 * mask,
-            *(x * mask for x in (of_scale, of_both, of_df)),
-        )
-        found.append(Expected(mean, log_scale, log_df, *information))
+        mean, log_scale = (jnp.broadcast_to(x, shape) for x in row[:2])
+        found.append(Expected(mean, log_scale, row.log_df, *(x * mask for x in row[3:])))
     return found
+
+
+def expected(fn: dist.Distribution) -> Expected | None:
+    """Of a normal, Student-t or Poisson distribution, nothing masked; None for others.
+
+    Information of the mean 1/σ², (ν + 1)/(ν + 3)/σ², 1/μ; of ln σ 2, 2ν/(ν + 3); of a Student-t's
+    ln σ with ln ν −2ν/((ν + 1)(ν + 3)), and of its ln ν
+    ν²·(ψ′(ν/2) − ψ′((ν + 1)/2))/4 − ν(ν + 5)/(2(ν + 1)(ν + 3)) (Lange, Little & Taylor 1989).
+    """
+    zero = jnp.zeros(())
+    if isinstance(fn, dist.Normal):
+        return Expected(fn.loc, jnp.log(fn.scale), zero, 1 / fn.scale**2, 2.0, 0.0, 0.0)
+    if isinstance(fn, dist.StudentT) and jnp.ndim(fn.df) == 0:
+        nu = fn.df
+        of_mean, of_scale = (nu + 1) / (nu + 3) / fn.scale**2, 2 * nu / (nu + 3)
+        of_both = -2 * nu / ((nu + 1) * (nu + 3))
+        trigamma = partial(jax.scipy.special.polygamma, 1)
+        of_df = nu**2 * (trigamma(nu / 2) - trigamma((nu + 1) / 2)) / 4
+        of_df -= nu * (nu + 5) / (2 * (nu + 1) * (nu + 3))
+        return Expected(fn.loc, jnp.log(fn.scale), jnp.log(nu), of_mean, of_scale, of_both, of_df)
+    if isinstance(fn, dist.Poisson):
+        return Expected(fn.rate, jnp.zeros_like(fn.rate), zero, 1 / fn.rate, 0.0, 0.0, 0.0)
+    return None

@@ -79,7 +79,17 @@ def map_fit(
         state = search.step(state, here)
     if exact and curvature is not _exact_curvature:
         here = search.look(state, _exact_curvature)
-    return _fit(search, state, here, iteration, tolerance)
+    n = search.n_images
+    return fit_of_mode(
+        search.sites,
+        state.theta[:n],
+        state.phi,
+        (here.gradient[0][:n], here.gradient[1]),
+        Arrow(here.arrow.blocks[:n], here.arrow.border[:n], here.arrow.shared),
+        here.log_density,
+        iteration,
+        tolerance,
+    )
 
 
 class Arrow(NamedTuple):
@@ -410,11 +420,20 @@ def _upward_inverse(matrices, damping, np_=jnp):
     return inverse / (scale[:, :, None] * scale[:, None])
 
 
-def _fit(search: _Search, state: _State, here: _Look, iterations, tolerance) -> Fit:
-    n = search.n_images
-    blocks, border = (np.asarray(x[:n], float) for x in here.arrow[:2])
-    shared = np.asarray(here.arrow.shared, float)
-    g_image, g_shared = np.asarray(here.gradient[0][:n], float), here.gradient[1]
+def fit_of_mode(
+    sites: tuple[Site, ...],
+    theta: np.ndarray,
+    phi: np.ndarray,
+    gradient: tuple[np.ndarray, np.ndarray],
+    arrow: Arrow,
+    log_density: float,
+    iterations: int,
+    tolerance: float,
+) -> Fit:
+    """What a search found: the unknowns, slope and curvature of −ln p there, and a verdict."""
+    n = len(theta)
+    blocks, border, shared = (np.asarray(x, float) for x in arrow)
+    g_image, g_shared = (np.asarray(x, float) for x in gradient)
     lowest = np.linalg.eigvalsh(_scaled(blocks))[:, 0]
     is_mode = lowest > 0
     inverse = _upward_inverse(blocks, np.zeros(n), np)
@@ -427,9 +446,9 @@ def _fit(search: _Search, state: _State, here: _Look, iterations, tolerance) -> 
     status = np.where(distance < max(tolerance, 0.1), "converged", "not converged").astype(object)
     status[~is_mode] = "no maximum"
     return Fit(
-        sites=search.sites,
-        image=state.theta[:n],
-        shared=state.phi,
+        sites=sites,
+        image=theta,
+        shared=phi,
         image_precision=blocks,
         border=border,
         shared_covariance=shared_covariance,
@@ -437,7 +456,7 @@ def _fit(search: _Search, state: _State, here: _Look, iterations, tolerance) -> 
         shared_distance=float(np.sqrt(max(g_schur @ shared_covariance @ g_schur, 0))),
         status=status,
         iterations=iterations,
-        log_density=here.log_density,
+        log_density=log_density,
     )
 
 

@@ -1,0 +1,199 @@
+"""Which unknowns does each likelihood tie together?
+
+Correlations from the inverse Hessian at the optimum, each image as if it were alone (its own data,
+the run's priors on what is shared), median over images; and in the run, where R0 is everybody's.
+Both likelihoods start from one place on the same shoeboxes.
+
+    python analysis/couplings.py --images 16 --out couplings.png
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+from lysosim import SHARED, load
+from map_vs_per_pixel import simulated
+from pixel_start import at_mode, thermolysin
+
+import bayes_refine as br
+from bayes_refine import infer
+from bayes_refine.infer import levenberg, newton
+from bayes_refine.infer.density import place_of
+from bayes_refine.pixels import frozen, pixels_of
+
+FACTORED, PER_PIXEL = br.load_model("still"), br.load_model("per_pixel")
+GEOMETRY = ("rotation_mrad", "strain", "detector_shift_mm")
+PAIRS = ("G–R0", "G–R1", "R0–R1", "|G–geometry|", "|R1–geometry|", "|R0–geometry|")
+ORIGINAL = ("log_G", "log_R0", "log_R1", "rotation_mrad")  # what the original method refined
+
+
+def image_of(tree, i, n):
+    """One image of arrays that lead with n images."""
+    return jax.tree.map(lambda x: x[i : i + 1] if np.ndim(x) > 1 and len(x) == n else x, tree)
+
+
+def alone(curvature, fit, data):
+    """(n, k + s, k + s) Hessian of −ln p of each image as if it were the run."""
+    found = []
+    for i in range(len(fit.image)):
+        arrow = curvature(fit.image[i : i + 1], fit.shared, image_of(data, i, len(fit.image)))
+        top = np.concatenate([arrow.blocks[0], arrow.border[0]], axis=1)
+        below = np.concatenate([np.asarray(arrow.border[0]).T, arrow.shared], axis=1)
+        found.append(np.concatenate([top, below]))
+    return np.array(found)
+
+
+def factored_curvature(fit, priors):
+    """Fisher's, of one image."""
+    curvature = partial(newton._fisher_curvature, FACTORED, fit.sites)
+    one = jax.jit(lambda t, p, obs: curvature(t, p, np.ones(1), 1.0, (obs, priors)))
+    return one
+
+
+def pixel_curvature(fit, noise, priors):
+    """Fisher's, of one image's pixels."""
+    look = jax.jit(partial(levenberg._look, PER_PIXEL, noise, fit.sites))
+    return lambda t, p, pixels: look(t, p, (pixels, priors)).arrow
+
+
+def places(fit):
+    """Columns of each unknown in an image's Hessian."""
+    k, found = fit.image.shape[1], {}
+    for site in fit.sites:
+        _, columns = place_of(fit.sites, site.name)
+        found[site.name] = np.arange(columns.start, columns.stop) + (0 if site.per_image else k)
+    return found
+
+
+def correlations(hessian, where, free=None):
+    """{pair: median over images} of the inverse, with the unknowns not in ``free`` held."""
+    names = list(where) if free is None else [n for n in where if n in free]
+    columns = np.concatenate([where[n] for n in names])
+    labels = np.concatenate([[n] * len(where[n]) for n in names])
+    covariance = np.linalg.inv(hessian[:, columns][:, :, columns])
+    sd = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
+    r = covariance / (sd[:, :, None] * sd[:, None])
+
+    def pair(a, b):
+        return float(np.median(r[:, labels == a][:, :, labels == b]))
+
+    def most(a):
+        """Of the component of the geometry that is tied most closely, |r|, median over images."""
+        part = np.abs(r[:, labels == a][:, 0][:, np.isin(labels, GEOMETRY)])
+        return float(np.median(part, axis=0).max())
+
+    values = [pair("log_G", "log_R0"), pair("log_G", "log_R1"), pair("log_R0", "log_R1")]
+    values += [most("log_G"), most("log_R1"), most("log_R0")]
+    return dict(zip(PAIRS, values, strict=True))
+
+
+def in_the_run(fit):
+    """Correlations of ln G with the shared ln R0, and with the image's own R1 and geometry."""
+    slope = np.linalg.solve(fit.image_precision, fit.border)
+    cross = -slope @ fit.shared_covariance  # (n, k, s)
+    covariance = fit.image_covariance()
+    sd = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
+    shared_sd = np.sqrt(np.diag(fit.shared_covariance))
+    columns = {s.name: place_of(fit.sites, s.name)[1] for s in fit.sites}
+    G, R1, R0 = (columns[x].start for x in ("log_G", "log_R1", "log_R0"))
+    own = [i for n in ("rotation_mrad", "strain") for i in range(*columns[n].indices(99))]
+    run = range(*columns["detector_shift_mm"].indices(99))
+    mine = covariance / (sd[:, :, None] * sd[:, None])
+    theirs = cross / (sd[:, :, None] * shared_sd)
+
+    def most(a):
+        every = np.concatenate([mine[:, a, own], theirs[:, a, list(run)]], axis=1)
+        return float(np.median(np.abs(every), axis=0).max())
+
+    shared = fit.shared_covariance / np.outer(shared_sd, shared_sd)
+    R0_most = max(
+        float(np.abs(shared[R0, list(run)]).max()),
+        float(np.median(np.abs(theirs[:, own, R0]), axis=0).max()),
+    )
+    values = [np.median(theirs[:, G, R0]), np.median(mine[:, G, R1]), np.median(theirs[:, R1, R0])]
+    return dict(zip(PAIRS, [*map(float, values), most(G), most(R1), R0_most], strict=True))
+
+
+def of_run(name, stills, reference, reader, settings):
+    """Print and return the couplings of each likelihood on one run."""
+    fitted = br.fit_run(stills, reference, reader, FACTORED, br.Priors(), settings)
+    run, seen, state, priors = at_mode(fitted, reference, reader, FACTORED, settings)
+    observed, rows = seen.observations.whole(), {}
+    fit = br.map_fit(FACTORED, seen.observations, priors, init=state, exact=False)
+    pixels = pixels_of(run, seen, state, priors)
+    pixels = frozen(pixels, infer.evaluate(PER_PIXEL, state, pixels, priors)["spots"])
+    noises = {
+        "Poisson": infer.poisson,
+        "expected variance": infer.expected_variance,
+        "observed variance": infer.observed_variance,
+    }
+    found = {"factored": (fit, alone(factored_curvature(fit, priors), fit, observed))}
+    for label, noise in noises.items():
+        fit = infer.pixel_fit(PER_PIXEL, noise, pixels, priors, state)
+        hessian = alone(pixel_curvature(fit, noise, priors), fit, pixels)
+        found[f"per pixel, {label}"] = fit, hessian
+    print(f"\n{name}: {len(stills)} images")
+    print(f"{'':58s}" + "".join(f"{p:>15s}" for p in PAIRS))
+    for label, (fit, hessian) in found.items():
+        where = places(fit)
+        rows[label] = {
+            "alone": correlations(hessian, where),
+            "alone, G R0 R1 ω free": correlations(hessian, where, ORIGINAL),
+            "in the run": in_the_run(fit),
+        }
+        for kind, values in rows[label].items():
+            print(
+                f"{label + ' | ' + kind:58s}" + "".join(f"{v:15.3f}" for v in values.values()),
+                flush=True,
+            )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=16)
+    parser.add_argument("--data", type=Path, default=SHARED)
+    parser.add_argument("--out", type=Path, default=Path("couplings.png"))
+    parser.add_argument("--folder", type=Path, default=Path("couplings_run"), help="scratch")
+    options = parser.parse_args()
+    jax.config.update("jax_enable_x64", True)
+    settings, found = br.Settings(d_min=2.3), {}
+    with br.ImageReader() as reader:
+        stills, reference, _ = load(options.data, options.images)
+        found["lysosim"] = of_run("lysosim", stills, reference, reader, settings)
+    with br.ImageReader() as reader:
+        stills, reference, _ = simulated(options.folder, n_images=options.images)
+        found["simulated"] = of_run("simulated", stills, reference, reader, settings)
+    with br.ImageReader() as reader:
+        stills, reference, noise = thermolysin(options.data, reader)
+        chosen = br.Settings(d_min=2.3, read_noise=noise)
+        found["thermolysin_xfel"] = of_run("thermolysin_xfel", stills, reference, reader, chosen)
+    draw(found).savefig(options.out, dpi=110)
+
+
+def draw(found):
+    kinds = list(next(iter(next(iter(found.values())).values())))
+    figure, axes = plt.subplots(
+        len(found), len(kinds), figsize=(15, 10), sharey=True, layout="constrained"
+    )
+    for row, (name, methods) in zip(axes, found.items(), strict=True):
+        for axis, kind in zip(row, kinds, strict=True):
+            for k, (method, values) in enumerate(methods.items()):
+                x = np.arange(len(PAIRS)) + (k - 1.5) * 0.2
+                axis.bar(x, list(values[kind].values()), 0.2, label=method)
+            axis.axhspan(-0.05, 0.05, color="0.9", zorder=0)
+            axis.set_xticks(range(len(PAIRS)), PAIRS, rotation=30, ha="right", fontsize=8)
+            axis.set_title(f"{name}: {kind}", fontsize=10)
+        row[0].set_ylabel("correlation, median over images")
+    axes[0, 0].plot([0, 1], [-0.46, 0.51], "k_", ms=18, label="published, per pixel")
+    axes[0, 0].legend(fontsize=7)
+    return figure
+
+
+if __name__ == "__main__":
+    main()

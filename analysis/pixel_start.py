@@ -1,0 +1,68 @@
+"""One place for factored statistics and pixels to start from, for the scripts beside this one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+import bayes_refine as br
+from bayes_refine import fit, rounds
+from bayes_refine.scout import scout
+
+
+def run_of(stills, reference, reader, model, settings, priors) -> rounds.Run:
+    """What the loop of a fit works on."""
+    stills = tuple(stills)
+    candidates = fit._candidates(stills, reference, priors, settings)
+    return rounds.Run(stills, reference, reader, model, settings, candidates)
+
+
+def at_start(stills, reference, reader, model, settings, priors=None):
+    """Run, what is seen at the state that the scouts found, that state, and the priors."""
+    priors = priors or br.Priors()
+    run = run_of(stills, reference, reader, model, settings, priors)
+    start = scout(run, priors, lambda line: None)
+    state = {**start.state, **start.after}
+    status = np.full(len(run.stills), "", dtype=object)
+    seen = rounds.measured(
+        run, state, priors, status, start.kept, settings.margin, lambda line: None
+    )
+    return run, seen, {**state, "log_G": seen.log_G}, priors
+
+
+def at_mode(fitted, reference, reader, model, settings, priors=None):
+    """The same where a fitted run ended."""
+    priors = priors or br.Priors()
+    run = run_of(fitted.indexed, reference, reader, model, settings, priors)
+    state = fitted.fit.values()
+    status = np.full(len(run.stills), "", dtype=object)
+    kept = rounds.Kept(
+        log_G0=float(np.asarray(fitted.observations.log_G0)),
+        pixel_inv_angstrom=float(np.asarray(fitted.observations.pixel_inv_angstrom)),
+    )
+    seen = rounds.measured(run, state, priors, status, kept, settings.margin, lambda line: None)
+    return run, seen, state, priors
+
+
+def thermolysin(data: Path, reader: br.ImageReader):
+    """The three measured stills, as ``thermolysin_terms.py`` treats them: stills, reference and
+    read-out noise; sets the reader's gain.
+    """
+    folder = data / "thermolysin_xfel"
+    stills = [
+        replace(
+            s,
+            beam=replace(s.beam, bandwidth=1e-3),
+            detector=replace(
+                s.detector,
+                thickness_mm=0 * s.detector.thickness_mm + 0.5,
+                mu_per_mm=0 * s.detector.mu_per_mm + 8.49,
+            ),
+        )
+        for s in br.read_experiments(folder / "thermolysin_xfel.expt").stills
+    ]
+    noise = br.noise_for(reader, stills)
+    reader.gain = noise.gain
+    return stills, br.read_reference(folder / "reference.mtz"), noise.read_noise

@@ -1,0 +1,274 @@
+"""What breaks which likelihood first, and by how much?
+
+From the clean fit of `lysosim` each disturbance is measured and fitted again, by both likelihoods,
+and the change of ln G, ln R0, ln R1 and the orientation is counted in units of its own clean
+posterior sd (rms over images): shoeboxes with 2 and 4 pixels more around, a background 5 % off,
+hot pixels, a second lattice, reference intensities that are wrong by a factor of 3.  Wrong starts
+go through the whole loop.
+
+    python analysis/robustness.py --images 12 --out robustness.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import zlib
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+from lysosim import SHARED, excitation_error, load
+from pixel_start import at_mode
+
+import bayes_refine as br
+from bayes_refine import compare, infer, measure
+from bayes_refine.crystal import Crystal, rotation_matrix
+from bayes_refine.pilot import moved, pilot_geometry
+from bayes_refine.pixel_rounds import fit_pixels
+from bayes_refine.pixels import frozen, pixels_of
+
+FACTORED, PER_PIXEL = br.load_model("still"), br.load_model("per_pixel")
+METHODS = ("factored", "Poisson", "expected variance", "observed variance")
+NOISES = {
+    "Poisson": infer.poisson,
+    "expected variance": infer.expected_variance,
+    "observed variance": infer.observed_variance,
+}
+NAMES = ("log_G", "log_R0", "log_R1", "rotation_mrad")
+SETTINGS = br.Settings(d_min=2.3)
+
+
+class Disturbed(br.ImageReader):
+    """Gives images that something has happened to: a function of pixels, still and rng."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def read(self, still):
+        pixels, valid = super().read(still)
+        rng = np.random.default_rng(zlib.crc32(still.identifier.encode()))
+        return self.change(pixels, still, rng, super().read), valid
+
+
+def hot(share, counts=200):
+    """A share of the pixels with so many counts more."""
+
+    def change(pixels, still, rng, read):
+        return pixels + counts * (rng.random(pixels.shape) < share)
+
+    return change
+
+
+def second_lattice(stills, share):
+    """Another crystal's diffraction on top, with a share of its photons (thinned, so Poisson)."""
+    others = {s.identifier: stills[(i + 1) % len(stills)] for i, s in enumerate(stills)}
+
+    def change(pixels, still, rng, read):
+        other, _ = read(others[still.identifier])
+        return pixels + rng.binomial(np.maximum(other, 0).astype(int), share)
+
+    return change
+
+
+@contextmanager
+def larger_boxes(pixels):
+    """Shoeboxes with so many pixels more around; the ring moves outwards with them."""
+    plain = measure.shoebox_for_width
+
+    def larger(R1_px):
+        box = plain(R1_px)
+        return measure.Shoebox(
+            *(x + pixels for x in (box.signal_radius, box.ring_inner, box.ring_outer))
+        )
+
+    measure.shoebox_for_width = larger
+    yield
+    measure.shoebox_for_width = plain
+
+
+@contextmanager
+def wrong_background(factor):
+    """The ring says so many times what it should."""
+    plain = measure.ring_background
+
+    def wrong(*args):
+        background, *rest = plain(*args)
+        return factor * background, *rest
+
+    measure.ring_background = wrong
+    measure._statistics.clear_cache()
+    yield
+    measure.ring_background = plain
+    measure._statistics.clear_cache()
+
+
+def wrong_reference(reference, share, factor, seed=0):
+    """A share of the unique reflections stronger or weaker by a factor."""
+    rng = np.random.default_rng(seed)
+    n = len(reference.intensity)
+    change = np.where(rng.random(n) < 0.5, factor, 1 / factor)
+    return replace(
+        reference,
+        intensity=reference.intensity * np.where(rng.random(n) < share, change, 1.0),
+    )
+
+
+def refit(fitted, reference, reader):
+    """Both likelihoods on what is measured where a clean fit ended: {method: Fit}."""
+    run, seen, state, priors = at_mode(fitted, reference, reader, FACTORED, SETTINGS)
+    found = {"factored": br.map_fit(FACTORED, seen.observations, priors, init=state, exact=False)}
+    pixels = pixels_of(run, seen, state, priors)
+    pixels = frozen(pixels, infer.evaluate(PER_PIXEL, state, pixels, priors)["spots"])
+    for name, noise in NOISES.items():
+        found[name] = infer.pixel_fit(PER_PIXEL, noise, pixels, priors, state)
+    return found
+
+
+def change_of(fits, clean):
+    """{method: {unknown: rms change in clean sd}}, and that of the other methods' own sd."""
+    out = {}
+    for method in METHODS:
+        new, old = fits[method].values(), clean[method].values()
+        out[method] = {
+            n: float(np.sqrt(np.mean(((new[n] - old[n]) / clean[method].sd(n)) ** 2)))
+            for n in NAMES
+        }
+    return out
+
+
+def errors(fits, fitted, truth):
+    """{method: (median rms ε_r error 1e-5 Å⁻¹, robust sd of ln G − true)}."""
+    out = {}
+    for method, fit in fits.items():
+        values = fit.values()
+        stills = moved(fitted.indexed, *pilot_geometry(fitted.indexed, values))
+        rms = near_sphere_rms(stills, fitted.reflections, truth)
+        log_G = values["log_G"][:, 0] - np.log(truth.G)
+        out[method] = 1e5 * float(np.median(rms)), compare.robust_sd(log_G)
+    return out
+
+
+def near_sphere_rms(stills, reflections, truth):
+    """(n,) rms error of ε_r near the sphere, Å⁻¹."""
+    rms = []
+    for i, still in enumerate(stills):
+        hkl = reflections.hkl[reflections.image == i]
+        true = excitation_error(truth.A[i], hkl, still.beam.s0)
+        now = excitation_error(still.crystal.A, hkl, still.beam.s0)
+        rms.append(np.sqrt(np.mean((now - true)[np.abs(true) < 3e-4] ** 2)))
+    return np.array(rms)
+
+
+def loops(reference, reader):
+    """The whole loop of each method, a function of the stills."""
+    rest = reference, reader, FACTORED
+
+    def by_pixel(noise):
+        return lambda stills: fit_pixels(stills, *rest, PER_PIXEL, noise, br.Priors(), SETTINGS)[0]
+
+    return {
+        "factored": lambda stills: br.fit_run(stills, *rest, br.Priors(), SETTINGS),
+        "Poisson": by_pixel(infer.poisson),
+        "observed variance": by_pixel(infer.observed_variance),
+    }
+
+
+def wrong_starts(stills, reference, truth, angles):
+    """{angle mrad: {method: share of images with a rms ε_r error below 1e-4 Å⁻¹}}."""
+    axes = np.random.default_rng(0).standard_normal((len(stills), 3))
+    axes /= np.linalg.norm(axes, axis=1, keepdims=True)
+    found = {}
+    for angle in angles:
+        turned = [
+            replace(s, crystal=Crystal(rotation_matrix(angle * v) @ s.crystal.A, s.crystal.hall))
+            for s, v in zip(stills, axes, strict=True)
+        ]
+        found[angle] = {}
+        with br.ImageReader() as reader:
+            for name, loop in loops(reference, reader).items():
+                run = loop(turned)
+                rms = near_sphere_rms(run.stills, run.reflections, truth)
+                found[angle][name] = float(np.mean(rms < 1e-4))
+        shares = ", ".join(f"{name} {100 * x:.0f} %" for name, x in found[angle].items())
+        print(f"start {angle:.1f} mrad further off: {shares}", flush=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=12)
+    parser.add_argument("--angles", type=float, nargs="*", default=[0.0, 2.0, 4.0, 8.0])
+    parser.add_argument("--data", type=Path, default=SHARED)
+    parser.add_argument("--out", type=Path, default=Path("robustness.png"))
+    options = parser.parse_args()
+    jax.config.update("jax_enable_x64", True)
+    stills, reference, truth = load(options.data, options.images)
+    with br.ImageReader() as reader:
+        fitted = br.fit_run(stills, reference, reader, FACTORED, br.Priors(), SETTINGS)
+        clean = refit(fitted, reference, reader)
+        print("clean:", errors(clean, fitted, truth), flush=True)
+        changes, against = {}, {"clean": errors(clean, fitted, truth)}
+
+        def tell(name, fits):
+            changes[name], against[name] = change_of(fits, clean), errors(fits, fitted, truth)
+            for method in METHODS:
+                row = ", ".join(f"{n} {changes[name][method][n]:.2f}" for n in NAMES)
+                rms, sd = against[name][method]
+                print(f"{name:22s} {method:18s} {row} sd; ε_r {rms:.2f}, ln G {sd:.3f}", flush=True)
+
+        for factor in (0.95, 1.05):
+            with wrong_background(factor):
+                tell(f"background × {factor}", refit(fitted, reference, reader))
+        bad = wrong_reference(reference, 0.2, 3.0)
+        tell("20 % of I_ref × 3 or ⅓", refit(fitted, bad, reader))
+        for pixels in (2, 4):
+            with larger_boxes(pixels):
+                tell(f"boxes + {pixels} px", refit(fitted, reference, reader))
+    disturbances = {
+        "0.01 % hot pixels": hot(1e-4),
+        "0.1 % hot pixels": hot(1e-3),
+        "second lattice, 30 %": second_lattice(stills, 0.3),
+        "second lattice, 100 %": second_lattice(stills, 1.0),
+    }
+    for name, change in disturbances.items():
+        with Disturbed(change) as reader:
+            tell(name, refit(fitted, reference, reader))
+    starts = wrong_starts(stills, reference, truth, options.angles)
+    options.out.with_suffix(".json").write_text(
+        json.dumps({"change_in_sd": changes, "against_truth": against, "starts": starts}, indent=1)
+    )
+    draw(changes, against).savefig(options.out, dpi=110)
+
+
+def draw(changes, against):
+    figure, axes = plt.subplots(2, 3, figsize=(17, 9), layout="constrained")
+    y = np.arange(len(changes))
+    for axis, name in zip(axes.flat, NAMES, strict=False):
+        for k, method in enumerate(METHODS):
+            values = [max(row[method][name], 1e-3) for row in changes.values()]
+            axis.barh(y + (k - 1.5) * 0.2, values, 0.2, label=method)
+        axis.axvline(0.3, color="k", lw=0.8, ls=":")
+        axis.set_xscale("log")
+        axis.set_yticks(y, list(changes), fontsize=8)
+        axis.invert_yaxis()
+        axis.set_title(f"change of {name}, in clean posterior sd")
+    y = np.arange(len(against))
+    for axis, j, title in zip(
+        axes.flat[4:], (0, 1), ("rms ε_r error, 1e-5 Å⁻¹", "ln G error, robust sd"), strict=True
+    ):
+        for k, method in enumerate(METHODS):
+            axis.barh(y + (k - 1.5) * 0.2, [row[method][j] for row in against.values()], 0.2)
+        axis.set_yticks(y, list(against), fontsize=8)
+        axis.invert_yaxis()
+        axis.set_title(title)
+    axes[0, 0].legend(fontsize=8)
+    return figure
+
+
+if __name__ == "__main__":
+    main()
