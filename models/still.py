@@ -66,7 +66,9 @@ def model(obs, priors, partiality=forward.partiality, spot_shape=round_spot, ter
         )
         mosaic = log_normal("mosaic_image_mrad", mosaic_run, priors.log_mosaic_image_sd)
         R1 = log_normal("R1", priors.R1_px * pixel, priors.log_R1_sd)
-        moment = spot_shape(obs, R1, priors)
+        m11, m22, m12 = spot_shape(obs, R1, priors)
+        # spots off their places are, on average, wider about them
+        moment = m11 + position_error**2, m22 + position_error**2, m12
 
     # each reflection: where, how wide, how bright
     spot = forward.spot(obs, rotation[:, 0], strain[:, 0], shift, R0, mosaic, moment)
@@ -79,12 +81,13 @@ def model(obs, priors, partiality=forward.partiality, spot_shape=round_spot, ter
     numpyro.deterministic("spot_moment", jnp.stack([spot.m11, spot.m22, spot.m12], 1))
     expected = forward.expected_statistics(obs, spot, J_model, terms)
 
-    # what counting does not explain: a fraction of J, of a pixel, of R1²
-    position = position_error / obs.width
+    # what counting does not explain: a fraction of J, of a pixel, of R1²; T_k sees each by r_kj
+    position = (position_error / obs.width) ** 2
     speckle = forward.block_variance(obs, spot.excitation_error, R0, mosaic) / blocks
-    shape = shape_error + 0 * position
-    fraction = jnp.stack([jnp.sqrt(model_error**2 + speckle), *[position] * 2, *[shape] * 3], 1)
-    variance = expected.variance + (fraction[:, :terms] * J_model[:, None]) ** 2
+    shape = shape_error**2 + 0 * position
+    errors = jnp.stack([model_error**2 + speckle, *[position] * 2, *[shape] * 3], 1)
+    seen = jnp.sum(obs.response[:, :terms, :terms] ** 2 * errors[:, None, :terms], 2)
+    variance = expected.variance + seen * J_model[:, None] ** 2
     numpyro.deterministic("intensity_variance", variance[:, 0])
 
     # the likelihoods of one shoebox
