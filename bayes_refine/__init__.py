@@ -17,7 +17,7 @@ from .detector import Beam, Detector
 from .errors import InputError
 from .experiments import Experiments, Still
 from .fit import RunFit, Settings, fit_run
-from .infer import Fit, evaluate, laplace_draws, map_fit, predictive_draws
+from .infer import Fit, evaluate, laplace_draws, map_fit, marginal_fit, predictive_draws
 from .io.expt import read_experiments, write_experiments
 from .io.images import ImageReader, read_bandwidth
 from .io.mtz import Unmerged, read_unmerged, write_merged, write_unmerged
@@ -63,6 +63,7 @@ __all__ = [
     "laplace_draws",
     "load_model",
     "map_fit",
+    "marginal_fit",
     "model_names",
     "noise_for",
     "pearson",

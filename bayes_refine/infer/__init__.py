@@ -7,6 +7,7 @@ plate.  NumPyro appears here and in ``models/`` alone.
 from .batches import Batches
 from .density import IMAGE, Model, Site, evaluate
 from .laplace import Fit, laplace_draws, predictive_draws
+from .marginal import marginal_fit
 from .newton import map_fit
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "evaluate",
     "laplace_draws",
     "map_fit",
+    "marginal_fit",
     "predictive_draws",
 ]

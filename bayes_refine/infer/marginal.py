@@ -1,0 +1,161 @@
+"""The shared unknowns at the mode of their own marginal density.
+
+At the joint mode the unknowns of every image are fitted to the same residuals that the shared
+errors are read from: these come out small by n − k of n.  With the images integrated out by
+Laplace's approximation,
+
+    ln p(φ) ≈ ln p(θ̂(φ), φ) − ½ Σ_i ln|A_i(φ)|,
+
+they do not: the mode is that of restricted maximum likelihood (Patterson & Thompson 1971;
+Tierney & Kadane 1986; Rue, Martino & Chopin 2009).  A_i is the expected information on image
+i's unknowns at its mode, and its prior's curvature, so that no outlier makes it singular
+(Cox & Reid 1987).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .curvature import exact_curvature, fisher_curvature, upward_root
+from .density import Model, Site, density, location_scale, prior_density
+from .laplace import Fit
+from .newton import Look, Search, State, fit_at
+
+DIFFERENCE = 0.7  # posterior sd, of central differences for the curvature of ½ Σ ln|A_i|
+WIDEST = 2.0  # times the joint density's sd: beyond, that curvature is not to be believed
+
+
+def marginal_fit(
+    model: Model,
+    *args: Any,
+    fit: Fit,
+    max_iterations: int = 10,
+    tolerance: float = 5e-2,
+    progress: Callable[[str], None] | None = None,
+) -> Fit:
+    """Move a joint MAP to where the shared unknowns are at their marginal mode.
+
+    Newton steps with the joint density's curvature and the exact slope of ½ Σ ln|A_i|, halved
+    where the marginal density falls; the images follow at their own modes.  The covariance of
+    what is shared is of the marginal density's curvature; what ½ Σ ln|A_i| adds to it, some
+    percent, is measured on the first batch of images, as for all.
+
+    Args:
+        model, args: as they were given to ``map_fit``. fit: what it returned.
+        tolerance: stop when the shared unknowns are nearer than this many posterior sd.
+        progress: called with one line a step.
+
+    Returns:
+        The fit there; images that had not converged stay where they were, and out of the sum.
+    """
+    search = Search(model, args, fit.values())
+    usable = np.zeros(len(search.weight))
+    usable[: search.n_images] = fit.status == "converged"
+    state = search.start._replace(damping=np.zeros(len(usable)), shared_damping=0.0)
+    best, before, step = -np.inf, None, np.zeros(len(state.phi))
+    for iteration in range(max_iterations + 1):
+        here = search.look(state, fisher_curvature)
+        volume, slope = _volume(search, state, here, usable)
+        value = here.log_density + 0.5 * float(np.sum(usable * here.distance**2)) - volume
+        slope = slope + here.g_schur
+        whole = np.linalg.solve(here.schur, slope)
+        far = float(np.sqrt(max(slope @ whole, 0.0)))
+        if progress is not None:
+            progress(f"step {iteration}: marginal ln p {value:.2f}, {far:.2g} sd to go")
+        if value < best and before is not None:
+            step = step / 2
+            state = _moved(search, *before, step, usable)
+            continue
+        if far < tolerance:
+            break
+        best, before, step = value, (state, here), -whole
+        state = _moved(search, state, here, step, usable)
+    here = search.look(state, exact_curvature)
+    found = fit_at(search, state, here, fit.iterations + iteration, tolerance)
+    covariance = _with_volume(search, state, found.shared_covariance, usable)
+    status = np.where(usable[: search.n_images] > 0, found.status, fit.status)
+    return replace(found, shared_covariance=covariance, shared_distance=far, status=status)
+
+
+def _moved(search: Search, state: State, here: Look, step, usable) -> State:
+    """What is shared by a step, at most a prior sd long; the images to their modes there."""
+    r_image, r_shared = search.reach
+    step = np.clip(step, -r_shared, r_shared)
+    follow = np.clip(here.alone - here.pull @ step, -r_image, r_image)
+    return state._replace(theta=state.theta + usable[:, None] * follow, phi=state.phi + step)
+
+
+def _volume(search: Search, state: State, here: Look, usable) -> tuple[float, np.ndarray]:
+    """½ Σ ln|A_i| and its slope (s,), the images following, from the blocks of a look."""
+    slopes = _compiled_slopes(search.model, search.sites)
+    roots = upward_root(here.arrow.blocks) * usable[:, None, None]
+    total = np.zeros(len(state.phi))
+    for args, w in search.batches():
+        of_image, of_shared = slopes(state.theta[w], state.phi, roots[w], args)
+        total += of_shared - np.einsum("nis,ni->s", here.pull[w], of_image)
+    return 0.5 * float(np.sum(usable * np.linalg.slogdet(here.arrow.blocks)[1])), total
+
+
+def _with_volume(search: Search, state: State, joint: np.ndarray, usable) -> np.ndarray:
+    """Covariance of what is shared: of the joint density's curvature, and ½ Σ ln|A_i|'s."""
+    few, n = search.first_batch(), search.data.size
+    share = usable.sum() / max(usable[:n].sum(), 1.0)
+    root = np.linalg.cholesky(joint)
+    state = state._replace(theta=state.theta[:n], damping=state.damping[:n])
+    centre = few.look(state, fisher_curvature)
+    rows = []
+    for step in DIFFERENCE * root.T:
+        ends = []
+        for sign in (1, -1):
+            there = state._replace(
+                theta=state.theta - sign * centre.pull @ step, phi=state.phi + sign * step
+            )
+            look = few.look(there, fisher_curvature)
+            ends.append(_volume(few, there, look, usable[:n])[1])
+        rows.append(root.T @ (ends[0] - ends[1]) / (2 * DIFFERENCE))
+    added = share * np.array(rows)
+    values, vectors = np.linalg.eigh(np.eye(len(joint)) + (added + added.T) / 2)
+    factor = root @ vectors / np.sqrt(np.maximum(values, WIDEST**-2))
+    return factor @ factor.T
+
+
+@lru_cache(maxsize=16)
+def _compiled_slopes(model: Model, sites: tuple[Site, ...]):
+    """Slopes of ½ Σ ln|A_i| = ½ Σ_i tr(A_i⁻¹ dA_i) along the images' and the shared unknowns."""
+
+    def half_square(theta, phi, w, args):
+        """½ Σ_i w_iᵀ A_i w_i, (n, k) directions w."""
+        found = location_scale(model, sites, theta, phi, args)
+        log_p = density if found is None else prior_density
+
+        def negative(t):
+            return -log_p(model, sites, t, phi, args)[0].sum()
+
+        def curved(t):
+            return jax.jvp(negative, (t,), (w,))[1]
+
+        total = jax.jvp(curved, (theta,), (w,))[1]
+        if found is not None:
+            along = jax.jvp(
+                lambda t: location_scale(model, sites, t, phi, args)[0], (theta,), (w,)
+            )[1]
+            for information, slopes in zip(found[1], along, strict=True):
+                for x, slope in zip(information, slopes, strict=True):
+                    total += jnp.sum(x * slope**2)
+        return 0.5 * total
+
+    @jax.jit
+    def slopes(theta, phi, roots, args):
+        """(n, k) and (s,); ``roots`` (n, k, k) with W Wᵀ = A⁻¹, or zero."""
+        one = jax.grad(half_square, argnums=(0, 1))
+        each = jax.lax.map(lambda w: one(theta, phi, w, args), jnp.moveaxis(roots, 2, 0))
+        return jax.tree.map(lambda x: x.sum(0), each)
+
+    return slopes
