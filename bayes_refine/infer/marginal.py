@@ -23,10 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .curvature import exact_curvature, fisher_curvature, upward_root
+from .curvature import exact_curvature, fisher_curvature, upward_inverse, upward_root
 from .density import Model, Site, density, location_scale, prior_density
 from .laplace import Fit
-from .newton import Look, Search, State, fit_at
+from .newton import Search, State, fit_at
 
 DIFFERENCE = 0.7  # posterior sd, of central differences for the curvature of ½ Σ ln|A_i|
 WIDEST = 2.0  # times the joint density's sd: beyond, that curvature is not to be believed
@@ -37,89 +37,99 @@ def marginal_fit(
     *args: Any,
     fit: Fit,
     max_iterations: int = 10,
-    tolerance: float = 5e-2,
+    tolerance: float = 0.2,
     progress: Callable[[str], None] | None = None,
 ) -> Fit:
     """Move a joint MAP to where the shared unknowns are at their marginal mode.
 
     Newton steps with the joint density's curvature and the exact slope of ½ Σ ln|A_i|, halved
     where the marginal density falls; the images follow at their own modes.  The covariance of
-    what is shared is of the marginal density's curvature; what ½ Σ ln|A_i| adds to it, some
-    percent, is measured on the first batch of images, as for all.
+    what is shared is of the marginal density's curvature; what ½ Σ ln|A_i| adds to it, up to a
+    tenth, is measured on the first batch of images, as for all.
 
     Args:
         model, args: as they were given to ``map_fit``. fit: what it returned.
-        tolerance: stop when the shared unknowns are nearer than this many posterior sd.
+        tolerance: the last step is shorter than this many posterior sd; each is several times
+            shorter than the one before.
         progress: called with one line a step.
 
     Returns:
         The fit there; images that had not converged stay where they were, and out of the sum.
     """
     search = Search(model, args, fit.values())
-    usable = np.zeros(len(search.weight))
-    usable[: search.n_images] = fit.status == "converged"
+    usable = search.weight * search.data.padded(1.0 * (fit.status == "converged"))
     state = search.start._replace(damping=np.zeros(len(usable)), shared_damping=0.0)
-    best, before, step = -np.inf, None, np.zeros(len(state.phi))
-    for iteration in range(max_iterations + 1):
-        here = search.look(state, fisher_curvature)
-        volume, slope = _volume(search, state, here, usable)
-        value = here.log_density + 0.5 * float(np.sum(usable * here.distance**2)) - volume
-        slope = slope + here.g_schur
-        whole = np.linalg.solve(here.schur, slope)
-        far = float(np.sqrt(max(slope @ whole, 0.0)))
+    pull = search.data.padded(np.linalg.solve(fit.image_precision, fit.border))
+    volume, slope = _volume(search, state, pull, usable)
+    best, step = fit.log_density - volume, -fit.shared_covariance @ slope
+    alone, here = np.zeros_like(state.theta), None
+    for iteration in range(1, max_iterations + 1):
+        there = _moved(search, state, alone - pull @ step, step, usable)
+        look = search.look(there, exact_curvature)
+        volume, slope = _volume(search, there, look.pull, usable)
+        value = look.log_density + 0.5 * float(np.sum(usable * look.distance**2)) - volume
         if progress is not None:
-            progress(f"step {iteration}: marginal ln p {value:.2f}, {far:.2g} sd to go")
-        if value < best and before is not None:
+            progress(f"step {iteration}: marginal ln p {value:.2f}, it was {best:.2f}")
+        if not value >= best:
             step = step / 2
-            state = _moved(search, *before, step, usable)
             continue
+        state, here, best, pull, alone = there, look, value, look.pull, look.alone
+        slope = slope + here.g_schur
+        step = -upward_inverse(here.schur[None], np.zeros(1), np)[0] @ slope
+        far = float(np.sqrt(max(-slope @ step, 0.0)))
         if far < tolerance:
             break
-        best, before, step = value, (state, here), -whole
-        state = _moved(search, state, here, step, usable)
-    here = search.look(state, exact_curvature)
+    if here is None:  # no way up
+        return fit
     found = fit_at(search, state, here, fit.iterations + iteration, tolerance)
-    covariance = _with_volume(search, state, found.shared_covariance, usable)
-    status = np.where(usable[: search.n_images] > 0, found.status, fit.status)
-    return replace(found, shared_covariance=covariance, shared_distance=far, status=status)
+    covariance = _with_volume(search, state, pull, found.shared_covariance, usable)
+    state = _moved(search, state, alone - pull @ step, step, usable)
+    n = search.n_images
+    return replace(
+        found,
+        image=state.theta[:n],
+        shared=state.phi,
+        shared_covariance=covariance,
+        shared_distance=far,
+        status=np.where(usable[:n] > 0, found.status, fit.status),
+    )
 
 
-def _moved(search: Search, state: State, here: Look, step, usable) -> State:
-    """What is shared by a step, at most a prior sd long; the images to their modes there."""
+def _moved(search: Search, state: State, image, shared, usable) -> State:
+    """A state after a step, none longer than a prior sd; unusable images stay."""
     r_image, r_shared = search.reach
-    step = np.clip(step, -r_shared, r_shared)
-    follow = np.clip(here.alone - here.pull @ step, -r_image, r_image)
-    return state._replace(theta=state.theta + usable[:, None] * follow, phi=state.phi + step)
+    image = np.clip(image, -r_image, r_image) * usable[:, None]
+    return state._replace(
+        theta=state.theta + image, phi=state.phi + np.clip(shared, -r_shared, r_shared)
+    )
 
 
-def _volume(search: Search, state: State, here: Look, usable) -> tuple[float, np.ndarray]:
-    """½ Σ ln|A_i| and its slope (s,), the images following, from the blocks of a look."""
+def _volume(search: Search, state: State, pull, usable) -> tuple[float, np.ndarray]:
+    """½ Σ ln|A_i| and its slope (s,), the images following by −``pull`` (n, k, s)."""
     slopes = _compiled_slopes(search.model, search.sites)
-    roots = upward_root(here.arrow.blocks) * usable[:, None, None]
+    blocks = search.look(state, fisher_curvature).arrow.blocks
+    roots = upward_root(blocks) * usable[:, None, None]
     total = np.zeros(len(state.phi))
     for args, w in search.batches():
         of_image, of_shared = slopes(state.theta[w], state.phi, roots[w], args)
-        total += of_shared - np.einsum("nis,ni->s", here.pull[w], of_image)
-    return 0.5 * float(np.sum(usable * np.linalg.slogdet(here.arrow.blocks)[1])), total
+        total += of_shared - np.einsum("nis,ni->s", pull[w], of_image)
+    return 0.5 * float(np.sum(usable * np.linalg.slogdet(blocks)[1])), total
 
 
-def _with_volume(search: Search, state: State, joint: np.ndarray, usable) -> np.ndarray:
+def _with_volume(search: Search, state: State, pull, joint: np.ndarray, usable) -> np.ndarray:
     """Covariance of what is shared: of the joint density's curvature, and ½ Σ ln|A_i|'s."""
     few, n = search.first_batch(), search.data.size
     share = usable.sum() / max(usable[:n].sum(), 1.0)
-    root = np.linalg.cholesky(joint)
     state = state._replace(theta=state.theta[:n], damping=state.damping[:n])
-    centre = few.look(state, fisher_curvature)
+    pull, usable = pull[:n], usable[:n]
+    root = np.linalg.cholesky(joint)
     rows = []
     for step in DIFFERENCE * root.T:
-        ends = []
-        for sign in (1, -1):
-            there = state._replace(
-                theta=state.theta - sign * centre.pull @ step, phi=state.phi + sign * step
-            )
-            look = few.look(there, fisher_curvature)
-            ends.append(_volume(few, there, look, usable[:n])[1])
-        rows.append(root.T @ (ends[0] - ends[1]) / (2 * DIFFERENCE))
+        up, down = (
+            _volume(few, _moved(few, state, -pull @ d, d, usable), pull, usable)[1]
+            for d in (step, -step)
+        )
+        rows.append(root.T @ (up - down) / (2 * DIFFERENCE))
     added = share * np.array(rows)
     values, vectors = np.linalg.eigh(np.eye(len(joint)) + (added + added.T) / 2)
     factor = root @ vectors / np.sqrt(np.maximum(values, WIDEST**-2))
