@@ -56,6 +56,8 @@ def marginal_fit(
     Returns:
         The fit there; images that had not converged stay where they were, and out of the sum.
     """
+    if not np.any(fit.status == "converged"):
+        return fit
     search = Search(model, args, fit.values())
     usable = search.weight * search.data.padded(1.0 * (fit.status == "converged"))
     state = search.start._replace(damping=np.zeros(len(usable)), shared_damping=0.0)
@@ -125,10 +127,10 @@ def _with_volume(search: Search, state: State, pull, joint: np.ndarray, usable) 
     root = np.linalg.cholesky(joint)
     rows = []
     for step in DIFFERENCE * root.T:
-        up, down = (
-            _volume(few, _moved(few, state, -pull @ d, d, usable), pull, usable)[1]
-            for d in (step, -step)
+        there = (
+            state._replace(theta=state.theta - pull @ d, phi=state.phi + d) for d in (step, -step)
         )
+        up, down = (_volume(few, at, pull, usable)[1] for at in there)
         rows.append(root.T @ (up - down) / (2 * DIFFERENCE))
     added = share * np.array(rows)
     values, vectors = np.linalg.eigh(np.eye(len(joint)) + (added + added.T) / 2)

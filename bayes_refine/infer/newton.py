@@ -323,10 +323,10 @@ def _compiled_reach(model: Model, sites: tuple[Site, ...]):
         prior = hessian(
             lambda t, p: -sum(x.sum() for x in prior_density(model, sites, t, p, args)), theta, phi
         )
-        one = jnp.linalg.inv(prior.blocks[0])
+        one = upward_inverse(prior.blocks[:1], jnp.zeros(1))[0]
         slope = one @ prior.border[0]
         schur = prior.shared - len(theta) * prior.border[0].T @ slope
-        shared = jnp.linalg.inv(schur)
+        shared = upward_inverse(schur[None], jnp.zeros(1))[0]  # a prior may be hollow here
         return jnp.sqrt(jnp.diag(one + slope @ shared @ slope.T)), jnp.sqrt(jnp.diag(shared))
 
     return reach
