@@ -276,9 +276,12 @@ def run_of(setup: Setup, stills, images: np.ndarray) -> rounds.Run:
 
 
 def fit_pixels(
-    setup: Setup, stills, images: np.ndarray, n_rounds: int = 3, start: dict | None = None
+    setup: Setup, stills, images: np.ndarray, n_rounds: int = 5, start: dict | None = None
 ) -> tuple[br.Fit, rounds.Seen, rounds.Movement]:
-    """The library's rounds from the prior means, or from ``start``; the last one exact."""
+    """The library's rounds from the prior means, or from ``start``; the last one exact.
+
+    As many as a run's scouts and the run itself have together: two and three.
+    """
     run, n = run_of(setup, stills, images), len(stills)
     state = {"log_G": np.zeros((n, 1)), **(start or {})}
     kept = rounds.Kept(slots=SLOTS, log_G0=0.0, pixel_inv_angstrom=setup.pixel)
@@ -288,10 +291,11 @@ def fit_pixels(
         state, fit, seen, moved = rounds.one_round(
             run, state, setup.priors, status, kept, setup.settings.margin, last, lambda line: None
         )
+    fit = infer.marginal_fit(setup.model, seen.observations, setup.priors, fit=fit)
     return fit, seen, moved
 
 
-def replicate(setup: Setup, seed, n_rounds: int = 3) -> Replicate:
+def replicate(setup: Setup, seed, n_rounds: int = 5) -> Replicate:
     """Draw, paint, measure, fit: everything follows from the seed."""
     rng = np.random.default_rng(seed)
     stills = indexed_stills(setup, rng)

@@ -18,7 +18,16 @@ from .draws import Draws
 from .errors import InputError
 from .experiments import Experiments, Still
 from .fit import RunFit, Settings, fit_run
-from .infer import Fit, evaluate, laplace_draws, map_fit, nuts_fit, predictive_draws, svi_fit
+from .infer import (
+    Fit,
+    evaluate,
+    laplace_draws,
+    map_fit,
+    marginal_fit,
+    nuts_fit,
+    predictive_draws,
+    svi_fit,
+)
 from .io.expt import read_experiments, write_experiments
 from .io.images import ImageReader, read_bandwidth
 from .io.mtz import Unmerged, read_unmerged, write_merged, write_unmerged
@@ -65,6 +74,7 @@ __all__ = [
     "laplace_draws",
     "load_model",
     "map_fit",
+    "marginal_fit",
     "model_names",
     "noise_for",
     "nuts_fit",

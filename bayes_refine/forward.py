@@ -33,7 +33,7 @@ class Observations:
     Attributes:
         fit: (n, m) bool, reflections that inform the fit (padding and the free set do not).
         statistics: (n, 6, m) frozen T_k; response (n, 6, 6, m); variance_background,
-            variance_signal (n, 6, m); width (n, m): as ``measure.Statistics``.
+            variance_signal (n, 6, m); width, saturation (n, m): as ``measure.Statistics``.
         pilot_moment: (n, 3, m) second moment of the template, Å⁻².
         intensity_reference: (n, m) polarisation × I_ref; reference_error: (n, m) its relative sd.
         norm_q (n, m): 1/d, Å⁻¹; sin_theta, cos_theta (n, m); e1, e2, s_hat (n, 3, m).
@@ -54,6 +54,7 @@ class Observations:
     variance_background: Array
     variance_signal: Array
     width: Array
+    saturation: Array
     pilot_moment: Array
     intensity_reference: Array
     reference_error: Array
@@ -225,8 +226,9 @@ def profile_statistics(obs: Observations, spot: Spot, count: int = 4) -> Array:
     """E[T_k]/J = r_k0 + Σ_j r_kj η_j (``measure``) of the first statistics, (n, count, m).
 
     Displacing a template by δ adds δδᵀ to its second moment, to second order.  The response to
-    the spread has the form η/(1 + η), linear for η → 0 and for the total exact on a flat
-    background: the overlap of two Gaussians, positive however wrong the pilot's width is.
+    the spread has the form η/(1 + cη), positive however wrong the pilot's width is: with c = 1,
+    the overlap of two Gaussians, exact for the total on a flat background; the spread's own as
+    measured.
 
     Args:
         count: 1 the total, 3 with the centroid, 4 with the spread, 6 with the quadrupoles.
@@ -239,7 +241,11 @@ def profile_statistics(obs: Observations, spot: Spot, count: int = 4) -> Array:
     wider = (g11 + g22) / 2
     damp = 1 / (1 + wider)
     eta = [jnp.ones_like(d1), d1, d2, wider * damp, (g11 - g22) / 2 * damp, g12 * damp]
-    return jnp.sum(obs.response[:, :count] * jnp.stack(eta, 1)[:, None], 2)
+    mean = jnp.sum(obs.response[:, :count] * jnp.stack(eta, 1)[:, None], 2)
+    if count > 3:
+        own = obs.response[:, 3, 3] * wider * (1 / (1 + obs.saturation * wider) - damp)
+        mean += own[:, None] * (jnp.arange(count) == 3)[:, None]
+    return mean
 
 
 def counting_variance(obs: Observations, J: Array, count: int = 4) -> Array:

@@ -8,7 +8,8 @@ T_k = Σ_p a_kp (I_p − Bg), so that for any later state of the model
     Var[T_k] = V_bg,k + J·V_sig,k,
 
 with η the displacement and the change of second moment of the profile in units of the pilot
-width ρ.  The inner loop of a fit never touches a pixel.
+width ρ; the spread's own response, the largest change in a fit, is r_33 η/(1 + cη), good to
+second order.  The inner loop of a fit never touches a pixel.
 
 The six statistics are, in order: total, centroid 1 (radial), centroid 2 (tangential), spread
 (half the trace), and the two quadrupoles plus (half the difference) and cross.
@@ -26,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 STATISTICS = ("intensity", "centroid_radial", "centroid_tangential", "spread", "plus", "cross")
+MAX_SATURATION = 1.9  # below 2: the spread's response stays positive down to points, η = −½
 _CHUNK = 1024  # reflections per compiled call: bounds memory, one compilation for all runs
 
 Weights = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
@@ -90,6 +92,8 @@ class Statistics:
         width: (n,) ρ, Å⁻¹: pilot R1, ρ² = trace of the second moment of the template.
         covered: (n,) fraction of the template on valid, uncontested pixels.
         contested: (n,) fraction of the template on pixels claimed by a neighbour.
+        saturation: (n,) c of the spread's own response r_33 η/(1 + cη): 0 where the spot's own
+            photons are the noise, up to 1.8 on a background that drowns them.
     """
 
     value: np.ndarray
@@ -101,6 +105,7 @@ class Statistics:
     width: np.ndarray
     covered: np.ndarray
     contested: np.ndarray
+    saturation: np.ndarray
 
     def select(self, keep: np.ndarray) -> Statistics:
         """Those of a boolean mask or an index array."""
@@ -110,7 +115,7 @@ class Statistics:
     def none(cls) -> Statistics:
         """Of no reflection."""
         six = [np.zeros((0, 6)), np.zeros((0, 6, 6)), np.zeros((0, 6)), np.zeros((0, 6))]
-        return cls(*six, *(np.zeros(0) for _ in range(5)))
+        return cls(*six, *(np.zeros(0) for _ in range(6)))
 
 
 class Boxes(NamedTuple):
@@ -291,7 +296,12 @@ def _statistics(
 ):
     offsets = jnp.asarray(shoebox.signal_offsets, frame.dtype)
     width = jnp.sqrt(moment[:, 0] + moment[:, 1])
-    template, gradient, moments = template_and_gradient(boxes.centre, frame, moment, width, offsets)
+    wider = width[:, None] ** 2 * jnp.array([1.0, 1.0, 0.0], frame.dtype)  # of moment by spread
+
+    def at(moment):
+        return template_and_gradient(boxes.centre, frame, moment, width, offsets)
+
+    (template, gradient, moments), (_, bend, _) = jax.jvp(at, (moment,), (wider,))
     background, mean_variance, pixel_variance = ring_background(boxes.ring, start, read_variance)
     variance = pixel_variance[:, None] + expected[:, None] * template
     a = weights(template, gradient, moments, jnp.where(boxes.usable, variance, jnp.inf))
@@ -300,13 +310,16 @@ def _statistics(
     derivative = jnp.concatenate([template[:, None], gradient], axis=1)
     response = jnp.einsum("nak,nbk->nab", a, derivative)
     finite_mean = jnp.where(jnp.isfinite(mean_variance), mean_variance, 0.0)
+    curvature = 0.5 * jnp.sum(a[:, 3] * bend[:, 2], axis=1)
+    saturation = jnp.clip(-curvature / jnp.maximum(response[:, 3, 3], 1e-6), 0.0, MAX_SATURATION)
     v_background = jnp.sum(a**2, axis=2) * pixel_variance[:, None]
     v_background += jnp.sum(a, axis=2) ** 2 * finite_mean[:, None]
     v_signal = jnp.sum(a**2 * template[:, None], axis=2)
     covered = jnp.sum(jnp.where(boxes.usable, template, 0.0), axis=1)
     covered = jnp.where(jnp.isfinite(mean_variance), covered, 0.0)
     lost = jnp.sum(jnp.where(boxes.contested, template, 0.0), axis=1)
-    return value, response, v_background, v_signal, background, mean_variance, width, covered, lost
+    scalars = background, mean_variance, width, covered, lost, saturation
+    return value, response, v_background, v_signal, *scalars
 
 
 def measure(

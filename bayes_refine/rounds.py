@@ -180,7 +180,7 @@ def one_round(
         status: (n,) words; gets one for each image that turns out not to be usable.
         kept: from the round before, ``Seen.kept``.
         margin: |ε_r| up to which reflections are taken, in R0_eff.
-        last: fit to convergence, with the exact curvature.
+        last: fit to convergence, with the exact curvature, and what is shared at its marginal mode.
 
     Returns:
         The new state, the fit, what it was conditioned on, and how far things moved.
@@ -198,6 +198,8 @@ def one_round(
         exact=last,
         progress=say,
     )
+    if last:
+        fit = infer.marginal_fit(run.model, seen.observations, priors, fit=fit, progress=say)
     new = fit.values()
     seconds = (ready - started, time.perf_counter() - ready)
     return new, fit, seen, _movement({"log_G": seen.log_G, **state}, new, seen, fit, *seconds)

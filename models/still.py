@@ -77,7 +77,9 @@ def model(obs, priors, partiality=forward.partiality, spot_shape=round_spot, ter
             "mosaic_shape", dist.Normal(0.0, priors.log_mosaic_image_sd).expand([5]).to_event(1)
         )
         R1 = log_normal("R1", priors.R1_px * pixel, priors.log_R1_sd)
-        moment = spot_shape(obs, R1, priors)
+        m11, m22, m12 = spot_shape(obs, R1, priors)
+        # spots off their places are, on average, wider about them
+        moment = m11 + position_error**2, m22 + position_error**2, m12
 
     # each reflection: where, how wide, how bright
     spread = forward.mosaic_covariance(mosaic[:, 0], shape[:, 0])
@@ -90,28 +92,30 @@ def model(obs, priors, partiality=forward.partiality, spot_shape=round_spot, ter
     numpyro.deterministic("excitation_error", spot.excitation_error)
     numpyro.deterministic("spot_moment", jnp.stack([spot.m11, spot.m22, spot.m12], 1))
 
-    # the total: what counting does not explain is a fraction of J
+    # the total: beyond counting, J_model is off by a fraction, spots by part of a pixel and of
+    # R1²; T_k sees each by r_kj
     speckle = forward.block_variance(obs, spot.excitation_error, R0, m2) / blocks
     error = model_error * jnp.exp(-fall * (obs.norm_q - MIDDLE))
-    relative = numpyro.deterministic("relative_variance", error**2 + speckle)
-    unsure = relative + obs.reference_error**2
+    place = (position_error / obs.width) ** 2
+    errors = jnp.stack([*[place] * 2, *[shape_error**2 + 0 * place] * 3], 1)[:, : terms - 1]
+    seen = jnp.sum(obs.response[:, :terms, 1:terms] ** 2 * errors[:, None], 2)
+    relative = numpyro.deterministic("relative_variance", error**2 + speckle + seen[:, 0])
     profile = forward.profile_statistics(obs, spot, terms)
     counting = forward.counting_variance(obs, J_model, terms)
+    unsure = relative + obs.reference_error**2
     means, variances = [J_model * profile[:, 0]], [counting[:, 0] + unsure * J_model**2]
 
-    # the moments: of the photons that are there, J_model drawn to the total where it is unsure;
-    # beyond counting, a fraction of a pixel and of R1²
+    # the moments: of the photons that are there, J_model drawn to the total where it is unsure
     measured, gain, v = (
-        jnp.where(obs.fit, x[:, 0], 1.0) for x in (obs.statistics, profile, counting)
+        jnp.where(obs.fit, x, 1.0)
+        for x in (obs.statistics[:, 0], profile[:, 0], counting[:, 0] + seen[:, 0] * J_model**2)
     )
-    J, J_variance = forward.given_total(J_model, unsure, measured / gain, v / gain**2)
+    J, J_variance = forward.given_total(J_model, unsure - seen[:, 0], measured / gain, v / gain**2)
     counting = forward.counting_variance(obs, J, terms)
-    for k, error in enumerate([position_error / obs.width] * 2 + [shape_error] * 3, 1):
-        if k < terms:
-            means.append(J * profile[:, k])
-            variances.append(
-                counting[:, k] + (error * J) ** 2 + (error**2 + profile[:, k] ** 2) * J_variance
-            )
+    for k in range(1, terms):
+        means.append(J * profile[:, k])
+        beyond = seen[:, k] * J**2 + (seen[:, k] + profile[:, k] ** 2) * J_variance
+        variances.append(counting[:, k] + beyond)
 
     # the likelihoods of one shoebox
     with (

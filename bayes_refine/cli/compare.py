@@ -106,7 +106,7 @@ def compare_command(
     settings = fit.Settings(
         d_min=d_min or float(ref.d.min()), free_fraction=free_fraction, seed=seed
     )
-    prior = priors.read_priors(priors_file) if priors_file else priors.Priors()
+    prior = priors.read_priors(priors_file, priors.Priors()) if priors_file else priors.Priors()
     stills = overridden(run_of.stills, bandwidth, None, None)
     with ImageReader(gain=gain) as reader, progress() as say:
         found = noise.noise_for(reader, stills, gain, read_noise)

@@ -18,6 +18,7 @@ from .importance import Nested, nested_draws
 from .laplace import Fit, laplace_draws, predictive_draws
 from .levenberg import pixel_fit
 from .loo import Compared, Loo, compare, leave_out, leave_out_images, log_likelihoods
+from .marginal import marginal_fit
 from .newton import map_fit
 from .nuts import Chains, nuts_fit
 from .svi import GuideFit, svi_fit
@@ -42,6 +43,7 @@ __all__ = [
     "leave_out_images",
     "log_likelihoods",
     "map_fit",
+    "marginal_fit",
     "moving_variance",
     "nested_draws",
     "nuts_fit",

@@ -207,9 +207,9 @@ class Expected(NamedTuple):
     log_scale: jax.Array
     log_df: jax.Array
     of_mean: jax.Array
-    of_scale: jax.Array
-    of_both: jax.Array
-    of_df: jax.Array
+    of_scale: jax.Array | float
+    of_both: jax.Array | float
+    of_df: jax.Array | float
 
 
 def expectations(model, sites, theta, phi, args) -> list[Expected] | None:
@@ -222,7 +222,7 @@ def expectations(model, sites, theta, phi, args) -> list[Expected] | None:
             continue
         if not in_image_plate(site):
             return None
-        fn, mask = site["fn"], True
+        fn, mask = site["fn"], jnp.array(True)
         while isinstance(fn, dist.MaskedDistribution | dist.ExpandedDistribution):
             mask = mask & fn._mask if isinstance(fn, dist.MaskedDistribution) else mask
             fn = fn.base_dist

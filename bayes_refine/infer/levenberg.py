@@ -22,6 +22,7 @@ import numpy as np
 
 from ..profile import N_SPOT, template_and_slopes
 from .counting import Noise
+from .curvature import Arrow, columns_of, hessian, upward_inverse
 from .density import (
     Model,
     Site,
@@ -33,7 +34,7 @@ from .density import (
     unflatten,
 )
 from .laplace import Fit
-from .newton import Arrow, _columns_of, _compiled_reach, _hessian, _upward_inverse, fit_of_mode
+from .newton import compiled_reach, fit_of_mode
 
 
 def pixel_fit(
@@ -63,7 +64,7 @@ def pixel_fit(
     sites, values = find_sites(model, args, init or {})
     theta, phi = (np.asarray(x) for x in flatten(sites, values))
     look = _compiled_look(model, noise, sites)
-    reach = [np.asarray(x) for x in _compiled_reach(model, sites)(theta, phi, args)]
+    reach = [np.asarray(x) for x in compiled_reach(model, sites)(theta, phi, args)]
     damping, shared_damping = np.full(len(theta), 1e-3), 1e-3
     here = _Look(*(np.asarray(x, float) for x in look(theta, phi, args)))
     for iteration in range(max_iterations + 1):
@@ -125,12 +126,12 @@ class _Steps(NamedTuple):
 
 
 def _steps(here: _Look, damping: np.ndarray, shared_damping: float) -> _Steps:
-    inverse = _upward_inverse(here.blocks, damping, np)
+    inverse = upward_inverse(here.blocks, damping, np)
     alone = -np.einsum("nij,nj->ni", inverse, here.g_image)
     pull = inverse @ here.border
     schur = here.curved - np.einsum("nis,nit->st", here.border, pull)
     g_schur = here.g_shared - np.einsum("nis,ni->s", pull, here.g_image)
-    shared = -_upward_inverse(schur[None], np.array([shared_damping]), np)[0] @ g_schur
+    shared = -upward_inverse(schur[None], np.array([shared_damping]), np)[0] @ g_schur
     distance = np.sqrt(np.maximum(-np.einsum("ni,ni->n", here.g_image, alone), 0))
     return _Steps(alone, pull, distance, shared, float(np.sqrt(max(-g_schur @ shared, 0))))
 
@@ -152,7 +153,7 @@ def _look(model, noise, sites, theta, phi, args):
         return -image.sum() - shared, (image, shared)
 
     spots, product = jax.linearize(spots_of, theta, phi)
-    chain = jnp.moveaxis(_columns_of(product, theta, phi), 0, 2)  # (n, 6, k + s, m)
+    chain = jnp.moveaxis(columns_of(product, theta, phi), 0, 2)  # (n, 6, k + s, m)
     log_p, slope, curved = spot_sums(noise, pixels, spots)
     weighted = jnp.einsum("nabm,nbcm->nacm", curved, chain)
     fisher = jnp.einsum("nacm,nadm->ncd", chain, weighted)
@@ -162,7 +163,7 @@ def _look(model, noise, sites, theta, phi, args):
     (_, (image, shared)), (g_image, g_shared) = jax.value_and_grad(
         negative_prior, argnums=(0, 1), has_aux=True
     )(theta, phi)
-    prior = _hessian(lambda t, p: negative_prior(t, p)[0], theta, phi)
+    prior = hessian(lambda t, p: negative_prior(t, p)[0], theta, phi)
     return _Look(
         image=image + log_p,
         shared=shared,

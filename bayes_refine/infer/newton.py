@@ -9,6 +9,7 @@ run but for the few numbers an image has.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -17,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from .batches import Batches
+from .curvature import Arrow, exact_curvature, fisher_curvature, hessian, scaled, upward_inverse
 from .density import (
     Model,
     Site,
     compiled_prior_means,
     density,
-    expectations,
     find_sites,
     flatten,
     prior_density,
@@ -64,8 +65,8 @@ def map_fit(
     Raises:
         InputError: the model has no latent site, or one in a plate other than ``image``.
     """
-    search = _Search(model, args, init or {})
-    state, curvature = search.start, _fisher_curvature
+    search = Search(model, args, init or {})
+    state, curvature = search.start, fisher_curvature
     for iteration in range(max_iterations + 1):
         here = search.look(state, curvature)
         images_far = float(np.quantile(here.distance[: search.n_images], 1 - stragglers))
@@ -75,32 +76,14 @@ def map_fit(
         if far < tolerance or iteration == max_iterations:
             break
         if exact and images_far < 1.0:  # near the mode the exact Hessian converges quadratically
-            curvature = _exact_curvature
+            curvature = exact_curvature
         state = search.step(state, here)
-    if exact and curvature is not _exact_curvature:
-        here = search.look(state, _exact_curvature)
-    n = search.n_images
-    return fit_of_mode(
-        search.sites,
-        state.theta[:n],
-        state.phi,
-        (here.gradient[0][:n], here.gradient[1]),
-        Arrow(here.arrow.blocks[:n], here.arrow.border[:n], here.arrow.shared),
-        here.log_density,
-        iteration,
-        tolerance,
-    )
+    if exact and curvature is not exact_curvature:
+        here = search.look(state, exact_curvature)
+    return fit_at(search, state, here, iteration, tolerance)
 
 
-class Arrow(NamedTuple):
-    """Negative Hessian of ln p: blocks (n, k, k), border (n, k, s), shared (s, s)."""
-
-    blocks: Array
-    border: Array
-    shared: Array
-
-
-class _State(NamedTuple):
+class State(NamedTuple):
     """Where the search is: unknowns (n, k) and (s,), and a damping for each (n,), scalar."""
 
     theta: np.ndarray
@@ -109,11 +92,12 @@ class _State(NamedTuple):
     shared_damping: float
 
 
-class _Look(NamedTuple):
+class Look(NamedTuple):
     """The density at one point: ln p of n images and of what they share, slope, curvature.
 
     With the step of an image alone, ``alone`` (n, k), and the change of its best place with the
-    shared unknowns, ``pull`` (n, k, s); distances to the mode in sd; the shared step.
+    shared unknowns, ``pull`` (n, k, s); distances to the mode in sd; the shared step, and slope
+    and curvature of −ln p along what is shared with the images following.
     """
 
     image: np.ndarray
@@ -125,6 +109,8 @@ class _Look(NamedTuple):
     distance: np.ndarray
     shared_step: np.ndarray
     shared_distance: float
+    g_schur: np.ndarray
+    schur: np.ndarray
 
     @property
     def log_density(self) -> float:
@@ -132,7 +118,7 @@ class _Look(NamedTuple):
         return float(self.image.sum() + self.shared)
 
 
-class _Search:
+class Search:
     """A model, its data in batches, and the two moves of the search."""
 
     def __init__(self, model: Model, args: tuple, init: dict[str, np.ndarray]) -> None:
@@ -150,8 +136,8 @@ class _Search:
         values = self._start(one, init)
         theta, phi = flatten(self.sites, values)
         damping = np.full(len(theta), 1e-3)
-        self.start = _State(np.asarray(theta), np.asarray(phi), damping, 1e-3)
-        reach = _compiled_reach(model, self.sites)(theta[: self.data.size], phi, first)
+        self.start = State(np.asarray(theta), np.asarray(phi), damping, 1e-3)
+        reach = compiled_reach(model, self.sites)(theta[: self.data.size], phi, first)
         self.reach = tuple(np.asarray(x) for x in reach)  # one prior sd: (k,) and (s,)
 
     def _start(self, first, init):
@@ -159,7 +145,7 @@ class _Search:
         means = [first]
         if any(site.per_image and site.name not in init for site in self.sites):
             mean = compiled_prior_means(self.model)
-            means += [mean(args) for args, _ in self._batches(skip=1)]
+            means += [mean(args) for args, _ in self.batches(skip=1)]
         values = {}
         for site in self.sites:
             if not site.per_image:
@@ -172,13 +158,24 @@ class _Search:
                 values[site.name] = np.concatenate([np.asarray(m[site.name]) for m in means])
         return values
 
-    def _batches(self, skip: int = 0):
+    def first_batch(self) -> Search:
+        """The same search on the first batch of images alone."""
+        few, size = copy(self), self.data.size
+        few.n_images = min(size, self.n_images)
+        few.data = Batches([self.data.parts[0]], size, few.n_images)
+        few.weight = self.weight[:size]
+        few.start = self.start._replace(
+            theta=self.start.theta[:size], damping=self.start.damping[:size]
+        )
+        return few
+
+    def batches(self, skip: int = 0):
         """The model's arguments for each batch, and where it lies."""
         for b, where in list(enumerate(self.data.slices()))[skip:]:
             part = self.data.parts[b]
             yield (() if part is None else (part, *self.rest)), where
 
-    def look(self, state: _State, curvature) -> _Look:
+    def look(self, state: State, curvature) -> Look:
         """Slope and curvature at a state, and where they point."""
         local = _compiled_local(self.model, self.sites, curvature)
         share = 1 / len(self.data.parts)  # what is shared counts once
@@ -187,7 +184,7 @@ class _Search:
                 np.asarray,
                 local(state.theta[w], state.phi, self.weight[w], share, state.damping[w], args),
             )
-            for args, w in self._batches()
+            for args, w in self.batches()
         ]
         image, g_image, blocks, border, alone, pull, distance = (
             np.concatenate([getattr(p, name) for p in parts])
@@ -197,9 +194,9 @@ class _Search:
             sum(getattr(p, name) for p in parts)
             for name in ("shared", "g_shared", "curved", "schur", "g_schur")
         )
-        inverse = _upward_inverse(schur[None], np.array([state.shared_damping]), np)[0]
+        inverse = upward_inverse(schur[None], np.array([state.shared_damping]), np)[0]
         step = -inverse @ g_schur
-        return _Look(
+        return Look(
             image=image,
             shared=float(shared),
             gradient=(g_image, g_shared),
@@ -209,9 +206,11 @@ class _Search:
             distance=distance,
             shared_step=step,
             shared_distance=float(np.sqrt(max(-g_schur @ step, 0))),
+            g_schur=g_schur,
+            schur=schur,
         )
 
-    def step(self, state: _State, here: _Look) -> _State:
+    def step(self, state: State, here: Look) -> State:
         """One step uphill: an image moves only where that helps it, what is shared only where
         it helps in all.
         """
@@ -224,7 +223,7 @@ class _Search:
         thetas = state.theta + np.stack([d_image, 0 * d_image, d_alone])
         phis = state.phi + np.stack([d_shared, d_shared, 0 * d_shared])
         try_out = _compiled_densities(self.model, self.sites)
-        parts = [try_out(thetas[:, w], phis, args) for args, w in self._batches()]
+        parts = [try_out(thetas[:, w], phis, args) for args, w in self.batches()]
         image = np.concatenate([np.asarray(p[0]) for p in parts], axis=1)
         image = np.where(np.isfinite(image), image, -np.inf)
         image = np.where(self.weight > 0, image, 0.0)
@@ -236,7 +235,7 @@ class _Search:
         helped = image[0] > image[1] if is_joint else image[2] > here.image
         move = d_image if is_joint else d_alone
         eased = np.clip(state.damping * np.where(helped, 0.1, 10.0), 1e-9, 1e9)
-        return _State(
+        return State(
             state.theta + np.where(helped[:, None], move, 0.0),
             state.phi + d_shared if is_joint else state.phi,
             eased,
@@ -280,7 +279,7 @@ def _local(model, sites, curvature, theta, phi, weight, share, damping, args) ->
     (_, (image, shared)), (g_image, g_shared) = slope(theta, phi)
     arrow = curvature(model, sites, theta, phi, weight, share, args)
     blocks = arrow.blocks + (1 - weight)[:, None, None] * jnp.eye(theta.shape[1])
-    inverse = _upward_inverse(blocks, damping)
+    inverse = upward_inverse(blocks, damping)
     pull = inverse @ arrow.border
     alone = -jnp.einsum("nij,nj->ni", inverse, g_image)
     return _Local(
@@ -296,81 +295,6 @@ def _local(model, sites, curvature, theta, phi, weight, share, damping, args) ->
         distance=jnp.sqrt(jnp.maximum(-jnp.einsum("ni,ni->n", g_image, alone), 0)),
         schur=arrow.shared - jnp.einsum("nis,nit->st", arrow.border, pull),
         g_schur=g_shared - jnp.einsum("nis,ni->s", pull, g_image),
-    )
-
-
-def _columns_of(product, theta, phi):
-    """A linear map along each of the images' unknowns, all images at once, then the shared ones."""
-    k, s = theta.shape[1], phi.shape[0]
-    eye = jnp.eye(k + s, dtype=theta.dtype)
-    return jax.lax.map(
-        lambda e: product(jnp.broadcast_to(e[0], theta.shape), e[1]), (eye[:, :k], eye[:, k:])
-    )
-
-
-def _hessian(negative, theta, phi) -> Arrow:
-    """Exact arrow Hessian of a scalar function, one Hessian–vector product a column."""
-    k = theta.shape[1]
-    _, product = jax.linearize(jax.grad(negative, argnums=(0, 1)), theta, phi)
-    image, shared = _columns_of(product, theta, phi)
-    return Arrow(jnp.moveaxis(image[:k], 0, 2), jnp.moveaxis(image[k:], 0, 2), shared[k:])
-
-
-def _exact_curvature(model, sites, theta, phi, weight, share, args) -> Arrow:
-    def negative(t, p):
-        image, shared = density(model, sites, t, p, args)
-        return -jnp.where(weight > 0, image, 0.0).sum() - share * shared
-
-    return _hessian(negative, theta, phi)
-
-
-def _fisher_curvature(model, sites, theta, phi, weight, share, args) -> Arrow:
-    """Expected curvature of normal and Student-t observations, exact curvature of the priors.
-
-    Never negative along an observation, and several times cheaper: forward derivatives only.
-    The exact Hessian where some observed site is of another kind.
-    """
-    found = expectations(model, sites, theta, phi, args)
-    if found is None:
-        return _exact_curvature(model, sites, theta, phi, weight, share, args)
-
-    def by_image(x):
-        return x.reshape(len(theta), -1)
-
-    # ln scale and ln ν inform each other: one row of the two together, one of ln ν alone
-    together = [row.of_both / jnp.maximum(row.of_scale, 1e-30) for row in found]
-    alone = [
-        by_image(row.of_df - row.of_both * x).sum(1) for row, x in zip(found, together, strict=True)
-    ]
-    root = [by_image(jnp.sqrt(x)) for row in found for x in (row.of_mean, row.of_scale)]
-    root += [jnp.sqrt(jnp.maximum(x, 0.0))[:, None] for x in alone]
-    root = jnp.concatenate(root, axis=1) * weight[:, None]
-
-    def expected(t, p):
-        rows = expectations(model, sites, t, p, args)
-        flat = [
-            by_image(x)
-            for row, share in zip(rows, together, strict=True)
-            for x in (row.mean, row.log_scale + share * row.log_df)
-        ]
-        flat += [jnp.broadcast_to(row.log_df, (len(theta), 1)) for row in rows]
-        return jnp.concatenate(flat, axis=1)
-
-    _, product = jax.linearize(expected, theta, phi)
-    slopes = _columns_of(lambda t, p: product(t, p) * root, theta, phi)
-    slopes = jnp.moveaxis(slopes, 0, 1)
-    fisher = slopes @ jnp.swapaxes(slopes, 1, 2)
-    k = theta.shape[1]
-
-    def negative(t, p):
-        image, shared = prior_density(model, sites, t, p, args)
-        return -jnp.where(weight > 0, image, 0.0).sum() - share * shared
-
-    prior = _hessian(negative, theta, phi)
-    return Arrow(
-        fisher[:, :k, :k] + prior.blocks,
-        fisher[:, :k, k:] + prior.border,
-        fisher[:, k:, k:].sum(0) + prior.shared,
     )
 
 
@@ -391,33 +315,30 @@ def _compiled_densities(model: Model, sites: tuple[Site, ...]):
 
 
 @lru_cache(maxsize=16)
-def _compiled_reach(model: Model, sites: tuple[Site, ...]):
+def compiled_reach(model: Model, sites: tuple[Site, ...]):
     """One marginal prior sd of each unknown, (k,) of the first image's and (s,)."""
 
     @jax.jit
     def reach(theta, phi, args):
-        prior = _hessian(
+        prior = hessian(
             lambda t, p: -sum(x.sum() for x in prior_density(model, sites, t, p, args)), theta, phi
         )
-        one = jnp.linalg.inv(prior.blocks[0])
+        one = upward_inverse(prior.blocks[:1], jnp.zeros(1))[0]
         slope = one @ prior.border[0]
         schur = prior.shared - len(theta) * prior.border[0].T @ slope
-        shared = jnp.linalg.inv(schur)
+        shared = upward_inverse(schur[None], jnp.zeros(1))[0]  # a prior may be hollow here
         return jnp.sqrt(jnp.diag(one + slope @ shared @ slope.T)), jnp.sqrt(jnp.diag(shared))
 
     return reach
 
 
-# -- small matrices -------------------------------------------------------------------------
-
-
-def _upward_inverse(matrices, damping, np_=jnp):
-    """Inverse of (|H| + damping·|diag H|), |H| with eigenvalues made positive; (n, k, k)."""
-    scale = np_.sqrt(np_.abs(np_.diagonal(matrices, axis1=1, axis2=2)) + 1e-12)
-    values, vectors = np_.linalg.eigh(matrices / (scale[:, :, None] * scale[:, None]))
-    values = np_.maximum(np_.abs(values), 1e-6) + damping[:, None]
-    inverse = np_.einsum("nij,nj,nkj->nik", vectors, 1 / values, vectors)
-    return inverse / (scale[:, :, None] * scale[:, None])
+def fit_at(search: Search, state: State, here: Look, iterations: int, tolerance: float) -> Fit:
+    """What a search found, without the room of the last batch."""
+    n = search.n_images
+    arrow = Arrow(here.arrow.blocks[:n], here.arrow.border[:n], here.arrow.shared)
+    gradient = here.gradient[0][:n], here.gradient[1]
+    values = search.sites, state.theta[:n], state.phi, gradient, arrow, here.log_density
+    return fit_of_mode(*values, iterations, tolerance)
 
 
 def fit_of_mode(
@@ -430,17 +351,17 @@ def fit_of_mode(
     iterations: int,
     tolerance: float,
 ) -> Fit:
-    """What a search found: the unknowns, slope and curvature of −ln p there, and a verdict."""
+    """The unknowns, slope and curvature of −ln p there, and a verdict."""
     n = len(theta)
     blocks, border, shared = (np.asarray(x, float) for x in arrow)
     g_image, g_shared = (np.asarray(x, float) for x in gradient)
-    lowest = np.linalg.eigvalsh(_scaled(blocks))[:, 0]
+    lowest = np.linalg.eigvalsh(scaled(blocks))[:, 0]
     is_mode = lowest > 0
-    inverse = _upward_inverse(blocks, np.zeros(n), np)
+    inverse = upward_inverse(blocks, np.zeros(n), np)
     blocks = np.where(is_mode[:, None, None], blocks, np.linalg.inv(inverse))
     pull = inverse @ border
     schur = shared - np.einsum("nis,nit->st", border, pull)
-    shared_covariance = _upward_inverse(schur[None], np.zeros(1), np)[0]
+    shared_covariance = upward_inverse(schur[None], np.zeros(1), np)[0]
     distance = np.sqrt(np.maximum(np.einsum("ni,nij,nj->n", g_image, inverse, g_image), 0))
     g_schur = g_shared - np.einsum("nis,ni->s", pull, g_image)
     status = np.where(distance < max(tolerance, 0.1), "converged", "not converged").astype(object)
@@ -458,8 +379,3 @@ def fit_of_mode(
         iterations=iterations,
         log_density=log_density,
     )
-
-
-def _scaled(matrices):
-    scale = np.sqrt(np.abs(np.diagonal(matrices, axis1=-2, axis2=-1)) + 1e-30)
-    return matrices / (scale[..., :, None] * scale[..., None, :])

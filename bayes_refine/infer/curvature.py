@@ -1,0 +1,120 @@
+"""The arrow-shaped curvature of a run, and how its blocks are inverted.
+
+Each image's unknowns have a block, and a border with what the images share.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .density import density, expectations, prior_density
+
+Array = jax.Array | np.ndarray
+
+
+class Arrow(NamedTuple):
+    """Negative Hessian of ln p: blocks (n, k, k), border (n, k, s), shared (s, s)."""
+
+    blocks: Array
+    border: Array
+    shared: Array
+
+
+def columns_of(product, theta, phi):
+    """A linear map along each of the images' unknowns, all images at once, then the shared ones."""
+    k, s = theta.shape[1], phi.shape[0]
+    eye = jnp.eye(k + s, dtype=theta.dtype)
+    return jax.lax.map(
+        lambda e: product(jnp.broadcast_to(e[0], theta.shape), e[1]), (eye[:, :k], eye[:, k:])
+    )
+
+
+def hessian(negative, theta, phi) -> Arrow:
+    """Exact arrow Hessian of a scalar function, one Hessian–vector product a column."""
+    k = theta.shape[1]
+    _, product = jax.linearize(jax.grad(negative, argnums=(0, 1)), theta, phi)
+    image, shared = columns_of(product, theta, phi)
+    return Arrow(jnp.moveaxis(image[:k], 0, 2), jnp.moveaxis(image[k:], 0, 2), shared[k:])
+
+
+def exact_curvature(model, sites, theta, phi, weight, share, args) -> Arrow:
+    def negative(t, p):
+        image, shared = density(model, sites, t, p, args)
+        return -jnp.where(weight > 0, image, 0.0).sum() - share * shared
+
+    return hessian(negative, theta, phi)
+
+
+def fisher_curvature(model, sites, theta, phi, weight, share, args) -> Arrow:
+    """Expected curvature of normal and Student-t observations, exact curvature of the priors.
+
+    Never negative along an observation, and several times cheaper: forward derivatives only.
+    The exact Hessian where some observed site is of another kind.
+    """
+    found = expectations(model, sites, theta, phi, args)
+    if found is None:
+        return exact_curvature(model, sites, theta, phi, weight, share, args)
+
+    def by_image(x):
+        return x.reshape(len(theta), -1)
+
+    # ln scale and ln ν inform each other: one row of the two together, one of ln ν alone
+    together = [row.of_both / jnp.maximum(row.of_scale, 1e-30) for row in found]
+    alone = [
+        by_image(row.of_df - row.of_both * x).sum(1) for row, x in zip(found, together, strict=True)
+    ]
+    root = [by_image(jnp.sqrt(x)) for row in found for x in (row.of_mean, row.of_scale)]
+    root += [jnp.sqrt(jnp.maximum(x, 0.0))[:, None] for x in alone]
+    root = jnp.concatenate(root, axis=1) * weight[:, None]
+
+    def expected(t, p):
+        rows = expectations(model, sites, t, p, args)
+        flat = [
+            by_image(x)
+            for row, share in zip(rows, together, strict=True)
+            for x in (row.mean, row.log_scale + share * row.log_df)
+        ]
+        flat += [jnp.broadcast_to(row.log_df, (len(theta), 1)) for row in rows]
+        return jnp.concatenate(flat, axis=1)
+
+    _, product = jax.linearize(expected, theta, phi)
+    slopes = columns_of(lambda t, p: product(t, p) * root, theta, phi)
+    slopes = jnp.moveaxis(slopes, 0, 1)
+    fisher = slopes @ jnp.swapaxes(slopes, 1, 2)
+    k = theta.shape[1]
+
+    def negative(t, p):
+        image, shared = prior_density(model, sites, t, p, args)
+        return -jnp.where(weight > 0, image, 0.0).sum() - share * shared
+
+    prior = hessian(negative, theta, phi)
+    return Arrow(
+        fisher[:, :k, :k] + prior.blocks,
+        fisher[:, :k, k:] + prior.border,
+        fisher[:, k:, k:].sum(0) + prior.shared,
+    )
+
+
+def upward_inverse(matrices, damping, np_=jnp):
+    """Inverse of (|H| + damping·|diag H|), |H| with eigenvalues made positive; (n, k, k)."""
+    root = upward_root(matrices, damping, np_)
+    return root @ np_.swapaxes(root, 1, 2)
+
+
+def upward_root(matrices, damping=None, np_=np):
+    """W with W Wᵀ the :func:`upward_inverse`, (n, k, k)."""
+    scale = np_.sqrt(np_.abs(np_.diagonal(matrices, axis1=1, axis2=2)) + 1e-12)
+    values, vectors = np_.linalg.eigh(matrices / (scale[:, :, None] * scale[:, None]))
+    values = np_.maximum(np_.abs(values), 1e-6)
+    if damping is not None:
+        values = values + damping[:, None]
+    return vectors / (scale[:, :, None] * np_.sqrt(values)[:, None])
+
+
+def scaled(matrices):
+    scale = np.sqrt(np.abs(np.diagonal(matrices, axis1=-2, axis2=-1)) + 1e-30)
+    return matrices / (scale[..., :, None] * scale[..., None, :])
