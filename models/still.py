@@ -126,6 +126,6 @@ def model(obs, priors, partiality=forward.partiality, spot_shape=round_spot, ter
         for k, name in enumerate(STATISTICS[:terms]):
             numpyro.sample(
                 name,
-                residual(means[k], variances[k], nu),
+                residual(means[k], jnp.where(obs.fit, variances[k], 1.0), nu),
                 obs=obs.statistics[:, k],
             )

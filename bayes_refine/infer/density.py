@@ -246,8 +246,8 @@ def expected(fn: dist.Distribution) -> Expected | None:
     zero = jnp.zeros(())
     if isinstance(fn, dist.Normal):
         return Expected(fn.loc, jnp.log(fn.scale), zero, 1 / fn.scale**2, 2.0, 0.0, 0.0)
-    if isinstance(fn, dist.StudentT) and jnp.ndim(fn.df) == 0:
-        nu = fn.df
+    if isinstance(fn, dist.StudentT) and jnp.size(fn.df) == 1:
+        nu = jnp.reshape(fn.df, ())
         of_mean, of_scale = (nu + 1) / (nu + 3) / fn.scale**2, 2 * nu / (nu + 3)
         of_both = -2 * nu / ((nu + 1) * (nu + 3))
         trigamma = partial(jax.scipy.special.polygamma, 1)
