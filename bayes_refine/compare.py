@@ -128,7 +128,7 @@ def compare(
 
         def call(noise: infer.Noise = noise) -> tuple[RunFit, Pixels]:
             return fit_pixels(
-                stills, ref, reader, model, pixel_model, noise, priors, settings, errors, say
+                run.indexed, ref, reader, model, pixel_model, noise, priors, settings, errors, say
             )
 
         pixel_run, pixels = repeated(f"per pixel, {name}", call)

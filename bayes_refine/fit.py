@@ -9,16 +9,21 @@ import numpy as np
 
 from . import infer, predict, reference, running
 from .experiments import Still
+from .fit_intensities import measured_of
 from .forward import Observations
+from .indexed_alike import stills_alike
 from .io.images import ImageReader
-from .pilot import moved, partiality_width, pilot_geometry
+from .pilot import State, moved, partiality_width, pilot_geometry, tails
 from .priors import Priors
 from .reference import Reference
 from .reflections import Reflections, reflections_of
+from .reindex import Reindexing
 from .rounds import Batch, Movement, Run, Say, Seen, Settings, one_round
+from .running import Running
 from .scout import BROAD_MARGIN, scout
 from .store import Store
 
+LEARNING_ROUNDS = 2  # more, where the intensities are learned too
 MAX_LOG_G_SD = 0.25  # a scale that is less than four of its sd from zero is none
 
 
@@ -27,7 +32,10 @@ class RunFit:
     """A fitted run: n images.
 
     Attributes:
-        stills: refined geometry; indexed: as they came in.
+        stills: refined geometry; indexed: as they came in, but all indexed alike.
+        reindexing: which of several ways of indexing each image's is.
+        reference: the intensities it was fitted to: the given ones, or what the images say
+            together.
         status: (n,) "converged" or why an image is not to be trusted.
         fit: the posterior mode; an image that could not be used stays in, at its priors.
         reflections: all that were predicted in the last round.
@@ -38,6 +46,8 @@ class RunFit:
 
     stills: tuple[Still, ...]
     indexed: tuple[Still, ...]
+    reindexing: Reindexing
+    reference: Reference
     status: np.ndarray
     fit: infer.Fit
     reflections: Reflections
@@ -60,9 +70,13 @@ def fit_run(
     settings: Settings | None = None,
     progress: Say | None = None,
 ) -> RunFit:
-    """Refine a run of stills against a reference: predict → measure → fit.
+    """Refine a run of stills: predict → measure → fit.
+
+    Where the lattice has more symmetry than the crystal, all stills are indexed alike first.
 
     Args:
+        ref: reference intensities; None for a fit without: each image then sees as its reference
+            what the others say of a true intensity (``running``), and two rounds more are taken.
         reader: gives photons; what it cannot read is reported in ``RunFit.status``.
         model: NumPyro program of ``(observations, priors)``, :func:`load_model`.
         progress: called with a line now and then.
@@ -72,79 +86,85 @@ def fit_run(
     """
     priors, settings = priors or Priors(), settings or Settings()
     say = progress or (lambda line: None)
-    stills = tuple(stills)
-    running_ = None
-    if ref is None:
-        crystal = stills[0].crystal
-        running_ = running.start(
-            crystal.cell, crystal.space_group, 0.97 * settings.d_min, len(stills)
-        )
-        ref = running_.reference
-    reference.check_fits(ref, [s.crystal for s in stills], "the experiments")
-    run = Run(
-        stills, ref, reader, model, settings, _candidates(stills, ref, priors, settings), running_
-    )
+    run = _prepared(tuple(stills), ref, reader, model, priors, settings)
+    alike, reindexing = stills_alike(run, priors, say, by_reference=ref is not None)
+    if reindexing.changed.any():
+        run = _prepared(alike, ref, reader, model, priors, settings)
     start = scout(run, priors, say)
     state, now, margin = start.state, start.broad, BROAD_MARGIN
     if settings.rounds == 1:  # no round to spare for a broad curve
         state, now, margin = {**state, **start.after}, priors, settings.margin
-    status = np.full(len(stills), "", dtype=object)
+    status = np.full(len(run.stills), "", dtype=object)
     movement: list[Movement] = []
     fit: infer.Fit | None = None
     seen: Seen | None = None
     kept = start.kept
-    for round_ in range(1, settings.rounds + 1):
-        say(f"round {round_} of {settings.rounds}: {len(stills)} images")
-        last = round_ == settings.rounds
+    rounds = settings.rounds + (LEARNING_ROUNDS if run.running else 0)
+    for round_ in range(1, rounds + 1):
+        say(f"round {round_} of {rounds}: {len(run.stills)} images")
+        last = round_ == rounds
         seen = None  # the last round's need not stay in memory through this one
         state, fit, seen, far = one_round(run, state, now, status, kept, margin, last, say)
         kept = seen.kept
         movement.append(far)
         say(f"round {round_}: {far}")
         if run.running is not None:
-            state, run = _renewed(run, seen, state, priors, last)
+            state = state if last else _pinned(state, seen)
+            run = _renewed(run, run.running, seen, state, priors)
         if round_ == 1 and not last:
             state |= start.after
         now, margin = priors, settings.margin
 
     assert fit is not None and seen is not None, "a fit has at least one round"
     return RunFit(
-        stills=moved(stills, *pilot_geometry(stills, state)),
-        indexed=stills,
+        stills=moved(run.stills, *pilot_geometry(run.stills, state)),
+        indexed=run.stills,
+        reindexing=reindexing,
+        reference=run.ref,
         status=np.where(status == "", _judged(fit), status),
         fit=fit,
-        reflections=reflections_of(
-            seen.batches, seen.observations.parts, run.ref, model, state, priors
-        ),
+        reflections=_reflections(run, seen, state, priors),
         batches=seen.batches,
         observed=seen.observations,
         movement=tuple(movement),
     )
 
 
-def _renewed(run: Run, seen: Seen, state, priors: Priors, last: bool):
-    if not last:
-        usable = seen.counts > 0
-        state = {
-            **state,
-            "B": state["B"] - np.mean(state["B"][usable]),
-            "log_G": state["log_G"] - np.mean(state["log_G"][usable]) + seen.kept.log_G0,
-        }
-    r = reflections_of(seen.batches, seen.observations.parts, run.ref, run.model, state, priors)
-    use = r.informs
-    now = running.renewed(
-        run.running,
-        r.hkl[use],
-        r.image[use],
-        r.J[use].astype(float),
-        r.scale[use].astype(float),
-        tuple(
-            x[use].astype(float)
-            for x in (r.variance_background, r.variance_signal, r.relative_variance)
-        ),
-        float(np.exp(state["log_nu"])) if "log_nu" in state else np.inf,
-    )
-    return state, replace(run, ref=now.reference, running=now)
+def _prepared(stills, ref: Reference | None, reader, model, priors, settings) -> Run:
+    """What stays the same from round to round."""
+    learned = None
+    if ref is None:
+        crystal = stills[0].crystal
+        d_min = 0.97 * settings.d_min  # the cells of stills differ a little
+        learned = running.start(crystal.cell, crystal.space_group, d_min, len(stills))
+        ref = learned.reference
+    reference.check_fits(ref, [s.crystal for s in stills], "the experiments")
+    candidates = _candidates(stills, ref, priors, settings)
+    return Run(stills, ref, reader, model, settings, candidates, learned)
+
+
+def _reflections(run: Run, seen: Seen, state: State, priors: Priors) -> Reflections:
+    parts = seen.batches, seen.observations.parts
+    return reflections_of(*parts, run.ref, run.model, state, priors)
+
+
+def _renewed(run: Run, old: Running, seen: Seen, state: State, priors: Priors) -> Run:
+    """The run with the intensities that the images say after a round."""
+    r = _reflections(run, seen, state, priors)
+    rows = np.flatnonzero(r.informs)
+    nu = tails(state, priors)
+    now = running.renewed(old, measured_of(r, rows, run.ref.space_group, 0.0, nu))
+    return replace(run, ref=now.reference, running=now)
+
+
+def _pinned(state: State, seen: Seen) -> State:
+    """A common factor and a common B of all images are the intensities': means stay in place."""
+    usable = seen.counts > 0
+    pinned = dict(state)
+    for name, mean in (("log_G", seen.kept.log_G0 or 0.0), ("B", 0.0)):
+        if name in state:
+            pinned[name] = state[name] - np.mean(state[name][usable]) + mean
+    return pinned
 
 
 def _judged(fit: infer.Fit) -> np.ndarray:

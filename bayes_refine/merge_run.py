@@ -11,9 +11,11 @@ import numpy as np
 
 from . import infer
 from .agreement import pearson
+from .indexed_alike import unmerged_alike
 from .io.mtz import Unmerged
 from .merged_intensities import Estimate, Intensities, together
 from .reference import Reference, asu_map, check_symmetry, free_set, pack_hkl
+from .reindex import Reindexing
 from .scaling import Halves, Scaled, ScalingPriors, fit_scales, prepare, refit_halves
 
 Say = Callable[[str], None]
@@ -42,13 +44,15 @@ class MergeRun:
     """A merged run.
 
     Attributes:
-        data: as read. scaled: scales. intensities: of the unique reflections.
+        data: as read, but all images indexed alike; reindexing: what was chosen for each.
+        scaled: scales. intensities: of the unique reflections.
         free: (m,) bool, of ``intensities``. d: (m,) Å.
         halves: fitted apart, or None.
         seconds: by stage.
     """
 
     data: Unmerged
+    reindexing: Reindexing
     scaled: Scaled
     intensities: Intensities
     free: np.ndarray
@@ -101,6 +105,11 @@ def merge_run(
         seconds[name] = time.perf_counter() - started
         return value
 
+    data, reindexing = stage(
+        "indexing",
+        "one way of indexing for all images",
+        lambda: unmerged_alike(data, reference, settings.free_fraction, settings.seed),
+    )
     obs = prepare(
         data,
         settings.d_min,
@@ -130,6 +139,7 @@ def merge_run(
     hkl = found.merged.hkl
     return MergeRun(
         data=data,
+        reindexing=reindexing,
         scaled=scaled,
         intensities=found,
         free=free_set(hkl, settings.free_fraction, settings.seed, data.space_group),
@@ -144,7 +154,8 @@ def image_table(run: MergeRun) -> dict[str, np.ndarray]:
 
     identifier (the batch number), status, n_reflections, cc_model (Pearson CC of J and g·I, I
     the posterior mean), G, B (Å², both about the mean image), width (of the partiality curve,
-    over the run's), each with its Laplace sd.
+    over the run's), each with its Laplace sd; where indexing is ambiguous, reindex and
+    reindex_log_odds.
     """
     s, d = run.scaled, run.scaled.measured
     n = s.observations.n_images
@@ -152,7 +163,7 @@ def image_table(run: MergeRun) -> dict[str, np.ndarray]:
     order = np.argsort(image, kind="stable")
     parts = np.split(order, np.searchsorted(image[order], np.arange(1, n)))
     G, width = np.exp(s.log_G), np.exp(s.log_width)
-    return {
+    columns: dict[str, np.ndarray] = {
         "identifier": np.array([str(b) for b in np.unique(run.data.batch)], object),
         "status": s.fit.status,
         "n_reflections": np.bincount(image, minlength=n),
@@ -164,6 +175,7 @@ def image_table(run: MergeRun) -> dict[str, np.ndarray]:
         "width_sd": width * s.log_width_sd,
         "cc_model": np.array([pearson(J[k], expected[k]) for k in parts]),
     }
+    return columns | (run.reindexing.columns() if len(run.reindexing.ambiguity) > 1 else {})
 
 
 NATURAL = {"R0": "R0_inv_angstrom", "dispersion": "dispersion_angstrom", "nu": "student_t_nu"}

@@ -7,16 +7,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from . import infer, reference
+from . import infer
+from .ambiguity import ambiguity
 from .experiments import Still
-from .fit import RunFit, _candidates, _judged
+from .fit import RunFit, _judged, _prepared, _reflections
 from .io.images import ImageReader
 from .pilot import State, moved, pilot_geometry
 from .pixels import Pixels, frozen, pixels_of
 from .priors import Priors
 from .reference import Reference
-from .reflections import reflections_of
-from .rounds import Movement, Run, Say, Settings, _movement, measured
+from .reindex import nothing_to_choose
+from .rounds import Movement, Say, Settings, _movement, measured
 from .scout import BROAD_MARGIN, scout
 
 
@@ -39,6 +40,7 @@ def fit_pixels(
     the statistics of the last round's boxes at the state found.
 
     Args:
+        stills: indexed alike.
         factored: the model of the scouts and of what is said of each reflection.
         model, noise: the per-pixel model, and how its pixels scatter (``infer``).
         errors: sites of ``factored`` that ``model`` has none of; they weight the reflections
@@ -50,8 +52,7 @@ def fit_pixels(
     """
     say = progress or (lambda line: None)
     stills = tuple(stills)
-    reference.check_fits(ref, [s.crystal for s in stills], "the experiments")
-    run = Run(stills, ref, reader, factored, settings, _candidates(stills, ref, priors, settings))
+    run = _prepared(stills, ref, reader, factored, priors, settings)
     start = scout(run, priors, say)
     state, now, margin, kept = start.state, start.broad, BROAD_MARGIN, start.kept
     if settings.rounds == 1:
@@ -80,11 +81,11 @@ def fit_pixels(
     fitted = RunFit(
         stills=moved(stills, *pilot_geometry(stills, state)),
         indexed=stills,
+        reindexing=nothing_to_choose(ambiguity(ref.cell, ref.space_group), len(stills)),
+        reference=ref,
         status=np.where(status == "", _judged(fit), status),
         fit=fit,
-        reflections=reflections_of(
-            seen.batches, seen.observations.parts, ref, factored, state, priors
-        ),
+        reflections=_reflections(run, seen, state, priors),
         batches=seen.batches,
         observed=seen.observations,
         movement=tuple(movement),

@@ -44,7 +44,7 @@ def write_results(
     out_dir: str | Path,
     run: RunFit,
     experiments: Experiments,
-    ref: Reference,
+    ref: Reference | None,
     model: infer.Model,
     priors: Priors,
     settings: Settings,
@@ -63,7 +63,7 @@ def write_results(
 
     Args:
         out_dir: made if absent; results in it are replaced.
-        run, model, priors, settings: as given to and returned by ``fit_run``.
+        run, ref, model, priors, settings: as given to and returned by ``fit_run``.
         method: how to draw from the posterior: ``draws.laplace``, ``svi``, ``nuts``, or
             ``at_mode``, which leaves the scales' uncertainty out of merged sigmas.
         reader: for the one image in the picture; none without it.
@@ -92,7 +92,7 @@ def write_results(
             few = draws.flat(at_most=N_SCALE_DRAWS)
             scale_sd = stage("scale_sd", scale_uncertainty, run, model, priors, few)
         found = stage("merge", _merged, run, ref, scale_sd, settings, priors, anomalous)
-        stage("tables", _write_tables, work, run, experiments, ref, found, settings)
+        stage("tables", _write_tables, work, run, experiments, found, settings)
         stage("posterior", write_draws, work / "posterior.nc", run, model, priors, draws, rng)
         if reader is not None:
             stage("pictures", _write_picture, work / "overview.png", run, reader)
@@ -143,7 +143,7 @@ def scale_uncertainty(
 
 def _merged(
     run: RunFit,
-    ref: Reference,
+    ref: Reference | None,
     scale_sd: np.ndarray | float,
     settings: Settings,
     priors: Priors,
@@ -152,7 +152,7 @@ def _merged(
     measured = measured_of(
         run.reflections,
         _rows(run),
-        ref.space_group,
+        run.reference.space_group,
         scale_sd,
         tails(run.fit.values(), priors),
         anomalous,
@@ -160,7 +160,7 @@ def _merged(
     return intensities_of_fit(
         measured,
         mean_cell(run),
-        ref.space_group,
+        run.reference.space_group,
         ref,
         settings.free_fraction,
         settings.seed,
@@ -180,14 +180,18 @@ def _rows(run: RunFit) -> np.ndarray:
 # -- tables ---------------------------------------------------------------------------------
 
 
-def _write_tables(work: Path, run: RunFit, experiments, ref, found: Intensities, settings):
+def _write_tables(work: Path, run: RunFit, experiments, found: Intensities, settings):
     usable = usable_images(run)
     kept = zip(usable, run.stills, run.indexed, strict=True)
     stills = tuple(new if good else old for good, new, old in kept)
     write_experiments(work / "refined.expt", replace(experiments, stills=stills))
     cell = mean_cell(run)
     rows = _rows(run)
-    r = run.reflections
+    r, group = run.reflections, run.reference.space_group
+
+    def free(hkl):
+        return free_set(hkl, settings.free_fraction, settings.seed, group)
+
     columns = {
         "BATCH": r.image + 1,
         "I": r.J,
@@ -199,18 +203,17 @@ def _write_tables(work: Path, run: RunFit, experiments, ref, found: Intensities,
         "XDET": r.xy_px[:, 0],
         "YDET": r.xy_px[:, 1],
         "PANEL": r.panel,
-        "FREE": r.free,
+        "FREE": free(r.hkl),
     }
     columns = {name: values[rows] for name, values in columns.items()}
-    write_unmerged(work / "unmerged.mtz", r.hkl[rows], columns, cell, ref.space_group, stills)
+    write_unmerged(work / "unmerged.mtz", r.hkl[rows], columns, cell, group, stills)
     hkl = found.merged.hkl
-    free = free_set(hkl, settings.free_fraction, settings.seed, ref.space_group)
     write_merged(
         work / "merged.mtz",
         hkl,
-        merged_columns(found, free),
+        merged_columns(found, free(hkl)),
         cell,
-        ref.space_group,
+        group,
         float(np.mean([still.beam.wavelength for still in stills])),
     )
     write_table(work / "images.csv", image_table(run))
@@ -228,22 +231,26 @@ def _write_picture(path: Path, run: RunFit, reader: ImageReader) -> None:
 # -- summary.json ---------------------------------------------------------------------------
 
 
-def _summary(run: RunFit, ref: Reference, found: Intensities, settings: Settings) -> dict[str, Any]:
-    merged = found.merged
-    free = free_set(merged.hkl, settings.free_fraction, settings.seed, ref.space_group)
+def _summary(
+    run: RunFit, ref: Reference | None, found: Intensities, settings: Settings
+) -> dict[str, Any]:
+    merged, group = found.merged, run.reference.space_group
+    free = free_set(merged.hkl, settings.free_fraction, settings.seed, group)
     cell, usable, r = mean_cell(run), usable_images(run), run.reflections
     d = cell.calculate_d_array(np.ascontiguousarray(merged.hkl, np.int32))
     edges = shell_edges(float(d.max()), float(d.min()), N_SHELLS)
-    reference, post = ref.lookup(merged.hkl), np.asarray(found.posterior.intensity)
-    rows = shell_table(merged, cell, ref.space_group, edges, reference, free, post)
+    reference = None if ref is None else ref.lookup(merged.hkl)
+    post = np.asarray(found.posterior.intensity)
+    rows = shell_table(merged, cell, group, edges, reference, free, post)
     if found.mates is not None:
         more = anomalous_table(found.mates, merged, cell, edges)
         rows = [a | b for a, b in zip(rows, more, strict=True)]
     return {
         "globals": shared_values(run),
         "cell": list(cell.parameters),
-        "space_group": ref.space_group.hm,
-        "reference": ref.source,
+        "space_group": group.hm,
+        "reference": run.reference.source,
+        "indexing": str(run.reindexing),
         "counts": {
             "images": len(run.stills),
             "images_used": int(usable.sum()),

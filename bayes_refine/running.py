@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from . import intensities
+from .latent import Measured
 from .reference import Reference, absent, asu_map, epsilon_centric, pack_hkl, wilson_mean
 
 START_B = 20.0  # Å², of the Wilson plot to start with; what it is off by, the images' B take up
@@ -114,41 +115,28 @@ def start(
     return Running(reference, none, none, n_images)
 
 
-def renewed(
-    old: Running,
-    hkl: np.ndarray,
-    image: np.ndarray,
-    J: np.ndarray,
-    scale: np.ndarray,
-    variance: tuple[np.ndarray, np.ndarray, np.ndarray],
-    nu: float,
-) -> Running:
-    """The estimate from n observations J = g·I ± σ, σ² = v₀ + v₁·g·I + v₂·(g·I)².
+def renewed(old: Running, measured: Measured) -> Running:
+    """The estimate from a run's observations.
 
     Student-t residuals by reweighting, w = (ν + 1)/(ν + z²), about the posterior mean of each
-    reflection; times (ν + 1)/(ν + 3), which makes Σ w g²/v the information that they hold (Lange,
+    reflection; times (ν + 1)/(ν + 3), which makes Σ w g²/s² the information that they hold (Lange,
     Little & Taylor 1989).
-
-    Args:
-        hkl: (n, 3); image: (n,); J: (n,) photons; scale: (n,) g.
-        variance: v₀ (photons²), v₁ (photons), v₂, each (n,).
-        nu: degrees of freedom; infinite for normal residuals.
     """
-    key = pack_hkl(asu_map(hkl, old.reference.space_group)[0])
-    unique, first, code = np.unique(key, return_index=True, return_inverse=True)
-    hkl_unique, m = hkl[first], len(unique)
-    v0, v1, v2 = variance
+    hkl, code, nu = np.asarray(measured.hkl), np.asarray(measured.code), measured.nu
+    J, g = np.asarray(measured.intensity), np.asarray(measured.scale)
+    key, m = pack_hkl(hkl), len(hkl)
+    precision = weighted = np.zeros(0)
     now = old
     for _ in range(PASSES):
-        expected = scale * now.together(hkl_unique)[0][code]
-        v = v0 + v1 * expected + v2 * expected**2
-        w = 1.0
+        expected = now.together(hkl)[0][code]
+        variance = measured.variance_at(expected)
+        w = np.ones(len(J))
         if np.isfinite(nu):
-            w = (nu + 1) / (nu + (J - expected) ** 2 / v) * (nu + 1) / (nu + 3)
-        precision, weighted = w * scale**2 / v, w * scale * J / v
-        whole = Sums(unique, np.bincount(code, precision, m), np.bincount(code, weighted, m))
+            w = (nu + 1) / (nu + (J - g * expected) ** 2 / variance) * (nu + 1) / (nu + 3)
+        precision, weighted = w * g**2 / variance, w * g * J / variance
+        whole = Sums(key, np.bincount(code, precision, m), np.bincount(code, weighted, m))
         now = replace(now, whole=whole)
-    pair, at = np.unique(code * old.n_images + image, return_inverse=True)
+    pair, at = np.unique(code * old.n_images + np.asarray(measured.image), return_inverse=True)
     own = Sums(pair, np.bincount(at, precision), np.bincount(at, weighted))
     now = replace(now, own=own)
     intensity = now.together(now.reference.hkl)[0]

@@ -52,6 +52,7 @@ def image_table(run: RunFit) -> dict[str, np.ndarray]:
     identifier, status, n_reflections (measured), cc_model (Pearson CC of J and J_model over all
     measured reflections with a reference, free ones too), then every unknown of an image with
     its Laplace sd: G, B (Å²), R1 (Å⁻¹), rot_x_mrad, ..., strain_1, ..., what else the model has.
+    Where indexing is ambiguous, reindex and reindex_log_odds before them.
     """
     n, r = len(run.stills), run.reflections
     fitted = fitted_images(run)
@@ -69,6 +70,8 @@ def image_table(run: RunFit) -> dict[str, np.ndarray]:
     J, J_model = r.J.astype(float), r.J_model.astype(float)
     by_image = np.split(known, np.searchsorted(r.image[known], np.arange(1, n)))
     cc = [pearson(J[k], J_model[k]) for k in by_image]
+    if len(run.reindexing.ambiguity) > 1:
+        columns |= run.reindexing.columns()
     columns |= unknowns
     columns["cc_model"] = np.where(fitted, cc, np.nan)
     return columns

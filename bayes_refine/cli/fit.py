@@ -37,6 +37,7 @@ def fit_command(
             "--reference",
             metavar="FILE",
             help="Reference intensities: .mtz, structure-factor .cif, .pdb or model .cif.",
+            show_default="none: the images are each other's",
         ),
     ] = None,
     reference_column: Annotated[
@@ -211,15 +212,17 @@ def fit_command(
     if student_t is not None:
         chosen = replace(chosen, student_t_nu=student_t)
     run_of = _images(read_experiments(experiments), images)
-    if reference_file is None:
-        raise InputError("a reference is needed for now: give one with --reference")
+    if reference_file is None and d_min is None:
+        raise InputError("without --reference, say how far to go: give --d-min, in Å")
     if d_min and d_min > _d_max(run_of.stills[0]):
         raise InputError(f"--d-min {d_min:g}: no reflection of this cell has so large a d")
     margin = 0.97 * d_min if d_min else None  # the cells of stills differ a little
-    ref = reference.read_reference(reference_file, reference_column, margin)
-    settings = fit.Settings(
-        d_min=d_min or float(ref.d.min()), rounds=rounds, free_fraction=free_fraction, seed=seed
-    )
+    ref = None
+    if reference_file is not None:
+        ref = reference.read_reference(reference_file, reference_column, margin)
+        d_min = d_min or float(ref.d.min())
+    assert d_min is not None
+    settings = fit.Settings(d_min=d_min, rounds=rounds, free_fraction=free_fraction, seed=seed)
     stills = overridden(run_of.stills, bandwidth, sensor_thickness_mm, sensor_mu)
     with ImageReader(gain=gain, pedestal=pedestal) as reader:
         fit_and_write(
@@ -246,7 +249,7 @@ def fit_command(
 def fit_and_write(
     out: Path,
     experiments: Experiments,
-    ref: reference.Reference,
+    ref: reference.Reference | None,
     reader: ImageReader,
     model: Callable[..., Any],
     prior: priors.Priors,
