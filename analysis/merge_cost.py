@@ -1,9 +1,11 @@
 """How do time and memory of scaling grow with the number of observations?
 
-    PYTHONPATH=. python analysis/merge_cost.py [N ...]
+    PYTHONPATH=. python analysis/merge_cost.py [--fit] [N ...]
 
-Simulates integrated stills with N observations in all (10⁴ ... 10⁶ by default, 200 an image up to
-2,000 images), each reflection 20 times at least, and times ``fit_scales``; one process a size.
+Simulates integrated stills with N observations in all (10⁴ ... 3·10⁶ by default; 200 an image, at
+most 2,000 images; 20 of each reflection) and times what a fit is made of: the gradient of ln p,
+of which it takes some 60 to 120 whatever N, and the posterior intensities at the end.  ``--fit``
+runs whole fits instead.  One process a size.
 """
 
 import json
@@ -12,17 +14,12 @@ import subprocess
 import sys
 import time
 
-SIZES = (10**4, 10**5, 10**6)
+SIZES = (10**4, 10**5, 10**6, 3 * 10**6)
 
 
-def one(n):
-    """Seconds and memory of one size; a first fit of the same shape has compiled everything."""
-    import jax
-    import numpy as np
-
-    jax.config.update("jax_enable_x64", True)
-    from bayes_refine import load_model, scaling
-    from bayes_refine.latent import true_intensities
+def simulated(n):
+    """Observations of n / 20 reflections."""
+    from bayes_refine import scaling
     from bayes_refine.simulate_unmerged import UnmergedSimulation, simulate_unmerged
 
     n_images = min(max(n // 200, 20), 2000)
@@ -34,37 +31,80 @@ def one(n):
         d_min=1.6,
         cell=(edge, edge, 1.5 * edge, 90.0, 90.0, 90.0),
     )
-    obs = scaling.prepare(simulate_unmerged(settings).data)
-    found = {"observations": len(obs.intensity), "unique": len(obs.hkl), "images": n_images}
-    clock = time.perf_counter(), time.process_time()
-    fit = scaling.fit_scales(obs, load_model("latent"))
-    found["seconds, compiling too"] = time.perf_counter() - clock[0]
-    found["processor seconds"] = time.process_time() - clock[1]
-    found["evaluations"] = fit.fit.iterations
-    clock = time.perf_counter(), time.process_time()
-    true_intensities(fit.measured, fit.prior)
-    found["processor seconds, intensities"] = time.process_time() - clock[1]
-    found["converged"] = float(np.mean(fit.fit.status == "converged"))
+    return scaling.prepare(simulate_unmerged(settings).data)
+
+
+def gradient(n, repeats=2):
+    """Processor seconds of one gradient of ln p, and the peak of memory."""
+    import jax
+    import numpy as np
+
+    from bayes_refine import load_model, scaling
+    from bayes_refine.infer import coupled
+    from bayes_refine.infer.density import find_sites
+
+    obs, model, priors = simulated(n), load_model("latent"), scaling.ScalingPriors()
+    found = {"observations": n, "unique": len(obs.hkl), "images": obs.n_images}
+    found["GiB before"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    start = {"log_G": obs.log_G0, "log_Sigma": obs.log_Sigma0} | scaling.BROAD
+    sites, values = find_sites(model, (obs, priors), start)
+    renew = scaling._compiled_renewal(model, scaling.FIT_NODES, scaling.FIT_DROP)
+    obs = renew(obs, priors, values)
+    flat, unravel = coupled._ravelled(sites, values)
+    objective = coupled._compiled_objective(model, sites)
+    jax.block_until_ready(objective(*unravel(np.array(flat)), obs, priors))  # compiles
+    clock = time.process_time()
+    for _ in range(repeats):
+        jax.block_until_ready(objective(*unravel(np.array(flat)), obs, priors))
+    found["processor seconds a gradient"] = (time.process_time() - clock) / repeats
+    return found
+
+
+def fit(n):
+    """Processor seconds of a whole fit and of the posterior intensities."""
+    import numpy as np
+
+    from bayes_refine import load_model, scaling
+    from bayes_refine.latent import true_intensities
+
+    obs = simulated(n)
+    clock = time.process_time()
+    run = scaling.fit_scales(obs, load_model("latent"))
+    found = {"observations": n, "processor seconds of the fit": time.process_time() - clock}
+    clock = time.process_time()
+    true_intensities(run.measured, run.prior)
+    return found | {
+        "of the intensities": time.process_time() - clock,
+        "gradients": run.fit.iterations,
+        "images settled": float(np.mean(run.fit.status == "converged")),
+    }
+
+
+def one(task, n):
+    """Run by :func:`main` in a process of its own."""
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    found = {"--fit": fit, "--gradient": gradient}[task](n)
     found["GiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(json.dumps(found))
 
 
-def main(sizes):
+def main(task, sizes):
     for n in sizes:
         run = subprocess.run(
-            [sys.executable, __file__, "--one", str(n)], capture_output=True, text=True
+            [sys.executable, __file__, "--one", task, str(n)], capture_output=True, text=True
         )
         if run.returncode:
             sys.exit(run.stderr)
         found = json.loads(run.stdout.splitlines()[-1])
-        found["processor µs per observation and evaluation"] = (
-            1e6 * found["processor seconds"] / found["observations"] / found["evaluations"]
-        )
         print(", ".join(f"{k} {v:.3g}" for k, v in found.items()), flush=True)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--one"]:
-        one(int(sys.argv[2]))
+        one(sys.argv[2], int(sys.argv[3]))
     else:
-        main([int(float(x)) for x in sys.argv[1:]] or SIZES)
+        given = [word for word in sys.argv[1:] if word != "--fit"]
+        task = "--fit" if "--fit" in sys.argv else "--gradient"
+        main(task, [int(float(x)) for x in given] or SIZES)

@@ -98,7 +98,7 @@ def main(data_folder, out_folder):
     halves = scaling.refit_halves(obs, model, base)
     at = [(d <= high) & (d >= low) for high, low in SHELLS]
     for name, half in (("posterior", halves.posterior), ("likelihood", halves.merged)):
-        by_shell = "".join(f"{scaling.cc_half(half[k]):8.3f}" for k in at)
+        by_shell = "".join(f"{pearson(*half[k].T):8.3f}" for k in at)
         print(f"{'CC1/2, refitted halves, ' + name:34s}{by_shell}")
     print(f"    {time.perf_counter() - wall:.0f} s wall for both halves")
 

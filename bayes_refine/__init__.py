@@ -28,19 +28,23 @@ from .infer import (
     predictive_draws,
     svi_fit,
 )
+from .integrated import MergeRun, MergeSettings, merge_run
 from .io.expt import read_experiments, write_experiments
 from .io.images import ImageReader, read_bandwidth
 from .io.mtz import Unmerged, read_unmerged, write_merged, write_unmerged
 from .io.posterior import write_posterior
 from .loading import load_model, model_names
 from .merge import Merged
+from .merge_results import write_merge
 from .noise import Noise, estimate_noise, noise_for
 from .predict import Predictions
 from .priors import Priors, read_priors
 from .reference import Reference, asu_map, free_set, read_reference
 from .results import write_results
+from .scaling import ScalingPriors
 from .simulate import Simulation
 from .simulate_files import simulate_run
+from .simulate_unmerged import UnmergedSimulation, simulate_unmerged
 from .tables import image_table, shared_values
 
 __version__ = "0.1.0"
@@ -54,16 +58,20 @@ __all__ = [
     "Fit",
     "ImageReader",
     "InputError",
+    "MergeRun",
+    "MergeSettings",
     "Merged",
     "Noise",
     "Predictions",
     "Priors",
     "Reference",
     "RunFit",
+    "ScalingPriors",
     "Settings",
     "Simulation",
     "Still",
     "Unmerged",
+    "UnmergedSimulation",
     "asu_map",
     "completeness",
     "estimate_noise",
@@ -75,6 +83,7 @@ __all__ = [
     "load_model",
     "map_fit",
     "marginal_fit",
+    "merge_run",
     "model_names",
     "noise_for",
     "nuts_fit",
@@ -90,8 +99,10 @@ __all__ = [
     "shell_edges",
     "shell_table",
     "simulate_run",
+    "simulate_unmerged",
     "svi_fit",
     "write_experiments",
+    "write_merge",
     "write_merged",
     "write_posterior",
     "write_results",

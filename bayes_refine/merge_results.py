@@ -15,10 +15,10 @@ import numpy as np
 
 from . import infer
 from .agreement import pearson, shell_edges, shell_index, shell_table
+from .integrated import MergeRun, MergeSettings, image_table, shared_draws, shared_values
 from .io.mtz import write_merged
 from .io.posterior import Variable, write_posterior
 from .mates import anomalous_table
-from .merge_run import MergeRun, MergeSettings, image_table, shared_draws, shared_values
 from .merged_intensities import merged_columns
 from .output import all_or_none, jsonable, versions, write_summary, write_table
 from .reference import Reference, pack_hkl

@@ -47,7 +47,7 @@ def test_one_bad_image_does_not_sink_a_run(small_run):
 def test_help_and_version(capsys):
     assert status("--help") == 0
     printed = capsys.readouterr().out
-    assert all(name in printed for name in ("fit", "simulate", "demo"))
+    assert all(name in printed for name in ("fit", "merge", "simulate", "demo"))
     assert status("fit", "--help") == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in ("svi", "nuts", "--chains"))

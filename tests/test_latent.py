@@ -321,3 +321,5 @@ def test_without_mates_apart_is_together():
     a, b = apart(measured, prior, *place), together(measured, prior, *place)
     np.testing.assert_array_equal(a.posterior.intensity, b.posterior.intensity)
     assert np.isnan(a.mates.difference).all() and np.isnan(a.mates.intensity[:, 1]).all()
+    row = anomalous_table(a.mates, a.merged, run.data.cell, np.array([50, 3.0]))[-1]
+    assert row == {"cc_anom": None, "cc_anom_unweighted": None, "n_anom": 0}

