@@ -16,6 +16,7 @@ the plain mean of J, with sd/√n for its error.
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -198,6 +199,14 @@ def main() -> None:
     everything = np.ones(len(at), bool)
     for j in judged:
         print(f"{j.name:34s}{j.line(everything)}   R1(I) {j.error:.3f}")
+    normal = ours(replace(measured, nu=math.inf), prior, truth, at)
+    print(
+        f"{'posterior, normal residuals':34s}{normal.line(everything)}   R1(I) {normal.error:.3f}"
+    )
+    known = np.flatnonzero(np.isfinite(true) & (true > 0))
+    all_of_them = ours(measured, prior, true[known], known)
+    print(f"{'posterior, seen once or more':34s}{all_of_them.line(np.ones(len(known), bool))}"
+          f"   R1(I) {all_of_them.error:.3f}")  # fmt: skip
     E2 = truth / (epsilon * wilson_mean(d, truth / epsilon, d))
     weight = np.bincount(np.asarray(measured.code), np.asarray(measured.scale) ** 2
                          / np.asarray(measured.variance))[at]  # fmt: skip
@@ -210,7 +219,7 @@ def main() -> None:
             groups[f"{name} {low:.3g} to {high:.3g}{unit}"] = mine
     print("posterior, by")
     for name, mine in groups.items():
-        print(f"  {name:32s}{posterior.line(mine)}")
+        print(f"  {name:32.32s}{posterior.line(mine)}")
     plot(judged, E2, d, args.out / f"intensity_calibration_{args.data_set}.png")
 
 
