@@ -57,11 +57,15 @@ def table_of(stills, reference, truth, reader, settings, times=1):
     return {c.name: compare.scores(c, reference, settings, truth) for c in found}
 
 
-def show(name, table):
+def show(name, tables, out):
+    """Print one run's table and keep all so far: the next run takes its time."""
+    table = tables[name]
     print(f"\n{name}")
     print(f"{'':52s}" + "".join(f"{m[-18:]:>19s}" for m in table))
     for quantity in next(iter(table.values())):
-        print(f"{quantity:52s}" + "".join(f"{row[quantity]:19.4g}" for row in table.values()))
+        values = "".join(f"{row[quantity]:19.4g}" for row in table.values())
+        print(f"{quantity:52s}{values}", flush=True)
+    out.with_suffix(".json").write_text(json.dumps(tables, indent=1))
 
 
 def race(stills, reference, reader, settings) -> dict[str, tuple[float, int]]:
@@ -109,7 +113,7 @@ def main() -> None:
     with br.ImageReader() as reader:
         truth = compare.Truth(true.A, true.G, true.B)
         tables["lysosim"] = table_of(stills, reference, truth, reader, settings, options.times)
-        show("lysosim", tables["lysosim"])
+        show("lysosim", tables, options.out)
 
     with tempfile.TemporaryDirectory() as folder:
         for name, photons, background in (("simulated", 400.0, 6.0), ("faint", 40.0, 0.3)):
@@ -121,13 +125,13 @@ def main() -> None:
             )
             with br.ImageReader() as reader:
                 tables[name] = table_of(*run, reader, settings)
-            show(name, tables[name])
+            show(name, tables, options.out)
 
     with br.ImageReader() as reader:
         stills, reference, read_noise = thermolysin(options.data, reader)
         chosen = replace(settings, read_noise=read_noise)
         tables["thermolysin"] = table_of(stills, reference, None, reader, chosen)
-    show("thermolysin", tables["thermolysin"])
+    show("thermolysin", tables, options.out)
 
     with br.ImageReader() as reader:
         stills, reference, _ = load(options.data, options.race)

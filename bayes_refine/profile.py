@@ -100,7 +100,11 @@ def _integrals(offset, spot, nodes: int, order: int):
 
 
 def _exponentials(a, at):
-    """exp(−a·n) for nodes n that are symmetric about zero: half of them are reciprocals."""
-    low = [jnp.exp(-a * float(n)) for n in at[: len(at) // 2]]
+    """exp(−a·n) for nodes n that are symmetric about zero: half of them are reciprocals.
+
+    Bounded so that two of them times a peak of zero, far out on a very narrow spot, are zero.
+    """
+    bound = 0.4 * float(np.log(np.finfo(a.dtype).max))
+    low = [jnp.exp(jnp.clip(-a * float(n), -bound, bound)) for n in at[: len(at) // 2]]
     middle = [jnp.ones_like(a)] * (len(at) % 2)
     return [*low, *middle, *(1 / e for e in reversed(low))]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from bayes_refine import cli, compare
+from bayes_refine.crystal import rotation_matrix
 from bayes_refine.demo import errors
 from bayes_refine.errors import InputError
 from bayes_refine.simulate import Simulation
@@ -48,8 +49,6 @@ def test_scores_without_a_truth(small_run):
 
 def test_the_rotation_of_a_small_change():
     angle = np.array([0.3, -1.2, 0.8])
-    from bayes_refine.crystal import rotation_matrix
-
     change = rotation_matrix(angle) @ (np.eye(3) + 1e-3 * np.diag([1, -1, 2]))
     np.testing.assert_allclose(compare.rotation_vector_mrad(change), angle, atol=2e-3)
 

@@ -64,3 +64,13 @@ def test_slopes_are_those_of_automatic_differentiation():
     for offset in OFFSETS[::9]:
         found, exact = slopes(offset), gradient(offset)
         np.testing.assert_allclose(found.T, exact, atol=1e-12, rtol=1e-9)
+
+
+def test_a_very_narrow_spot_is_no_worse_than_nothing():
+    """Finite, in its own pixel, nothing ten pixels away: a search may pass by such a width."""
+    spot = jnp.array([1.0, 0.0, 0.0, 1e-4, 1e-4, 0.0])[None, :, None]
+    far = np.array([[10.0, -9.0], [0.0, 0.0]])
+    found = profile.photons(far, spot, jnp.zeros((1, 1)), 3)[0, :, 0]
+    assert found[0] == 0 and found[1] > 0.1
+    slopes = [profile.template_and_slopes(jnp.asarray(x), spot, 3) for x in far]
+    assert np.isfinite(np.array(slopes)).all()

@@ -66,7 +66,7 @@ def pixel_fit(
     look = _compiled_look(model, noise, sites)
     reach = [np.asarray(x) for x in compiled_reach(model, sites)(theta, phi, args)]
     damping, shared_damping = np.full(len(theta), 1e-3), 1e-3
-    here = _Look(*(np.asarray(x, float) for x in look(theta, phi, args)))
+    here = _looked(look(theta, phi, args))
     for iteration in range(max_iterations + 1):
         undamped = _steps(here, np.zeros(len(theta)), 0.0)
         far = max(float(undamped.distance.max()), undamped.shared_distance)
@@ -77,7 +77,7 @@ def pixel_fit(
         step = _steps(here, damping, shared_damping)
         d_phi = np.clip(step.shared, -reach[1], reach[1])
         d_theta = np.clip(step.alone - step.pull @ d_phi, -reach[0], reach[0])
-        there = _Look(*(np.asarray(x, float) for x in look(theta + d_theta, phi + d_phi, args)))
+        there = _looked(look(theta + d_theta, phi + d_phi, args))
         fell = here.image - there.image
         taken = there.log_density > here.log_density - 1e-9 * abs(here.log_density)
         # where all gain, one image may lose a little to what they share
@@ -105,14 +105,19 @@ class _Look(NamedTuple):
 
     @property
     def log_density(self) -> float:
-        """ln p, -inf where it is not finite."""
-        total = float(self.image.sum() + self.shared)
-        return total if np.isfinite(total) else -np.inf
+        """ln p."""
+        return float(self.image.sum() + self.shared)
 
     @property
     def arrow(self) -> Arrow:
         """The curvature."""
         return Arrow(self.blocks, self.border, self.curved)
+
+
+def _looked(found) -> _Look:
+    """As NumPy arrays; an ln p that is no number is a very low one."""
+    look = _Look(*(np.asarray(x, float) for x in found))
+    return look._replace(image=np.where(np.isfinite(look.image), look.image, -1e200))
 
 
 class _Steps(NamedTuple):
