@@ -56,7 +56,7 @@ def guide(family, fit, model, obs, priors, rng) -> Result:
 def weighted(fit, model, obs, priors, rng) -> Result:
     """Laplace, each image given what is shared and what is shared weighted by importance."""
     started = time.perf_counter()
-    nested = infer.nested_draws(fit, rng, model, obs, priors, n_draws=1000)
+    nested = infer.nested_draws(fit, rng, model, obs, priors, n_draws=400)
     independent = float(1 / np.sum(np.exp(2 * nested.log_weights)))
     said = f"k-hat {nested.khat:.2f} of what is shared, {nested.image_khat.max():.2f} of images"
     draws = nested.draws(rng, N_DRAWS)
@@ -64,8 +64,9 @@ def weighted(fit, model, obs, priors, rng) -> Result:
 
 
 def nuts(fit, model, obs, priors, rng) -> Result:
-    """Four chains of 1000."""
-    found = br.nuts_fit(fit, rng, model, obs, priors, progress=lambda s: print(f"  {s}"))
+    """Four chains of 500, as many as the comparison needs."""
+    settings = {"n_draws": 500, "n_warmup": 300, "progress": lambda s: print(f"  {s}", flush=True)}
+    found = br.nuts_fit(fit, rng, model, obs, priors, **settings)
     fewest = extreme(found.summary, "ess_bulk")[1]
     return Result(found.flat(), fewest, found.seconds, found.message)
 

@@ -95,7 +95,7 @@ def test_leaving_out_reflections_and_images(found):
     exact = np.array([predicted(flat, C, image == i) for i in range(N)])
     np.testing.assert_allclose(leave_out_images(nested).pointwise, exact, atol=0.25)
     assert (leave_out_images(nested).khat < 0.7).all()
-    assert (one.khat < 0.7).mean() > 0.9  # five numbers hold three unknowns: some hold alone
+    assert (one.khat < 0.7).mean() > 0.8  # five numbers hold three unknowns: some hold alone
     # the wrong way, with an image's unknowns as they were fitted to it: unreliable
     fitted = by_site["y"].reshape(-1, N, M).sum(2)
     assert (leave_out(fitted, log_weights=nested.log_weights).khat > 0.5).all()

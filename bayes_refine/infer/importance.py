@@ -10,7 +10,7 @@ and the draws of φ, some ten unknowns whatever the number of images, by p(φ) �
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -73,30 +73,27 @@ def nested_draws(
 
     Args:
         fit: of ``map_fit`` for the same model and ``args``.
-        n_draws: S, of what is shared. n_image: M, of each image for each of those, drawn anew:
+        n_draws: S, of what is shared; half as many before say where their mean is, which is not
+            at the joint mode (shared errors are larger once the images are integrated out).
+        n_image: M, of each image for each of those, drawn anew:
             the noise of Z_i makes the weights less even, but no less right.
     """
-    frame, shape = whitening(fit), (n_image, *fit.image.shape)
+    weigh = partial(_weighted, fit, rng, model, args, n_image)
+    frame = whitening(fit)
+    before = weigh(frame, max(n_draws // 2, 1))
+    step = np.exp(before.log_weights) @ before.shared - frame.shared
+    return weigh(
+        frame._replace(image=frame.image - frame.slope @ step, shared=frame.shared + step), n_draws
+    )
+
+
+def _weighted(fit: Fit, rng, model, args, n_image: int, frame: Whitening, n_draws: int) -> Nested:
+    """Draws about a frame's centre and their weights."""
     white = jnp.asarray(rng.standard_normal((n_draws, len(fit.shared))))
     keys = jax.random.split(jax.random.key(int(rng.integers(2**31))), n_draws)
     volume, volume_shared = log_volume(frame)
 
-    @jax.jit
-    def one(white, key, frame: Whitening, volume, args):
-        of_place, of_length, of_choice = jax.random.split(key, 3)
-        length = NU / jax.random.chisquare(of_length, NU, (*shape[:2], 1))
-        z = jax.random.normal(of_place, shape) * jnp.sqrt(length)
-
-        def at(z):
-            image, shared = density(model, fit.sites, *coloured(frame, z, white), args)
-            return jnp.where(jnp.isfinite(image), image, -jnp.inf), shared
-
-        image, shared = jax.lax.map(at, z, batch_size=16)
-        log_weights = image - (_log_t(z, shape[2]) - volume)
-        chosen = jax.random.categorical(of_choice, log_weights, axis=0)  # (n,)
-        kept = jnp.take_along_axis(z, chosen[None, :, None], axis=0)[0]
-        return log_weights, shared[0], *coloured(frame, kept, white)
-
+    one = _compiled_one(model, fit.sites, n_image)
     found = [
         jax.tree.map(np.asarray, one(*x, frame, volume, args))
         for x in zip(white, keys, strict=True)
@@ -116,6 +113,30 @@ def nested_draws(
         khat=float(khat),
         image_khat=image_khat,
     )
+
+
+@lru_cache(maxsize=8)
+def _compiled_one(model: Model, sites: tuple[Site, ...], n_image: int):
+    """For one φ: ln weights (M, n) of proposals, ln p of what is shared, and a draw weighted so."""
+
+    @jax.jit
+    def one(white, key, frame: Whitening, volume, args):
+        shape = (n_image, *frame.image.shape)
+        of_place, of_length, of_choice = jax.random.split(key, 3)
+        length = NU / jax.random.chisquare(of_length, NU, (*shape[:2], 1))
+        z = jax.random.normal(of_place, shape) * jnp.sqrt(length)
+
+        def at(z):
+            image, shared = density(model, sites, *coloured(frame, z, white), args)
+            return jnp.where(jnp.isfinite(image), image, -jnp.inf), shared
+
+        image, shared = jax.lax.map(at, z, batch_size=16)
+        log_weights = image - (_log_t(z, shape[2]) - volume)
+        chosen = jax.random.categorical(of_choice, log_weights, axis=0)  # (n,)
+        kept = jnp.take_along_axis(z, chosen[None, :, None], axis=0)[0]
+        return log_weights, shared[0], *coloured(frame, kept, white)
+
+    return one
 
 
 def _log_t(x, k: int):
