@@ -32,6 +32,7 @@ from bayes_refine import infer, intensities, output, scaling
 from bayes_refine.amplitude_prior import fit_prior
 from bayes_refine.fit_intensities import measured_of
 from bayes_refine.latent import AmplitudePrior, Measured, likelihood_only, true_intensities
+from bayes_refine.pilot import tails
 from bayes_refine.reference import epsilon_centric, wilson_mean
 from bayes_refine.results import scale_uncertainty
 from bayes_refine.simulate_unmerged import UnmergedSimulation, simulate_unmerged
@@ -49,15 +50,15 @@ def integrated(args) -> tuple[Measured, AmplitudePrior, br.Reference]:
 
 
 def from_pixels(stills, reference, d_min) -> tuple[Measured, AmplitudePrior, br.Reference]:
-    """Fitted with the reference, whose intensities no posterior sees."""
+    """Fitted without the reference."""
     model, priors, settings = br.load_model("still"), br.Priors(), br.Settings(d_min=d_min)
     with br.ImageReader() as reader:
-        run = br.fit_run(stills, reference, reader, model, priors, settings, progress=print)
+        run = br.fit_run(stills, None, reader, model, priors, settings, progress=print)
     r = run.reflections
     rows = np.flatnonzero(r.measured & usable_images(run)[r.image])
     draws = infer.laplace_draws(run.fit, np.random.default_rng(0), 25)
     sd = scale_uncertainty(run, model, priors, draws)
-    measured = measured_of(r, rows, reference.space_group, sd, priors.student_t_nu)
+    measured = measured_of(r, rows, reference.space_group, sd, tails(run.fit.values(), priors))
     hkl = np.asarray(measured.hkl)
     d = mean_cell(run).calculate_d_array(np.ascontiguousarray(hkl, np.int32))
     epsilon, centric = epsilon_centric(hkl, reference.space_group)

@@ -131,7 +131,7 @@ def _write_draws(
     obs, data, latent = run.scaled.observations, run.data, run.intensities.latent
     posterior = {
         site.name: Variable(
-            np.asarray(draws[site.name]),
+            np.asarray(draws[site.name])[None],
             ("image",) if site.per_image else ("knot",) * len(site.shape),
         )
         for site in run.scaled.fit.sites
@@ -140,8 +140,8 @@ def _write_draws(
     hkl = run.intensities.latent_hkl
     labels = {"batch": ("image", np.unique(data.batch))}
     if with_intensities:
-        posterior["F"] = Variable(F.astype(np.float32), ("unique",))
-        posterior["I"] = Variable((F**2).astype(np.float32), ("unique",))
+        posterior["F"] = Variable(F.astype(np.float32)[None], ("unique",))
+        posterior["I"] = Variable((F**2).astype(np.float32)[None], ("unique",))
         labels |= {
             f"unique_{name}": ("unique", column) for name, column in zip("hkl", hkl.T, strict=True)
         }
@@ -183,7 +183,7 @@ def _pointwise(run: MergeRun, model, priors, draws, F, rng) -> Iterator[dict[str
             g = g * jnp.exp(jnp.mean(jnp.log(mode / jnp.maximum(g, 1e-300))))
             terms.append(_term(jax.random.key(key), here, g, F[i][of] ** 2, values))
         width = rows.stop - start
-        yield {"intensity": tuple(np.stack([t[k][:width] for t in terms]) for k in (0, 1))}
+        yield {"intensity": tuple(np.stack([t[k][:width] for t in terms])[None] for k in (0, 1))}
 
 
 @jax.jit

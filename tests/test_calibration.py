@@ -162,7 +162,9 @@ def seen(images, stills, hkl, known) -> forward.Observations:
     informs = statistics.covered > 0.6
     return jax.tree.map(
         jnp.asarray,
-        observe.with_statistics(obs, where, statistics, moment, intensity, informs, 0.0),
+        observe.with_statistics(
+            obs, where, statistics, moment, intensity, 0 * intensity, informs, 0.0
+        ),
     )
 
 

@@ -111,7 +111,7 @@ def test_files_that_cannot_be_used(data, tmp_path, capsys):
     assert status("fit", edited(data, "gone.expt", no_images), *reference) == 2
     assert "nowhere.h5 does not exist" in capsys.readouterr().err
     assert status("fit", data / "indexed.expt", "--out", tmp_path) == 2
-    assert "a reference is needed" in capsys.readouterr().err
+    assert "give --d-min" in capsys.readouterr().err
     truncated = tmp_path / "reference.mtz"
     truncated.write_bytes((data / "reference.mtz").read_bytes()[:300])
     assert status("fit", data / "indexed.expt", "--reference", truncated, "--out", tmp_path) == 2

@@ -220,6 +220,7 @@ def fit_command(
     ref = None
     if reference_file is not None:
         ref = reference.read_reference(reference_file, reference_column, margin)
+        reference.check_fits(ref, [s.crystal for s in run_of.stills], str(experiments))
         d_min = d_min or float(ref.d.min())
     assert d_min is not None
     settings = fit.Settings(d_min=d_min, rounds=rounds, free_fraction=free_fraction, seed=seed)
