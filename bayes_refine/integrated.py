@@ -105,11 +105,9 @@ def merge_run(
         seconds[name] = time.perf_counter() - started
         return value
 
-    data, reindexing = stage(
-        "indexing",
-        "one way of indexing for all images",
-        lambda: unmerged_alike(data, reference, settings.free_fraction, settings.seed),
-    )
+    data, reindexing = unmerged_alike(data, reference, settings.free_fraction, settings.seed)
+    if len(reindexing.ambiguity) > 1:
+        say(str(reindexing))
     obs = prepare(
         data,
         settings.d_min,

@@ -23,7 +23,7 @@ from bayes_refine.loading import load_model
 from bayes_refine.priors import Priors
 from bayes_refine.simulate import Simulation
 
-N_IMAGES, SLOTS, N_DRAWS, REPLICATES = 3, 128, 99, 24
+N_IMAGES, SLOTS, N_DRAWS, REPLICATES = 3, 128, 99, 36
 # narrow enough for one measurement at its centre, wide enough to be overruled by the data
 PRIORS = Priors(
     R0_inv_angstrom=4e-4,

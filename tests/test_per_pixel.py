@@ -194,6 +194,7 @@ def prior_numbers(sites, priors, pixels):
         "rotation_mrad": (0.0, p.rotation_sd_mrad),
         "strain": (0.0, p.strain_sd),
         "log_mosaic_image_mrad": (0.0, p.log_mosaic_image_sd),
+        "mosaic_shape": (0.0, p.log_mosaic_image_sd),
         "log_R1": (np.log(p.R1_px * pixel), p.log_R1_sd),
     }
     mean, sd = [], []

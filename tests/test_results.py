@@ -112,7 +112,7 @@ def test_posterior_intensities(small_run):
 
 
 def test_friedel_mates_apart(small_run, tmp_path):
-    arguments = {"anomalous": True, "n_draws": 4, "reader": None, "out_dir": tmp_path}
+    arguments = {"anomalous": True, "reader": None, "out_dir": tmp_path}
     summary = results.write_results(**{**small_run.arguments, **arguments})
     mtz, column, _ = mtz_columns(tmp_path / "merged.mtz")
     kinds = {c.label: c.type for c in mtz.columns}

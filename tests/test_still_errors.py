@@ -60,6 +60,7 @@ def on_the_sphere(s: Statistics, J, average) -> Observations:
         saturation=s.saturation[None],
         pilot_moment=np.stack([average, average, 0 * average], 0)[None] * PIXEL**2,
         intensity_reference=J * flat,
+        reference_error=0 * flat,
         norm_q=0.2 * flat,
         sin_theta=0.1 * flat,
         cos_theta=flat,
@@ -88,6 +89,7 @@ def standard_residuals(obs: Observations, off_px, wider) -> np.ndarray:
         "log_mosaic_image_mrad": np.log(np.full((1, 1), 1e-3)),
         "detector_shift_mm": np.zeros(3),
         "log_model_error": np.log(1e-4),
+        "model_error_fall": 0.0,
         "log_blocks": np.log(1e6),
         "log_position_error": np.log(off_px * PIXEL),
         "log_shape_error": np.log(wider),
@@ -95,6 +97,7 @@ def standard_residuals(obs: Observations, off_px, wider) -> np.ndarray:
         "B": np.zeros((1, 1)),
         "rotation_mrad": np.zeros((1, 1, 3)),
         "strain": np.zeros((1, 1, 2)),
+        "mosaic_shape": np.zeros((1, 1, 5)),
         "log_R1": np.log(np.full((1, 1), ONE * PIXEL)),
     }
 

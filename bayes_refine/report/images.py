@@ -49,7 +49,7 @@ def images(table: Mapping[str, np.ndarray], r: Compared | None = None) -> Sectio
         if name.startswith("rot_"):
             if name == "rot_x_mrad":
                 families.append(("rot_x_mrad", "rot_y_mrad", "rot_z_mrad"))
-        elif not name.startswith("strain_"):
+        elif not name.startswith(("strain_", "mosaic_shape_", "reindex")):
             families.append((name,))
     families.sort(key=lambda names: names == ("cc_model",))
     strips = [
