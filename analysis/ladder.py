@@ -73,9 +73,9 @@ def as_indexed(stills, reader, weights):
 
 
 def averaged(hkl, image, J, g, group):
-    """Σ g J/Σ g² of unique reflections: each observation with the same error."""
+    """ΣJ/Σg of unique reflections: variances in proportion to what is expected."""
     asu = br.asu_map(hkl, group)[0]
-    return merge(asu, J, np.ones(len(J)), g, image)
+    return merge(asu, J, g, g, image)
 
 
 def steps(stills, reader, group, cell):
@@ -130,7 +130,7 @@ def main() -> None:
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
     table = {}
-    for n in options.images:
+    for n in sorted(options.images):
         stills, reference, _ = load(options.data, n)
         with br.ImageReader() as reader:
             found, keys, order, latent = steps(
