@@ -27,7 +27,7 @@ from .rounds import (
     stills_at,
 )
 
-HOLD = 0.05  # sd of ln R0 and ln η while the curve is held broad, of ln ν all along
+HOLD = 0.05  # sd of what is held: ln R0 and ln η while the curve is broad, ln ν all along
 BROAD_MARGIN = 1.5  # |ε_r| in R0_eff up to which reflections are taken then (p = 10 %)
 # errors to start from: too large is soon mended, too small is not
 ROUGH = {"log_model_error": 0.5, "log_position_error": 5e-4, "log_shape_error": 0.5}
@@ -64,6 +64,9 @@ def scout(run: Run, priors: Priors, say: Say) -> Start:
     say(f"finding the width of spots and of the partiality curve on {len(images)} images")
     # heavy tails while much is still wrong
     priors = replace(priors, log_student_t_nu_sd=HOLD)
+    if run.running is not None:  # what the model errs by, and what intensities are, look the same
+        priors = replace(priors, log_model_error_sd=HOLD, log_blocks_sd=HOLD)
+        priors = replace(priors, model_error_fall_sd_angstrom=HOLD)
     hold = {"log_R0_sd": HOLD, "log_mosaic_spread_sd": HOLD}
     state: State = {"log_R1": np.full((len(images), 1), spot_width(few, priors))}
     state |= {name: np.log(value) for name, value in ROUGH.items()}
@@ -86,6 +89,8 @@ def scout(run: Run, priors: Priors, say: Say) -> Start:
     eta = float(np.hypot(eta, np.sqrt(2 * np.mean(turned**2))))
     start = {**rough, "log_R0": np.log(R0), "log_mosaic_mrad": np.log(eta)}
     start |= {k: after[k] for k in ("detector_shift_mm",) if k in after}
+    if "strain" in state:  # the cell goes with the distance
+        start["strain"] = np.repeat(np.median(state["strain"], axis=0)[None], n, axis=0)
     if "log_R1" in state:
         start["log_R1"] = np.full((n, 1), np.median(state["log_R1"]))
     if "log_mosaic_image_mrad" in state:
