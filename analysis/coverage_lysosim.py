@@ -65,7 +65,8 @@ def of_blocks(obs: Observations, values, n_blocks: int, rng: np.random.Generator
     eta = jnp.exp(values["log_mosaic_mrad"])
     R1 = jnp.exp(values["log_R1"])
     where = values["rotation_mrad"][:, 0], values["strain"][:, 0], values["detector_shift_mm"]
-    spot = forward.spot(obs, *where, R0, eta, (R1**2 / 2, R1**2 / 2, 0.0))
+    spread = jnp.tile(eta**2 * jnp.eye(3), (len(R1), 1, 1))
+    spot, _ = forward.spot(obs, *where, R0, spread, (R1**2 / 2, R1**2 / 2, 0.0))
     G = jnp.exp(values["log_G"]) * forward.debye_waller(values["B"], obs.norm_q)
     smooth = forward.partiality(spot.excitation_error, R0, spot.R0_eff)
     turned = 1e-3 * float(eta) / np.sqrt(2) * rng.standard_normal((n_blocks, len(R1), 3))
@@ -76,11 +77,11 @@ def of_blocks(obs: Observations, values, n_blocks: int, rng: np.random.Generator
         moved = spot.excitation_error + jnp.einsum("ni,nim->nm", block, lever)
         p += forward.partiality(moved, R0, R_k) / n_blocks
     J = G * smooth * obs.intensity_reference
-    expected = forward.expected_statistics(obs, spot, J, 6)
+    mean = J[:, None] * forward.profile_statistics(obs, spot, 6)
     # the profile is the smooth one's, as bright as the blocks make it
     ratio = (p / jnp.maximum(smooth, 1e-30))[:, None]
     noise = jnp.sqrt(obs.variance_background + (J[:, None] * ratio) * obs.variance_signal)
-    return np.asarray(expected.mean * ratio + noise * rng.standard_normal(noise.shape))
+    return np.asarray(mean * ratio + noise * rng.standard_normal(noise.shape))
 
 
 def block_replica(run: br.RunFit, model, priors, n_blocks: int, images: int, seed: int = 0):

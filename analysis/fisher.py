@@ -23,6 +23,7 @@ from lysosim import SHARED, load
 
 import bayes_refine as br
 from bayes_refine import measure
+from bayes_refine.pilot import tails
 
 STATISTICS = measure.STATISTICS[:4]
 BLOCKS = {
@@ -63,7 +64,7 @@ def information(model, values, obs, priors):
 
     F = Σ_h w ∂E[T_k] ∂E[T_k]ᵀ/σ², w = (ν + 1)/(ν + 3) of a Student-t, 1 of a normal.
     """
-    nu = priors.student_t_nu
+    nu = tails(values, priors)
     weight = 1.0 if np.isinf(nu) else (nu + 1) / (nu + 3)
 
     def expected(values):

@@ -4,11 +4,12 @@ The reciprocal-lattice point is a three-dimensional Gaussian.  With r along ŝ a
 e1, e2 (``Predictions``), in the exp(−x²/R²) convention,
 
     Σ = R0² r̂r̂ᵀ + R1² (1 − r̂r̂ᵀ)                    size of the blocks, beam, point spread
-      + m² (t tᵀ + e2 e2ᵀ),  t = (cosθ, −sinθ, 0)     mosaic spread, m = η|q|
+      + m² (t tᵀ + e2 e2ᵀ),  t = (cosθ, −sinθ, 0)     mosaic spread, m = η|q|, the same about
+                                                      all axes; else (q×a)ᵀ C (q×b) along a and b
       + R_bw² w wᵀ,          w = (1, cotθ, 0)·∓       bandwidth, R_bw = bλ/(√2 d²)
 
 Its marginal along r is the partiality, its conditional given ε_r the spot: a mean that moves
-with ε_r along e1, and a second moment.
+with ε_r along e1 (and e2), and a second moment.
 """
 
 from __future__ import annotations

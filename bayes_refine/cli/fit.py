@@ -107,7 +107,7 @@ def fit_command(
         typer.Option(
             min=1.0,
             metavar="NU",
-            help="Degrees of freedom of Student-t residuals; inf for normal ones.",
+            help="Prior median of the residuals' degrees of freedom; inf for normal ones.",
             show_default="of the priors",
             rich_help_panel=INFERENCE,
         ),
@@ -115,7 +115,10 @@ def fit_command(
     rounds: Annotated[
         int,
         typer.Option(
-            min=1, metavar="N", help="Rounds of predict, measure, fit.", rich_help_panel=INFERENCE
+            min=1,
+            metavar="N",
+            help="Rounds of predict, measure, fit; two more without a reference.",
+            rich_help_panel=INFERENCE,
         ),
     ] = 3,
     n_draws: Annotated[
