@@ -42,6 +42,12 @@ def hessian(negative, theta, phi) -> Arrow:
 
 
 def exact_curvature(model, sites, theta, phi, weight, share, args) -> Arrow:
+    """The Hessian of −ln p itself, (n, k) and (s,) unconstrained unknowns.
+
+    ``weight``: (n,) 1, or 0 for an image that is only room; ``share``: of the shared prior that
+    this batch answers for.
+    """
+
     def negative(t, p):
         image, shared = density(model, sites, t, p, args)
         return -jnp.where(weight > 0, image, 0.0).sum() - share * shared
@@ -116,5 +122,6 @@ def upward_root(matrices, damping=None, np_=np):
 
 
 def scaled(matrices):
+    """(..., k, k) in units that make the diagonal ±1: what its eigenvalues say has no units."""
     scale = np.sqrt(np.abs(np.diagonal(matrices, axis1=-2, axis2=-1)) + 1e-30)
     return matrices / (scale[..., :, None] * scale[..., None, :])
