@@ -11,16 +11,14 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import gemmi
-import jax
 import numpy as np
 
-from . import intensities
 from .latent import Measured
+from .leave_image_out import wilson_moments
 from .reference import Reference, absent, asu_map, epsilon_centric, pack_hkl, wilson_mean
 
 START_B = 20.0  # Å², of the Wilson plot to start with; what it is off by, the images' B take up
 PASSES = 10  # of reweighting
-_CHUNK = 8192  # posteriors a compiled call
 
 
 class Sums(NamedTuple):
@@ -75,29 +73,10 @@ class Running:
         d = r.cell.calculate_d_array(np.ascontiguousarray(hkl, np.int32))
         mean = epsilon * wilson_mean(r.d, r.intensity / epsilon_centric(r.hkl, r.space_group)[0], d)
         # beyond a thousand times the prior's width an observation says nothing
-        sigma = np.minimum(1 / np.sqrt(np.maximum(precision, 1e-300)), 1e3 * mean)
-        intensity = np.where(sigma < 1e3 * mean, weighted * sigma**2, 0.0)
-        found = wilson_posterior(intensity, sigma, np.log(mean), centric)
+        precision = np.maximum(precision, (1e3 * mean) ** -2.0)
+        found, variance = wilson_moments(precision, weighted, mean, centric)
         here = ~absent(hkl, r.space_group)
-        return found[0] * here, found[1] * here
-
-
-def wilson_posterior(intensity, sigma, log_mean, centric) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and sd (n,) of I given Î ± σ̂, ``intensities.wilson_posterior`` some at a time."""
-    n, parts = len(intensity), []
-    for first in range(0, n, _CHUNK):
-        rows = np.minimum(np.arange(first, first + _CHUNK), n - 1)
-        parts.append(
-            _compiled(*(np.asarray(x)[rows] for x in (intensity, sigma, log_mean, centric)))
-        )
-    mean, sd = (np.concatenate([np.asarray(p[k]) for p in parts])[:n] for k in (0, 1))
-    return mean, sd
-
-
-@jax.jit
-def _compiled(intensity, sigma, log_mean, centric):
-    found = intensities.wilson_posterior(intensity, sigma, log_mean, centric)
-    return found.intensity, found.intensity_sd
+        return found * here, np.sqrt(variance) * here
 
 
 def start(
