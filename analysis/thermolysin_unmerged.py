@@ -24,8 +24,8 @@ from bayes_refine.reference import pack_hkl, read_reference
 SHELLS = ((50, 3), (3, 2.4), (2.4, 2.0), (2.0, 1.8), (50, 1.8))
 TINY = 1e-7
 CARELESS = {
-    "careless, Student-t (issue 4)": (0.665, 0.740, 0.684, 0.475, 0.666),
-    "careless, normal (issue 4)": (0.570, 0.761, 0.706, 0.493, 0.621),
+    "careless, Student-t": (0.665, 0.740, 0.684, 0.475, 0.666),
+    "careless, normal": (0.570, 0.761, 0.706, 0.493, 0.621),
 }
 
 

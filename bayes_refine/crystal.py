@@ -97,7 +97,9 @@ def strain_basis(crystal: Crystal) -> np.ndarray:
     """Orthonormal strains that keep the crystal system, in the lab frame.
 
     The symmetric 3×3 tensors invariant under the point group: one for cubic, two for
-    tetragonal and hexagonal, ... six for triclinic.
+    tetragonal and hexagonal (in and along the axis), ... six for triclinic.  In order of the
+    first of xx, yy, zz, yz, xz, xy that each adds, which it has positive: components of like
+    crystals compare.
 
     Returns:
         (K, 3, 3), dimensionless: q → (1 + Σ_k e_k E_k) q.
@@ -113,7 +115,13 @@ def strain_basis(crystal: Crystal) -> np.ndarray:
     averaged = np.mean(rotations[:, None] @ basis @ np.swapaxes(rotations, 1, 2)[:, None], axis=0)
     projector = np.einsum("aij,bij->ab", basis, averaged)
     values, vectors = np.linalg.eigh((projector + projector.T) / 2)
-    invariant = np.einsum("ak,aij->kij", vectors[:, values > 0.5], basis)
+    kept = vectors[:, values > 0.5]
+    orthonormal: list[np.ndarray] = []  # Gram-Schmidt: eigenvectors of one value have no order
+    for column in (kept @ kept.T).T:
+        rest = column - sum(((e @ column) * e for e in orthonormal), np.zeros(6))
+        if (length := np.linalg.norm(rest)) > 0.1:
+            orthonormal.append(rest / length)
+    invariant = np.einsum("ka,aij->kij", orthonormal, basis)
     return crystal.U @ invariant @ crystal.U.T
 
 

@@ -87,6 +87,19 @@ def test_number_of_strains(name):
 
 
 @SEVERAL
+def test_components_of_strain_mean_the_same_in_every_crystal_of_a_run(name):
+    """Whatever the setting and a cell that differs a little: E in the crystal's own frame."""
+    alike = [crystal_of(name)]
+    rng = np.random.default_rng(7)
+    for _ in range(20):
+        strain = 1e-3 * rng.standard_normal(SYSTEMS[name][2])
+        alike.append(refined_crystal(alike[0], rng.normal(0, 500, 3), strain))
+    first, *others = ([c.U.T @ E @ c.U for E in strain_basis(c)] for c in alike)
+    for other in others:
+        np.testing.assert_allclose(other, first, atol=0.01)
+
+
+@SEVERAL
 def test_strains_are_invariant_under_the_point_group(name):
     """R E Rᵀ = E, the rotations taken in the lab by way of A: R = A⁻ᵀ·rot·Aᵀ."""
     crystal = crystal_of(name)
