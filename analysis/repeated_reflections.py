@@ -12,7 +12,7 @@ errors, which the few largest make what it is.
 from __future__ import annotations
 
 import argparse
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import jax
@@ -35,9 +35,9 @@ def pulls_of(run: br.RunFit) -> dict[str, np.ndarray]:
     nu = tails(run.fit.values(), br.Priors())
     use = r.informs & r.measured
     key = pack_hkl(asu_map(r.hkl, run.reference.space_group)[0])
-    I, g = run.reference.lookup(r.hkl), r.scale
+    expected, g = run.reference.lookup(r.hkl), r.scale
     log_G_sd = run.fit.sd("log_G")[:, 0][r.image]
-    s = np.sqrt(r.variance_at(I) + (log_G_sd * g * I) ** 2) / g
+    s = np.sqrt(r.variance_at(expected) + (log_G_sd * g * expected) ** 2) / g
     found = []
     for one, two in combinations(range(len(run.stills)), 2):
         a, b = (np.flatnonzero(use & (r.image == i)) for i in (one, two))
@@ -51,7 +51,8 @@ def pulls_of(run: br.RunFit) -> dict[str, np.ndarray]:
         plain = difference / np.hypot(s[a], s[b]) / np.sqrt(nu / (nu - 2))
         p = np.minimum(r.partiality[a], r.partiality[b])
         frames = np.repeat([[one, two]], len(a), axis=0)
-        found.append((pull, plain, I[a], I[a] / np.hypot(s[a], s[b]), r.d[a], p, frames))
+        signal = expected[a] / np.hypot(s[a], s[b])
+        found.append((pull, plain, expected[a], signal, r.d[a], p, frames))
     names = ("pull", "plain", "intensity", "signal", "d", "partiality", "frames")
     return dict(zip(names, map(np.concatenate, zip(*found, strict=True)), strict=True))
 
@@ -126,7 +127,7 @@ def draw(run: br.RunFit, found: dict[str, np.ndarray]) -> plt.Figure:
         (right, 1 / found["d"], "1/d, Å⁻¹"),
     ):
         edges = np.quantile(by, np.linspace(0, 1, 13))
-        bins = [(by >= a) & (by <= b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        bins = [(by >= a) & (by <= b) for a, b in pairwise(edges)]
         centre = [np.median(by[k]) for k in bins]
         ax.plot(centre, [np.std(pull[k]) for k in bins], "o-", label="sd")
         robust = [np.diff(np.quantile(pull[k], norm.cdf([-1, 1])))[0] / 2 for k in bins]
