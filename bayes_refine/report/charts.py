@@ -216,7 +216,7 @@ def pull_histogram(figure: Any, r: Compared, nu: float) -> None:
     ax.plot(x, np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi), color="k", lw=0.8, label="N(0, 1)")
     if np.isfinite(nu):
         steps = (expected_cdf(x + 1e-4, nu) - expected_cdf(x - 1e-4, nu)) / 2e-4
-        ax.plot(x, steps, color="k", lw=0.8, ls="--", label=f"Student-t, ν = {nu:g}")
+        ax.plot(x, steps, color="k", lw=0.8, ls="--", label=f"Student-t, ν = {nu:.3g}")
     ax.set(xlabel="(J − J_model)/σ", ylabel="density", xlim=(-6, 6))
     ax.set_ylim(0, 1.25 * ax.get_ylim()[1])
     legend(ax, loc="upper left")

@@ -158,7 +158,7 @@ def calibration(r: Compared | None, nu: float) -> Section | None:
     if r is None or not (r.fitted | r.free).any():
         return None
     size = (4.2, 3.5)
-    law = "N(0, 1)" if np.isinf(nu) else f"Student-t with ν = {nu:g}"
+    law = "N(0, 1)" if np.isinf(nu) else f"Student-t with ν = {nu:.3g}"
     return Section(
         "calibration",
         "Calibration",
