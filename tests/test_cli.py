@@ -13,13 +13,6 @@ from bayes_refine.simulate import Simulation
 from bayes_refine.simulate_files import simulate_run
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """A simulated run that no test here gets as far as fitting."""
