@@ -158,4 +158,5 @@ def test_import_is_quiet():
         "import sys, jax, bayes_refine as br; assert all(hasattr(br, n) for n in br.__all__); "
         "assert 'matplotlib' not in sys.modules and not jax.config.jax_enable_x64"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
