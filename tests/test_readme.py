@@ -42,10 +42,9 @@ def follow(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run the tutorial of a README in a folder, with the package that these tests import."""
     bin_ = folder / "bin"
     bin_.mkdir()
-    for name, arguments in (("bayes-refine", ["-m", "bayes_refine.cli"]), ("python", [])):
-        command = shlex.join([sys.executable, *arguments])
-        (bin_ / name).write_text(f'#!/bin/sh\nexec {command} "$@"\n')
-        (bin_ / name).chmod(0o755)
+    command = bin_ / "bayes-refine"
+    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m bayes_refine.cli "$@"\n')
+    command.chmod(0o755)
     environment = {
         **os.environ,
         "PATH": os.pathsep.join([str(bin_), os.environ["PATH"]]),
