@@ -40,7 +40,7 @@ def load_model(name_or_path: str | Path) -> Callable[..., Any]:
         raise InputError(f"no model file {path}; models by name: {', '.join(model_names())}")
     model = getattr(_execute(path.resolve()), "model", None)
     if not callable(model):
-        raise InputError(f"{path} defines no callable named 'model'")
+        raise InputError(f"{path} defines no callable named 'model'; write def model(obs, priors)")
     return model
 
 

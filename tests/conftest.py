@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import json
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,14 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"the data these tests compare with are not at {path.resolve()}")
     return path.resolve()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory) -> Iterator[None]:
+    """What one command line compiles the next one finds; the user's own cache is left alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,6 @@ def small_run(tmp_path_factory) -> SmallRun:
         return written(*args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
-        patch.setenv("XDG_CACHE_HOME", str(folder))
         patch.setattr(results, "write_results", record)
         reference = str(data / "reference.mtz")
         line = ["fit", str(expt), "--reference", reference, "--out", str(out)]

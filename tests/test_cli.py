@@ -12,12 +12,7 @@ from bayes_refine import cli
 from bayes_refine.simulate import Simulation
 from bayes_refine.simulate_files import simulate_run
 
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
+NOISE = ("--gain", "1", "--read-noise", "0")  # there is too little here to find it in
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +77,8 @@ def no_images(document):
         (("--images", "two"), "a:b"),
         (("--model", "stil"), "no model named 'stil'"),
         (("--model", "nowhere.py"), "nowhere.py"),
+        ((*NOISE, "--model", "per_pixel"), "`compare` pixels"),
+        ((*NOISE, "--model", "latent"), "`merge` integrated intensities"),
         (("--reference-column", "FOO"), "FOO"),
         (("--priors", "nowhere.toml"), "nowhere.toml"),
         (("--gain", "-3"), "gain"),
@@ -92,6 +89,25 @@ def test_options_that_cannot_be(data, tmp_path, capsys, options, words):
     assert status(*fit(data, "--out", tmp_path, *options)) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("\nx = 1", "my_model.py defines no callable named 'model'"),
+        (
+            "def model(obs, priors):\n    obs.counts",
+            "my_model.py, line 2: the model asks for 'counts'",
+        ),
+        ("def model(obs, priors):\n    priors.R0", "line 2: the model asks for 'R0'"),
+    ],
+)
+def test_a_model_of_ones_own_that_cannot_be(data, tmp_path, capsys, body, words):
+    (tmp_path / "my_model.py").write_text(body + "\n")
+    options = (*NOISE, "--out", tmp_path, "--model", tmp_path / "my_model.py")
+    assert status(*fit(data, *options)) == 2
+    error = capsys.readouterr().err
+    assert words in error and "Traceback" not in error
 
 
 def test_an_unknown_prior(data, tmp_path, capsys):
@@ -142,4 +158,5 @@ def test_import_is_quiet():
         "import sys, jax, bayes_refine as br; assert all(hasattr(br, n) for n in br.__all__); "
         "assert 'matplotlib' not in sys.modules and not jax.config.jax_enable_x64"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -57,8 +57,7 @@ def run(tmp_path_factory):
     reference = {"F": ("F", np.sqrt(truth.intensity))}
     write_merged(folder / "reference.mtz", truth.hkl, reference, truth.cell, truth.space_group, 1.3)
     line = [unmerged, "--reference", folder / "reference.mtz", "--anomalous", "--out", folder / "m"]
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
-        patch.setenv("XDG_CACHE_HOME", str(folder))
+    with redirect_stdout(io.StringIO()) as printed:
         status = exit_status("merge", *line, "--refit-halves")
     return folder, simulated, status, printed.getvalue()
 

@@ -267,10 +267,17 @@ def test_a_summary_alone_is_enough(tmp_path):
 
 
 def drawn(draw, *args) -> None:
-    """Draw as the page does, but let what goes wrong be seen."""
-    text = page.chart("test", lambda figure: draw(figure, *args), "A caption.")
+    """Draw as the page does, but let what goes wrong be seen, and axes that stay empty."""
+    axes = []
+
+    def noted(figure):
+        draw(figure, *args)
+        axes.extend(figure.axes)
+
+    text = page.chart("test", noted, "A caption.")
     assert "could not be drawn" not in text, text
     assert "<svg" in text
+    assert axes and all(each.has_data() for each in axes)
 
 
 REFLECTION_CHARTS = (

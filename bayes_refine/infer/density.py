@@ -5,6 +5,7 @@ Everything here works in NumPyro's unconstrained space.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -55,9 +56,30 @@ def _compiled_deterministic(model: Model):
 
 
 def traced(model, values, args):
-    """The trace of a model run with its sites at ``values`` (constrained)."""
+    """The trace of a model run with its sites at ``values`` (constrained).
+
+    Raises:
+        InputError: the model was written for other arguments than these.
+    """
     seeded = numpyro.handlers.seed(model, jax.random.key(0))
-    return numpyro.handlers.trace(numpyro.handlers.substitute(seeded, data=values)).get_trace(*args)
+    run = numpyro.handlers.trace(numpyro.handlers.substitute(seeded, data=values))
+    try:
+        return run.get_trace(*args)
+    except AttributeError as error:
+        if not any(error.obj is arg for arg in args):
+            raise
+        raise InputError(_not_for_these(error)) from error
+
+
+def _not_for_these(error: AttributeError) -> str:
+    """Where a model asks its arguments for what they do not have."""
+    where, given = traceback.extract_tb(error.__traceback__)[-1], type(error.obj)
+    return (
+        f"{where.filename}, line {where.lineno}: the model asks for {error.name!r}, which "
+        f"{given.__module__}.{given.__qualname__} does not have; it was written for other data: "
+        "`bayes-refine fit` has statistics of spots, `merge` integrated intensities and "
+        "`compare` pixels"
+    )
 
 
 def in_image_plate(site) -> bool:
