@@ -106,11 +106,9 @@ def model(obs, priors, partiality=forward.partiality, spot_shape=round_spot, ter
     means, variances = [J_model * profile[:, 0]], [counting[:, 0] + unsure * J_model**2]
 
     # the moments: of the photons that are there, J_model drawn to the total where it is unsure
-    measured, gain, v = (
-        jnp.where(obs.fit, x, 1.0)
-        for x in (obs.statistics[:, 0], profile[:, 0], counting[:, 0] + seen[:, 0] * J_model**2)
-    )
-    J, J_variance = forward.given_total(J_model, unsure - seen[:, 0], measured / gain, v / gain**2)
+    gain = jnp.where(profile[:, 0] > 0, profile[:, 0], 1.0)  # none where there are no pixels
+    measured, v = obs.statistics[:, 0] / gain, counting[:, 0] + seen[:, 0] * J_model**2
+    J, J_variance = forward.given_total(J_model, unsure - seen[:, 0], measured, v / gain**2)
     counting = forward.counting_variance(obs, J, terms)
     for k in range(1, terms):
         means.append(J * profile[:, k])
@@ -126,6 +124,6 @@ def model(obs, priors, partiality=forward.partiality, spot_shape=round_spot, ter
         for k, name in enumerate(STATISTICS[:terms]):
             numpyro.sample(
                 name,
-                residual(means[k], jnp.where(obs.fit, variances[k], 1.0), nu),
+                residual(means[k], variances[k], nu),
                 obs=obs.statistics[:, k],
             )

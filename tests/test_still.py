@@ -15,6 +15,7 @@ from numpyro.infer.util import log_density, potential_energy
 
 from bayes_refine import forward
 from bayes_refine.crystal import strain_basis
+from bayes_refine.infer import predictive_draws
 from bayes_refine.loading import load_model
 from bayes_refine.measure import STATISTICS
 
@@ -54,6 +55,23 @@ def test_the_gradient_of_numpyro_s_density_vanishes_at_the_mode(fitted):
     sd = run.fit.sd("log_R1")[0, 0]
     away = {**values, "log_R1": values["log_R1"] + 0.5 * sd}
     assert np.abs(energy(away, run.observations)["log_R1"][GOOD] * sd).max() > 0.2
+
+
+def test_prediction_of_a_reflection_does_not_ask_whether_it_was_fitted(fitted):
+    """Replicates of free reflections at the mode are those of fitted ones, number by number."""
+    run, priors, _ = fitted
+    obs = run.observations
+    known = np.asarray(obs.intensity_reference) > 0
+    assert (known & ~np.asarray(obs.fit))[GOOD].sum() > 20  # the free set
+    once = {k: np.asarray(v)[None] for k, v in run.fit.values().items()}
+
+    def replicates(obs):
+        rng = np.random.default_rng(0)
+        (sites,) = predictive_draws(rng, load_model("still"), once, obs, priors)
+        return np.stack([sites[name][1] for name in STATISTICS])[:, known]
+
+    everything = replicates(replace(obs, fit=jnp.asarray(known)))
+    np.testing.assert_allclose(replicates(obs), everything, rtol=1e-12)
 
 
 def rotation_vector(R: np.ndarray) -> np.ndarray:
