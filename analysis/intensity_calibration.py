@@ -180,7 +180,8 @@ def main() -> None:
     d = reference.cell.calculate_d_array(np.ascontiguousarray(hkl[at], np.int32))
     epsilon, centric = epsilon_centric(hkl[at], reference.space_group)
     posterior = ours(measured, prior, truth, at)
-    merged = likelihood_only(measured, true_intensities(measured, prior).posterior.intensity)
+    expected = true_intensities(measured, prior).posterior.intensity
+    merged = likelihood_only(measured, prior, expected)
     row = {tuple(h): i for i, h in enumerate(merged.hkl.tolist())}
     rows = np.array([row[tuple(h)] for h in hkl[at].tolist()])
     log_S = np.asarray(prior.log_mean)[at]
