@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ def load_model(name_or_path: str | Path) -> Callable[..., Any]:
     path = Path(name_or_path) if str(name_or_path).endswith(".py") else _find(str(name_or_path))
     if not path.is_file():
         raise InputError(f"no model file {path}; models by name: {', '.join(model_names())}")
-    model = getattr(_execute(path.resolve()), "model", None)
+    path = path.resolve()
+    model = getattr(_execute(path, path.stat().st_mtime_ns), "model", None)
     if not callable(model):
         raise InputError(f"{path} defines no callable named 'model'; write def model(obs, priors)")
     return model
@@ -53,8 +55,13 @@ def _find(name: str) -> Path:
     )
 
 
-def _execute(path: Path) -> Any:
-    """Run a file as a module; in ``sys.modules`` first, as dataclasses and pickle need it."""
+@lru_cache
+def _execute(path: Path, written: int) -> Any:
+    """Run a file as a module; in ``sys.modules`` first, as dataclasses and pickle need it.
+
+    A file as it was ``written`` (mtime, ns) is run once: code is compiled for a model, and the
+    same model must be the same object.
+    """
     name = f"bayes_refine_model_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None  # the path ends in .py

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import h5py
@@ -34,6 +35,18 @@ def cache(tmp_path_factory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def with_residual():
+    """``with_residual(model, residual)``: a copy of a model with another ``residual``."""
+
+    def copy(model, residual):
+        return FunctionType(
+            model.__code__, model.__globals__ | {"residual": residual}, argdefs=model.__defaults__
+        )
+
+    return copy
 
 
 @dataclass(frozen=True)

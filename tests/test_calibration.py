@@ -204,12 +204,12 @@ def replicates():
 
 
 @pytest.fixture(scope="module")
-def switched():
+def switched(with_residual):
     """The model "still" with three switches, traced so that it is compiled once.
 
     ``switches``: 1 for −ln σ (0 without), a factor for the variance of J, and the sign of ω.
     """
-    model, now = load_model("still"), {}
+    now: dict[str, jax.Array] = {}
     true_spot, true_variance = forward.spot, forward.counting_variance
 
     class Switched(dist.Normal):
@@ -222,6 +222,8 @@ def switched():
     def variance(*args):
         return true_variance(*args).at[:, 0].multiply(now["variance"])
 
+    model = with_residual(load_model("still"), lambda mean, v, nu: Switched(mean, jnp.sqrt(v)))
+
     def program(obs, priors, switches):
         now.update(switches)
         model(obs, priors)
@@ -229,9 +231,6 @@ def switched():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(forward, "spot", spot)
         patch.setattr(forward, "counting_variance", variance)
-        patch.setitem(
-            model.__globals__, "residual", lambda mean, v, nu: Switched(mean, jnp.sqrt(v))
-        )
         yield program
 
 

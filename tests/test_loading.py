@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from bayes_refine import loading
@@ -36,6 +38,17 @@ def test_path_is_loaded_directly(folders, tmp_path):
     path = tmp_path / "my_model.py"
     path.write_text(MODEL.format(n=7))
     assert load_model(path)() == load_model(str(path))() == 7
+
+
+def test_a_file_is_run_again_only_when_it_was_written_again(tmp_path):
+    """What is compiled for a model is found again by the model itself."""
+    path = tmp_path / "my_model.py"
+    path.write_text(MODEL.format(n=7))
+    once = load_model(path)
+    assert load_model(path) is once
+    path.write_text(MODEL.format(n=8))
+    os.utime(path, ns=(0, 0))  # whatever the clock's resolution
+    assert load_model(path)() == 8
 
 
 def test_unknown_name_lists_the_names_that_exist(folders):

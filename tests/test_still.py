@@ -183,16 +183,15 @@ def test_the_true_model_passes(replicas):
     assert worst_score(load_model("still"), replicas)[1] < LIMIT
 
 
-def test_sigma_without_its_logarithm_is_noticed(replicas, monkeypatch):
+def test_sigma_without_its_logarithm_is_noticed(replicas, with_residual):
     """Σ r² alone is not a likelihood: it rewards large σ."""
 
     class WithoutLogSigma(dist.StudentT):
         def log_prob(self, value):
             return super().log_prob(value) + jnp.log(self.scale)
 
-    model = load_model("still")
-    monkeypatch.setitem(
-        model.__globals__, "residual", lambda mean, v, nu: WithoutLogSigma(nu, mean, jnp.sqrt(v))
+    model = with_residual(
+        load_model("still"), lambda mean, v, nu: WithoutLogSigma(nu, mean, jnp.sqrt(v))
     )
     name, score = worst_score(model, replicas)
     assert score > 3 * LIMIT and name.endswith("error"), (name, score)
