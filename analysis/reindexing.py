@@ -21,9 +21,10 @@ import matplotlib
 import numpy as np
 
 import bayes_refine as br
-from bayes_refine import fit, indexed_alike, leave_image_out, reindex, rounds
+from bayes_refine import indexed_alike, leave_image_out, reindex
 from bayes_refine.ambiguity import ambiguity, reindexed_stills, transformed
 from bayes_refine.reference import Reference, asu_map, free_set
+from bayes_refine.run import prepare_run
 from bayes_refine.simulate import Simulation, draw_truth, predict_spots
 
 SIMULATION = Simulation(
@@ -237,9 +238,8 @@ def pixels(out, n_images=20):
     scrambled = reindexed_stills(stills, ways, wrong)  # each operation of P6₃ is its own inverse
     model, priors = br.load_model("still"), br.Priors()
     settings = br.Settings(d_min=simulation.d_min)
-    candidates = fit._candidates(scrambled, reference, priors, settings)
     with br.ImageReader() as reader:
-        run = rounds.Run(scrambled, reference, reader, model, settings, candidates)
+        run = prepare_run(scrambled, reference, reader, model, priors, settings)
         for by_reference in (False, True):
             mended, choice = indexed_alike.stills_alike(run, priors, print, by_reference)
             tries = ways.relabellings[: 1 if by_reference else None]

@@ -16,9 +16,12 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 import bayes_refine as br
-from bayes_refine import infer, predict, rounds, simulate
+from bayes_refine import infer, predict, simulate
 from bayes_refine.crystal import strain_basis
 from bayes_refine.forward import Observations
+from bayes_refine.rounds import Movement, one_round
+from bayes_refine.run import Run
+from bayes_refine.seen import Batch, Kept, Seen
 
 # Informative and physical: what a second look at a well-behaved run may know beforehand.
 PRIORS = br.Priors(
@@ -253,8 +256,8 @@ class Replicate:
 
     truth: dict[str, np.ndarray]
     fit: br.Fit
-    seen: rounds.Seen
-    movement: rounds.Movement
+    seen: Seen
+    movement: Movement
 
     @property
     def observations(self) -> Observations:
@@ -262,37 +265,38 @@ class Replicate:
         return self.seen.observations.whole()
 
     @property
-    def batch(self) -> rounds.Batch:
+    def batch(self) -> Batch:
         """The same, flat, with predictions and statistics."""
         return self.seen.batches[0]
 
 
-def run_of(setup: Setup, stills, images: np.ndarray) -> rounds.Run:
+def run_of(setup: Setup, stills, images: np.ndarray) -> Run:
     """What the loop wants, with the pixels in memory."""
     hkl = predict.candidate_indices(stills[0].crystal.cell, setup.known.space_group, 3.9)
     hkl = hkl[setup.known.lookup(hkl) != 0]
     near = tuple(predict.near_sphere(s, hkl, 3.9, lambda d: 4e-3 + 0 * d) for s in stills)
-    return rounds.Run(stills, setup.known, InMemory(images), setup.model, setup.settings, near)
+    return Run(stills, setup.known, InMemory(images), setup.model, setup.settings, near)
 
 
 def fit_pixels(
     setup: Setup, stills, images: np.ndarray, n_rounds: int = 5, start: dict | None = None
-) -> tuple[br.Fit, rounds.Seen, rounds.Movement]:
+) -> tuple[br.Fit, Seen, Movement]:
     """The library's rounds from the prior means, or from ``start``; the last one exact.
 
     As many as a run's scouts and the run itself have together: two and three.
     """
     run, n = run_of(setup, stills, images), len(stills)
     state = {"log_G": np.zeros((n, 1)), **(start or {})}
-    kept = rounds.Kept(slots=SLOTS, log_G0=0.0, pixel_inv_angstrom=setup.pixel)
+    kept = Kept(slots=SLOTS, log_G0=0.0, pixel_inv_angstrom=setup.pixel)
     status = np.full(n, "", dtype=object)
     for k in range(n_rounds):
         last = k == n_rounds - 1
-        state, fit, seen, moved = rounds.one_round(
+        found = one_round(
             run, state, setup.priors, status, kept, setup.settings.margin, last, lambda line: None
         )
-    fit = infer.marginal_fit(setup.model, seen.observations, setup.priors, fit=fit)
-    return fit, seen, moved
+        state, seen = found.state, found.seen
+    fit = infer.marginal_fit(setup.model, seen.observations, setup.priors, fit=found.fit)
+    return fit, seen, found.movement
 
 
 def replicate(setup: Setup, seed, n_rounds: int = 5) -> Replicate:

@@ -17,7 +17,7 @@ from .detector import Beam, Detector
 from .draws import Draws
 from .errors import InputError
 from .experiments import Experiments, Still
-from .fit import RunFit, Settings, fit_run
+from .fit import RunFit, fit_run
 from .infer import (
     Fit,
     evaluate,
@@ -41,6 +41,7 @@ from .predict import Predictions
 from .priors import Priors, read_priors
 from .reference import Reference, asu_map, free_set, read_reference
 from .results import write_results
+from .run import Settings
 from .scaling import ScalingPriors
 from .simulate import Simulation
 from .simulate_files import simulate_run

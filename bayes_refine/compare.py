@@ -25,7 +25,7 @@ from .pixel_rounds import fit_pixels
 from .pixels import Pixels
 from .priors import Priors
 from .reference import Reference, asu_map, free_set
-from .rounds import Say, Settings
+from .run import Say, Settings
 
 T = TypeVar("T")
 NEAR = 3e-4  # Å⁻¹: reflections so near the sphere show an error of ε_r

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
-from . import infer, predict, reference, running
+from . import infer, running
 from .experiments import Still
 from .fit_intensities import measured_of
 from .forward import Observations
 from .indexed_alike import stills_alike
 from .io.images import ImageReader
-from .pilot import State, moved, partiality_width, pilot_geometry, tails
+from .pilot import State, moved, pilot_geometry, tails
 from .priors import Priors
 from .reference import Reference
 from .reflections import Reflections, reflections_of
 from .reindex import Reindexing
-from .rounds import Batch, Movement, Run, Say, Seen, Settings, one_round
+from .rounds import Movement, Round, one_round
+from .run import Run, Say, Settings, prepare_run
 from .running import Running
 from .scout import BROAD_MARGIN, scout
+from .seen import Batch, Seen
 from .store import Store
 
 LEARNING_ROUNDS = 2  # more, where the intensities are learned too
@@ -86,61 +89,66 @@ def fit_run(
     """
     priors, settings = priors or Priors(), settings or Settings()
     say = progress or (lambda line: None)
-    run = _prepared(tuple(stills), ref, reader, model, priors, settings)
+    run = prepare_run(stills, ref, reader, model, priors, settings)
     alike, reindexing = stills_alike(run, priors, say, by_reference=ref is not None)
     if reindexing.changed.any():
-        run = _prepared(alike, ref, reader, model, priors, settings)
-    start = scout(run, priors, say)
+        run = prepare_run(alike, ref, reader, model, priors, settings)
+    return refine(run, reindexing, priors, one_round, say)[0]
+
+
+R = TypeVar("R", bound=Round)
+
+
+def refine(
+    run: Run, reindexing: Reindexing, priors: Priors, step: Callable[..., R], say: Say
+) -> tuple[RunFit, R]:
+    """The loop: scouts, then one round after the other, from a broad curve to convergence.
+
+    Args:
+        run: its stills indexed alike, as ``reindexing`` says.
+        step: what one round is: :func:`~bayes_refine.rounds.one_round`, or one of its signature.
+
+    Returns:
+        The fitted run, and its last round.
+    """
+    settings, start = run.settings, scout(run, priors, say)
     state, now, margin = start.state, start.broad, BROAD_MARGIN
     if settings.rounds == 1:  # no round to spare for a broad curve
         state, now, margin = {**state, **start.after}, priors, settings.margin
     status = np.full(len(run.stills), "", dtype=object)
     movement: list[Movement] = []
-    fit: infer.Fit | None = None
-    seen: Seen | None = None
+    found: R | None = None
     kept = start.kept
     rounds = settings.rounds + (LEARNING_ROUNDS if run.running else 0)
     for round_ in range(1, rounds + 1):
         say(f"round {round_} of {rounds}: {len(run.stills)} images")
         last = round_ == rounds
-        seen = None  # the last round's need not stay in memory through this one
-        state, fit, seen, far = one_round(run, state, now, status, kept, margin, last, say)
-        kept = seen.kept
-        movement.append(far)
-        say(f"round {round_}: {far}")
+        found = None  # the last round's need not stay in memory through this one
+        found = step(run, state, now, status, kept, margin, last, say)
+        state, kept = found.state, found.seen.kept
+        movement.append(found.movement)
+        say(f"round {round_}: {found.movement}")
         if run.running is not None:
-            state = state if last else _pinned(state, seen)
-            run = _renewed(run, run.running, seen, state, priors)
+            state = state if last else _pinned(state, found.seen)
+            run = _renewed(run, run.running, found.seen, state, priors)
         if round_ == 1 and not last:
-            state |= start.after
+            state = {**state, **start.after}
         now, margin = priors, settings.margin
 
-    assert fit is not None and seen is not None, "a fit has at least one round"
-    return RunFit(
+    assert found is not None, "a fit has at least one round"
+    fitted = RunFit(
         stills=moved(run.stills, *pilot_geometry(run.stills, state)),
         indexed=run.stills,
         reindexing=reindexing,
         reference=run.ref,
-        status=np.where(status == "", _judged(fit), status),
-        fit=fit,
-        reflections=_reflections(run, seen, state, priors),
-        batches=seen.batches,
-        observed=seen.observations,
+        status=np.where(status == "", _judged(found.fit), status),
+        fit=found.fit,
+        reflections=_reflections(run, found.seen, state, priors),
+        batches=found.seen.batches,
+        observed=found.seen.observations,
         movement=tuple(movement),
     )
-
-
-def _prepared(stills, ref: Reference | None, reader, model, priors, settings) -> Run:
-    """What stays the same from round to round."""
-    learned = None
-    if ref is None:
-        crystal = stills[0].crystal
-        d_min = 0.97 * settings.d_min  # the cells of stills differ a little
-        learned = running.start(crystal.cell, crystal.space_group, d_min, len(stills))
-        ref = learned.reference
-    reference.check_fits(ref, [s.crystal for s in stills], "the experiments")
-    candidates = _candidates(stills, ref, priors, settings)
-    return Run(stills, ref, reader, model, settings, candidates, learned)
+    return fitted, found
 
 
 def _reflections(run: Run, seen: Seen, state: State, priors: Priors) -> Reflections:
@@ -178,18 +186,3 @@ def _judged(fit: infer.Fit) -> np.ndarray:
         for i in np.flatnonzero((sd > MAX_LOG_G_SD) & (status == "converged")):
             status[i] = f"no signal (ln G known to {sd[i]:.2f} only)"
     return status
-
-
-def _candidates(stills, ref, priors, settings) -> tuple[np.ndarray, ...]:
-    """For each still the reflections that may come near the sphere in any round."""
-    cell = stills[0].crystal.cell
-    hkl = predict.candidate_indices(cell, ref.space_group, settings.d_min)
-    hkl = hkl[ref.lookup(hkl) != 0]  # systematically absent
-    width = partiality_width({}, priors)
-    far = 3 * settings.margin
-    return tuple(
-        predict.near_sphere(
-            s, hkl, 0.98 * settings.d_min, lambda d, s=s: far * width(d, s.beam)
-        ).astype(np.int16)  # a long list for each of many images
-        for s in stills
-    )

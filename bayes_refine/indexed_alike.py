@@ -15,8 +15,9 @@ from .priors import Priors
 from .reference import Reference
 from .reindex import Reindexing, choose, choose_by_reference, nothing_to_choose
 from .rough_scales import rough_scales
-from .rounds import BATCH, MIN_COVERED, Batch, Kept, Run, Say, measured
+from .run import BATCH, Run, Say
 from .scout import BROAD_MARGIN, spot_width
+from .seen import MIN_COVERED, Batch, Kept, measured
 
 
 def unmerged_alike(

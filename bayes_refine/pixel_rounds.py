@@ -1,24 +1,34 @@
-"""The loop of a fit to pixels: predict → cut → fit, from where a factored fit starts."""
+"""A round of a fit to pixels: predict → cut → fit, in the loop of a factored fit."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from . import infer
 from .ambiguity import ambiguity
 from .experiments import Still
-from .fit import RunFit, _judged, _prepared, _reflections
+from .fit import RunFit, refine
 from .io.images import ImageReader
-from .pilot import State, moved, pilot_geometry
+from .pilot import State
 from .pixels import Pixels, frozen, pixels_of
 from .priors import Priors
 from .reference import Reference
 from .reindex import nothing_to_choose
-from .rounds import Movement, Say, Settings, _movement, measured
-from .scout import BROAD_MARGIN, scout
+from .rounds import Round, movement_of
+from .run import Run, Say, Settings, prepare_run
+from .seen import Kept, measured
+
+
+@dataclass(frozen=True)
+class PixelRound(Round):
+    """What one round came to, and the ``pixels`` that were fitted."""
+
+    pixels: Pixels
 
 
 def fit_pixels(
@@ -50,44 +60,42 @@ def fit_pixels(
         The fit, and the pixels of its last round.  In ``movement``, seconds_measure is reading
         and cutting alone.
     """
-    say = progress or (lambda line: None)
-    stills = tuple(stills)
-    run = _prepared(stills, ref, reader, factored, priors, settings)
-    start = scout(run, priors, say)
-    state, now, margin, kept = start.state, start.broad, BROAD_MARGIN, start.kept
-    if settings.rounds == 1:
-        state, now, margin = {**state, **start.after}, priors, settings.margin
-    status = np.full(len(stills), "", dtype=object)
-    movement: list[Movement] = []
-    for round_ in range(1, settings.rounds + 1):
-        seen = measured(run, state, now, status, kept, margin, say)
-        kept, begun = seen.kept, time.perf_counter()
-        pixels = pixels_of(run, seen, state, now)
-        cut = time.perf_counter()
-        old = {**state, "log_G": seen.log_G}
-        pixels = frozen(pixels, infer.evaluate(model, old, pixels, now)["spots"])
-        last = round_ == settings.rounds
-        fit = infer.pixel_fit(
-            model, noise, pixels, now, old, tolerance=1e-2 if last else 0.5, progress=say
-        )
-        seconds = cut - begun, time.perf_counter() - cut
-        state = fit.values()
-        movement.append(_movement(old, state, seen, fit, *seconds))
-        say(f"round {round_}: {movement[-1]}")
-        if round_ == 1 and not last:
-            state |= start.after
-        now, margin = priors, settings.margin
-    state |= errors or {}
-    fitted = RunFit(
-        stills=moved(stills, *pilot_geometry(stills, state)),
-        indexed=stills,
-        reindexing=nothing_to_choose(ambiguity(ref.cell, ref.space_group), len(stills)),
-        reference=ref,
-        status=np.where(status == "", _judged(fit), status),
-        fit=fit,
-        reflections=_reflections(run, seen, state, priors),
-        batches=seen.batches,
-        observed=seen.observations,
-        movement=tuple(movement),
+    run = prepare_run(stills, ref, reader, factored, priors, settings)
+    alike = nothing_to_choose(ambiguity(ref.cell, ref.space_group), len(run.stills))
+    step = partial(pixel_round, model, noise, errors or {})
+    fitted, last = refine(run, alike, priors, step, progress or (lambda line: None))
+    return fitted, last.pixels
+
+
+def pixel_round(
+    model: infer.Model,
+    noise: infer.Noise,
+    errors: State,
+    run: Run,
+    state: State,
+    priors: Priors,
+    status: np.ndarray,
+    kept: Kept,
+    margin: float,
+    last: bool,
+    say: Say,
+) -> PixelRound:
+    """Predict, measure and fit the pixels once from a state.
+
+    Args:
+        model, noise, errors: as of :func:`fit_pixels`; the state has ``errors`` after the last.
+        run, state, priors, status, kept, margin, last: as of ``rounds.one_round``.
+    """
+    seen = measured(run, state, priors, status, kept, margin, say)
+    begun = time.perf_counter()
+    pixels = pixels_of(run, seen, state, priors)
+    cut = time.perf_counter()
+    old = {**state, "log_G": seen.log_G}
+    pixels = frozen(pixels, infer.evaluate(model, old, pixels, priors)["spots"])
+    fit = infer.pixel_fit(
+        model, noise, pixels, priors, old, tolerance=1e-2 if last else 0.5, progress=say
     )
-    return fitted, pixels
+    seconds = cut - begun, time.perf_counter() - cut
+    new = fit.values()
+    movement = movement_of(old, new, seen, fit, *seconds)
+    return PixelRound({**new, **(errors if last else {})}, fit, seen, movement, pixels)

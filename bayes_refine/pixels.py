@@ -13,8 +13,10 @@ from . import measure, profile
 from .experiments import Still
 from .forward import Observations, Spot
 from .pilot import State, partiality_width
+from .predicted import stills_at
 from .priors import Priors
-from .rounds import CLAIM, Batch, Run, Seen, shoebox_for, stills_at
+from .run import Run
+from .seen import CLAIM, Batch, Seen, shoebox_for
 
 Array = jax.Array | np.ndarray
 MIN_BACKGROUND = 0.01  # photons a pixel: of a hundred ring pixels one photon, or none
@@ -80,7 +82,7 @@ def pixels_of(run: Run, seen: Seen, state: State, priors: Priors) -> Pixels:
     Their variance is that of the background until it is :func:`frozen`.
 
     Args:
-        seen: what ``rounds.measured`` found at ``state`` with ``priors``.
+        seen: what ``seen.measured`` found at ``state`` with ``priors``.
     """
     batches, first = list(seen.batches), seen.observations.parts[0]
     moment = batches[0].where.flat(first.pilot_moment)

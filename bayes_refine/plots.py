@@ -14,7 +14,7 @@ from . import measure
 from .errors import InputError
 from .fit import RunFit
 from .io.images import ImageReader
-from .rounds import shoebox_for
+from .seen import shoebox_for
 from .tables import image_table, usable_images
 
 BLUE, RED, ORANGE, GREY = "#1f5fa8", "#c8382c", "#e07a1f", "0.55"

@@ -12,7 +12,7 @@ from .forward import Observations
 from .pilot import State, images_of
 from .priors import Priors
 from .reference import Reference, wilson_mean
-from .rounds import MIN_COVERED, Batch
+from .seen import MIN_COVERED, Batch
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from .agreement import shell_edges, shell_table
 from .draws import Method, describe, laplace, of_batch
 from .errors import InputError
 from .experiments import Experiments
-from .fit import RunFit, Settings
+from .fit import RunFit
 from .fit_intensities import intensities_of_fit, measured_of
 from .io.expt import write_experiments
 from .io.images import ImageReader
@@ -33,6 +33,7 @@ from .pilot import tails
 from .posterior import write_draws
 from .priors import Priors
 from .reference import Reference, free_set
+from .run import Settings
 from .tables import image_table, mean_cell, shared_values, usable_images
 
 N_SHELLS = 10

@@ -10,22 +10,11 @@ from . import infer
 from .errors import InputError
 from .observe import slots
 from .pilot import State, partiality_width, widths
+from .predicted import geometry_at, pixel_size, predictions_of, stills_at
 from .priors import Priors
-from .rounds import (
-    BATCH,
-    MIN_COVERED,
-    Kept,
-    Run,
-    Say,
-    geometry_at,
-    one_round,
-    pixel_size,
-    predictions_of,
-    references,
-    shoebox_for,
-    statistics_of,
-    stills_at,
-)
+from .rounds import one_round
+from .run import BATCH, Run, Say
+from .seen import MIN_COVERED, Kept, references, shoebox_for, statistics_of
 
 HOLD = 0.05  # sd of what is held: ln R0 and ln η while the curve is broad, ln ν all along
 BROAD_MARGIN = 1.5  # |ε_r| in R0_eff up to which reflections are taken then (p = 10 %)
@@ -78,10 +67,11 @@ def scout(run: Run, priors: Priors, say: Say) -> Start:
     # a small run has one shape for all its rounds, a large one shapes that waste little
     kept = Kept(slots(narrow, slots(wide), n))
     for now, margin in ((replace(priors, **hold), BROAD_MARGIN), (priors, run.settings.margin)):
-        state, fit, seen, moved = one_round(few, state, now, status, kept, margin, False, say)
-        kept = seen.kept
-        shared.append({site.name: state[site.name] for site in fit.sites if not site.per_image})
-        say(f"scouts: {moved}")
+        found = one_round(few, state, now, status, kept, margin, False, say)
+        state, kept = found.state, found.seen.kept
+        sites = found.fit.sites
+        shared.append({site.name: state[site.name] for site in sites if not site.per_image})
+        say(f"scouts: {found.movement}")
     rough, after = shared
 
     turned = np.asarray(state.get("rotation_mrad", 0.0))

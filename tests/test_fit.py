@@ -15,7 +15,7 @@ from bayes_refine.io.images import ImageReader
 from bayes_refine.loading import load_model
 from bayes_refine.predict import candidate_indices
 from bayes_refine.reference import read_reference
-from bayes_refine.rounds import Settings
+from bayes_refine.run import Settings
 from bayes_refine.tables import image_table, usable_images
 
 IMAGES = 8

@@ -6,10 +6,9 @@ import pytest
 
 import bayes_refine as br
 from bayes_refine.ambiguity import ambiguity, reindexed_stills
-from bayes_refine.fit import _candidates
 from bayes_refine.indexed_alike import integrated, stills_alike
 from bayes_refine.reference import asu_map
-from bayes_refine.rounds import Run
+from bayes_refine.run import prepare_run
 from bayes_refine.simulate import Simulation
 from bayes_refine.simulate_files import simulate_run
 
@@ -30,10 +29,9 @@ def test_scrambled_stills_are_put_right_from_their_pixels(tmp_path):
     wrong = np.random.default_rng(3).integers(0, 2, len(stills))
     scrambled = reindexed_stills(stills, ways, wrong)
     priors, settings = br.Priors(), br.Settings(d_min=3.0)
-    candidates = _candidates(scrambled, reference, priors, settings)
     lines = []
     with br.ImageReader() as reader:
-        run = Run(scrambled, reference, reader, br.load_model("still"), settings, candidates)
+        run = prepare_run(scrambled, reference, reader, br.load_model("still"), priors, settings)
         mended, choice = stills_alike(run, priors, lines.append)
         assert (choice.operation == wrong).all() and (choice.status == "decided").all()
         for still, true in zip(mended, stills, strict=True):

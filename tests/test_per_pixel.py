@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 from scipy.optimize import least_squares
 
-from bayes_refine import infer, measure, profile, rounds
+from bayes_refine import infer, measure, profile
 from bayes_refine.forward import Spot
 from bayes_refine.infer import density as densities
 from bayes_refine.infer.levenberg import spot_sums
 from bayes_refine.loading import load_model
 from bayes_refine.pixels import Pixels, frozen, pixels_of
+from bayes_refine.run import Run
+from bayes_refine.seen import Kept, Seen
 
 GOOD = slice(0, 4)  # images of ``small_run`` that nobody spoiled
 NOISES = (
@@ -39,10 +41,10 @@ def seen(small_run, model):
     given = small_run.arguments
     run, priors, settings = given["run"], given["priors"], given["settings"]
     still = given["model"]
-    whole = rounds.Run(run.indexed, given["ref"], given["reader"], still, settings, ())
+    whole = Run(run.indexed, given["ref"], given["reader"], still, settings, ())
     state = run.fit.values()
     counts = np.bincount(run.reflections.image, minlength=len(run.stills))
-    last = rounds.Seen(run.batches, run.observed, counts, state["log_G"], rounds.Kept())
+    last = Seen(run.batches, run.observed, counts, state["log_G"], Kept())
     pixels = pixels_of(whole, last, state, priors)
     return frozen(pixels, infer.evaluate(model, state, pixels, priors)["spots"]), state, priors
 

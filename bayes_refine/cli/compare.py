@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from .. import compare, fit, loading, noise, output, priors, reference
+from .. import compare, loading, noise, output, priors, reference, run
 from ..errors import InputError
 from ..io.expt import read_experiments
 from ..io.images import ImageReader
@@ -103,7 +103,7 @@ def compare_command(
         first = next(i for i, still in enumerate(whole.stills) if still is run_of.stills[0])
         truth = compare.read_truth(truth_file, slice(first, first + len(run_of)))
     ref = reference.read_reference(reference_file, None, 0.97 * d_min if d_min else None)
-    settings = fit.Settings(
+    settings = run.Settings(
         d_min=d_min or float(ref.d.min()), free_fraction=free_fraction, seed=seed
     )
     prior = priors.read_priors(priors_file, priors.Priors()) if priors_file else priors.Priors()

@@ -11,9 +11,10 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from .. import demo, fit, loading, output, priors, reference
+from .. import demo, loading, output, priors, reference
 from ..io.expt import read_experiments
 from ..io.images import ImageReader
+from ..run import Settings
 from ..simulate import Simulation
 from ..simulate_files import simulate_run
 from .app import Out, app, out_console, progress
@@ -106,7 +107,7 @@ def demo_command(
             reader,
             loading.load_model("still"),
             priors.Priors(),
-            fit.Settings(d_min=simulation.d_min, seed=seed),
+            Settings(d_min=simulation.d_min, seed=seed),
             started=started,
             model_name="still",
             command=context.obj or [],
