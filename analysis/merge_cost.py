@@ -48,10 +48,10 @@ def gradient(n, repeats=2):
     found["GiB before"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     start = {"log_G": obs.log_G0, "log_Sigma": obs.log_Sigma0} | scaling.BROAD
     sites, values = find_sites(model, (obs, priors), start)
-    renew = scaling._compiled_renewal(model, scaling.FIT_NODES, scaling.FIT_DROP)
+    renew = scaling.compiled_renewal(model, scaling.FIT_NODES, scaling.FIT_DROP)
     obs = renew(obs, priors, values)
-    flat, unravel = coupled._ravelled(sites, values)
-    objective = coupled._compiled_objective(model, sites)
+    flat, unravel = coupled.ravelled(sites, values)
+    objective = coupled.compiled_objective(model, sites)
     jax.block_until_ready(objective(*unravel(np.array(flat)), obs, priors))  # compiles
     clock = time.process_time()
     for _ in range(repeats):

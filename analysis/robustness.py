@@ -101,10 +101,10 @@ def wrong_background(factor):
         return factor * background, *rest
 
     measure.ring_background = wrong
-    measure._statistics.clear_cache()
+    jax.clear_caches()
     yield
     measure.ring_background = plain
-    measure._statistics.clear_cache()
+    jax.clear_caches()
 
 
 def wrong_reference(reference, share, factor, seed=0):

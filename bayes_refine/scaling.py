@@ -250,7 +250,7 @@ def fit_scales(
     start: dict[str, Any] = (
         {"log_G": obs.log_G0, "log_Sigma": obs.log_Sigma0} | BROAD | (init or {})
     )
-    renew = _compiled_renewal(model, FIT_NODES, FIT_DROP)
+    renew = compiled_renewal(model, FIT_NODES, FIT_DROP)
     fit, _ = coupled_fit(
         model, obs, priors, start, lambda obs, at: renew(obs, priors, at), progress=progress
     )
@@ -281,8 +281,8 @@ def fit_scales(
 
 
 @lru_cache(maxsize=8)
-def _compiled_renewal(model: infer.Model, n_nodes: int, drop: float):
-    """(obs, priors, values) → obs with fresh nodes."""
+def compiled_renewal(model: infer.Model, n_nodes: int, drop: float):
+    """(obs, priors, values by site) → obs with fresh nodes, compiled once for a model."""
 
     def renew(obs, priors, values):
         def log_integrand(E):
