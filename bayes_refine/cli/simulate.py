@@ -17,15 +17,17 @@ from ..io.images import ImageReader
 from ..run import Settings
 from ..simulate import Simulation
 from ..simulate_files import simulate_run
-from .app import Out, app, out_console, progress
-from .fit import fit_and_write, overridden
+from . import options
+from .app import app, out_console, progress
+from .fit import fit_and_write
+from .inputs import overridden
 
 
 @app.command("simulate")
 def simulate_command(
-    out: Out,
+    out: options.Out,
     images: Annotated[int, typer.Option(min=1, metavar="N", help="Number of stills.")] = 12,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of every random number.")] = 1,
+    seed: options.SimulationSeed = 1,
     d_min: Annotated[
         float, typer.Option(min=0.5, metavar="Å", help="No reflections beyond, Å.")
     ] = 2.3,
@@ -87,9 +89,9 @@ def simulate_command(
 @app.command("demo")
 def demo_command(
     context: typer.Context,
-    out: Out,
+    out: options.Out,
     images: Annotated[int, typer.Option(min=2, metavar="N", help="Number of stills.")] = 6,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of every random number.")] = 1,
+    seed: options.SimulationSeed = 1,
 ) -> None:
     """Simulate a small run, fit it, and say how near the truth the fit came."""
     started = time.perf_counter()
@@ -97,7 +99,7 @@ def demo_command(
     simulation = Simulation(n_images=images, seed=seed)
     expt = _simulate(simulation, out / "data")
     experiments = read_experiments(expt)
-    stills = overridden(experiments.stills, None, None, None)
+    stills = overridden(experiments.stills)
     ref = reference.read_reference(out / "data" / "reference.mtz")
     with ImageReader() as reader:
         run = fit_and_write(
