@@ -33,9 +33,10 @@ from bayes_refine.amplitude_prior import fit_prior
 from bayes_refine.fit_intensities import measured_of
 from bayes_refine.latent import AmplitudePrior, Measured, likelihood_only, true_intensities
 from bayes_refine.pilot import tails
-from bayes_refine.reference import epsilon_centric, wilson_mean
+from bayes_refine.reference import wilson_mean
 from bayes_refine.results import scale_uncertainty
 from bayes_refine.simulate_unmerged import UnmergedSimulation, simulate_unmerged
+from bayes_refine.symmetry import epsilon_centric
 from bayes_refine.tables import mean_cell, usable_images
 
 N_DRAWS = 1000

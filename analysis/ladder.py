@@ -24,8 +24,8 @@ from bayes_refine import infer, measure
 from bayes_refine.agreement import pearson, r1_intensity
 from bayes_refine.fit_intensities import intensities_of_fit, measured_of
 from bayes_refine.merge import merge
+from bayes_refine.miller import pack_hkl
 from bayes_refine.pilot import tails
-from bayes_refine.reference import pack_hkl
 from bayes_refine.results import scale_uncertainty
 from bayes_refine.rough_scales import rough_scales
 from bayes_refine.run import prepare_run

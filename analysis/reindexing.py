@@ -23,9 +23,10 @@ import numpy as np
 import bayes_refine as br
 from bayes_refine import indexed_alike, leave_image_out, reindex
 from bayes_refine.ambiguity import ambiguity, reindexed_stills, transformed
-from bayes_refine.reference import Reference, asu_map, free_set
+from bayes_refine.reference import Reference, free_set
 from bayes_refine.run import prepare_run
 from bayes_refine.simulate import Simulation, draw_truth, predict_spots
+from bayes_refine.symmetry import asu_map
 
 SIMULATION = Simulation(
     n_images=240, cell=(90, 90, 60, 90, 90, 120), hall=" P 6c", d_min=3.0, mean_photons=1.0

@@ -19,7 +19,8 @@ import numpy as np
 from bayes_refine import load_model, partiality, scaling
 from bayes_refine.agreement import pearson
 from bayes_refine.io.mtz import read_unmerged
-from bayes_refine.reference import pack_hkl, read_reference
+from bayes_refine.io.reference import read_reference
+from bayes_refine.miller import rows_of
 
 SHELLS = ((50, 3), (3, 2.4), (2.4, 2.0), (2.0, 1.8), (50, 1.8))
 TINY = 1e-7
@@ -89,7 +90,7 @@ def main(data_folder, out_folder):
         f"{spent[0]:.0f} s wall with compiling, {spent[1]:.0f} s of processor",
     )
     likelihood = np.full(len(hkl), np.nan)
-    likelihood[np.searchsorted(pack_hkl(hkl), pack_hkl(fit.merged.hkl))] = fit.merged.intensity
+    likelihood[rows_of(fit.merged.hkl, hkl)] = fit.merged.intensity
     show("likelihood only", likelihood)
     for name, (value, sd) in fit.shared.items():
         print(f"    {name}: {np.round(value, 3)} ± {np.round(sd, 3)}")

@@ -33,19 +33,21 @@ from .io.expt import read_experiments, write_experiments
 from .io.images import ImageReader, read_bandwidth
 from .io.mtz import Unmerged, read_unmerged, write_merged, write_unmerged
 from .io.posterior import write_posterior
+from .io.reference import read_reference
 from .loading import load_model, model_names
 from .merge import Merged
 from .merge_results import write_merge
 from .noise import Noise, estimate_noise, noise_for
 from .predict import Predictions
 from .priors import Priors, read_priors
-from .reference import Reference, asu_map, free_set, read_reference
+from .reference import Reference, free_set
 from .results import write_results
 from .run import Settings
 from .scaling import ScalingPriors
 from .simulate import Simulation
 from .simulate_files import simulate_run
 from .simulate_unmerged import UnmergedSimulation, simulate_unmerged
+from .symmetry import asu_map
 from .tables import image_table, shared_values
 
 __version__ = "0.1.0"

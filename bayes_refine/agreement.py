@@ -17,7 +17,8 @@ import gemmi
 import numpy as np
 
 from .merge import Merged
-from .reference import asu_map, pack_hkl
+from .miller import pack_hkl
+from .symmetry import asu_keys
 
 
 def pearson(x: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None) -> float:
@@ -87,7 +88,7 @@ def completeness(
         edges: (k + 1,) shell edges in Å, from low to high resolution.
     """
     possible = gemmi.make_miller_array(cell, space_group, float(edges[-1]) * (1 - 1e-9))
-    seen = np.isin(pack_hkl(possible), pack_hkl(asu_map(hkl, space_group)[0]))
+    seen = np.isin(pack_hkl(possible), asu_keys(hkl, space_group))
     shell = shell_index(cell.calculate_d_array(possible), edges)
     return _by_shell(shell, seen.astype(float), len(edges) - 1)
 

@@ -17,7 +17,7 @@ import numpy as np
 from .errors import InputError
 from .experiments import Still
 from .io.mtz import Unmerged
-from .reference import asu_map, reciprocal_rotations
+from .symmetry import asu_map, reciprocal_rotations
 
 MAX_OBLIQUITY_DEG = 1.0  # 1.7 % between two axes: what indexing of one still may get wrong
 DEN = gemmi.Op.DEN

@@ -13,7 +13,8 @@ from scipy.optimize import minimize
 
 from . import intensities
 from .latent import AmplitudePrior, Measured, likelihood_at_nodes
-from .reference import Reference, epsilon_centric, free_set, wilson_mean
+from .reference import Reference, free_set, wilson_mean
+from .symmetry import epsilon_centric
 
 N_KNOTS = 8
 PASSES = 3  # of renewing nodes and fitting the prior

@@ -24,8 +24,9 @@ from .pilot import State
 from .pixel_rounds import fit_pixels
 from .pixels import Pixels
 from .priors import Priors
-from .reference import Reference, asu_map, free_set
+from .reference import Reference, free_set
 from .run import Say, Settings
+from .symmetry import asu_map
 
 T = TypeVar("T")
 NEAR = 3e-4  # Å⁻¹: reflections so near the sphere show an error of ε_r

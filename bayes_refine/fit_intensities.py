@@ -10,8 +10,10 @@ from .amplitude_prior import fit_prior, normalised_reference
 from .latent import Measured
 from .mates import apart
 from .merged_intensities import Intensities, together
-from .reference import Reference, asu_map, epsilon_centric, pack_hkl
+from .miller import pack_hkl, unique_hkl
+from .reference import Reference
 from .reflections import Reflections
+from .symmetry import asu_map, epsilon_centric
 
 
 def measured_of(
@@ -34,7 +36,7 @@ def measured_of(
     hkl = asu_map(r.hkl[rows], space_group, anomalous)[0]
     order = np.argsort(pack_hkl(hkl), kind="stable")
     rows, hkl = rows[order], hkl[order]
-    _, first, code = np.unique(pack_hkl(hkl), return_index=True, return_inverse=True)
+    first, code = unique_hkl(hkl)
     sd = np.broadcast_to(scale_sd, len(r))[rows]
     columns = {
         "intensity": r.J[rows],

@@ -14,9 +14,11 @@ from .agreement import pearson
 from .indexed_alike import unmerged_alike
 from .io.mtz import Unmerged
 from .merged_intensities import Estimate, Intensities, together
-from .reference import Reference, asu_map, check_symmetry, free_set, pack_hkl
+from .miller import find, pack_hkl
+from .reference import Reference, check_symmetry, free_set
 from .reindex import Reindexing
 from .scaling import Halves, Scaled, ScalingPriors, fit_scales, prepare, refit_halves
+from .symmetry import asu_keys
 
 Say = Callable[[str], None]
 
@@ -64,10 +66,9 @@ class MergeRun:
     def expected(self) -> np.ndarray:
         """(n,) g·I of each observation, I the posterior mean; NaN where there is none."""
         d, found = self.scaled.measured, self.intensities
-        wanted = pack_hkl(asu_map(np.asarray(d.hkl), self.data.space_group)[0])
-        keys = pack_hkl(found.merged.hkl)
-        at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-        I = np.where(keys[at] == wanted, found.posterior.intensity[at], np.nan)  # noqa: E741
+        wanted = asu_keys(np.asarray(d.hkl), self.data.space_group)
+        at, known = find(wanted, pack_hkl(found.merged.hkl))
+        I = np.where(known, found.posterior.intensity[at], np.nan)  # noqa: E741
         return np.asarray(d.scale) * I[np.asarray(d.code)]
 
 

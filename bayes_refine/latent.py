@@ -16,7 +16,6 @@ from jax import Array
 from . import intensities
 from .intensities import Nodes, Posterior
 from .merge import Merged, merge, split_images
-from .reference import pack_hkl
 
 # Of 40 reflections with 200 Student-t observations (ν = 3), the worst ln Z is off by 3e-4.
 NODES = 48
@@ -185,8 +184,3 @@ def likelihood_only(
         apart = np.where(half == k, post[code], apart)
     halves = merged_at(apart)
     return replace(whole, half_intensity=halves.half_intensity, half_sigma=halves.half_sigma)
-
-
-def rows_of(hkl: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """(k,) rows of ``hkl`` (k, 3) among (m, 3), which is sorted and holds them all."""
-    return np.searchsorted(pack_hkl(among), pack_hkl(hkl))

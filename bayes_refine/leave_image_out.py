@@ -23,7 +23,9 @@ from scipy.special import gammaln, softmax
 
 from . import intensities
 from .ambiguity import Ambiguity, transformed
-from .reference import asu_map, epsilon_centric, pack_hkl, wilson_mean
+from .miller import unique_hkl
+from .reference import wilson_mean
+from .symmetry import asu_map, epsilon_centric
 
 SCALE_SD = 0.5  # of γ about 1
 CHUNK = 1 << 14  # reflections in one quadrature: one shape is compiled
@@ -84,7 +86,7 @@ def by_reflection(obs: Integrated, ambiguity: Ambiguity, cell: gemmi.UnitCell) -
     """
     turned = [transformed(obs.hkl, R) for R in ambiguity.operations]
     asu = np.stack([asu_map(hkl, ambiguity.space_group)[0] for hkl in turned], 1)
-    _, first, code = np.unique(pack_hkl(asu).ravel(), return_index=True, return_inverse=True)
+    first, code = unique_hkl(asu.reshape(-1, 3))
     hkl = asu.reshape(-1, 3)[first]
     code = code.reshape(asu.shape[:2])
     m = len(hkl)

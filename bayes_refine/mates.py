@@ -11,11 +11,12 @@ import numpy as np
 
 from . import friedel
 from .agreement import mean_intensity, pearson, shell_index, signal_share
-from .latent import AmplitudePrior, Measured, likelihood_only, rows_of, true_intensities
+from .latent import AmplitudePrior, Measured, likelihood_only, true_intensities
 from .merge import Merged
 from .merged_intensities import Intensities, Mates, taken
+from .miller import rows_of, unique_hkl
 from .output import jsonable
-from .reference import asu_map, pack_hkl
+from .symmetry import asu_map
 
 
 def apart(
@@ -27,7 +28,7 @@ def apart(
 ) -> Intensities:
     """Friedel mates apart, under the bivariate Wilson prior of :mod:`friedel`.
 
-    ``measured`` has I− at −h (``reference.asu_map``).  Pairs enter as the normal summaries of
+    ``measured`` has I− at −h (``symmetry.asu_map``).  Pairs enter as the normal summaries of
     :func:`latent.likelihood_only`, which has ``merged`` of the two together too; single mates
     and centric reflections keep the posterior under ``prior``.
     """
@@ -38,7 +39,7 @@ def apart(
     post = taken(alone.posterior, at)
     asu, isym = asu_map(each.hkl, space_group)
     sign = (isym % 2 == 0).astype(int)
-    _, first, code = np.unique(pack_hkl(asu), return_index=True, return_inverse=True)
+    first, code = unique_hkl(asu)
     m, hkl = len(first), asu[first]
     where = np.full((m, 2), -1)
     where[code, sign] = np.arange(len(asu))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .reference import pack_hkl
+from .miller import unique_hkl
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def merge(
         raise ValueError("merging takes finite intensities and scales, and positive variances")
     image = np.asarray(image)
     half_of_image = split_images(n_images or int(image.max(initial=-1)) + 1, seed)
-    _, first, code = np.unique(pack_hkl(hkl_asu), return_index=True, return_inverse=True)
+    first, code = unique_hkl(hkl_asu)
     m = len(first)
     # The halves of reflection k are merged as reflections 2k and 2k + 1.
     whole = _weighted_mean(code, m, J, var, g, w)

@@ -20,8 +20,9 @@ from .io.mtz import write_merged
 from .io.posterior import Variable, write_posterior
 from .mates import anomalous_table
 from .merged_intensities import merged_columns
+from .miller import find, pack_hkl
 from .output import all_or_none, jsonable, versions, write_summary, write_table
-from .reference import Reference, pack_hkl
+from .reference import Reference
 from .report import Compared, run_report
 from .scaling import ScalingPriors, compiled_sites, pinned_draws
 
@@ -165,7 +166,7 @@ def _pointwise(run: MergeRun, model, priors, draws, F, rng) -> Iterator[dict[str
     """ln p(J | scales, I) and a replicate of J for each draw, a block of observations at a time."""
     obs, d = run.scaled.observations, run.scaled.measured
     n, hkl = len(obs.intensity), run.intensities.latent_hkl
-    column = np.minimum(np.searchsorted(pack_hkl(hkl), pack_hkl(np.asarray(obs.hkl))), len(hkl) - 1)
+    column, _ = find(pack_hkl(np.asarray(obs.hkl)), pack_hkl(hkl))
     for start in range(0, n, BLOCK):
         rows = slice(start, min(start + BLOCK, n))
         pad = np.minimum(np.arange(start, start + BLOCK), n - 1)  # one shape compiles once

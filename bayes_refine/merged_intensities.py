@@ -19,8 +19,9 @@ from scipy.optimize import minimize
 from . import intensities
 from .amplitude_prior import knot_weights
 from .intensities import Posterior
-from .latent import AmplitudePrior, Latent, Measured, likelihood_only, rows_of, true_intensities
+from .latent import AmplitudePrior, Latent, Measured, likelihood_only, true_intensities
 from .merge import Merged
+from .miller import rows_of
 
 TAU_KNOTS, LOG_TAU_SD = 4, 2.0
 

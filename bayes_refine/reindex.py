@@ -31,7 +31,8 @@ from .leave_image_out import (
     updated,
     wilson_moments,
 )
-from .reference import Reference, epsilon_centric, free_set, wilson_mean
+from .reference import Reference, free_set, wilson_mean
+from .symmetry import epsilon_centric
 
 MIN_LOG_ODDS = math.log(19)  # 95 % for the best operation against the second
 MIN_ALIKE = 0.75  # of the starts, for a solution to be believed

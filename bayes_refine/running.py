@@ -15,7 +15,9 @@ import numpy as np
 
 from .latent import Measured
 from .leave_image_out import wilson_moments
-from .reference import Reference, absent, asu_map, epsilon_centric, pack_hkl, wilson_mean
+from .miller import find, pack_hkl
+from .reference import Reference, wilson_mean
+from .symmetry import absent, asu_keys, epsilon_centric
 
 START_B = 20.0  # Å², of the Wilson plot to start with; what it is off by, the images' B take up
 PASSES = 10  # of reweighting
@@ -32,8 +34,7 @@ class Sums(NamedTuple):
         """Both sums (n,) of keys (n,); zero where there is none."""
         if not len(self.key):
             return np.zeros(len(key)), np.zeros(len(key))
-        i = np.minimum(np.searchsorted(self.key, key), len(self.key) - 1)
-        here = self.key[i] == key
+        i, here = find(key, self.key)
         return np.where(here, self.precision[i], 0.0), np.where(here, self.weighted[i], 0.0)
 
 
@@ -55,7 +56,7 @@ class Running:
 
     def without(self, hkl: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Posterior mean and sd (n,) of I of ``hkl`` (n, 3): all images but ``image`` (n,)."""
-        key = pack_hkl(asu_map(hkl, self.reference.space_group)[0])
+        key = asu_keys(hkl, self.reference.space_group)
         whole, own = (
             self.whole.at(key),
             self.own.at(_with_image(self.whole, key, image, self.n_images)),
@@ -64,7 +65,7 @@ class Running:
 
     def together(self, hkl: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Posterior mean and sd (n,) of I from all images."""
-        key = pack_hkl(asu_map(hkl, self.reference.space_group)[0])
+        key = asu_keys(hkl, self.reference.space_group)
         return self._posterior(hkl, *self.whole.at(key))
 
     def _posterior(self, hkl, precision, weighted):
@@ -126,5 +127,5 @@ def _with_image(whole: Sums, key: np.ndarray, image: np.ndarray, n_images: int) 
     """Keys of unique reflection and image; −1 where the reflection was not observed."""
     if not len(whole.key):
         return np.full(len(key), -1)
-    i = np.minimum(np.searchsorted(whole.key, key), len(whole.key) - 1)
-    return np.where(whole.key[i] == key, i * n_images + image, -1)
+    i, here = find(key, whole.key)
+    return np.where(here, i * n_images + image, -1)

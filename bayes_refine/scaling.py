@@ -22,9 +22,11 @@ from .errors import InputError
 from .infer.coupled import coupled_fit
 from .intensities import Nodes, Posterior
 from .io.mtz import Unmerged
-from .latent import AmplitudePrior, Measured, likelihood_only, rows_of, true_intensities
+from .latent import AmplitudePrior, Measured, likelihood_only, true_intensities
 from .merge import Merged, split_images
-from .reference import Reference, asu_map, epsilon_centric, pack_hkl, wilson_mean
+from .miller import pack_hkl, rows_of, unique_hkl
+from .reference import Reference, wilson_mean
+from .symmetry import asu_map, epsilon_centric
 
 # Of 40 reflections with 200 Student-t observations (ν = 3), the worst ln Z is off by 2e-3 while
 # scales move; with normal residuals by far less.
@@ -174,7 +176,7 @@ def prepare(
         d_min: Å; observations beyond are left out.
         reference: for the model ``latent_reference``; only its normalised amplitudes are used.
         n_knots: of ln Σ(d).
-        anomalous: Friedel mates are reflections of their own, I− at −h (``reference.asu_map``).
+        anomalous: Friedel mates are reflections of their own, I− at −h (``symmetry.asu_map``).
 
     Raises:
         InputError: nothing to that resolution.
@@ -185,7 +187,7 @@ def prepare(
         raise InputError(f"{data.source}: no reflection to {d_min:g} Å; the best is {d.min():.2f}")
     unique = asu_map(data.hkl, data.space_group, anomalous)[0] if anomalous else data.hkl_asu
     rows = rows[np.argsort(pack_hkl(unique[rows]), kind="stable")]
-    _, first, code = np.unique(pack_hkl(unique[rows]), return_index=True, return_inverse=True)
+    first, code = unique_hkl(unique[rows])
     hkl = unique[rows][first]
     q2 = 1 / d[rows] ** 2
     epsilon, centric = epsilon_centric(hkl, data.space_group)

@@ -9,7 +9,8 @@ import numpy as np
 
 from .io.mtz import Unmerged
 from .partiality import effective_width
-from .reference import Reference, asu_map, epsilon_centric
+from .reference import Reference
+from .symmetry import asu_map, epsilon_centric
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ import pytest
 import bayes_refine as br
 from bayes_refine.ambiguity import ambiguity, reindexed_stills
 from bayes_refine.indexed_alike import integrated, stills_alike
-from bayes_refine.reference import asu_map
 from bayes_refine.run import prepare_run
 from bayes_refine.simulate import Simulation
 from bayes_refine.simulate_files import simulate_run
+from bayes_refine.symmetry import asu_map
 
 
 @pytest.mark.slow

@@ -8,18 +8,10 @@ import pytest
 
 from bayes_refine.crystal import Crystal
 from bayes_refine.errors import InputError
-from bayes_refine.reference import (
-    Reference,
-    absent,
-    asu_map,
-    check_fits,
-    epsilon_centric,
-    free_set,
-    original_index,
-    pack_hkl,
-    read_reference,
-    wilson_mean,
-)
+from bayes_refine.io.reference import read_reference
+from bayes_refine.miller import pack_hkl
+from bayes_refine.reference import Reference, check_fits, free_set, wilson_mean
+from bayes_refine.symmetry import absent, asu_map, epsilon_centric, original_index
 
 # Every Laue class, with centrings, screw axes, non-standard settings and both settings of R.
 GROUPS = [

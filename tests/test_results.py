@@ -17,8 +17,9 @@ from bayes_refine.demo import errors
 from bayes_refine.errors import InputError
 from bayes_refine.io.expt import read_experiments
 from bayes_refine.io.mtz import read_unmerged
+from bayes_refine.io.reference import read_reference
 from bayes_refine.merge import merge
-from bayes_refine.reference import free_set, read_reference
+from bayes_refine.reference import free_set
 
 FILES = (
     "images.csv",

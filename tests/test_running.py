@@ -11,7 +11,8 @@ import pytest
 
 from bayes_refine import intensities, running
 from bayes_refine.latent import Measured
-from bayes_refine.reference import epsilon_centric, pack_hkl
+from bayes_refine.miller import pack_hkl
+from bayes_refine.symmetry import epsilon_centric
 
 CELL, GROUP, D_MIN, N_IMAGES = gemmi.UnitCell(40, 40, 60, 90, 90, 90), gemmi.SpaceGroup(92), 3.0, 12
 

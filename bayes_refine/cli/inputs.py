@@ -9,8 +9,9 @@ from pathlib import Path
 from ..errors import InputError
 from ..experiments import Experiments, Still
 from ..io.images import read_bandwidth
+from ..io.reference import read_reference
 from ..priors import AnyPriors, read_priors
-from ..reference import Reference, read_reference
+from ..reference import Reference
 
 
 def some_images(experiments: Experiments, chosen: str | None) -> Experiments:

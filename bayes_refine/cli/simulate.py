@@ -11,9 +11,10 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from .. import demo, loading, output, priors, reference
+from .. import demo, loading, output, priors
 from ..io.expt import read_experiments
 from ..io.images import ImageReader
+from ..io.reference import read_reference
 from ..run import Settings
 from ..simulate import Simulation
 from ..simulate_files import simulate_run
@@ -100,7 +101,7 @@ def demo_command(
     expt = _simulate(simulation, out / "data")
     experiments = read_experiments(expt)
     stills = overridden(experiments.stills)
-    ref = reference.read_reference(out / "data" / "reference.mtz")
+    ref = read_reference(out / "data" / "reference.mtz")
     with ImageReader() as reader:
         run = fit_and_write(
             out / "fit",
