@@ -35,7 +35,7 @@ from bayes_refine.latent import AmplitudePrior, Measured, likelihood_only, true_
 from bayes_refine.pilot import tails
 from bayes_refine.reference import wilson_mean
 from bayes_refine.results import scale_uncertainty
-from bayes_refine.simulate_unmerged import UnmergedSimulation, simulate_unmerged
+from bayes_refine.simulation.unmerged import UnmergedSimulation, simulate_unmerged
 from bayes_refine.symmetry import epsilon_centric
 from bayes_refine.tables import mean_cell, usable_images
 

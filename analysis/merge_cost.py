@@ -20,7 +20,7 @@ SIZES = (10**4, 10**5, 10**6, 3 * 10**6)
 def simulated(n):
     """Observations of n / 20 reflections."""
     from bayes_refine import scaling
-    from bayes_refine.simulate_unmerged import UnmergedSimulation, simulate_unmerged
+    from bayes_refine.simulation.unmerged import UnmergedSimulation, simulate_unmerged
 
     n_images = min(max(n // 200, 20), 2000)
     edge = 40.0 if n < 3e6 else 90.0

@@ -25,7 +25,8 @@ from bayes_refine import indexed_alike, leave_image_out, reindex
 from bayes_refine.ambiguity import ambiguity, reindexed_stills, transformed
 from bayes_refine.reference import Reference, free_set
 from bayes_refine.run import prepare_run
-from bayes_refine.simulate import Simulation, draw_truth, predict_spots
+from bayes_refine.simulation.spots import predict_spots
+from bayes_refine.simulation.truth import Simulation, draw_truth
 from bayes_refine.symmetry import asu_map
 
 SIMULATION = Simulation(

@@ -44,9 +44,9 @@ from .reference import Reference, free_set
 from .results import write_results
 from .run import Settings
 from .scaling import ScalingPriors
-from .simulate import Simulation
-from .simulate_files import simulate_run
-from .simulate_unmerged import UnmergedSimulation, simulate_unmerged
+from .simulation.files import simulate_run
+from .simulation.truth import Simulation
+from .simulation.unmerged import UnmergedSimulation, simulate_unmerged
 from .symmetry import asu_map
 from .tables import image_table, shared_values
 

@@ -15,8 +15,8 @@ from bayes_refine.errors import InputError
 from bayes_refine.experiments import Still
 from bayes_refine.io.mtz import Unmerged
 from bayes_refine.predict import candidate_indices, predict
-from bayes_refine.simulate import Simulation
-from bayes_refine.simulate import draw_truth as draw
+from bayes_refine.simulation.truth import Simulation
+from bayes_refine.simulation.truth import draw_truth as draw
 from bayes_refine.symmetry import asu_map
 
 HEXAGONAL = (90, 90, 60, 90, 90, 120)

@@ -13,8 +13,8 @@ from bayes_refine import cli, compare
 from bayes_refine.crystal import rotation_matrix
 from bayes_refine.demo import errors
 from bayes_refine.errors import InputError
-from bayes_refine.simulate import Simulation
-from bayes_refine.simulate_files import simulate_run
+from bayes_refine.simulation.files import simulate_run
+from bayes_refine.simulation.truth import Simulation
 
 
 @pytest.fixture(scope="module")

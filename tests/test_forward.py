@@ -19,7 +19,8 @@ from bayes_refine.experiments import Still
 from bayes_refine.measure import Boxes, measure, score_weights, shoebox_for_width
 from bayes_refine.observe import geometry_observations, layout, slots
 from bayes_refine.predict import candidate_indices, concatenate, predict
-from bayes_refine.simulate import Simulation, relp_covariance, square_detector
+from bayes_refine.simulation.spots import relp_covariance
+from bayes_refine.simulation.truth import Simulation, square_detector
 
 SHAPE = (0.2, -0.1, 0.3, -0.25, 0.15)  # of the mosaic spread
 SIMULATION = Simulation(

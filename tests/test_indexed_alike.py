@@ -8,8 +8,8 @@ import bayes_refine as br
 from bayes_refine.ambiguity import ambiguity, reindexed_stills
 from bayes_refine.indexed_alike import integrated, stills_alike
 from bayes_refine.run import prepare_run
-from bayes_refine.simulate import Simulation
-from bayes_refine.simulate_files import simulate_run
+from bayes_refine.simulation.files import simulate_run
+from bayes_refine.simulation.truth import Simulation
 from bayes_refine.symmetry import asu_map
 
 

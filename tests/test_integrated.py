@@ -20,7 +20,7 @@ from bayes_refine import cli, integrated, load_model, scaling
 from bayes_refine.agreement import pearson
 from bayes_refine.io.mtz import read_unmerged, write_merged
 from bayes_refine.reference import free_set
-from bayes_refine.simulate_unmerged import UnmergedSimulation, simulate_unmerged
+from bayes_refine.simulation.unmerged import UnmergedSimulation, simulate_unmerged
 
 FILES = ["images.csv", "merged.mtz", "posterior.nc", "report.html", "summary.json"]
 RUN = UnmergedSimulation(n_images=40, each=150, difference=5e-3, model_error=0.1)

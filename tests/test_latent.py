@@ -15,7 +15,7 @@ from bayes_refine.latent import Measured, likelihood_only, true_intensities
 from bayes_refine.mates import anomalous_table, apart
 from bayes_refine.merged_intensities import near_reference, together
 from bayes_refine.miller import pack_hkl
-from bayes_refine.simulate_unmerged import UnmergedSimulation, simulate_unmerged
+from bayes_refine.simulation.unmerged import UnmergedSimulation, simulate_unmerged
 from bayes_refine.symmetry import asu_map, epsilon_centric
 
 NU, FRACTION = 5.0, 0.15

@@ -16,7 +16,8 @@ from bayes_refine.indexed_alike import unmerged_alike
 from bayes_refine.io.mtz import Unmerged
 from bayes_refine.reference import Reference, free_set
 from bayes_refine.rough_scales import rough_scales
-from bayes_refine.simulate import Simulation, draw_truth, predict_spots
+from bayes_refine.simulation.spots import predict_spots
+from bayes_refine.simulation.truth import Simulation, draw_truth
 from bayes_refine.symmetry import asu_map
 
 P63, P3 = (" P 6c", "P 63"), (" P 3", "P 3")

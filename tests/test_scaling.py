@@ -10,7 +10,7 @@ from bayes_refine import load_model, scaling
 from bayes_refine.agreement import pearson
 from bayes_refine.infer.lbfgs import minimise
 from bayes_refine.latent import true_intensities
-from bayes_refine.simulate_unmerged import UnmergedSimulation, simulate_unmerged
+from bayes_refine.simulation.unmerged import UnmergedSimulation, simulate_unmerged
 
 N_IMAGES = 40
 

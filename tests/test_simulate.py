@@ -14,20 +14,16 @@ import pytest
 from bayes_refine.crystal import cell_from_real_axes, rotation_matrix
 from bayes_refine.detector import pixel_to_q
 from bayes_refine.errors import InputError
-from bayes_refine.simulate import (
+from bayes_refine.simulation.files import simulate_run
+from bayes_refine.simulation.pixels import simulate_image, spot_photons
+from bayes_refine.simulation.spots import Spots, diffraction_frame, predict_spots, relp_covariance
+from bayes_refine.simulation.truth import (
     Simulation,
-    Spots,
-    diffraction_frame,
     draw_truth,
-    predict_spots,
     random_rotations,
     reference_intensities,
-    relp_covariance,
-    simulate_image,
-    spot_photons,
     whole_sphere,
 )
-from bayes_refine.simulate_files import simulate_run
 
 
 def one(spots: Spots, i: int) -> Spots:

@@ -16,8 +16,8 @@ from ..io.expt import read_experiments
 from ..io.images import ImageReader
 from ..io.reference import read_reference
 from ..run import Settings
-from ..simulate import Simulation
-from ..simulate_files import simulate_run
+from ..simulation.files import simulate_run
+from ..simulation.truth import Simulation
 from . import options
 from .app import app, out_console, progress
 from .fit import fit_and_write

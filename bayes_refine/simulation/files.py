@@ -13,16 +13,9 @@ import h5py
 import hdf5plugin
 import numpy as np
 
-from .crystal import Crystal, refined_crystal, space_group_from_hall
-from .simulate import (
-    Reference,
-    Simulation,
-    Truth,
-    background_photons,
-    draw_truth,
-    simulate_image,
-    square_detector,
-)
+from ..crystal import Crystal, refined_crystal, space_group_from_hall
+from .pixels import background_photons, simulate_image
+from .truth import Reference, Simulation, Truth, draw_truth, square_detector
 
 
 def simulate_run(
