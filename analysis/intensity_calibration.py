@@ -38,6 +38,7 @@ from bayes_refine.results import scale_uncertainty
 from bayes_refine.simulation.unmerged import UnmergedSimulation, simulate_unmerged
 from bayes_refine.symmetry import epsilon_centric
 from bayes_refine.tables import mean_cell, usable_images
+from bayes_refine.unscaled import prepare
 
 N_DRAWS = 1000
 MIN_SEEN = 3  # observations of a reflection, for the plain mean to have an error
@@ -46,7 +47,7 @@ MIN_SEEN = 3  # observations of a reflection, for the plain mean to have an erro
 def integrated(args) -> tuple[Measured, AmplitudePrior, br.Reference]:
     """Scaled and merged without a reference."""
     made = simulate_unmerged(UnmergedSimulation(n_images=args.images, each=150, n_unique=1500))
-    fit = scaling.fit_scales(scaling.prepare(made.data), br.load_model("latent"))
+    fit = scaling.fit_scales(prepare(made.data), br.load_model("latent"))
     return fit.measured, fit.prior, made.truth
 
 

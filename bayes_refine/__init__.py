@@ -43,12 +43,12 @@ from .priors import Priors, read_priors
 from .reference import Reference, free_set
 from .results import write_results
 from .run import Settings
-from .scaling import ScalingPriors
 from .simulation.files import simulate_run
 from .simulation.truth import Simulation
 from .simulation.unmerged import UnmergedSimulation, simulate_unmerged
 from .symmetry import asu_map
 from .tables import image_table, shared_values
+from .unscaled import ScalingPriors
 
 __version__ = "0.1.0"
 

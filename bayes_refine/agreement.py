@@ -18,6 +18,7 @@ import numpy as np
 
 from .merge import Merged
 from .miller import pack_hkl
+from .output import jsonable
 from .symmetry import asu_keys
 
 
@@ -182,7 +183,7 @@ def shell_table(
         rows, [*completeness(merged.hkl, cell, space_group, edges), *overall], strict=True
     ):
         row["completeness"] = float(value)
-    return [{key: _jsonable(value) for key, value in row.items()} for row in rows]
+    return jsonable(rows)
 
 
 def _pairs(x: np.ndarray, y: np.ndarray, weight: np.ndarray | None) -> tuple[np.ndarray, ...]:
@@ -197,7 +198,3 @@ def _by_shell(shell: np.ndarray, values: np.ndarray, k: int) -> np.ndarray:
     count = np.bincount(shell[inside], minlength=k)
     total = np.bincount(shell[inside], values[inside], minlength=k)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-def _jsonable(value: float | int | str) -> float | int | str | None:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -12,7 +12,6 @@ from . import infer, running
 from .experiments import Still
 from .fit_intensities import measured_of
 from .forward import Observations
-from .indexed_alike import stills_alike
 from .io.images import ImageReader
 from .pilot import State, moved, pilot_geometry, tails
 from .priors import Priors
@@ -24,6 +23,7 @@ from .run import Run, Say, Settings, prepare_run
 from .running import Running
 from .scout import BROAD_MARGIN, scout
 from .seen import Batch, Seen
+from .stills_alike import stills_alike
 from .store import Store
 
 LEARNING_ROUNDS = 2  # more, where the intensities are learned too

@@ -11,14 +11,15 @@ import numpy as np
 
 from . import infer
 from .agreement import pearson
-from .indexed_alike import unmerged_alike
 from .io.mtz import Unmerged
 from .merged_intensities import Estimate, Intensities, together
 from .miller import find, pack_hkl
 from .reference import Reference, check_symmetry, free_set
 from .reindex import Reindexing
-from .scaling import Halves, Scaled, ScalingPriors, fit_scales, prepare, refit_halves
+from .scaling import Halves, Scaled, fit_scales, refit_halves
 from .symmetry import asu_keys
+from .unmerged_alike import unmerged_alike
+from .unscaled import ScalingPriors, prepare
 
 Say = Callable[[str], None]
 

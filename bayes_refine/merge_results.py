@@ -24,7 +24,8 @@ from .miller import find, pack_hkl
 from .output import all_or_none, jsonable, versions, write_summary, write_table
 from .reference import Reference
 from .report import Compared, run_report
-from .scaling import ScalingPriors, compiled_sites, pinned_draws
+from .scaling import compiled_sites, pinned_draws
+from .unscaled import ScalingPriors
 
 N_SHELLS = 10
 N_DRAWS = 100

@@ -6,11 +6,12 @@ import pytest
 
 import bayes_refine as br
 from bayes_refine.ambiguity import ambiguity, reindexed_stills
-from bayes_refine.indexed_alike import integrated, stills_alike
 from bayes_refine.run import prepare_run
 from bayes_refine.simulation.files import simulate_run
 from bayes_refine.simulation.truth import Simulation
+from bayes_refine.stills_alike import stills_alike
 from bayes_refine.symmetry import asu_map
+from bayes_refine.unmerged_alike import roughly_scaled
 
 
 @pytest.mark.slow
@@ -55,6 +56,6 @@ def test_variances_of_a_file_are_freed_of_what_was_counted():
     data = br.Unmerged(
         hkl, asu, isym, J, np.sqrt(40 + 3 * J), image + 1, image, None, None, cell, group, "test"
     )
-    got = integrated(data)
+    got = roughly_scaled(data)
     np.testing.assert_allclose(got.variance_signal, 3)
     np.testing.assert_allclose(got.variance, np.maximum(40, 0.2 * (40 + 3 * J)))

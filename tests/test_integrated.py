@@ -16,11 +16,12 @@ import pytest
 import reciprocalspaceship as rs
 import xarray as xr
 
-from bayes_refine import cli, integrated, load_model, scaling
+from bayes_refine import cli, integrated, load_model
 from bayes_refine.agreement import pearson
 from bayes_refine.io.mtz import read_unmerged, write_merged
 from bayes_refine.reference import free_set
 from bayes_refine.simulation.unmerged import UnmergedSimulation, simulate_unmerged
+from bayes_refine.unscaled import prepare
 
 FILES = ["images.csv", "merged.mtz", "posterior.nc", "report.html", "summary.json"]
 RUN = UnmergedSimulation(n_images=40, each=150, difference=5e-3, model_error=0.1)
@@ -234,4 +235,4 @@ def test_some_bad_rows_are_left_out(run, tmp_path):
     J[::7] = np.nan
     path = write_mtz(tmp_path / "some.mtz", replace(data, intensity=J))
     assert len(read_unmerged(path)) == np.isfinite(J).sum()
-    assert len(scaling.prepare(read_unmerged(path)).intensity) == np.isfinite(J).sum()
+    assert len(prepare(read_unmerged(path)).intensity) == np.isfinite(J).sum()

@@ -11,6 +11,7 @@ from bayes_refine.agreement import pearson
 from bayes_refine.infer.lbfgs import minimise
 from bayes_refine.latent import true_intensities
 from bayes_refine.simulation.unmerged import UnmergedSimulation, simulate_unmerged
+from bayes_refine.unscaled import prepare
 
 N_IMAGES = 40
 
@@ -18,7 +19,7 @@ N_IMAGES = 40
 @pytest.fixture(scope="module")
 def run():
     simulated = simulate_unmerged(UnmergedSimulation(n_images=N_IMAGES, n_unique=500))
-    obs = scaling.prepare(simulated.data, n_knots=4)
+    obs = prepare(simulated.data, n_knots=4)
     fit = scaling.fit_scales(obs, load_model("latent"))
     return simulated.data, simulated.truth, simulated.log_G, simulated.B, obs, fit
 
@@ -56,7 +57,7 @@ def test_pulls_of_intensities_whose_scales_were_fitted():
     pulls, centric, ranks = [], [], []
     for seed in range(4):
         simulated = simulate_unmerged(UnmergedSimulation(n_images=150, each=100, seed=seed))
-        fit = scaling.fit_scales(scaling.prepare(simulated.data), load_model("latent"))
+        fit = scaling.fit_scales(prepare(simulated.data), load_model("latent"))
         true, post = simulated.truth.lookup(np.asarray(fit.measured.hkl)), fit.posterior
         weight = 1 / (post.intensity_sd**2 + (0.02 * true) ** 2)
         k = (weight * post.intensity) @ true / ((weight * true) @ true)  # the gauge
@@ -91,14 +92,14 @@ def test_halves_are_fitted_apart(run):
 def test_the_free_set_never_sees_its_reference(run):
     data, truth, *_ = run
     rng = np.random.default_rng(3)
-    seen = scaling.prepare(data, reference=truth, free_fraction=0.2, n_knots=4)
+    seen = prepare(data, reference=truth, free_fraction=0.2, n_knots=4)
     wrong = truth.intensity * rng.exponential(1, len(truth.intensity))
     informed = np.asarray(seen.informed)
     free_of_reference = np.isin(
         scaling.pack_hkl(truth.hkl), scaling.pack_hkl(np.asarray(seen.hkl)[~informed])
     )
     changed = replace(truth, intensity=np.where(free_of_reference, wrong, truth.intensity))
-    other = scaling.prepare(data, reference=changed, free_fraction=0.2, n_knots=4)
+    other = prepare(data, reference=changed, free_fraction=0.2, n_knots=4)
     assert 0.1 < (~informed).mean() < 0.3
     # what normalises the others does not see the free ones either: nothing at all moves
     assert not np.asarray(seen.E_reference)[~informed].any()
@@ -107,7 +108,7 @@ def test_the_free_set_never_sees_its_reference(run):
 
 def test_no_excitation_error_means_full_partiality(run):
     data = run[0]
-    obs = scaling.prepare(replace(data, excitation_error=None))
+    obs = prepare(replace(data, excitation_error=None))
     assert not np.asarray(obs.excitation_error).any()
 
 

@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..integrated import MergeSettings, merge_run
 from ..io.mtz import read_unmerged
 from ..reference import check_symmetry
-from ..scaling import ScalingPriors
+from ..unscaled import ScalingPriors
 from . import options
 from .app import app, out_console, progress
 from .inputs import priors_from, reference_from
