@@ -25,7 +25,7 @@ from bayes_refine import infer
 from bayes_refine.infer.curvature import fisher_curvature
 from bayes_refine.infer.density import place_of
 from bayes_refine.infer.levenberg import compiled_look
-from bayes_refine.pixels import frozen, pixels_of
+from bayes_refine.per_pixel.pixels import frozen, pixels_of
 
 FACTORED, PER_PIXEL = br.load_model("still"), br.load_model("per_pixel")
 GEOMETRY = ("rotation_mrad", "strain", "detector_shift_mm")

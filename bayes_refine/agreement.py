@@ -16,7 +16,7 @@ from typing import Any
 import gemmi
 import numpy as np
 
-from .merge import Merged
+from .merging.average import Merged
 from .miller import pack_hkl
 from .output import jsonable
 from .symmetry import asu_keys

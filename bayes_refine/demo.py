@@ -8,8 +8,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from .fit import RunFit
-from .tables import beam_place, image_table, shared_values, usable_images
+from .fitting.fit import RunFit
+from .fitting.tables import beam_place, image_table, shared_values, usable_images
 
 
 @dataclass(frozen=True)

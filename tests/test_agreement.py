@@ -18,7 +18,7 @@ from bayes_refine.agreement import (
     shell_table,
     signal_share,
 )
-from bayes_refine.merge import merge
+from bayes_refine.merging.average import merge
 
 GROUP = gemmi.SpaceGroup("P 43 21 2")
 CELL = gemmi.UnitCell(79.344, 79.344, 37.81, 90, 90, 90)

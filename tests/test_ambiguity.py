@@ -4,15 +4,15 @@ import gemmi
 import numpy as np
 import pytest
 
-from bayes_refine.ambiguity import (
+from bayes_refine.crystal import Crystal
+from bayes_refine.errors import InputError
+from bayes_refine.experiments import Still
+from bayes_refine.indexing.ambiguity import (
     ambiguity,
     reindexed_stills,
     reindexed_unmerged,
     transformed,
 )
-from bayes_refine.crystal import Crystal
-from bayes_refine.errors import InputError
-from bayes_refine.experiments import Still
 from bayes_refine.io.mtz import Unmerged
 from bayes_refine.predict import candidate_indices, predict
 from bayes_refine.simulation.truth import Simulation

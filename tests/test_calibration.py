@@ -16,9 +16,10 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 
-from bayes_refine import forward, infer, measure, observe, predict
+from bayes_refine import forward, infer, measure, predict
 from bayes_refine.crystal import Crystal, refined_crystal
 from bayes_refine.experiments import Still
+from bayes_refine.fitting import observe
 from bayes_refine.loading import load_model
 from bayes_refine.priors import Priors
 from bayes_refine.simulation.pixels import background_photons, spot_photons

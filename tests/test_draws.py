@@ -12,11 +12,12 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 
-from bayes_refine import draws, infer
+from bayes_refine import infer
 from bayes_refine.cli.methods import GuideName, MethodName, method_of
+from bayes_refine.fitting import draws
 from bayes_refine.output import jsonable
-from bayes_refine.posterior import write_draws
 from bayes_refine.report.glance import attention
+from bayes_refine.results.posterior import write_draws
 
 
 def levels(y, priors):
@@ -96,7 +97,7 @@ def test_draws_evenly_from_all_chains():
 
 def test_chains_in_posterior_nc(small_run, tmp_path, monkeypatch):
     """Three chains of twelve, every second of them with pointwise values."""
-    monkeypatch.setattr("bayes_refine.posterior.N_POINTWISE", 18)
+    monkeypatch.setattr("bayes_refine.results.posterior.N_POINTWISE", 18)
     run, model, priors = (small_run.arguments[name] for name in ("run", "model", "priors"))
     rng = np.random.default_rng(0)
     flat = infer.laplace_draws(run.fit, rng, 36)

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from bayes_refine.crystal import Crystal, rotation_matrix
-from bayes_refine.fit import fit_run
+from bayes_refine.fitting.fit import fit_run
+from bayes_refine.fitting.run import Settings
+from bayes_refine.fitting.tables import image_table, usable_images
 from bayes_refine.io.expt import read_experiments
 from bayes_refine.io.images import ImageReader
 from bayes_refine.io.reference import read_reference
 from bayes_refine.loading import load_model
 from bayes_refine.predict import candidate_indices
-from bayes_refine.run import Settings
-from bayes_refine.tables import image_table, usable_images
 
 IMAGES = 8
 D_MIN = 2.3

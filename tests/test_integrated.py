@@ -16,12 +16,13 @@ import pytest
 import reciprocalspaceship as rs
 import xarray as xr
 
-from bayes_refine import cli, integrated, load_model
+from bayes_refine import cli, load_model
 from bayes_refine.agreement import pearson
 from bayes_refine.io.mtz import read_unmerged, write_merged
+from bayes_refine.merging import merge
+from bayes_refine.merging.observations import prepare
 from bayes_refine.reference import free_set
 from bayes_refine.simulation.unmerged import UnmergedSimulation, simulate_unmerged
-from bayes_refine.unscaled import prepare
 
 FILES = ["images.csv", "merged.mtz", "posterior.nc", "report.html", "summary.json"]
 RUN = UnmergedSimulation(n_images=40, each=150, difference=5e-3, model_error=0.1)
@@ -174,13 +175,11 @@ def test_draws_of_intensities_on_request(run, tmp_path):
 def test_the_free_set_is_never_informed(run):
     """Other reference intensities in the free set: not one number of the merge moves."""
     _, simulated, *_ = run
-    truth, settings = simulated.truth, integrated.MergeSettings(free_fraction=0.2)
+    truth, settings = simulated.truth, merge.MergeSettings(free_fraction=0.2)
     free = free_set(truth.hkl, 0.2, 0, truth.space_group)
     changed = replace(truth, intensity=np.where(free, 7 * truth.intensity[::-1], truth.intensity))
     model = load_model("latent_reference")
-    a, b = (
-        integrated.merge_run(simulated.data, model, settings, reference=r) for r in (truth, changed)
-    )
+    a, b = (merge.merge_run(simulated.data, model, settings, reference=r) for r in (truth, changed))
     assert a.free.sum() > 150
     np.testing.assert_array_equal(a.scaled.log_G, b.scaled.log_G)
     np.testing.assert_array_equal(

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from scipy import integrate, special, stats
 
-from bayes_refine import friedel
-from bayes_refine.amplitude_prior import fit_prior, normalised_reference
-from bayes_refine.latent import Measured, likelihood_only, true_intensities
-from bayes_refine.mates import anomalous_table, apart
-from bayes_refine.merged_intensities import near_reference, together
+from bayes_refine.merging import friedel
+from bayes_refine.merging.amplitude_prior import fit_prior, normalised_reference
+from bayes_refine.merging.latent import Measured, likelihood_only, true_intensities
+from bayes_refine.merging.mates import anomalous_table, apart
+from bayes_refine.merging.merged_intensities import near_reference, together
 from bayes_refine.miller import pack_hkl
 from bayes_refine.simulation.unmerged import UnmergedSimulation, simulate_unmerged
 from bayes_refine.symmetry import asu_map, epsilon_centric

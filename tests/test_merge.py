@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bayes_refine.merge import merge, split_images
+from bayes_refine.merging.average import merge, split_images
 
 
 def simulate(rng, n_hkl=3000, n_images=60, per_image=1000, scale_error=0.0):

@@ -14,13 +14,13 @@ import pytest
 from scipy.optimize import least_squares
 
 from bayes_refine import infer, measure, profile
+from bayes_refine.fitting.run import Run
+from bayes_refine.fitting.seen import Kept, Seen
 from bayes_refine.forward import Spot
 from bayes_refine.infer import density as densities
 from bayes_refine.infer.levenberg import spot_sums
 from bayes_refine.loading import load_model
-from bayes_refine.pixels import Pixels, frozen, pixels_of
-from bayes_refine.run import Run
-from bayes_refine.seen import Kept, Seen
+from bayes_refine.per_pixel.pixels import Pixels, frozen, pixels_of
 
 GOOD = slice(0, 4)  # images of ``small_run`` that nobody spoiled
 NOISES = (

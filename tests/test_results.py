@@ -12,14 +12,17 @@ import numpy as np
 import pytest
 import reciprocalspaceship as rs
 
-from bayes_refine import draws, plots, posterior, results, tables
+from bayes_refine import plots
 from bayes_refine.demo import errors
 from bayes_refine.errors import InputError
+from bayes_refine.fitting import draws, tables
 from bayes_refine.io.expt import read_experiments
 from bayes_refine.io.mtz import read_unmerged
 from bayes_refine.io.reference import read_reference
-from bayes_refine.merge import merge
+from bayes_refine.merging.average import merge
 from bayes_refine.reference import free_set
+from bayes_refine.results import fit as results
+from bayes_refine.results import posterior
 
 FILES = (
     "images.csv",

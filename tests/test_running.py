@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bayes_refine import intensities, running
-from bayes_refine.latent import Measured
+from bayes_refine import intensities
+from bayes_refine.fitting import running
+from bayes_refine.merging.latent import Measured
 from bayes_refine.miller import pack_hkl
 from bayes_refine.symmetry import epsilon_centric
 

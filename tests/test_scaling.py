@@ -6,12 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bayes_refine import load_model, scaling
+from bayes_refine import load_model
 from bayes_refine.agreement import pearson
 from bayes_refine.infer.lbfgs import minimise
-from bayes_refine.latent import true_intensities
+from bayes_refine.merging import scaling
+from bayes_refine.merging.latent import true_intensities
+from bayes_refine.merging.observations import prepare
+from bayes_refine.miller import pack_hkl
 from bayes_refine.simulation.unmerged import UnmergedSimulation, simulate_unmerged
-from bayes_refine.unscaled import prepare
 
 N_IMAGES = 40
 
@@ -95,9 +97,7 @@ def test_the_free_set_never_sees_its_reference(run):
     seen = prepare(data, reference=truth, free_fraction=0.2, n_knots=4)
     wrong = truth.intensity * rng.exponential(1, len(truth.intensity))
     informed = np.asarray(seen.informed)
-    free_of_reference = np.isin(
-        scaling.pack_hkl(truth.hkl), scaling.pack_hkl(np.asarray(seen.hkl)[~informed])
-    )
+    free_of_reference = np.isin(pack_hkl(truth.hkl), pack_hkl(np.asarray(seen.hkl)[~informed]))
     changed = replace(truth, intensity=np.where(free_of_reference, wrong, truth.intensity))
     other = prepare(data, reference=changed, free_fraction=0.2, n_knots=4)
     assert 0.1 < (~informed).mean() < 0.3

@@ -10,11 +10,12 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from .. import compare, loading, noise, output
+from .. import loading, noise, output
+from ..fitting.run import Settings
 from ..io.expt import read_experiments
 from ..io.images import ImageReader
+from ..per_pixel import compare
 from ..priors import Priors
-from ..run import Settings
 from . import options
 from .app import app, out_console, progress
 from .inputs import overridden, priors_from, reference_from, some_images

@@ -10,13 +10,15 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import fit, loading, noise, output, reference, results, tables
+from .. import loading, noise, output, reference
 from ..errors import InputError
 from ..experiments import Experiments, Still
+from ..fitting import fit, tables
+from ..fitting.run import Settings
 from ..io.expt import read_experiments
 from ..io.images import ImageReader
 from ..priors import Priors
-from ..run import Settings
+from ..results import fit as results
 from . import options
 from .app import app, out_console, progress
 from .inputs import overridden, priors_from, reference_from, some_images

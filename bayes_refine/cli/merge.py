@@ -9,12 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import loading, mates, merge_results, merged_intensities, output
+from .. import loading, output
 from ..errors import InputError
-from ..integrated import MergeSettings, merge_run
 from ..io.mtz import read_unmerged
+from ..merging import mates, merged_intensities
+from ..merging.merge import MergeSettings, merge_run
+from ..merging.observations import ScalingPriors
 from ..reference import check_symmetry
-from ..unscaled import ScalingPriors
+from ..results.merge import write_merge
 from . import options
 from .app import app, out_console, progress
 from .inputs import priors_from, reference_from
@@ -101,7 +103,7 @@ def merge_command(
             estimate=_estimate(chosen, anomalous),
             progress=say,
         )
-        summary = merge_results.write_merge(
+        summary = write_merge(
             out,
             run,
             model,

@@ -12,10 +12,10 @@ import typer
 from rich.table import Table
 
 from .. import demo, loading, output, priors
+from ..fitting.run import Settings
 from ..io.expt import read_experiments
 from ..io.images import ImageReader
 from ..io.reference import read_reference
-from ..run import Settings
 from ..simulation.files import simulate_run
 from ..simulation.truth import Simulation
 from . import options

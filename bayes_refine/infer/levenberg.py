@@ -55,7 +55,7 @@ def pixel_fit(
     Args:
         model: NumPyro program of (pixels, priors) with a deterministic site ``spots``; what it
             says of the photons is not asked, since that is ``noise`` (``counting``).
-        pixels: ``bayes_refine.pixels.Pixels``.
+        pixels: ``bayes_refine.per_pixel.pixels.Pixels``.
         init: start by site (constrained, all images); the prior mean where absent.
         tolerance: stop when every image and the shared unknowns are nearer to the mode than
             this many posterior sd.
