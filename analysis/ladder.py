@@ -21,7 +21,6 @@ from lysosim import SHARED, load
 
 import bayes_refine as br
 from bayes_refine import infer, measure
-from bayes_refine.agreement import pearson, r1_intensity
 from bayes_refine.fitting.fit_intensities import intensities_of_fit, measured_of
 from bayes_refine.fitting.pilot import tails
 from bayes_refine.fitting.run import prepare_run
@@ -29,6 +28,7 @@ from bayes_refine.fitting.scout import BROAD_MARGIN, spot_width
 from bayes_refine.fitting.seen import MIN_COVERED, Kept, measured
 from bayes_refine.fitting.tables import mean_cell, usable_images
 from bayes_refine.indexing.rough_scales import rough_scales
+from bayes_refine.merging.agreement import pearson, r1_intensity
 from bayes_refine.merging.average import merge
 from bayes_refine.miller import pack_hkl
 from bayes_refine.results.fit import scale_uncertainty

@@ -9,8 +9,8 @@ import h5py
 import numpy as np
 
 import bayes_refine as br
-from bayes_refine.agreement import pearson
 from bayes_refine.io.images import read_bandwidth
+from bayes_refine.merging.agreement import pearson
 
 SHARED = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 

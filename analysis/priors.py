@@ -18,8 +18,8 @@ import numpy as np
 from lysosim import SHARED, load
 
 import bayes_refine as br
-from bayes_refine.agreement import pearson, r1_intensity
 from bayes_refine.fitting.reflections import reflections_of
+from bayes_refine.merging.agreement import pearson, r1_intensity
 from bayes_refine.merging.average import merge
 from bayes_refine.per_pixel.compare import robust_sd
 

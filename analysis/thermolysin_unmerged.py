@@ -17,10 +17,10 @@ import matplotlib
 import numpy as np
 
 from bayes_refine import load_model, partiality
-from bayes_refine.agreement import pearson
 from bayes_refine.io.mtz import read_unmerged
 from bayes_refine.io.reference import read_reference
 from bayes_refine.merging import scaling
+from bayes_refine.merging.agreement import pearson
 from bayes_refine.merging.observations import ScalingPriors, prepare
 from bayes_refine.miller import rows_of
 

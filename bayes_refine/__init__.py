@@ -11,7 +11,6 @@
 Fitting wants float64: ``jax.config.update("jax_enable_x64", True)`` is the caller's to switch on.
 """
 
-from .agreement import completeness, pearson, r_split, shell_edges, shell_table
 from .crystal import Crystal
 from .detector import Beam, Detector
 from .errors import InputError
@@ -36,6 +35,7 @@ from .io.mtz import Unmerged, read_unmerged, write_merged, write_unmerged
 from .io.posterior import write_posterior
 from .io.reference import read_reference
 from .loading import load_model, model_names
+from .merging.agreement import completeness, pearson, r_split, shell_edges, shell_table
 from .merging.average import Merged
 from .merging.merge import MergeRun, MergeSettings, merge_run
 from .merging.observations import ScalingPriors

@@ -6,7 +6,7 @@ import gemmi
 import numpy as np
 import pytest
 
-from bayes_refine.agreement import (
+from bayes_refine.merging.agreement import (
     cc_star,
     completeness,
     mean_intensity,

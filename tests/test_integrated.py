@@ -17,9 +17,9 @@ import reciprocalspaceship as rs
 import xarray as xr
 
 from bayes_refine import cli, load_model
-from bayes_refine.agreement import pearson
 from bayes_refine.io.mtz import read_unmerged, write_merged
 from bayes_refine.merging import merge
+from bayes_refine.merging.agreement import pearson
 from bayes_refine.merging.observations import prepare
 from bayes_refine.reference import free_set
 from bayes_refine.simulation.unmerged import UnmergedSimulation, simulate_unmerged

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from bayes_refine import load_model
-from bayes_refine.agreement import pearson
 from bayes_refine.infer.lbfgs import minimise
 from bayes_refine.merging import scaling
+from bayes_refine.merging.agreement import pearson
 from bayes_refine.merging.latent import true_intensities
 from bayes_refine.merging.observations import prepare
 from bayes_refine.miller import pack_hkl

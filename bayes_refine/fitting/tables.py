@@ -11,9 +11,9 @@ from typing import Any
 import gemmi
 import numpy as np
 
-from ..agreement import pearson
 from ..experiments import Still
 from ..infer import Fit, Site
+from ..merging.agreement import pearson
 from .fit import RunFit
 
 AXES = {  # names along the last axis of known unknowns

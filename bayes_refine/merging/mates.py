@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..agreement import mean_intensity, pearson, shell_index, signal_share
 from ..miller import rows_of, unique_hkl
 from ..output import jsonable
 from ..symmetry import asu_map
 from . import friedel
+from .agreement import mean_intensity, pearson, shell_index, signal_share
 from .average import Merged
 from .latent import AmplitudePrior, Measured, likelihood_only, true_intensities
 from .merged_intensities import Intensities, Mates, taken

@@ -10,13 +10,13 @@ from functools import cached_property
 import numpy as np
 
 from .. import infer
-from ..agreement import pearson
 from ..indexing.reindex import Reindexing
 from ..indexing.unmerged_alike import unmerged_alike
 from ..io.mtz import Unmerged
 from ..miller import find, pack_hkl
 from ..reference import Reference, check_symmetry, free_set
 from ..symmetry import asu_keys
+from .agreement import pearson
 from .merged_intensities import Estimate, Intensities, together
 from .observations import ScalingPriors, prepare
 from .scaling import Halves, Scaled, fit_scales, refit_halves

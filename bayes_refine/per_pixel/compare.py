@@ -13,7 +13,6 @@ import h5py
 import numpy as np
 
 from .. import infer
-from ..agreement import pearson, r1_intensity
 from ..errors import InputError
 from ..experiments import Still
 from ..fitting import tables
@@ -21,6 +20,7 @@ from ..fitting.fit import RunFit, fit_run
 from ..fitting.pilot import State
 from ..fitting.run import Say, Settings
 from ..io.images import ImageReader
+from ..merging.agreement import pearson, r1_intensity
 from ..merging.average import merge
 from ..output import all_or_none, jsonable, versions, write_summary, write_table
 from ..priors import Priors

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from .. import infer, report
-from ..agreement import shell_edges, shell_table
 from ..errors import InputError
 from ..experiments import Experiments
 from ..fitting.draws import Method, describe, laplace, of_batch
@@ -28,6 +27,7 @@ from ..fitting.tables import image_table, mean_cell, shared_values, usable_image
 from ..io.expt import write_experiments
 from ..io.images import ImageReader
 from ..io.mtz import write_merged, write_unmerged
+from ..merging.agreement import shell_edges, shell_table
 from ..merging.mates import anomalous_table
 from ..merging.merged_intensities import Intensities, merged_columns
 from ..noise import Noise

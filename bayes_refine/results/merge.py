@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import infer
-from ..agreement import pearson, shell_edges, shell_index, shell_table
 from ..io.mtz import write_merged
 from ..io.posterior import Variable, write_posterior
+from ..merging.agreement import pearson, shell_edges, shell_index, shell_table
 from ..merging.mates import anomalous_table
 from ..merging.merge import MergeRun, MergeSettings, image_table, shared_draws, shared_values
 from ..merging.merged_intensities import merged_columns

@@ -16,10 +16,10 @@ from typing import Any
 import gemmi
 import numpy as np
 
-from .merging.average import Merged
-from .miller import pack_hkl
-from .output import jsonable
-from .symmetry import asu_keys
+from ..miller import pack_hkl
+from ..output import jsonable
+from ..symmetry import asu_keys
+from .average import Merged
 
 
 def pearson(x: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None) -> float:
