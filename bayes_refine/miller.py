@@ -1,8 +1,14 @@
-"""Miller indices as keys: the different ones of a list, and where they are in another."""
+"""Miller indices: their resolution; as keys, the different ones, and where they are in a list."""
 
 from __future__ import annotations
 
+import gemmi
 import numpy as np
+
+
+def resolution(hkl: np.ndarray, cell: gemmi.UnitCell) -> np.ndarray:
+    """d of ``hkl`` (n, 3), (n,) Å."""
+    return cell.calculate_d_array(np.ascontiguousarray(hkl, np.int32))
 
 
 def pack_hkl(hkl: np.ndarray) -> np.ndarray:

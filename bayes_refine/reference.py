@@ -11,7 +11,7 @@ import numpy as np
 
 from .crystal import Crystal
 from .errors import InputError
-from .miller import find, pack_hkl
+from .miller import find, pack_hkl, resolution
 from .symmetry import absent, asu_keys, laue_rotations
 
 MAX_CELL_LENGTH_DEVIATION = 0.03  # fraction
@@ -39,7 +39,7 @@ class Reference:
     @cached_property
     def d(self) -> np.ndarray:
         """(n,) resolution, Å."""
-        return self.cell.calculate_d_array(np.ascontiguousarray(self.hkl, np.int32))
+        return resolution(self.hkl, self.cell)
 
     @cached_property
     def _sorted(self) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ from ..merging.amplitude_prior import fit_prior, normalised_reference
 from ..merging.latent import Measured
 from ..merging.mates import apart
 from ..merging.merged_intensities import Intensities, together
-from ..miller import pack_hkl, unique_hkl
+from ..miller import pack_hkl, resolution, unique_hkl
 from ..reference import Reference
 from ..symmetry import asu_map, epsilon_centric
 from .reflections import Reflections
@@ -71,7 +71,7 @@ def intensities_of_fit(
     be then, the bivariate Wilson prior of Friedel mates.
     """
     hkl = np.asarray(measured.hkl)
-    d = cell.calculate_d_array(np.ascontiguousarray(hkl, np.int32))
+    d = resolution(hkl, cell)
     informing = None if anomalous else reference
     E, informed = normalised_reference(hkl, d, informing, free_fraction, seed)
     prior = fit_prior(measured, d, *epsilon_centric(hkl, space_group), E, informed)

@@ -14,6 +14,7 @@ from ..priors import Priors
 from . import observe
 
 State = dict[str, np.ndarray]  # the model's sites, constrained, by name
+Width = Callable[[np.ndarray, Beam], np.ndarray]  # R0_eff (Å⁻¹) of d (Å) and the beam
 
 
 def images_of(state: State, images: slice, size: int) -> State:
@@ -67,7 +68,7 @@ def tails(state: State, priors: Priors) -> float:
     return float(np.exp(state["log_nu"])) if "log_nu" in state else priors.student_t_nu
 
 
-def partiality_width(state: State, priors: Priors) -> Callable[[np.ndarray, Beam], np.ndarray]:
+def partiality_width(state: State, priors: Priors) -> Width:
     """R0_eff (Å⁻¹) at a state, a function of d (Å) and of the beam."""
     R0, eta_mrad = widths(state, priors)
 

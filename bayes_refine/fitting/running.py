@@ -15,7 +15,7 @@ import numpy as np
 
 from ..indexing.leave_image_out import wilson_moments
 from ..merging.latent import Measured
-from ..miller import find, pack_hkl
+from ..miller import find, pack_hkl, resolution
 from ..reference import Reference, wilson_mean
 from ..symmetry import absent, asu_keys, epsilon_centric
 
@@ -71,7 +71,7 @@ class Running:
     def _posterior(self, hkl, precision, weighted):
         r = self.reference
         epsilon, centric = epsilon_centric(hkl, r.space_group)
-        d = r.cell.calculate_d_array(np.ascontiguousarray(hkl, np.int32))
+        d = resolution(hkl, r.cell)
         mean = epsilon * wilson_mean(r.d, r.intensity / epsilon_centric(r.hkl, r.space_group)[0], d)
         # beyond a thousand times the prior's width an observation says nothing
         precision = np.maximum(precision, (1e3 * mean) ** -2.0)

@@ -9,13 +9,14 @@ import numpy as np
 
 from .. import infer, measure, reference
 from ..errors import InputError
+from ..experiments import Still
 from ..forward import Observations
 from ..measure import Statistics
 from ..predict import Predictions
 from ..priors import Priors
 from ..store import Store
 from . import observe
-from .pilot import State, images_of, partiality_width
+from .pilot import State, Width, images_of, partiality_width
 from .predicted import geometry_at, pixel_size, predictions_of, stills_at
 from .run import Run, Say
 
@@ -223,6 +224,28 @@ def shoebox_for(frame: np.ndarray, moment: np.ndarray) -> measure.Shoebox | None
     return measure.shoebox_for_width(width_px)
 
 
+def cut(
+    image: np.ndarray,
+    mask: np.ndarray,
+    still: Still,
+    predictions: Predictions,
+    rows: slice,
+    R0_eff: Width,
+    shoebox: measure.Shoebox,
+) -> measure.Boxes:
+    """Pixels of an image's shoeboxes, those of bright neighbours known as such.
+
+    Args:
+        image, mask: (P, ny, nx) photons and validity.
+        rows: of ``predictions``, the image's.
+        R0_eff: ``pilot.partiality_width``.
+    """
+    near = CLAIM * R0_eff(predictions.d[rows], still.beam)
+    claimed = np.abs(predictions.excitation_error[rows]) < near
+    panel, xy_px = predictions.panel[rows], predictions.xy_px[rows]
+    return measure.cut_shoeboxes(image, mask, panel, xy_px, claimed, shoebox)
+
+
 def statistics_of(
     run: Run, stills, predictions: Predictions, expected, moment, R0_eff, shoebox
 ) -> tuple[Statistics, dict[int, str]]:
@@ -246,13 +269,7 @@ def statistics_of(
             failed[i] = str(error)
             image = np.zeros((still.detector.n_panels, *still.detector.shape[0]), np.float32)
             mask = np.zeros(image.shape, bool)
-        near = CLAIM * R0_eff(predictions.d[rows], still.beam)
-        claimed = np.abs(predictions.excitation_error[rows]) < near
-        boxes.append(
-            measure.cut_shoeboxes(
-                image, mask, predictions.panel[rows], predictions.xy_px[rows], claimed, shoebox
-            )
-        )
+        boxes.append(cut(image, mask, still, predictions, rows, R0_eff, shoebox))
     statistics = measure.measure(
         measure.Boxes(*(np.concatenate(x) for x in zip(*boxes, strict=True))),
         predictions.frame,

@@ -16,7 +16,7 @@ from typing import Any
 import gemmi
 import numpy as np
 
-from ..miller import pack_hkl
+from ..miller import pack_hkl, resolution
 from ..output import jsonable
 from ..symmetry import asu_keys
 from .average import Merged
@@ -134,9 +134,7 @@ def shell_table(
         R of likelihood-only intensities are weighted by :func:`signal_share`.
     """
     edges = np.asarray(edges, float)
-    shell = shell_index(
-        cell.calculate_d_array(np.ascontiguousarray(merged.hkl, dtype=np.int32)), edges
-    )
+    shell = shell_index(resolution(merged.hkl, cell), edges)
     reference = np.full(len(merged), np.nan) if reference is None else reference
     held_out = np.zeros(len(merged), bool) if free is None else np.asarray(free, bool)
     posterior = np.full(len(merged), np.nan) if posterior is None else posterior

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..miller import rows_of, unique_hkl
+from ..miller import resolution, rows_of, unique_hkl
 from ..output import jsonable
 from ..symmetry import asu_map
 from . import friedel
@@ -98,7 +98,7 @@ def anomalous_table(
     Returns:
         cc_anom, cc_anom_unweighted, n_anom (pairs in both halves).
     """
-    d = cell.calculate_d_array(np.ascontiguousarray(merged.hkl, np.int32))
+    d = resolution(merged.hkl, cell)
     shell, k = shell_index(d, edges), len(edges) - 1
     S = np.full(len(merged), np.nan)
     for i in range(k):

@@ -13,15 +13,13 @@ from .. import infer
 from ..indexing.reindex import Reindexing
 from ..indexing.unmerged_alike import unmerged_alike
 from ..io.mtz import Unmerged
-from ..miller import find, pack_hkl
+from ..miller import find, pack_hkl, resolution
 from ..reference import Reference, check_symmetry, free_set
 from ..symmetry import asu_keys
 from .agreement import pearson
 from .merged_intensities import Estimate, Intensities, together
 from .observations import ScalingPriors, prepare
 from .scaling import Halves, Scaled, fit_scales, refit_halves
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ def merge_run(
     priors: ScalingPriors | None = None,
     reference: Reference | None = None,
     estimate: Estimate = together,
-    progress: Say | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> MergeRun:
     """Scale and merge integrated stills.
 
@@ -143,7 +141,7 @@ def merge_run(
         scaled=scaled,
         intensities=found,
         free=free_set(hkl, settings.free_fraction, settings.seed, data.space_group),
-        d=data.cell.calculate_d_array(np.ascontiguousarray(hkl, np.int32)),
+        d=resolution(hkl, data.cell),
         halves=halves,
         seconds=seconds,
     )

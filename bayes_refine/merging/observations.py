@@ -12,7 +12,7 @@ from jax import Array
 from ..errors import InputError
 from ..intensities import Nodes
 from ..io.mtz import Unmerged
-from ..miller import pack_hkl, unique_hkl
+from ..miller import pack_hkl, resolution, unique_hkl
 from ..reference import Reference, wilson_mean
 from ..symmetry import asu_map, epsilon_centric
 from .amplitude_prior import N_KNOTS, knot_weights, normalised_reference
@@ -129,7 +129,7 @@ def prepare(
     Raises:
         InputError: nothing to that resolution.
     """
-    d = data.cell.calculate_d_array(np.ascontiguousarray(data.hkl_asu, np.int32))
+    d = resolution(data.hkl_asu, data.cell)
     rows = np.flatnonzero(d >= d_min * (1 - 1e-6))
     if not len(rows):
         raise InputError(f"{data.source}: no reflection to {d_min:g} Å; the best is {d.min():.2f}")

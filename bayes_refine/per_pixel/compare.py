@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 
 from .. import infer
+from ..crystal import rotation_vector_mrad
 from ..errors import InputError
 from ..experiments import Still
 from ..fitting import tables
@@ -258,13 +259,6 @@ def _against_truth(run: RunFit, used: np.ndarray, truth: Truth | None) -> dict[s
         found[2 + k] = robust_sd(error)
         found[5 + k] = robust_sd(error / sd(name)[good, 0])
     return dict(zip(names, found, strict=True))
-
-
-def rotation_vector_mrad(change: np.ndarray) -> np.ndarray:
-    """(3,) mrad, lab axes: the rotation part of a small change (3, 3) of setting."""
-    u, _, vt = np.linalg.svd(change)
-    r = u @ vt
-    return 500 * np.array([r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1]])
 
 
 def robust_sd(x: np.ndarray) -> float:

@@ -14,7 +14,7 @@ from ..experiments import Still
 from ..fitting.pilot import State, partiality_width
 from ..fitting.predicted import stills_at
 from ..fitting.run import Run
-from ..fitting.seen import CLAIM, Batch, Seen, shoebox_for
+from ..fitting.seen import Batch, Seen, cut, shoebox_for
 from ..forward import Observations, Spot
 from ..priors import Priors
 
@@ -138,11 +138,7 @@ def _of_batch(run: Run, batch: Batch, stills: Sequence[Still], width, shoebox: m
         rows = slice(*bounds[i : i + 2])
         if informs[rows].any():
             image, mask = run.reader.read(still)
-            near = CLAIM * width(p.d[rows], still.beam)
-            claimed = np.abs(p.excitation_error[rows]) < near
-            boxes = measure.cut_shoeboxes(
-                image, mask, p.panel[rows], p.xy_px[rows], claimed, shoebox
-            )
+            boxes = cut(image, mask, still, p, rows, width, shoebox)
             photons[rows], usable[rows] = boxes.signal, boxes.usable & informs[rows, None]
     return (
         pad(np.where(usable, photons, 0)),

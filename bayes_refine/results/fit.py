@@ -30,6 +30,7 @@ from ..io.mtz import write_merged, write_unmerged
 from ..merging.agreement import shell_edges, shell_table
 from ..merging.mates import anomalous_table
 from ..merging.merged_intensities import Intensities, merged_columns
+from ..miller import resolution
 from ..noise import Noise
 from ..output import all_or_none, jsonable, versions, write_summary, write_table
 from ..priors import Priors
@@ -238,7 +239,7 @@ def _summary(
     merged, group = found.merged, run.reference.space_group
     free = free_set(merged.hkl, settings.free_fraction, settings.seed, group)
     cell, usable, r = mean_cell(run), usable_images(run), run.reflections
-    d = cell.calculate_d_array(np.ascontiguousarray(merged.hkl, np.int32))
+    d = resolution(merged.hkl, cell)
     edges = shell_edges(float(d.max()), float(d.min()), N_SHELLS)
     reference = None if ref is None else ref.lookup(merged.hkl)
     post = np.asarray(found.posterior.intensity)
