@@ -9,6 +9,10 @@
         run = br.fit_run(experiments.stills, reference, reader, model)
 
 Fitting wants float64: ``jax.config.update("jax_enable_x64", True)`` is the caller's to switch on.
+
+Geometry, reflections and physics are modules of this package.  Sub-packages stand on them, and
+each needs only those before it: ``io``, ``infer``, ``simulation``, ``indexing``, ``merging``,
+``fitting``, ``per_pixel``, ``report``, ``results``, ``cli``.
 """
 
 from .crystal import Crystal

@@ -7,11 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..crystal import refined_crystal
+from ..crystal import refined_crystal, strain_basis
 from ..detector import Beam, Detector, beam_frame
 from ..experiments import Still
 from ..priors import Priors
-from . import observe
 
 State = dict[str, np.ndarray]  # the model's sites, constrained, by name
 Width = Callable[[np.ndarray, Beam], np.ndarray]  # R0_eff (Å⁻¹) of d (Å) and the beam
@@ -31,7 +30,7 @@ def pilot_geometry(
     stills: Sequence[Still], state: State
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rotation (n, 3) mrad, strain (n, K) and shift (3,) mm of a state; zero where not refined."""
-    n, K = len(stills), observe.strain_basis(stills[0].crystal).shape[0]
+    n, K = len(stills), strain_basis(stills[0].crystal).shape[0]
     return (
         np.asarray(state.get("rotation_mrad", np.zeros((n, 3)))).reshape(n, 3),
         np.asarray(state.get("strain", np.zeros((n, K)))).reshape(n, -1),

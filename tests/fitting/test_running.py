@@ -13,6 +13,7 @@ from bayes_refine import intensities
 from bayes_refine.fitting import running
 from bayes_refine.merging.latent import Measured
 from bayes_refine.miller import pack_hkl
+from bayes_refine.reference import wilson_mean
 from bayes_refine.symmetry import epsilon_centric
 
 CELL, GROUP, D_MIN, N_IMAGES = gemmi.UnitCell(40, 40, 60, 90, 90, 90), gemmi.SpaceGroup(92), 3.0, 12
@@ -84,9 +85,7 @@ def test_all_images_together_say_what_french_and_wilson_say(before):
     precision = np.bincount(code, d.scale**2 / d.variance)
     mean = np.bincount(code, d.scale * d.intensity / d.variance) / precision
     epsilon, centric = epsilon_centric(hkl, GROUP)
-    S = running.wilson_mean(
-        now.reference.d, now.reference.intensity / epsilon_of(now), spacing(hkl)
-    )
+    S = wilson_mean(now.reference.d, now.reference.intensity / epsilon_of(now), spacing(hkl))
     expected = intensities.wilson_posterior(mean, precision**-0.5, np.log(epsilon * S), centric)
     np.testing.assert_allclose(now.together(hkl)[0], expected.intensity, rtol=1e-6)
     np.testing.assert_allclose(now.together(hkl)[1], expected.intensity_sd, rtol=1e-6)
