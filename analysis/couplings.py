@@ -22,9 +22,10 @@ from pixel_start import at_mode, thermolysin
 
 import bayes_refine as br
 from bayes_refine import infer
-from bayes_refine.infer import levenberg, newton
+from bayes_refine.infer.curvature import fisher_curvature
 from bayes_refine.infer.density import place_of
-from bayes_refine.pixels import frozen, pixels_of
+from bayes_refine.infer.levenberg import compiled_look
+from bayes_refine.per_pixel.pixels import frozen, pixels_of
 
 FACTORED, PER_PIXEL = br.load_model("still"), br.load_model("per_pixel")
 GEOMETRY = ("rotation_mrad", "strain", "detector_shift_mm")
@@ -50,14 +51,14 @@ def alone(curvature, fit, data):
 
 def factored_curvature(fit, priors):
     """Fisher's, of one image."""
-    curvature = partial(newton._fisher_curvature, FACTORED, fit.sites)
+    curvature = partial(fisher_curvature, FACTORED, fit.sites)
     one = jax.jit(lambda t, p, obs: curvature(t, p, np.ones(1), 1.0, (obs, priors)))
     return one
 
 
 def pixel_curvature(fit, noise, priors):
     """Fisher's, of one image's pixels."""
-    look = jax.jit(partial(levenberg._look, PER_PIXEL, noise, fit.sites))
+    look = compiled_look(PER_PIXEL, noise, fit.sites)
     return lambda t, p, pixels: look(t, p, (pixels, priors)).arrow
 
 

@@ -23,7 +23,7 @@ from lysosim import SHARED, load
 
 import bayes_refine as br
 from bayes_refine import measure
-from bayes_refine.pilot import tails
+from bayes_refine.fitting.pilot import tails
 
 STATISTICS = measure.STATISTICS[:4]
 BLOCKS = {

@@ -21,8 +21,8 @@ from lysosim import SHARED, load
 from robustness import near_sphere_rms
 
 import bayes_refine as br
-from bayes_refine import compare
-from bayes_refine.pilot import moved, pilot_geometry
+from bayes_refine.fitting.pilot import moved, pilot_geometry
+from bayes_refine.per_pixel import compare
 
 MODEL = br.load_model("still")
 DROPPED = 1e12  # times the variance: the statistic says nothing any more

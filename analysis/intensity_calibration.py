@@ -28,15 +28,18 @@ import numpy as np
 from lysosim import SHARED, load
 
 import bayes_refine as br
-from bayes_refine import infer, intensities, output, scaling
-from bayes_refine.amplitude_prior import fit_prior
-from bayes_refine.fit_intensities import measured_of
-from bayes_refine.latent import AmplitudePrior, Measured, likelihood_only, true_intensities
-from bayes_refine.pilot import tails
-from bayes_refine.reference import epsilon_centric, wilson_mean
-from bayes_refine.results import scale_uncertainty
-from bayes_refine.simulate_unmerged import UnmergedSimulation, simulate_unmerged
-from bayes_refine.tables import mean_cell, usable_images
+from bayes_refine import infer, intensities, output
+from bayes_refine.fitting.fit_intensities import measured_of
+from bayes_refine.fitting.pilot import tails
+from bayes_refine.fitting.tables import mean_cell, usable_images
+from bayes_refine.merging import scaling
+from bayes_refine.merging.amplitude_prior import fit_prior
+from bayes_refine.merging.latent import AmplitudePrior, Measured, likelihood_only, true_intensities
+from bayes_refine.merging.observations import prepare
+from bayes_refine.reference import wilson_mean
+from bayes_refine.results.fit import scale_uncertainty
+from bayes_refine.simulation.unmerged import UnmergedSimulation, simulate_unmerged
+from bayes_refine.symmetry import epsilon_centric
 
 N_DRAWS = 1000
 MIN_SEEN = 3  # observations of a reflection, for the plain mean to have an error
@@ -45,7 +48,7 @@ MIN_SEEN = 3  # observations of a reflection, for the plain mean to have an erro
 def integrated(args) -> tuple[Measured, AmplitudePrior, br.Reference]:
     """Scaled and merged without a reference."""
     made = simulate_unmerged(UnmergedSimulation(n_images=args.images, each=150, n_unique=1500))
-    fit = scaling.fit_scales(scaling.prepare(made.data), br.load_model("latent"))
+    fit = scaling.fit_scales(prepare(made.data), br.load_model("latent"))
     return fit.measured, fit.prior, made.truth
 
 

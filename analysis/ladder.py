@@ -21,17 +21,17 @@ from lysosim import SHARED, load
 
 import bayes_refine as br
 from bayes_refine import infer, measure
-from bayes_refine.agreement import pearson, r1_intensity
-from bayes_refine.fit import _prepared
-from bayes_refine.fit_intensities import intensities_of_fit, measured_of
-from bayes_refine.merge import merge
-from bayes_refine.pilot import tails
-from bayes_refine.reference import pack_hkl
-from bayes_refine.results import scale_uncertainty
-from bayes_refine.rough_scales import rough_scales
-from bayes_refine.rounds import MIN_COVERED, Kept, measured
-from bayes_refine.scout import BROAD_MARGIN, spot_width
-from bayes_refine.tables import mean_cell, usable_images
+from bayes_refine.fitting.fit_intensities import intensities_of_fit, measured_of
+from bayes_refine.fitting.pilot import tails
+from bayes_refine.fitting.run import prepare_run
+from bayes_refine.fitting.scout import BROAD_MARGIN, spot_width
+from bayes_refine.fitting.seen import MIN_COVERED, Kept, measured
+from bayes_refine.fitting.tables import mean_cell, usable_images
+from bayes_refine.indexing.rough_scales import rough_scales
+from bayes_refine.merging.agreement import pearson, r1_intensity
+from bayes_refine.merging.average import merge
+from bayes_refine.miller import pack_hkl
+from bayes_refine.results.fit import scale_uncertainty
 
 D_MIN = 2.3
 NEAR = 0.1  # of the largest partiality at a resolution: near the sphere
@@ -58,7 +58,7 @@ def as_indexed(stills, reader, weights):
     """hkl, image, J/pol, ε_r of what is measured at the geometry of indexing."""
     settings = br.Settings(d_min=D_MIN, weights=weights)
     priors = br.Priors()
-    run = _prepared(tuple(stills), None, reader, br.load_model("still"), priors, settings)
+    run = prepare_run(stills, None, reader, br.load_model("still"), priors, settings)
     few = run.few(np.arange(min(len(stills), 16)))
     state = {"log_R1": np.full((len(stills), 1), spot_width(few, priors))}
     status = np.full(len(stills), "", object)

@@ -9,8 +9,9 @@ import h5py
 import numpy as np
 
 import bayes_refine as br
-from bayes_refine.agreement import pearson
+from bayes_refine.crystal import rotation_vector_mrad
 from bayes_refine.io.images import read_bandwidth
+from bayes_refine.merging.agreement import pearson
 
 SHARED = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 
@@ -65,12 +66,8 @@ def errors(run: br.RunFit, truth: Truth, near: float = 3e-4) -> dict[str, np.nda
 
 def rotation_error_mrad(run: br.RunFit, truth: Truth) -> np.ndarray:
     """(n, 3) rotation, lab axes, from the true to the refined orientation."""
-    out = []
-    for still, A in zip(run.stills, truth.A, strict=True):
-        u, _, vt = np.linalg.svd(still.crystal.A @ np.linalg.inv(A))
-        r = u @ vt
-        out.append([r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1]])
-    return 500 * np.array(out)
+    pairs = zip(run.stills, truth.A, strict=True)
+    return np.array([rotation_vector_mrad(s.crystal.A @ np.linalg.inv(A)) for s, A in pairs])
 
 
 def robust_sd(x: np.ndarray) -> float:

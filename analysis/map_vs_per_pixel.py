@@ -24,8 +24,9 @@ from lysosim import SHARED, load
 from pixel_start import at_start, thermolysin
 
 import bayes_refine as br
-from bayes_refine import compare, infer
-from bayes_refine.pixels import frozen, pixels_of
+from bayes_refine import infer
+from bayes_refine.per_pixel import compare
+from bayes_refine.per_pixel.pixels import frozen, pixels_of
 
 FACTORED, PER_PIXEL = br.load_model("still"), br.load_model("per_pixel")
 SHOWN = (

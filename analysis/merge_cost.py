@@ -19,8 +19,8 @@ SIZES = (10**4, 10**5, 10**6, 3 * 10**6)
 
 def simulated(n):
     """Observations of n / 20 reflections."""
-    from bayes_refine import scaling
-    from bayes_refine.simulate_unmerged import UnmergedSimulation, simulate_unmerged
+    from bayes_refine.merging.observations import prepare
+    from bayes_refine.simulation.unmerged import UnmergedSimulation, simulate_unmerged
 
     n_images = min(max(n // 200, 20), 2000)
     edge = 40.0 if n < 3e6 else 90.0
@@ -31,7 +31,7 @@ def simulated(n):
         d_min=1.6,
         cell=(edge, edge, 1.5 * edge, 90.0, 90.0, 90.0),
     )
-    return scaling.prepare(simulate_unmerged(settings).data)
+    return prepare(simulate_unmerged(settings).data)
 
 
 def gradient(n, repeats=2):
@@ -39,19 +39,20 @@ def gradient(n, repeats=2):
     import jax
     import numpy as np
 
-    from bayes_refine import load_model, scaling
+    from bayes_refine import load_model
     from bayes_refine.infer import coupled
     from bayes_refine.infer.density import find_sites
+    from bayes_refine.merging import observations, scaling
 
-    obs, model, priors = simulated(n), load_model("latent"), scaling.ScalingPriors()
+    obs, model, priors = simulated(n), load_model("latent"), observations.ScalingPriors()
     found = {"observations": n, "unique": len(obs.hkl), "images": obs.n_images}
     found["GiB before"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     start = {"log_G": obs.log_G0, "log_Sigma": obs.log_Sigma0} | scaling.BROAD
     sites, values = find_sites(model, (obs, priors), start)
-    renew = scaling._compiled_renewal(model, scaling.FIT_NODES, scaling.FIT_DROP)
+    renew = scaling.compiled_renewal(model, observations.FIT_NODES, observations.FIT_DROP)
     obs = renew(obs, priors, values)
-    flat, unravel = coupled._ravelled(sites, values)
-    objective = coupled._compiled_objective(model, sites)
+    flat, unravel = coupled.ravelled(sites, values)
+    objective = coupled.compiled_objective(model, sites)
     jax.block_until_ready(objective(*unravel(np.array(flat)), obs, priors))  # compiles
     clock = time.process_time()
     for _ in range(repeats):
@@ -64,8 +65,9 @@ def fit(n):
     """Processor seconds of a whole fit and of the posterior intensities."""
     import numpy as np
 
-    from bayes_refine import load_model, scaling
-    from bayes_refine.latent import true_intensities
+    from bayes_refine import load_model
+    from bayes_refine.merging import scaling
+    from bayes_refine.merging.latent import true_intensities
 
     obs = simulated(n)
     clock = time.process_time()

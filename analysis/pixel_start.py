@@ -8,41 +8,33 @@ from pathlib import Path
 import numpy as np
 
 import bayes_refine as br
-from bayes_refine import fit, rounds
-from bayes_refine.scout import scout
-
-
-def run_of(stills, reference, reader, model, settings, priors) -> rounds.Run:
-    """What the loop of a fit works on."""
-    stills = tuple(stills)
-    candidates = fit._candidates(stills, reference, priors, settings)
-    return rounds.Run(stills, reference, reader, model, settings, candidates)
+from bayes_refine.fitting.run import prepare_run
+from bayes_refine.fitting.scout import scout
+from bayes_refine.fitting.seen import Kept, measured
 
 
 def at_start(stills, reference, reader, model, settings, priors=None):
     """Run, what is seen at the state that the scouts found, that state, and the priors."""
     priors = priors or br.Priors()
-    run = run_of(stills, reference, reader, model, settings, priors)
+    run = prepare_run(stills, reference, reader, model, priors, settings)
     start = scout(run, priors, lambda line: None)
     state = {**start.state, **start.after}
     status = np.full(len(run.stills), "", dtype=object)
-    seen = rounds.measured(
-        run, state, priors, status, start.kept, settings.margin, lambda line: None
-    )
+    seen = measured(run, state, priors, status, start.kept, settings.margin, lambda line: None)
     return run, seen, {**state, "log_G": seen.log_G}, priors
 
 
 def at_mode(fitted, reference, reader, model, settings, priors=None):
     """The same where a fitted run ended."""
     priors = priors or br.Priors()
-    run = run_of(fitted.indexed, reference, reader, model, settings, priors)
+    run = prepare_run(fitted.indexed, reference, reader, model, priors, settings)
     state = fitted.fit.values()
     status = np.full(len(run.stills), "", dtype=object)
-    kept = rounds.Kept(
+    kept = Kept(
         log_G0=float(np.asarray(fitted.observations.log_G0)),
         pixel_inv_angstrom=float(np.asarray(fitted.observations.pixel_inv_angstrom)),
     )
-    seen = rounds.measured(run, state, priors, status, kept, settings.margin, lambda line: None)
+    seen = measured(run, state, priors, status, kept, settings.margin, lambda line: None)
     return run, seen, state, priors
 
 

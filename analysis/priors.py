@@ -18,10 +18,10 @@ import numpy as np
 from lysosim import SHARED, load
 
 import bayes_refine as br
-from bayes_refine.agreement import pearson, r1_intensity
-from bayes_refine.compare import robust_sd
-from bayes_refine.merge import merge
-from bayes_refine.reflections import reflections_of
+from bayes_refine.fitting.reflections import reflections_of
+from bayes_refine.merging.agreement import pearson, r1_intensity
+from bayes_refine.merging.average import merge
+from bayes_refine.per_pixel.compare import robust_sd
 
 MODEL = br.load_model("still")
 

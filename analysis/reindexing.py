@@ -4,7 +4,7 @@
 
 Stills of a P6₃ crystal (Wilson's statistics, partiality, G and B of each image, Poisson noise) are
 indexed one of two ways at random.  Scales come from mean intensities alone, as in
-``indexed_alike.unmerged_alike``.  Rivals: the correlation of an image's J with g·(mean of the other
+``unmerged_alike``.  Rivals: the correlation of an image's J with g·(mean of the other
 images), and of J/g with their plain mean, either maximised image by image until nothing changes,
 best of eight random starts (after CrystFEL's ambigator), or with the reference in one pass.
 
@@ -21,10 +21,15 @@ import matplotlib
 import numpy as np
 
 import bayes_refine as br
-from bayes_refine import fit, indexed_alike, leave_image_out, reindex, rounds
-from bayes_refine.ambiguity import ambiguity, reindexed_stills, transformed
-from bayes_refine.reference import Reference, asu_map, free_set
-from bayes_refine.simulate import Simulation, draw_truth, predict_spots
+from bayes_refine.fitting.run import prepare_run
+from bayes_refine.fitting.stills_alike import stills_alike
+from bayes_refine.indexing import leave_image_out, reindex
+from bayes_refine.indexing.ambiguity import ambiguity, reindexed_stills, transformed
+from bayes_refine.indexing.unmerged_alike import roughly_scaled
+from bayes_refine.reference import Reference, free_set
+from bayes_refine.simulation.spots import predict_spots
+from bayes_refine.simulation.truth import Simulation, draw_truth
+from bayes_refine.symmetry import asu_map
 
 SIMULATION = Simulation(
     n_images=240, cell=(90, 90, 60, 90, 90, 120), hall=" P 6c", d_min=3.0, mean_photons=1.0
@@ -71,7 +76,7 @@ def scrambled_run(spots, ways, cell, setting, rng):
         hkl, asu, isym, J, sigma, image + 1, image, excitation[rows], None, cell,
         ways.space_group, "",
     )  # fmt: skip
-    return indexed_alike.integrated(data), right
+    return roughly_scaled(data), right
 
 
 # --- the rivals -----------------------------------------------------------------------------
@@ -237,11 +242,10 @@ def pixels(out, n_images=20):
     scrambled = reindexed_stills(stills, ways, wrong)  # each operation of P6₃ is its own inverse
     model, priors = br.load_model("still"), br.Priors()
     settings = br.Settings(d_min=simulation.d_min)
-    candidates = fit._candidates(scrambled, reference, priors, settings)
     with br.ImageReader() as reader:
-        run = rounds.Run(scrambled, reference, reader, model, settings, candidates)
+        run = prepare_run(scrambled, reference, reader, model, priors, settings)
         for by_reference in (False, True):
-            mended, choice = indexed_alike.stills_alike(run, priors, print, by_reference)
+            mended, choice = stills_alike(run, priors, print, by_reference)
             tries = ways.relabellings[: 1 if by_reference else None]
             good = max((row[choice.operation] == wrong).mean() for row in tries)
             spread = np.percentile(choice.log_odds, [0, 50])

@@ -25,11 +25,12 @@ from lysosim import SHARED, excitation_error, load
 from pixel_start import at_mode
 
 import bayes_refine as br
-from bayes_refine import compare, infer, measure
+from bayes_refine import infer, measure
 from bayes_refine.crystal import Crystal, rotation_matrix
-from bayes_refine.pilot import moved, pilot_geometry
-from bayes_refine.pixel_rounds import fit_pixels
-from bayes_refine.pixels import frozen, pixels_of
+from bayes_refine.fitting.pilot import moved, pilot_geometry
+from bayes_refine.per_pixel import compare
+from bayes_refine.per_pixel.fit import fit_pixels
+from bayes_refine.per_pixel.pixels import frozen, pixels_of
 
 FACTORED, PER_PIXEL = br.load_model("still"), br.load_model("per_pixel")
 METHODS = ("factored", "Poisson", "expected variance", "observed variance")
@@ -101,10 +102,10 @@ def wrong_background(factor):
         return factor * background, *rest
 
     measure.ring_background = wrong
-    measure._statistics.clear_cache()
+    jax.clear_caches()
     yield
     measure.ring_background = plain
-    measure._statistics.clear_cache()
+    jax.clear_caches()
 
 
 def wrong_reference(reference, share, factor, seed=0):

@@ -1,7 +1,7 @@
 """A small run whose every unknown is drawn from its prior, painted in photons, and fitted.
 
 What the calibration scripts beside this one share.  The unknowns are drawn here with NumPy,
-the pixels come from ``bayes_refine.simulate`` (exact ray geometry, 25 nodes a pixel): of the
+the pixels come from ``bayes_refine.simulation`` (exact ray geometry, 25 nodes a pixel): of the
 model under test nothing enters but its list of unknowns.  Then the loop of the library itself:
 predict, cut, measure, fit, as many rounds as a run has by default.
 """
@@ -16,9 +16,22 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 import bayes_refine as br
-from bayes_refine import infer, predict, rounds, simulate
+from bayes_refine import infer, predict
 from bayes_refine.crystal import strain_basis
+from bayes_refine.fitting.rounds import Movement, one_round
+from bayes_refine.fitting.run import Run
+from bayes_refine.fitting.seen import Batch, Kept, Seen
 from bayes_refine.forward import Observations
+from bayes_refine.simulation.pixels import background_photons, spot_photons
+from bayes_refine.simulation.spots import predict_spots, relp_covariance
+from bayes_refine.simulation.truth import (
+    Reference,
+    Truth,
+    random_rotations,
+    reference_intensities,
+    square_detector,
+    whole_sphere,
+)
 
 # Informative and physical: what a second look at a well-behaved run may know beforehand.
 PRIORS = br.Priors(
@@ -93,16 +106,14 @@ class Setup:
     reference_seed: int = 0
 
     @cached_property
-    def reference(self) -> simulate.Reference:
+    def reference(self) -> Reference:
         """Unique intensities, known to the fit."""
-        return simulate.reference_intensities(
-            self.simulation, np.random.default_rng(self.reference_seed)
-        )
+        return reference_intensities(self.simulation, np.random.default_rng(self.reference_seed))
 
     @cached_property
-    def sphere(self) -> simulate.Reference:
+    def sphere(self) -> Reference:
         """Their equivalents and mates."""
-        return simulate.whole_sphere(self.simulation.hall, self.reference)
+        return whole_sphere(self.simulation.hall, self.reference)
 
     @cached_property
     def known(self) -> br.Reference:
@@ -135,8 +146,8 @@ def indexed_stills(setup: Setup, rng: np.random.Generator) -> tuple[br.Still, ..
     """Stills in random orientations at the nominal geometry."""
     s = setup.simulation
     B = np.array(gemmi.UnitCell(*s.cell).frac.mat.tolist()).T
-    detector = simulate.square_detector(s, s.distance_mm, s.beam_center_px)
-    crystals = simulate.random_rotations(rng, s.n_images) @ B
+    detector = square_detector(s, s.distance_mm, s.beam_center_px)
+    crystals = random_rotations(rng, s.n_images) @ B
     return tuple(
         br.Still(f"{i}", "", i, setup.beam, detector, br.Crystal(A, s.hall))
         for i, A in enumerate(crystals)
@@ -180,10 +191,10 @@ def true_spots(setup: Setup, stills, truth: dict[str, np.ndarray], i: int):
     turn = Rotation.from_rotvec(1e-3 * truth["rotation_mrad"][i, 0]).as_matrix()
     strain = np.einsum("k,kab->ab", truth["strain"][i, 0], strain_basis(crystal))
     x, y, along = truth["detector_shift_mm"]
-    detector = simulate.square_detector(
+    detector = square_detector(
         s, s.distance_mm + along, s.beam_center_px + np.array([x, y]) / s.pixel_size_mm
     )
-    here = simulate.Truth(
+    here = Truth(
         A=(turn @ (np.eye(3) + strain) @ crystal.A)[None],
         G=np.exp(truth["log_G"][i]),
         B=truth["B"][i],
@@ -202,7 +213,7 @@ def true_spots(setup: Setup, stills, truth: dict[str, np.ndarray], i: int):
         mosaic_rad=1e-3 * float(np.exp(truth["log_mosaic_image_mrad"][i, 0])),
         mosaic_shape=tuple(truth["mosaic_shape"][i, 0]),
     )
-    return simulate.predict_spots(relp, here, 0), detector, relp
+    return predict_spots(relp, here, 0), detector, relp
 
 
 def with_discrepancies(spots, relp, truth, rng: np.random.Generator, wavelength: float):
@@ -213,7 +224,7 @@ def with_discrepancies(spots, relp, truth, rng: np.random.Generator, wavelength:
     """
     n = len(spots.J)
     norm_q = np.linalg.norm(spots.q, axis=1)
-    sigma = simulate.relp_covariance(relp, spots.q, spots.frame)
+    sigma = relp_covariance(relp, spots.q, spots.frame)
     k2 = relp.R0**2 + 0.5 * (relp.bandwidth * wavelength * norm_q**2) ** 2
     m2 = sigma[:, 0, 0] - k2
     power = 2 * spots.epsilon_r**2 * (1 / (k2 + m2) - 1 / (k2 + 2 * m2))
@@ -241,8 +252,8 @@ def paint(setup: Setup, stills, truth, rng: np.random.Generator) -> np.ndarray:
     for i in range(len(stills)):
         spots, detector, relp = true_spots(setup, stills, truth, i)
         spots = with_discrepancies(spots, relp, truth, rng, setup.beam.wavelength)
-        expected = simulate.background_photons(setup.simulation, detector)
-        expected = expected + simulate.spot_photons(detector, setup.beam, spots)
+        expected = background_photons(setup.simulation, detector)
+        expected = expected + spot_photons(detector, setup.beam, spots)
         images.append(rng.poisson(expected))
     return np.stack(images).astype(np.float32)
 
@@ -253,8 +264,8 @@ class Replicate:
 
     truth: dict[str, np.ndarray]
     fit: br.Fit
-    seen: rounds.Seen
-    movement: rounds.Movement
+    seen: Seen
+    movement: Movement
 
     @property
     def observations(self) -> Observations:
@@ -262,37 +273,38 @@ class Replicate:
         return self.seen.observations.whole()
 
     @property
-    def batch(self) -> rounds.Batch:
+    def batch(self) -> Batch:
         """The same, flat, with predictions and statistics."""
         return self.seen.batches[0]
 
 
-def run_of(setup: Setup, stills, images: np.ndarray) -> rounds.Run:
+def run_of(setup: Setup, stills, images: np.ndarray) -> Run:
     """What the loop wants, with the pixels in memory."""
     hkl = predict.candidate_indices(stills[0].crystal.cell, setup.known.space_group, 3.9)
     hkl = hkl[setup.known.lookup(hkl) != 0]
     near = tuple(predict.near_sphere(s, hkl, 3.9, lambda d: 4e-3 + 0 * d) for s in stills)
-    return rounds.Run(stills, setup.known, InMemory(images), setup.model, setup.settings, near)
+    return Run(stills, setup.known, InMemory(images), setup.model, setup.settings, near)
 
 
 def fit_pixels(
     setup: Setup, stills, images: np.ndarray, n_rounds: int = 5, start: dict | None = None
-) -> tuple[br.Fit, rounds.Seen, rounds.Movement]:
+) -> tuple[br.Fit, Seen, Movement]:
     """The library's rounds from the prior means, or from ``start``; the last one exact.
 
     As many as a run's scouts and the run itself have together: two and three.
     """
     run, n = run_of(setup, stills, images), len(stills)
     state = {"log_G": np.zeros((n, 1)), **(start or {})}
-    kept = rounds.Kept(slots=SLOTS, log_G0=0.0, pixel_inv_angstrom=setup.pixel)
+    kept = Kept(slots=SLOTS, log_G0=0.0, pixel_inv_angstrom=setup.pixel)
     status = np.full(n, "", dtype=object)
     for k in range(n_rounds):
         last = k == n_rounds - 1
-        state, fit, seen, moved = rounds.one_round(
+        found = one_round(
             run, state, setup.priors, status, kept, setup.settings.margin, last, lambda line: None
         )
-    fit = infer.marginal_fit(setup.model, seen.observations, setup.priors, fit=fit)
-    return fit, seen, moved
+        state, seen = found.state, found.seen
+    fit = infer.marginal_fit(setup.model, seen.observations, setup.priors, fit=found.fit)
+    return fit, seen, found.movement
 
 
 def replicate(setup: Setup, seed, n_rounds: int = 5) -> Replicate:

@@ -16,7 +16,7 @@ from lysosim import SHARED
 
 import bayes_refine as br
 from bayes_refine import measure
-from bayes_refine.agreement import pearson
+from bayes_refine.merging.agreement import pearson
 
 
 def main() -> None:

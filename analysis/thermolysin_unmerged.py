@@ -16,10 +16,13 @@ import jax
 import matplotlib
 import numpy as np
 
-from bayes_refine import load_model, partiality, scaling
-from bayes_refine.agreement import pearson
+from bayes_refine import load_model, partiality
 from bayes_refine.io.mtz import read_unmerged
-from bayes_refine.reference import pack_hkl, read_reference
+from bayes_refine.io.reference import read_reference
+from bayes_refine.merging import scaling
+from bayes_refine.merging.agreement import pearson
+from bayes_refine.merging.observations import ScalingPriors, prepare
+from bayes_refine.miller import rows_of
 
 SHELLS = ((50, 3), (3, 2.4), (2.4, 2.0), (2.0, 1.8), (50, 1.8))
 TINY = 1e-7
@@ -61,7 +64,7 @@ def main(data_folder, out_folder):
     out.mkdir(parents=True, exist_ok=True)
     data = read_unmerged(folder / "unmerged_plus.mtz")
     reference = read_reference(folder / "reference.mtz", column="FMODEL_PLUS")
-    obs = scaling.prepare(data)
+    obs = prepare(data)
     hkl, d = np.asarray(obs.hkl), 1 / np.asarray(obs.norm_q_unique)
     truth = reference.lookup(hkl)
     code, J = np.asarray(obs.code), np.asarray(obs.intensity)
@@ -79,7 +82,7 @@ def main(data_folder, out_folder):
         print(f"{name:34s}" + "".join(f"{cc:8.3f}" for cc in values))
         rows[name] = list(values)
 
-    model, base = load_model("latent"), scaling.ScalingPriors()
+    model, base = load_model("latent"), ScalingPriors()
     wall, cpu = time.perf_counter(), time.process_time()
     fit = scaling.fit_scales(obs, model, base)
     spent = time.perf_counter() - wall, time.process_time() - cpu
@@ -89,7 +92,7 @@ def main(data_folder, out_folder):
         f"{spent[0]:.0f} s wall with compiling, {spent[1]:.0f} s of processor",
     )
     likelihood = np.full(len(hkl), np.nan)
-    likelihood[np.searchsorted(pack_hkl(hkl), pack_hkl(fit.merged.hkl))] = fit.merged.intensity
+    likelihood[rows_of(fit.merged.hkl, hkl)] = fit.merged.intensity
     show("likelihood only", likelihood)
     for name, (value, sd) in fit.shared.items():
         print(f"    {name}: {np.round(value, 3)} ± {np.round(sd, 3)}")
@@ -102,7 +105,7 @@ def main(data_folder, out_folder):
         print(f"{'CC1/2, refitted halves, ' + name:34s}{by_shell}")
     print(f"    {time.perf_counter() - wall:.0f} s wall for both halves")
 
-    with_reference = scaling.prepare(data, reference=reference, seed=0)
+    with_reference = prepare(data, reference=reference, seed=0)
     known = np.asarray(with_reference.informed)
     fit_reference = scaling.fit_scales(with_reference, load_model("latent_reference"), base)
     free = ~known & np.isfinite(truth)

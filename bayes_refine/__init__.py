@@ -9,15 +9,20 @@
         run = br.fit_run(experiments.stills, reference, reader, model)
 
 Fitting wants float64: ``jax.config.update("jax_enable_x64", True)`` is the caller's to switch on.
+
+Geometry, reflections and physics are modules of this package.  Sub-packages stand on them, and
+each needs only those before it: ``io``, ``infer``, ``simulation``, ``indexing``, ``merging``,
+``fitting``, ``per_pixel``, ``report``, ``results``, ``cli``.
 """
 
-from .agreement import completeness, pearson, r_split, shell_edges, shell_table
 from .crystal import Crystal
 from .detector import Beam, Detector
-from .draws import Draws
 from .errors import InputError
 from .experiments import Experiments, Still
-from .fit import RunFit, Settings, fit_run
+from .fitting.draws import Draws
+from .fitting.fit import RunFit, fit_run
+from .fitting.run import Settings
+from .fitting.tables import image_table, shared_values
 from .infer import (
     Fit,
     evaluate,
@@ -28,24 +33,26 @@ from .infer import (
     predictive_draws,
     svi_fit,
 )
-from .integrated import MergeRun, MergeSettings, merge_run
 from .io.expt import read_experiments, write_experiments
 from .io.images import ImageReader, read_bandwidth
 from .io.mtz import Unmerged, read_unmerged, write_merged, write_unmerged
 from .io.posterior import write_posterior
+from .io.reference import read_reference
 from .loading import load_model, model_names
-from .merge import Merged
-from .merge_results import write_merge
+from .merging.agreement import completeness, pearson, r_split, shell_edges, shell_table
+from .merging.average import Merged
+from .merging.merge import MergeRun, MergeSettings, merge_run
+from .merging.observations import ScalingPriors
 from .noise import Noise, estimate_noise, noise_for
 from .predict import Predictions
 from .priors import Priors, read_priors
-from .reference import Reference, asu_map, free_set, read_reference
-from .results import write_results
-from .scaling import ScalingPriors
-from .simulate import Simulation
-from .simulate_files import simulate_run
-from .simulate_unmerged import UnmergedSimulation, simulate_unmerged
-from .tables import image_table, shared_values
+from .reference import Reference, free_set
+from .results.fit import write_results
+from .results.merge import write_merge
+from .simulation.files import simulate_run
+from .simulation.truth import Simulation
+from .simulation.unmerged import UnmergedSimulation, simulate_unmerged
+from .symmetry import asu_map
 
 __version__ = "0.1.0"
 

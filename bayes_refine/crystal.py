@@ -42,8 +42,7 @@ class Crystal:
     def U(self) -> np.ndarray:
         """(3, 3) rotation of the crystal's Cartesian frame (PDB convention) into the lab."""
         B = np.array(self.cell.frac.mat.tolist()).T
-        u, _, vt = np.linalg.svd(self.A @ np.linalg.inv(B))
-        return u @ vt
+        return rotation_part(self.A @ np.linalg.inv(B))
 
 
 def cell_from_real_axes(axes: np.ndarray) -> gemmi.UnitCell:
@@ -91,6 +90,18 @@ def rotation_matrix(rotation_mrad: np.ndarray) -> np.ndarray:
     angle = np.linalg.norm(w, axis=-1)[..., None, None]
     K = cross_matrix(w)
     return np.eye(3) + np.sinc(angle / np.pi) * K + 0.5 * np.sinc(angle / (2 * np.pi)) ** 2 * K @ K
+
+
+def rotation_part(change: np.ndarray) -> np.ndarray:
+    """The rotation (3, 3) nearest to a matrix (3, 3): that of its polar decomposition."""
+    u, _, vt = np.linalg.svd(change)
+    return u @ vt
+
+
+def rotation_vector_mrad(change: np.ndarray) -> np.ndarray:
+    """(3,) mrad, lab axes: the rotation part of a small change (3, 3) of setting."""
+    r = rotation_part(change)
+    return 500 * np.array([r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1]])
 
 
 def strain_basis(crystal: Crystal) -> np.ndarray:

@@ -8,8 +8,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from .fit import RunFit
-from .tables import beam_place, image_table, shared_values, usable_images
+from .crystal import rotation_part
+from .fitting.fit import RunFit
+from .fitting.tables import beam_place, image_table, shared_values, usable_images
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,7 @@ def _rms(values) -> float:
 
 def _misorientation_deg(A: np.ndarray, truth: np.ndarray) -> float:
     """Angle of the rotation part (polar decomposition) of A·A_true⁻¹."""
-    u, _, vt = np.linalg.svd(A @ np.linalg.inv(truth))
-    R = u @ vt
+    R = rotation_part(A @ np.linalg.inv(truth))
     sine = np.linalg.norm([R[2, 1] - R[1, 2], R[0, 2] - R[2, 0], R[1, 0] - R[0, 1]]) / 2
     return float(np.degrees(np.arctan2(sine, (np.trace(R) - 1) / 2)))
 

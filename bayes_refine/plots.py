@@ -12,10 +12,10 @@ import numpy as np
 
 from . import measure
 from .errors import InputError
-from .fit import RunFit
+from .fitting.fit import RunFit
+from .fitting.seen import shoebox_for
+from .fitting.tables import image_table, usable_images
 from .io.images import ImageReader
-from .rounds import shoebox_for
-from .tables import image_table, usable_images
 
 BLUE, RED, ORANGE, GREY = "#1f5fa8", "#c8382c", "#e07a1f", "0.55"
 SHELLS = ("#1b4f8f", "#2a9d8f", ORANGE)  # low to high resolution
@@ -246,7 +246,7 @@ def residual_histogram(run: RunFit, ax: Any = None) -> Any:
 def across_images(
     table: dict[str, np.ndarray], names: Sequence[str], label: str, ax: Any = None
 ) -> Any:
-    """Values of each image with their sd, from ``results.image_table``."""
+    """Values of each image with their sd, from ``tables.image_table``."""
     ax = _axes(ax)
     unit = 1e3 if names == ("R1",) else 1.0
     n = len(table["identifier"])

@@ -92,7 +92,7 @@ def read_priors(path: str | Path, defaults: AnyPriors) -> AnyPriors:
     """Priors from a TOML file of ``name = number`` lines; names not given keep their default.
 
     Args:
-        defaults: a dataclass of numbers, ``Priors()`` or ``scaling.ScalingPriors()``.
+        defaults: a dataclass of numbers, ``Priors()`` or ``merging.observations.ScalingPriors()``.
 
     Raises:
         InputError: no such file, not TOML, an unknown name or a value that is no number.

@@ -24,7 +24,7 @@ def wilson(F, log_mean, obs, priors):
 
 
 def model(obs, priors, curve=partiality.log_lorentzian_curve, amplitude_prior=wilson):
-    """Joint density of the unknowns and the observations ``obs`` (scaling.Observations).
+    """Joint density of the unknowns and the observations, ``merging.observations.Observations``.
 
     ``curve``, of the partiality, and ``amplitude_prior`` are the two pieces with rivals.
     """

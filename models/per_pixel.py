@@ -23,7 +23,7 @@ def log_normal(name, median, log_sd):
 
 
 def model(pixels, priors, noise=poisson, partiality=forward.partiality):
-    """Joint density of the unknowns and the photons of ``pixels`` (``bayes_refine.pixels``)."""
+    """Joint density of the unknowns and the photons of ``bayes_refine.per_pixel.pixels``."""
     obs = pixels.reflections
 
     # the run

@@ -68,9 +68,10 @@ class SmallRun:
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory) -> SmallRun:
     """Fitted once for all tests that look at results: most of its time is compilation."""
-    from bayes_refine import cli, results
-    from bayes_refine.simulate import Simulation
-    from bayes_refine.simulate_files import simulate_run
+    from bayes_refine import cli
+    from bayes_refine.results import fit as results
+    from bayes_refine.simulation.files import simulate_run
+    from bayes_refine.simulation.truth import Simulation
 
     folder = tmp_path_factory.mktemp("small_run")
     data, out = folder / "data", folder / "out"

@@ -16,12 +16,23 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 
-from bayes_refine import forward, infer, measure, observe, predict, simulate
+from bayes_refine import forward, infer, measure, predict
 from bayes_refine.crystal import Crystal, refined_crystal
 from bayes_refine.experiments import Still
+from bayes_refine.fitting import observe
 from bayes_refine.loading import load_model
 from bayes_refine.priors import Priors
-from bayes_refine.simulate import Simulation
+from bayes_refine.simulation.pixels import background_photons, spot_photons
+from bayes_refine.simulation.spots import predict_spots
+from bayes_refine.simulation.truth import (
+    Simulation,
+    Truth,
+    draw_truth,
+    random_rotations,
+    reference_intensities,
+    square_detector,
+    whole_sphere,
+)
 
 N_IMAGES, SLOTS, N_DRAWS, REPLICATES = 3, 128, 99, 36
 # narrow enough for one measurement at its centre, wide enough to be overruled by the data
@@ -87,7 +98,7 @@ def painted(truth, stills, reference, sphere, rng: np.random.Generator) -> np.nd
     """Photons (n, 1, height, width): the truth's spots, each with the errors the model allows."""
     x, y, along = truth["detector_shift_mm"]
     centre = RUN.beam_center_px + np.array([x, y]) / RUN.pixel_size_mm
-    detector = simulate.square_detector(RUN, RUN.distance_mm + along, centre)
+    detector = square_detector(RUN, RUN.distance_mm + along, centre)
     images = []
     for i, still in enumerate(stills):
         crystal = refined_crystal(
@@ -100,7 +111,7 @@ def painted(truth, stills, reference, sphere, rng: np.random.Generator) -> np.nd
             mosaic_rad=1e-3 * float(np.exp(truth["log_mosaic_image_mrad"][i, 0])),
             mosaic_shape=tuple(truth["mosaic_shape"][i, 0]),
         )
-        here = simulate.Truth(
+        here = Truth(
             A=crystal.A[None],
             G=np.exp(truth["log_G"][i]),
             B=truth["B"][i],
@@ -112,7 +123,7 @@ def painted(truth, stills, reference, sphere, rng: np.random.Generator) -> np.nd
             sphere=sphere,
             bad=np.zeros((1, RUN.n_pixels, RUN.n_pixels), bool),
         )
-        spots = simulate.predict_spots(relp, here, 0)
+        spots = predict_spots(relp, here, 0)
         n = len(spots.J)
         norm_q = np.linalg.norm(spots.q, axis=1)
         bright = np.exp(
@@ -130,8 +141,8 @@ def painted(truth, stills, reference, sphere, rng: np.random.Generator) -> np.nd
             width=np.sqrt(np.maximum(square, 0.1 * spots.width**2)),
             frame=frame,
         )
-        expected = simulate.background_photons(RUN, detector)
-        images.append(rng.poisson(expected + simulate.spot_photons(detector, still.beam, spots)))
+        expected = background_photons(RUN, detector)
+        images.append(rng.poisson(expected + spot_photons(detector, still.beam, spots)))
     return np.stack(images).astype(np.float32)
 
 
@@ -171,22 +182,22 @@ def seen(images, stills, hkl, known) -> forward.Observations:
 def made(count: int):
     """Truths and what was seen of each, ``count`` of them."""
     group = gemmi.find_spacegroup_by_ops(gemmi.symops_from_hall(RUN.hall))
-    reference = simulate.reference_intensities(RUN, np.random.default_rng(0))
-    sphere = simulate.whole_sphere(RUN.hall, reference)
+    reference = reference_intensities(RUN, np.random.default_rng(0))
+    sphere = whole_sphere(RUN.hall, reference)
     intensity = {tuple(h): x for h, x in zip(sphere.hkl, sphere.intensity, strict=True)}
 
     def known(hkl):
         return np.array([intensity[tuple(h)] for h in hkl])
 
-    beam = simulate.draw_truth(RUN, np.random.default_rng(0)).beam
-    detector = simulate.square_detector(RUN, RUN.distance_mm, RUN.beam_center_px)
+    beam = draw_truth(RUN, np.random.default_rng(0)).beam
+    detector = square_detector(RUN, RUN.distance_mm, RUN.beam_center_px)
     cell = gemmi.UnitCell(*RUN.cell)
     hkl = predict.candidate_indices(cell, group, RUN.d_min)
     hkl = hkl[[tuple(h) in intensity for h in hkl]]
     rows = []
     for k in range(count):
         rng = np.random.default_rng([20, k])
-        crystals = simulate.random_rotations(rng, N_IMAGES) @ np.array(cell.frac.mat.tolist()).T
+        crystals = random_rotations(rng, N_IMAGES) @ np.array(cell.frac.mat.tolist()).T
         stills = [
             Still(f"{i}", "", i, beam, detector, Crystal(A, RUN.hall))
             for i, A in enumerate(crystals)

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from bayes_refine import cli
-from bayes_refine.simulate import Simulation
-from bayes_refine.simulate_files import simulate_run
+from bayes_refine.simulation.files import simulate_run
+from bayes_refine.simulation.truth import Simulation
 
 NOISE = ("--gain", "1", "--read-noise", "0")  # there is too little here to find it in
 

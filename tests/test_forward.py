@@ -16,10 +16,11 @@ from bayes_refine import forward
 from bayes_refine.crystal import Crystal, refined_crystal, rotation_matrix
 from bayes_refine.detector import Beam, beam_frame
 from bayes_refine.experiments import Still
+from bayes_refine.fitting.observe import geometry_observations, layout, slots
 from bayes_refine.measure import Boxes, measure, score_weights, shoebox_for_width
-from bayes_refine.observe import geometry_observations, layout, slots
 from bayes_refine.predict import candidate_indices, concatenate, predict
-from bayes_refine.simulate import Simulation, relp_covariance, square_detector
+from bayes_refine.simulation.spots import relp_covariance
+from bayes_refine.simulation.truth import Simulation, square_detector
 
 SHAPE = (0.2, -0.1, 0.3, -0.25, 0.15)  # of the mosaic spread
 SIMULATION = Simulation(

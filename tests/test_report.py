@@ -13,9 +13,9 @@ import pytest
 
 from bayes_refine import infer, report
 from bayes_refine.errors import InputError
+from bayes_refine.fitting.tables import image_table
 from bayes_refine.report import charts, drawing, glance, images, page, sections
 from bayes_refine.report.images import failed
-from bayes_refine.tables import image_table
 
 ALL = (
     "headline run shared images intensities residuals shoeboxes agreement calibration posterior"

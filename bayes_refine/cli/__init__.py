@@ -11,7 +11,10 @@ from pathlib import Path
 import jax
 
 from ..errors import InputError
-from . import compare, fit, merge, simulate  # noqa: F401  the commands register themselves
+from . import fit  # noqa: F401  the commands register themselves: fit is the first in the help
+
+# isort: split
+from . import compare, merge, simulate  # noqa: F401
 from .app import app, err_console
 
 

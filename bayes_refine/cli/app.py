@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,12 +19,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 out_console, err_console = Console(highlight=False), Console(stderr=True, highlight=False)
-
-Out = Annotated[
-    Path,
-    typer.Option(help="Folder for the results; made if absent.", metavar="DIR", show_default=False),
-]
-DETECTOR, INFERENCE = "Beam and detector", "Model and inference"
 
 
 @app.callback(invoke_without_command=True)

@@ -10,33 +10,23 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from .. import compare, fit, loading, noise, output, priors, reference
-from ..errors import InputError
+from .. import loading, noise, output
+from ..fitting.run import Settings
 from ..io.expt import read_experiments
 from ..io.images import ImageReader
-from .app import Out, app, out_console, progress
-from .fit import _images, overridden
+from ..per_pixel import compare
+from ..priors import Priors
+from . import options
+from .app import app, out_console, progress
+from .inputs import overridden, priors_from, reference_from, some_images
 
 
 @app.command("compare")
 def compare_command(
     context: typer.Context,
-    experiments: Annotated[
-        Path,
-        typer.Argument(
-            help="Indexed stills, a DIALS .expt file.", metavar="EXPERIMENTS", show_default=False
-        ),
-    ],
-    out: Out,
-    reference_file: Annotated[
-        Path,
-        typer.Option(
-            "--reference",
-            metavar="FILE",
-            show_default=False,
-            help="Reference intensities: .mtz, structure-factor .cif, .pdb or model .cif.",
-        ),
-    ],
+    experiments: options.ExperimentsFile,
+    out: options.Out,
+    reference_file: Annotated[Path, options.reference_option(show_default=False)],
     truth_file: Annotated[
         Path | None,
         typer.Option(
@@ -45,82 +35,36 @@ def compare_command(
             help="HDF5 with the true A of all stills, and G and B, as of a simulated run.",
         ),
     ] = None,
-    d_min: Annotated[
-        float | None,
-        typer.Option(
-            metavar="Å", help="Resolution limit, Å.", show_default="that of the reference"
-        ),
-    ] = None,
-    images: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A:B", help="Range a:b of the stills, from 0, b left out.", show_default="all"
-        ),
-    ] = None,
+    d_min: options.Resolution = None,
+    images: options.Images = None,
     free_fraction: Annotated[
-        float,
-        typer.Option(
-            min=0.0,
-            max=0.5,
-            metavar="FRACTION",
-            help="Share of unique reflections kept from all fits.",
-        ),
+        float, options.free_option("Share of unique reflections kept from all fits.")
     ] = 0.05,
     seed: Annotated[int, typer.Option(metavar="N", help="Of the free set and the halves.")] = 0,
-    priors_file: Annotated[
-        Path | None,
-        typer.Option("--priors", metavar="FILE", help="TOML file of priors that replace defaults."),
-    ] = None,
-    bandwidth: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0,
-            max=0.2,
-            metavar="FRACTION",
-            help="Bandwidth Δλ/λ, rms fraction.",
-            show_default="from the image files, else 0",
-        ),
-    ] = None,
-    gain: Annotated[
-        float | None,
-        typer.Option(metavar="G", help="Counts per photon.", show_default="as of fit"),
-    ] = None,
-    read_noise: Annotated[
-        float | None,
-        typer.Option(
-            metavar="PHOTONS", help="Read-out noise, photons rms.", show_default="as of fit"
-        ),
-    ] = None,
+    priors_file: Annotated[Path | None, options.priors_option()] = None,
+    bandwidth: Annotated[float | None, options.bandwidth_option()] = None,
+    gain: Annotated[float | None, options.gain_option("as of fit")] = None,
+    read_noise: Annotated[float | None, options.read_noise_option("as of fit")] = None,
 ) -> None:
     """Fit a run to factored statistics and to its pixels; write and print one table of both."""
-    if d_min is not None and not d_min > 0:
-        raise InputError(f"--d-min {d_min:g}: the resolution limit must be positive, in Å")
     output.prepare_folder(out)
     whole = read_experiments(experiments)
-    run_of = _images(whole, images)
+    chosen = some_images(whole, images)
     truth = None
     if truth_file is not None:
-        first = next(i for i, still in enumerate(whole.stills) if still is run_of.stills[0])
-        truth = compare.read_truth(truth_file, slice(first, first + len(run_of)))
-    ref = reference.read_reference(reference_file, None, 0.97 * d_min if d_min else None)
-    settings = fit.Settings(
-        d_min=d_min or float(ref.d.min()), free_fraction=free_fraction, seed=seed
-    )
-    prior = priors.read_priors(priors_file, priors.Priors()) if priors_file else priors.Priors()
-    stills = overridden(run_of.stills, bandwidth, None, None)
+        first = next(i for i, still in enumerate(whole.stills) if still is chosen.stills[0])
+        truth = compare.read_truth(truth_file, slice(first, first + len(chosen)))
+    ref = reference_from(reference_file, None, d_min)
+    settings = Settings(d_min=d_min or float(ref.d.min()), free_fraction=free_fraction, seed=seed)
+    prior = priors_from(priors_file, Priors())
+    stills = overridden(chosen.stills, bandwidth)
     with ImageReader(gain=gain) as reader, progress() as say:
         found = noise.noise_for(reader, stills, gain, read_noise)
         reader.gain = found.gain
         settings = replace(settings, read_noise=found.read_noise)
+        model, pixel_model = loading.load_model("still"), loading.load_model("per_pixel")
         contestants = compare.compare(
-            stills,
-            ref,
-            reader,
-            loading.load_model("still"),
-            loading.load_model("per_pixel"),
-            prior,
-            settings,
-            progress=say,
+            stills, ref, reader, model, pixel_model, prior, settings, progress=say
         )
     table = {c.name: compare.scores(c, ref, settings, truth) for c in contestants}
     about = {"command": context.obj or [], "noise": asdict(found), "priors": asdict(prior)}

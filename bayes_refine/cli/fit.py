@@ -3,73 +3,44 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .. import fit, loading, noise, output, priors, reference, results, tables
+from .. import loading, noise, output, reference
 from ..errors import InputError
 from ..experiments import Experiments, Still
+from ..fitting import fit, tables
+from ..fitting.run import Settings
 from ..io.expt import read_experiments
-from ..io.images import ImageReader, read_bandwidth
-from .app import Out, app, out_console, progress
+from ..io.images import ImageReader
+from ..priors import Priors
+from ..results import fit as results
+from . import options
+from .app import app, out_console, progress
+from .inputs import overridden, priors_from, reference_from, some_images
 from .methods import GuideName, MethodName, method_of
-
-DETECTOR, INFERENCE = "Beam and detector", "Model and inference"
+from .options import DETECTOR, INFERENCE
 
 
 @app.command("fit")
 def fit_command(
     context: typer.Context,
-    experiments: Annotated[
-        Path,
-        typer.Argument(
-            help="Indexed stills, a DIALS .expt file.", metavar="EXPERIMENTS", show_default=False
-        ),
-    ],
-    out: Out,
+    experiments: options.ExperimentsFile,
+    out: options.Out,
     reference_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--reference",
-            metavar="FILE",
-            help="Reference intensities: .mtz, structure-factor .cif, .pdb or model .cif.",
-            show_default="none: the images are each other's",
-        ),
+        Path | None, options.reference_option("none: the images are each other's")
     ] = None,
-    reference_column: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LABEL", help="Column of the reference; found by its usual names if left out."
-        ),
-    ] = None,
-    d_min: Annotated[
-        float | None,
-        typer.Option(
-            metavar="Å", help="Resolution limit, Å.", show_default="that of the reference"
-        ),
-    ] = None,
-    images: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A:B", help="Range a:b of the stills, from 0, b left out.", show_default="all"
-        ),
-    ] = None,
+    reference_column: options.ReferenceColumn = None,
+    d_min: options.Resolution = None,
+    images: options.Images = None,
     free_fraction: Annotated[
-        float,
-        typer.Option(
-            min=0.0,
-            max=0.5,
-            metavar="FRACTION",
-            help="Share of unique reflections kept from the fit.",
-        ),
+        float, options.free_option("Share of unique reflections kept from the fit.")
     ] = 0.05,
-    seed: Annotated[
-        int, typer.Option(metavar="N", help="Of the free set, the random halves and the draws.")
-    ] = 0,
+    seed: options.Seed = 0,
     anomalous: Annotated[
         bool, typer.Option("--anomalous", help="Keep Friedel mates apart in merged.mtz.")
     ] = False,
@@ -93,15 +64,7 @@ def fit_command(
         GuideName,
         typer.Option(help="Of --method svi.", rich_help_panel=INFERENCE),
     ] = GuideName.structured,
-    priors_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--priors",
-            metavar="FILE",
-            help="TOML file of priors that replace defaults.",
-            rich_help_panel=INFERENCE,
-        ),
-    ] = None,
+    priors_file: Annotated[Path | None, options.priors_option(panel=INFERENCE)] = None,
     student_t: Annotated[
         float | None,
         typer.Option(
@@ -144,34 +107,12 @@ def fit_command(
             rich_help_panel=INFERENCE,
         ),
     ] = 500,
-    bandwidth: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0,
-            max=0.2,
-            metavar="FRACTION",
-            help="Bandwidth Δλ/λ, rms fraction.",
-            show_default="from the image files, else 0",
-            rich_help_panel=DETECTOR,
-        ),
-    ] = None,
+    bandwidth: Annotated[float | None, options.bandwidth_option(DETECTOR)] = None,
     gain: Annotated[
-        float | None,
-        typer.Option(
-            metavar="G",
-            help="Counts per photon.",
-            show_default="from the .expt, else the images",
-            rich_help_panel=DETECTOR,
-        ),
+        float | None, options.gain_option("from the .expt, else the images", DETECTOR)
     ] = None,
     read_noise: Annotated[
-        float | None,
-        typer.Option(
-            metavar="PHOTONS",
-            help="Read-out noise, photons rms.",
-            show_default="from the images",
-            rich_help_panel=DETECTOR,
-        ),
+        float | None, options.read_noise_option("from the images", DETECTOR)
     ] = None,
     pedestal: Annotated[
         float | None,
@@ -205,28 +146,23 @@ def fit_command(
 ) -> None:
     """Fit a run of indexed stills; write refined geometry, intensities, posterior and a picture."""
     started = time.perf_counter()
-    if d_min is not None and not d_min > 0:
-        raise InputError(f"--d-min {d_min:g}: the resolution limit must be positive, in Å")
     output.prepare_folder(out)
     program = loading.load_model(model)
-    chosen = priors.Priors()
-    if priors_file:
-        chosen = priors.read_priors(priors_file, chosen)
+    chosen = priors_from(priors_file, Priors())
     if student_t is not None:
         chosen = replace(chosen, student_t_nu=student_t)
-    run_of = _images(read_experiments(experiments), images)
+    run_of = some_images(read_experiments(experiments), images)
     if reference_file is None and d_min is None:
         raise InputError("without --reference, say how far to go: give --d-min, in Å")
     if d_min and d_min > _d_max(run_of.stills[0]):
         raise InputError(f"--d-min {d_min:g}: no reflection of this cell has so large a d")
-    margin = 0.97 * d_min if d_min else None  # the cells of stills differ a little
     ref = None
     if reference_file is not None:
-        ref = reference.read_reference(reference_file, reference_column, margin)
+        ref = reference_from(reference_file, reference_column, d_min)
         reference.check_fits(ref, [s.crystal for s in run_of.stills], str(experiments))
         d_min = d_min or float(ref.d.min())
     assert d_min is not None
-    settings = fit.Settings(d_min=d_min, rounds=rounds, free_fraction=free_fraction, seed=seed)
+    settings = Settings(d_min=d_min, rounds=rounds, free_fraction=free_fraction, seed=seed)
     stills = overridden(run_of.stills, bandwidth, sensor_thickness_mm, sensor_mu)
     with ImageReader(gain=gain, pedestal=pedestal) as reader:
         fit_and_write(
@@ -256,8 +192,8 @@ def fit_and_write(
     ref: reference.Reference | None,
     reader: ImageReader,
     model: Callable[..., Any],
-    prior: priors.Priors,
-    settings: fit.Settings,
+    prior: Priors,
+    settings: Settings,
     *,
     started: float,
     gain: float | None = None,
@@ -322,44 +258,6 @@ def _report(out: Path, run: fit.RunFit, summary: dict[str, Any], seconds: float)
     if message := summary["posterior"]["message"]:
         out_console.print(message, markup=False, soft_wrap=True)
     out_console.print(f"{seconds:.0f} s; results in {out}", soft_wrap=True)
-
-
-def _images(experiments: Experiments, chosen: str | None) -> Experiments:
-    """The experiments in a range ``a:b``."""
-    n = len(experiments)
-    if chosen is None:
-        return experiments
-    try:
-        start, stop = (int(part) if part.strip() else None for part in chosen.split(":"))
-    except ValueError:
-        raise InputError(f"--images {chosen}: give a range a:b, such as 0:12") from None
-    stills = experiments.stills[start:stop]
-    if not stills:
-        raise InputError(
-            f"--images {chosen}: no such images; {experiments.path} has {n}, 0 to {n - 1}"
-        )
-    return replace(experiments, stills=stills)
-
-
-def overridden(
-    stills: Sequence[Still], bandwidth: float | None, thickness: float | None, mu: float | None
-) -> tuple[Still, ...]:
-    """The stills with their bandwidth, and the sensor that the options say."""
-
-    def one(still: Still) -> Still:
-        width, detector = bandwidth, still.detector
-        if width is None:
-            try:
-                width = read_bandwidth(still) or 0.0
-            except InputError:  # reading the image will say so again, for this image alone
-                width = 0.0
-        if thickness is not None:
-            detector = replace(detector, thickness_mm=0 * detector.thickness_mm + thickness)
-        if mu is not None:
-            detector = replace(detector, mu_per_mm=0 * detector.mu_per_mm + mu)
-        return replace(still, beam=replace(still.beam, bandwidth=width), detector=detector)
-
-    return tuple(map(one, stills))
 
 
 def _d_max(still: Still) -> float:

@@ -9,12 +9,17 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import loading, mates, merge_results, merged_intensities, output, priors, reference
+from .. import loading, output
 from ..errors import InputError
-from ..integrated import MergeSettings, merge_run
 from ..io.mtz import read_unmerged
-from ..scaling import ScalingPriors
-from .app import Out, app, out_console, progress
+from ..merging import mates, merged_intensities
+from ..merging.merge import MergeSettings, merge_run
+from ..merging.observations import ScalingPriors
+from ..reference import check_symmetry
+from ..results.merge import write_merge
+from . import options
+from .app import app, out_console, progress
+from .inputs import priors_from, reference_from
 
 
 class Prior(StrEnum):
@@ -36,21 +41,9 @@ def merge_command(
             show_default=False,
         ),
     ],
-    out: Out,
-    reference_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--reference",
-            metavar="FILE",
-            help="Reference intensities: .mtz, structure-factor .cif, .pdb or model .cif.",
-        ),
-    ] = None,
-    reference_column: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LABEL", help="Column of the reference; found by its usual names if left out."
-        ),
-    ] = None,
+    out: options.Out,
+    reference_file: Annotated[Path | None, options.reference_option()] = None,
+    reference_column: options.ReferenceColumn = None,
     prior: Annotated[
         Prior | None,
         typer.Option(
@@ -62,28 +55,12 @@ def merge_command(
     anomalous: Annotated[
         bool, typer.Option("--anomalous", help="Keep Friedel mates apart.")
     ] = False,
-    d_min: Annotated[
-        float | None,
-        typer.Option(metavar="Å", help="Resolution limit, Å.", show_default="all there is"),
-    ] = None,
+    d_min: Annotated[float | None, options.resolution_option("all there is")] = None,
     free_fraction: Annotated[
-        float,
-        typer.Option(
-            min=0.0,
-            max=0.5,
-            metavar="FRACTION",
-            help="Share of unique reflections that never see their reference.",
-        ),
+        float, options.free_option("Share of unique reflections that never see their reference.")
     ] = 0.05,
-    seed: Annotated[
-        int, typer.Option(metavar="N", help="Of the free set, the random halves and the draws.")
-    ] = 0,
-    priors_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--priors", metavar="FILE", help="TOML file of priors of scales that replace defaults."
-        ),
-    ] = None,
+    seed: options.Seed = 0,
+    priors_file: Annotated[Path | None, options.priors_option("of scales ")] = None,
     draws: Annotated[
         int | None,
         typer.Option(
@@ -103,19 +80,15 @@ def merge_command(
     """Scale and merge integrated stills: true intensities with their uncertainties."""
     started = time.perf_counter()
     chosen = _prior(prior, reference_file, anomalous)
-    if d_min is not None and not d_min > 0:
-        raise InputError(f"--d-min {d_min:g}: the resolution limit must be positive, in Å")
     if anomalous and draws is not None:
         raise InputError("--draws with --anomalous: draws of Friedel pairs are not made; leave one")
     output.prepare_folder(out)
-    scales = ScalingPriors()
-    if priors_file:
-        scales = priors.read_priors(priors_file, scales)
+    scales = priors_from(priors_file, ScalingPriors())
     data = read_unmerged(unmerged)
     ref = None
     if reference_file is not None:
-        ref = reference.read_reference(reference_file, reference_column, d_min and 0.97 * d_min)
-        reference.check_symmetry(ref, data.cell, data.space_group, data.source)
+        ref = reference_from(reference_file, reference_column, d_min)
+        check_symmetry(ref, data.cell, data.space_group, data.source)
     name = "latent" if chosen is Prior.wilson else "latent_reference"
     model = loading.load_model(name)
     settings = MergeSettings(d_min or 0.0, free_fraction, seed, anomalous, refit_halves)
@@ -130,7 +103,7 @@ def merge_command(
             estimate=_estimate(chosen, anomalous),
             progress=say,
         )
-        summary = merge_results.write_merge(
+        summary = write_merge(
             out,
             run,
             model,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from functools import partial
 
-from .. import draws
+from ..fitting import draws
 from ..infer import guides
 
 

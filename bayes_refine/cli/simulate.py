@@ -11,20 +11,24 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from .. import demo, fit, loading, output, priors, reference
+from .. import demo, loading, output, priors
+from ..fitting.run import Settings
 from ..io.expt import read_experiments
 from ..io.images import ImageReader
-from ..simulate import Simulation
-from ..simulate_files import simulate_run
-from .app import Out, app, out_console, progress
-from .fit import fit_and_write, overridden
+from ..io.reference import read_reference
+from ..simulation.files import simulate_run
+from ..simulation.truth import Simulation
+from . import options
+from .app import app, out_console, progress
+from .fit import fit_and_write
+from .inputs import overridden
 
 
 @app.command("simulate")
 def simulate_command(
-    out: Out,
+    out: options.Out,
     images: Annotated[int, typer.Option(min=1, metavar="N", help="Number of stills.")] = 12,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of every random number.")] = 1,
+    seed: options.SimulationSeed = 1,
     d_min: Annotated[
         float, typer.Option(min=0.5, metavar="Å", help="No reflections beyond, Å.")
     ] = 2.3,
@@ -86,9 +90,9 @@ def simulate_command(
 @app.command("demo")
 def demo_command(
     context: typer.Context,
-    out: Out,
+    out: options.Out,
     images: Annotated[int, typer.Option(min=2, metavar="N", help="Number of stills.")] = 6,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of every random number.")] = 1,
+    seed: options.SimulationSeed = 1,
 ) -> None:
     """Simulate a small run, fit it, and say how near the truth the fit came."""
     started = time.perf_counter()
@@ -96,8 +100,8 @@ def demo_command(
     simulation = Simulation(n_images=images, seed=seed)
     expt = _simulate(simulation, out / "data")
     experiments = read_experiments(expt)
-    stills = overridden(experiments.stills, None, None, None)
-    ref = reference.read_reference(out / "data" / "reference.mtz")
+    stills = overridden(experiments.stills)
+    ref = read_reference(out / "data" / "reference.mtz")
     with ImageReader() as reader:
         run = fit_and_write(
             out / "fit",
@@ -106,7 +110,7 @@ def demo_command(
             reader,
             loading.load_model("still"),
             priors.Priors(),
-            fit.Settings(d_min=simulation.d_min, seed=seed),
+            Settings(d_min=simulation.d_min, seed=seed),
             started=started,
             model_name="still",
             command=context.obj or [],

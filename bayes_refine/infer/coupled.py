@@ -71,8 +71,8 @@ def coupled_fit(
     if jnp.result_type(float) != jnp.float64:
         raise ValueError("a coupled fit needs double precision: set jax_enable_x64")
     sites, values = find_sites(model, (obs, priors), init)
-    flat, unravel = _ravelled(sites, values)
-    objective = _compiled_objective(model, sites)
+    flat, unravel = ravelled(sites, values)
+    objective = compiled_objective(model, sites)
     x, evaluations, last = np.array(flat), 0, None
     say, count = progress or (lambda line: None), itertools.count(1)
 
@@ -130,7 +130,8 @@ def finite_differences(gradient_at, x, n: int, k: int, s: int, seed: int = 0) ->
     return Arrow((blocks + blocks.swapaxes(1, 2)) / 2, border, (shared + shared.T) / 2)
 
 
-def _ravelled(sites: tuple[Site, ...], values):
+def ravelled(sites: tuple[Site, ...], values):
+    """All unknowns (n k + s,) of values by site, and how to take them apart: (n, k) and (s,)."""
     theta, phi = (np.asarray(a) for a in flatten(sites, values))
     n, k = theta.shape
 
@@ -146,7 +147,9 @@ def _sizes(unravel, x) -> tuple[int, int, int]:
 
 
 @lru_cache(maxsize=8)
-def _compiled_objective(model: Model, sites: tuple[Site, ...]):
+def compiled_objective(model: Model, sites: tuple[Site, ...]):
+    """(theta, phi, obs, priors) → −ln p and its slope along both, compiled once for a model."""
+
     def objective(theta, phi, obs, priors):
         return -sum(part.sum() for part in density(model, sites, theta, phi, (obs, priors)))
 

@@ -55,7 +55,7 @@ def pixel_fit(
     Args:
         model: NumPyro program of (pixels, priors) with a deterministic site ``spots``; what it
             says of the photons is not asked, since that is ``noise`` (``counting``).
-        pixels: ``bayes_refine.pixels.Pixels``.
+        pixels: ``bayes_refine.per_pixel.pixels.Pixels``.
         init: start by site (constrained, all images); the prior mean where absent.
         tolerance: stop when every image and the shared unknowns are nearer to the mode than
             this many posterior sd.
@@ -63,7 +63,7 @@ def pixel_fit(
     args = (pixels, priors)
     sites, values = find_sites(model, args, init or {})
     theta, phi = (np.asarray(x) for x in flatten(sites, values))
-    look = _compiled_look(model, noise, sites)
+    look = compiled_look(model, noise, sites)
     reach = [np.asarray(x) for x in compiled_reach(model, sites)(theta, phi, args)]
     damping, shared_damping = np.full(len(theta), 1e-3), 1e-3
     here = _looked(look(theta, phi, args))
@@ -142,7 +142,7 @@ def _steps(here: _Look, damping: np.ndarray, shared_damping: float) -> _Steps:
 
 
 @lru_cache(maxsize=8)
-def _compiled_look(model: Model, noise: Noise, sites: tuple[Site, ...]):
+def compiled_look(model: Model, noise: Noise, sites: tuple[Site, ...]):
     """:func:`_look`, compiled once for a model, a noise and the shape of the pixels."""
     return jax.jit(partial(_look, model, noise, sites))
 

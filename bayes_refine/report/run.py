@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from ..detector import pixel_to_lab
-from ..fit import RunFit
+from ..fitting.fit import RunFit
+from ..fitting.tables import AXES, UNITS, image_table, usable_images
 from ..io.images import ImageReader
-from ..tables import AXES, UNITS, image_table, usable_images
 from . import glance, images, recipe, sections
 from .charts import Compared
 from .page import chart, write_report

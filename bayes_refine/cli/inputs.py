@@ -1,0 +1,65 @@
+"""From what the options say to what the library takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ..errors import InputError
+from ..experiments import Experiments, Still
+from ..io.images import read_bandwidth
+from ..io.reference import read_reference
+from ..priors import AnyPriors, read_priors
+from ..reference import Reference
+
+
+def some_images(experiments: Experiments, chosen: str | None) -> Experiments:
+    """The experiments in a range ``a:b``."""
+    n = len(experiments)
+    if chosen is None:
+        return experiments
+    try:
+        start, stop = (int(part) if part.strip() else None for part in chosen.split(":"))
+    except ValueError:
+        raise InputError(f"--images {chosen}: give a range a:b, such as 0:12") from None
+    stills = experiments.stills[start:stop]
+    if not stills:
+        raise InputError(
+            f"--images {chosen}: no such images; {experiments.path} has {n}, 0 to {n - 1}"
+        )
+    return replace(experiments, stills=stills)
+
+
+def overridden(
+    stills: Sequence[Still],
+    bandwidth: float | None = None,
+    thickness: float | None = None,
+    mu: float | None = None,
+) -> tuple[Still, ...]:
+    """The stills with their bandwidth, and the sensor that the options say."""
+
+    def one(still: Still) -> Still:
+        width, detector = bandwidth, still.detector
+        if width is None:
+            try:
+                width = read_bandwidth(still) or 0.0
+            except InputError:  # reading the image will say so again, for this image alone
+                width = 0.0
+        if thickness is not None:
+            detector = replace(detector, thickness_mm=0 * detector.thickness_mm + thickness)
+        if mu is not None:
+            detector = replace(detector, mu_per_mm=0 * detector.mu_per_mm + mu)
+        return replace(still, beam=replace(still.beam, bandwidth=width), detector=detector)
+
+    return tuple(map(one, stills))
+
+
+def priors_from(path: Path | None, defaults: AnyPriors) -> AnyPriors:
+    """The priors of a TOML file, or the defaults."""
+    return defaults if path is None else read_priors(path, defaults)
+
+
+def reference_from(path: Path, column: str | None, d_min: float | None) -> Reference:
+    """Reference intensities to a resolution and a little beyond: the cells of stills differ."""
+    return read_reference(path, column, 0.97 * d_min if d_min else None)

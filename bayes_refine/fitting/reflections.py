@@ -1,0 +1,142 @@
+"""What a fit says of every reflection of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from .. import infer
+from ..forward import Observations
+from ..priors import Priors
+from ..reference import Reference, wilson_mean
+from .pilot import State, images_of
+from .seen import MIN_COVERED, Batch
+
+
+@dataclass(frozen=True)
+class Reflections:
+    """Predicted reflections of a run, flat over images (N in all), in single precision.
+
+    Attributes:
+        image: (N,) index of the still in the run. hkl: (N, 3) as indexed, not reduced.
+        d: (N,) Å. panel: (N,); xy_px: (N, 2) predicted centre.
+        frame: (N, 2, 2) d(ε_1, ε_2)/d(x, y), Å⁻¹ per pixel.
+        polarisation: (N,).
+        J: (N,) profile-fitted intensity, photons.
+        variance_background (photons²), variance_signal (photons), relative_variance: (N,) v₀, v₁,
+            v₂ of Var[J] = v₀ + v₁·J + v₂·J²: background, counting, model error.
+        expected: (N,) I to weight with: I_ref; for free reflections and those without a
+            reference the mean intensity of their resolution, since no weight may know what it
+            must not see; without any reference what all images together say.
+        background, covered, contested: (N,) as ``measure.Statistics``.
+        intensity_reference: (N,) I_ref, NaN where unknown.
+        free, informs: (N,) bool: the free set, and what the fit was conditioned on.
+        scale: (N,) G·B_term·p·pol, photons per unit of I.
+        partiality, excitation_error (Å⁻¹): (N,) at the mode.
+        spot_moment: (N, 3) M11, M22, M12 at the mode, Å⁻².
+    """
+
+    image: np.ndarray
+    hkl: np.ndarray
+    d: np.ndarray
+    panel: np.ndarray
+    xy_px: np.ndarray
+    frame: np.ndarray
+    polarisation: np.ndarray
+    J: np.ndarray
+    variance_background: np.ndarray
+    variance_signal: np.ndarray
+    relative_variance: np.ndarray
+    expected: np.ndarray
+    background: np.ndarray
+    covered: np.ndarray
+    contested: np.ndarray
+    intensity_reference: np.ndarray
+    free: np.ndarray
+    informs: np.ndarray
+    scale: np.ndarray
+    partiality: np.ndarray
+    excitation_error: np.ndarray
+    spot_moment: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    @property
+    def J_model(self) -> np.ndarray:
+        """(N,) expected intensities, photons; NaN without a reference."""
+        return self.scale * self.intensity_reference
+
+    def variance_at(self, intensity: np.ndarray) -> np.ndarray:
+        """(N,) variance of J, photons², were the true intensities (N,) these."""
+        J = self.scale * intensity
+        return self.variance_background + self.variance_signal * J + self.relative_variance * J**2
+
+    @property
+    def variance(self) -> np.ndarray:
+        """(N,) expected variance of J, photons², at ``expected``: to weight with."""
+        return self.variance_at(self.expected)
+
+    @property
+    def variance_model(self) -> np.ndarray:
+        """(N,) the same at I_ref where there is one, for residuals; no weight."""
+        known = np.isfinite(self.intensity_reference)
+        return self.variance_at(np.where(known, self.intensity_reference, self.expected))
+
+    @property
+    def measured(self) -> np.ndarray:
+        """(N,) bool: more than 60 % of the template on usable pixels, whatever was expected."""
+        finite = np.isfinite(self.J) & np.isfinite(self.variance)
+        return (self.covered > MIN_COVERED) & finite
+
+
+def reflections_of(
+    batches: Iterable[Batch],
+    observations: Iterable[Observations],
+    ref: Reference,
+    model: infer.Model,
+    state: State,
+    priors: Priors,
+) -> Reflections:
+    """The reflections of all batches with what the model says of them at ``state``."""
+    pairs = zip(batches, observations, strict=True)
+    parts = [_of_batch(batch, obs, ref, model, state, priors) for batch, obs in pairs]
+    return Reflections(
+        *(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Reflections))
+    )
+
+
+def _of_batch(batch: Batch, obs: Observations, ref, model, state, priors) -> Reflections:
+    p, s, where = batch.predictions, batch.statistics, batch.where
+    here = images_of(state, batch.images, where.shape[0])
+    values = infer.evaluate(model, here, obs, priors)
+    sites = {name: where.flat(value) for name, value in values.items()}
+    known = np.isfinite(batch.intensity) & ~batch.free
+    mean = wilson_mean(ref.d, ref.intensity, p.d)
+    columns = {
+        "d": p.d,
+        "xy_px": p.xy_px,
+        "frame": p.frame,
+        "polarisation": p.polarisation,
+        "J": s.value[:, 0],
+        "variance_background": s.variance_background[:, 0],
+        "variance_signal": s.variance_signal[:, 0],
+        "relative_variance": sites.get("relative_variance", np.zeros(len(p))),
+        "expected": np.where(known, ref.lookup(p.hkl), mean),
+        "background": s.background,
+        "covered": s.covered,
+        "contested": s.contested,
+        "intensity_reference": batch.intensity,
+        "scale": sites["scale"] * p.polarisation,
+        **{k: sites[k] for k in ("partiality", "excitation_error", "spot_moment")},
+    }
+    return Reflections(
+        image=(p.image + batch.images.start).astype(np.int32),
+        hkl=p.hkl.astype(np.int32),
+        panel=p.panel.astype(np.int16),
+        free=batch.free,
+        informs=batch.informs,
+        **{name: np.asarray(values, np.float32) for name, values in columns.items()},
+    )

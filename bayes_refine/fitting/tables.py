@@ -1,0 +1,162 @@
+"""The numbers of a fit by name: each image's, and those that the images share.
+
+An image is *usable* if its status is "converged" or "not converged".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gemmi
+import numpy as np
+
+from ..experiments import Still
+from ..infer import Fit, Site
+from ..merging.agreement import pearson
+from .fit import RunFit
+
+AXES = {  # names along the last axis of known unknowns
+    "rotation_mrad": ("axis", ("x", "y", "z")),
+    "detector_shift_mm": ("detector_axis", ("beam_center_x", "beam_center_y", "distance")),
+    "strain": ("strain_component", None),
+}
+UNITS = {"R0": "R0_inv_angstrom", "position_error": "position_error_inv_angstrom"}
+
+
+def usable_images(run: RunFit) -> np.ndarray:
+    """(n,) bool: images that were fitted and found a maximum."""
+    return np.isin(run.status, ["converged", "not converged"])
+
+
+def fitted_images(run: RunFit) -> np.ndarray:
+    """(n,) bool: images with a posterior mode, were it only to say that nothing is seen."""
+    r = run.reflections
+    informed = np.bincount(r.image[r.informs], minlength=len(run.stills)) > 0
+    return informed & (run.status != "no maximum")
+
+
+def mean_cell(run: RunFit) -> gemmi.UnitCell:
+    """Mean refined cell of the usable images, Å and degrees."""
+    cells = [
+        s.crystal.cell.parameters
+        for s, good in zip(run.stills, usable_images(run), strict=True)
+        if good
+    ]
+    return gemmi.UnitCell(*np.mean(cells, axis=0))
+
+
+def image_table(run: RunFit) -> dict[str, np.ndarray]:
+    """Columns of ``images.csv``: one row an image, NaN where it could not be fitted.
+
+    identifier, status, n_reflections (measured), cc_model (Pearson CC of J and J_model over all
+    measured reflections with a reference, free ones too), then every unknown of an image with
+    its Laplace sd: G, B (Å²), R1 (Å⁻¹), rot_x_mrad, ..., strain_1, ..., what else the model has.
+    Where indexing is ambiguous, reindex and reindex_log_odds before them.
+    """
+    n, r = len(run.stills), run.reflections
+    fitted = fitted_images(run)
+    columns: dict[str, np.ndarray] = {
+        "identifier": np.array([still.identifier for still in run.stills], object),
+        "status": run.status,
+        "n_reflections": np.bincount(r.image[r.measured], minlength=n),
+    }
+    unknowns: dict[str, np.ndarray] = {}
+    for site in sorted((s for s in run.fit.sites if s.per_image), key=_column_order):
+        for name, value, sd in _numbers(run.fit, site):
+            unknowns[name] = np.where(fitted, value, np.nan)
+            unknowns[f"{name}_sd"] = np.where(fitted, sd, np.nan)
+    known = np.flatnonzero(r.measured & np.isfinite(r.intensity_reference))
+    J, J_model = r.J.astype(float), r.J_model.astype(float)
+    by_image = np.split(known, np.searchsorted(r.image[known], np.arange(1, n)))
+    cc = [pearson(J[k], J_model[k]) for k in by_image]
+    if len(run.reindexing.ambiguity) > 1:
+        columns |= run.reindexing.columns()
+    columns |= unknowns
+    columns["cc_model"] = np.where(fitted, cc, np.nan)
+    return columns
+
+
+_FIRST = ("log_G", "B", "log_R1", "rotation_mrad", "strain")
+
+
+def _column_order(site: Site) -> tuple[int, str]:
+    return (_FIRST.index(site.name) if site.name in _FIRST else len(_FIRST), site.name)
+
+
+def _numbers(fit: Fit, site: Site) -> Iterator[tuple[str, Any, Any]]:
+    """(name, value, sd) of each number of a site: exp(x) of a site ``log_x``, sd by its slope.
+
+    Values are (n,) of an image's unknown, scalars of a shared one.
+    """
+    lead = len(fit.image) if site.per_image else 1
+    value = np.asarray(fit.values()[site.name]).reshape(lead, -1)
+    sd = np.asarray(fit.sd(site.name)).reshape(lead, -1)
+    name = site.name
+    if name.startswith("log_"):
+        name, value = name[4:], np.exp(value)
+        sd = value * sd
+    names = [name]
+    if name == "rotation_mrad":
+        names = [f"rot_{axis}_mrad" for axis in "xyz"]
+    elif name in AXES and (labels := AXES[name][1]):
+        names = [f"{label}_mm" for label in labels]
+    elif value.shape[1] > 1 or name == "strain":
+        names = [f"{name}_{k + 1}" for k in range(value.shape[1])]
+    for k, label in enumerate(names):
+        if site.per_image:
+            yield label, value[:, k], sd[:, k]
+        else:
+            yield UNITS.get(label, label), float(value[0, k]), float(sd[0, k])
+
+
+def shared_values(run: RunFit) -> dict[str, dict[str, float]]:
+    """Value and Laplace sd of what the images share, units in the names.
+
+    The refined distance and beam centre (of the first image; px of the panel the beam meets)
+    stand beside the shifts themselves.
+    """
+    found = {
+        name: {"value": value, "sd": sd}
+        for site in run.fit.sites
+        if not site.per_image
+        for name, value, sd in _numbers(run.fit, site)
+    }
+    names = ("beam_center_x", "beam_center_y", "distance")
+    if not all(f"{name}_mm" in found for name in names):
+        return found
+    shift = {name: found.pop(f"{name}_mm") for name in names}
+    place = beam_place(run.stills[0])
+    size = dict(zip(("beam_center_x", "beam_center_y"), place["pixel_size_mm"], strict=True))
+    for name, part in shift.items():
+        mm = place[name]
+        found[f"{name}_mm"] = {"value": mm, "sd": part["sd"], "shift": part["value"]}
+        if name in size:
+            px = {k: v / size[name] for k, v in found[f"{name}_mm"].items()}
+            found[f"{name}_px"] = px
+    return found
+
+
+def beam_place(still: Still) -> dict[str, Any]:
+    """Where the beam meets the detector: distance and beam centre along fast and slow, mm.
+
+    Of the panel the beam meets, or would meet first outside its edges; distance along its normal.
+    """
+    detector, along = still.detector, still.beam.s0_direction
+    v = np.array(
+        [
+            along @ np.linalg.inv(np.stack(axes))
+            for axes in zip(detector.fast, detector.slow, detector.origin_mm, strict=True)
+        ]
+    )
+    mm = v[:, :2] / v[:, 2:]
+    size = detector.pixel_size_mm * detector.shape[:, ::-1]
+    outside = np.linalg.norm(np.clip(-mm, 0, None) + np.clip(mm - size, 0, None), axis=1)
+    p = int(np.argmin(outside))
+    return {
+        "panel": p,
+        "beam_center_x": float(mm[p, 0]),
+        "beam_center_y": float(mm[p, 1]),
+        "distance": float(abs(detector.origin_mm[p] @ detector.normal[p])),
+        "pixel_size_mm": detector.pixel_size_mm[p],
+    }

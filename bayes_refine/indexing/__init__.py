@@ -1,0 +1,1 @@
+"""Indexing ambiguity: which way each image is indexed, by what others or a reference say."""

@@ -1,0 +1,1 @@
+"""From integrated intensities to true ones: scales, latent intensities, averages, Friedel mates."""

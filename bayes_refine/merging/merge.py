@@ -1,0 +1,205 @@
+"""The one path of a merge: integrated stills → scales → true intensities."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from .. import infer
+from ..indexing.reindex import Reindexing
+from ..indexing.unmerged_alike import unmerged_alike
+from ..io.mtz import Unmerged
+from ..miller import find, pack_hkl, resolution
+from ..reference import Reference, check_symmetry, free_set
+from ..symmetry import asu_keys
+from .agreement import pearson
+from .merged_intensities import Estimate, Intensities, together
+from .observations import ScalingPriors, prepare
+from .scaling import Halves, Scaled, fit_scales, refit_halves
+
+
+@dataclass(frozen=True)
+class MergeSettings:
+    """Settings of a merge.
+
+    Attributes:
+        d_min: Å, 0 for all there is.
+        free_fraction, seed: of the free set; the seed is that of the halves and draws too.
+        anomalous: Friedel mates are reflections of their own, in scaling and merging.
+        refit: fit each half of the images alone too, for a CC½ that shares nothing.
+    """
+
+    d_min: float = 0.0
+    free_fraction: float = 0.05
+    seed: int = 0
+    anomalous: bool = False
+    refit: bool = False
+
+
+@dataclass(frozen=True)
+class MergeRun:
+    """A merged run.
+
+    Attributes:
+        data: as read, but all images indexed alike; reindexing: what was chosen for each.
+        scaled: scales. intensities: of the unique reflections.
+        free: (m,) bool, of ``intensities``. d: (m,) Å.
+        halves: fitted apart, or None.
+        seconds: by stage.
+    """
+
+    data: Unmerged
+    reindexing: Reindexing
+    scaled: Scaled
+    intensities: Intensities
+    free: np.ndarray
+    d: np.ndarray
+    halves: Halves | None
+    seconds: dict[str, float]
+
+    @cached_property
+    def expected(self) -> np.ndarray:
+        """(n,) g·I of each observation, I the posterior mean; NaN where there is none."""
+        d, found = self.scaled.measured, self.intensities
+        wanted = asu_keys(np.asarray(d.hkl), self.data.space_group)
+        at, known = find(wanted, pack_hkl(found.merged.hkl))
+        I = np.where(known, found.posterior.intensity[at], np.nan)  # noqa: E741
+        return np.asarray(d.scale) * I[np.asarray(d.code)]
+
+
+def merge_run(
+    data: Unmerged,
+    model: infer.Model,
+    settings: MergeSettings | None = None,
+    priors: ScalingPriors | None = None,
+    reference: Reference | None = None,
+    estimate: Estimate = together,
+    progress: Callable[[str], None] | None = None,
+) -> MergeRun:
+    """Scale and merge integrated stills.
+
+    Args:
+        model: ``latent``, or ``latent_reference`` with a reference.
+        reference: that informs scales and intensities, but for the free set; give none where
+            it is only to judge.
+        estimate: how intensities follow from scales: ``merged_intensities.together``,
+            ``near_reference``, or with ``settings.anomalous`` ``mates.apart``.
+
+    Raises:
+        InputError: the reference does not fit, or nothing to the resolution asked for.
+        ValueError: JAX is in single precision.
+    """
+    settings, say = settings or MergeSettings(), progress or (lambda line: None)
+    if reference is not None:
+        check_symmetry(reference, data.cell, data.space_group, data.source)
+    seconds = {}
+
+    def stage(name: str, line: str, call: Callable):
+        say(line)
+        started = time.perf_counter()
+        value = call()
+        seconds[name] = time.perf_counter() - started
+        return value
+
+    data, reindexing = unmerged_alike(data, reference, settings.free_fraction, settings.seed)
+    if len(reindexing.ambiguity) > 1:
+        say(str(reindexing))
+    obs = prepare(
+        data,
+        settings.d_min,
+        reference,
+        settings.free_fraction,
+        settings.seed,
+        anomalous=settings.anomalous,
+    )
+    scaled = stage(
+        "scales",
+        f"scales of {obs.n_images} images: {len(obs.intensity)} observations of "
+        f"{len(obs.hkl)} reflections",
+        lambda: fit_scales(obs, model, priors, seed=settings.seed, progress=say),
+    )
+    found = stage(
+        "intensities",
+        "true intensities",
+        lambda: estimate(scaled.measured, scaled.prior, data.cell, data.space_group, settings.seed),
+    )
+    halves = None
+    if settings.refit:
+        halves = stage(
+            "halves",
+            "fitting each half of the images alone",
+            lambda: refit_halves(obs, model, priors, settings.seed),
+        )
+    hkl = found.merged.hkl
+    return MergeRun(
+        data=data,
+        reindexing=reindexing,
+        scaled=scaled,
+        intensities=found,
+        free=free_set(hkl, settings.free_fraction, settings.seed, data.space_group),
+        d=resolution(hkl, data.cell),
+        halves=halves,
+        seconds=seconds,
+    )
+
+
+def image_table(run: MergeRun) -> dict[str, np.ndarray]:
+    """Columns of ``images.csv``: one row an image, in the order of batch numbers.
+
+    identifier (the batch number), status, n_reflections, cc_model (Pearson CC of J and g·I, I
+    the posterior mean), G, B (Å², both about the mean image), width (of the partiality curve,
+    over the run's), each with its Laplace sd; where indexing is ambiguous, reindex and
+    reindex_log_odds.
+    """
+    s, d = run.scaled, run.scaled.measured
+    n = s.observations.n_images
+    image, J, expected = np.asarray(d.image), np.asarray(d.intensity), run.expected
+    order = np.argsort(image, kind="stable")
+    parts = np.split(order, np.searchsorted(image[order], np.arange(1, n)))
+    G, width = np.exp(s.log_G), np.exp(s.log_width)
+    columns: dict[str, np.ndarray] = {
+        "identifier": np.array([str(b) for b in np.unique(run.data.batch)], object),
+        "status": s.fit.status,
+        "n_reflections": np.bincount(image, minlength=n),
+        "G": G,
+        "G_sd": G * s.log_G_sd,
+        "B": s.B,
+        "B_sd": s.B_sd,
+        "width": width,
+        "width_sd": width * s.log_width_sd,
+        "cc_model": np.array([pearson(J[k], expected[k]) for k in parts]),
+    }
+    return columns | (run.reindexing.columns() if len(run.reindexing.ambiguity) > 1 else {})
+
+
+NATURAL = {"R0": "R0_inv_angstrom", "dispersion": "dispersion_angstrom", "nu": "student_t_nu"}
+
+
+def shared_draws(draws: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """(D,) draws of each single number the images share, on its natural scale, by name."""
+    found = {}
+    for site, values in draws.items():
+        if values.ndim == 1:
+            name = site.removeprefix("log_")
+            found[NATURAL.get(name, name)] = np.exp(values) if name != site else values
+    return found
+
+
+def shared_values(run: MergeRun, draws: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """Value at the mode and sd of what :func:`shared_draws` has.
+
+    The sd is half the central 68 % of Laplace draws: a log-normal's own sd is all tail.
+    """
+    mode = {name: np.atleast_1d(value) for name, (value, _) in run.scaled.shared.items()}
+    mode = shared_draws({name: value for name, value in mode.items() if len(value) == 1})
+    return {
+        name: {
+            "value": float(mode[name][0]),
+            "sd": float(np.diff(np.quantile(values, [0.159, 0.841]))[0] / 2),
+        }
+        for name, values in shared_draws(draws).items()
+    }

@@ -1,0 +1,193 @@
+"""What goes into ``merged.mtz``: likelihood-only and posterior intensities of unique reflections.
+
+:func:`together` has Wilson's or the double-Wilson prior, :func:`near_reference` the conjugate
+Gaussian one, ``mates.apart`` keeps Friedel mates apart.  ``fit`` and ``merge`` use the same ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import gemmi
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.optimize import minimize
+
+from .. import intensities
+from ..intensities import Posterior
+from ..miller import rows_of
+from .amplitude_prior import knot_weights
+from .average import Merged
+from .latent import AmplitudePrior, Latent, Measured, likelihood_only, true_intensities
+
+TAU_KNOTS, LOG_TAU_SD = 4, 2.0
+
+
+@dataclass(frozen=True)
+class Mates:
+    """Friedel mates of m reflections, (m, 2) of + and −, NaN where there is no such mate.
+
+    Attributes:
+        intensity, sigma: likelihood only; n: observations.
+        half_intensity, half_sigma: (m, 2, 2) of mate and half of the images.
+        posterior: five arrays (m, 2).
+        difference, difference_sd: (m,) posterior of F₊ − F₋, NaN where one is missing.
+        correlation: (m,) ρ(d) of the mates' structure factors, NaN where one is missing.
+    """
+
+    intensity: np.ndarray
+    sigma: np.ndarray
+    n: np.ndarray
+    half_intensity: np.ndarray
+    half_sigma: np.ndarray
+    posterior: Posterior
+    difference: np.ndarray
+    difference_sd: np.ndarray
+    correlation: np.ndarray
+
+
+@dataclass(frozen=True)
+class Intensities:
+    """Intensities of m unique reflections of the asymmetric unit.
+
+    Attributes:
+        merged: likelihood only, mates together; its halves at common scales.
+        posterior: five arrays (m,) in the same order; where mates are apart, of their mean.
+        latent: what draws are made from, in the order of ``latent_hkl`` (k, 3), mates apart if
+            they are; the pairs' own correlation is not in it.
+        numbers: what the prior's own numbers came out as, by name.
+        mates: None where they are together.
+    """
+
+    merged: Merged
+    posterior: Posterior
+    latent: Latent
+    latent_hkl: np.ndarray
+    numbers: Mapping[str, list[float]]
+    mates: Mates | None = None
+
+
+Estimate = Callable[[Measured, AmplitudePrior, gemmi.UnitCell, gemmi.SpaceGroup, int], Intensities]
+
+
+def together(
+    measured: Measured,
+    prior: AmplitudePrior,
+    cell: gemmi.UnitCell,
+    space_group: gemmi.SpaceGroup,
+    seed: int,
+) -> Intensities:
+    """Each reflection under ``prior``, Wilson's or double-Wilson; ``seed``: of the halves."""
+    latent = true_intensities(measured, prior)
+    merged = likelihood_only(measured, prior, latent.posterior.intensity, seed=seed)
+    at = rows_of(merged.hkl, np.asarray(measured.hkl))
+    return Intensities(merged, taken(latent.posterior, at), latent, np.asarray(measured.hkl), {})
+
+
+def near_reference(
+    measured: Measured,
+    prior: AmplitudePrior,
+    cell: gemmi.UnitCell,
+    space_group: gemmi.SpaceGroup,
+    seed: int,
+) -> Intensities:
+    """The Gaussian prior N(I_ref, τ²), conjugate, in closed form.
+
+    The Student-t likelihood enters as the normal of :func:`latent.likelihood_only`: mixture
+    weights frozen at the posterior under ``prior``, σ̂ by Fisher information.  I_ref is
+    E_ref²·ε·Σ(d), τ(d) = t(d)·ε·Σ(d) with ln t at knots in 1/d², of the greatest marginal
+    likelihood.  Free reflections, and those without a reference, have Wilson's mean and
+    variance for I_ref and τ².  I may come out negative; F = √I is of the part I ≥ 0.
+    """
+    start = true_intensities(measured, prior)
+    merged = likelihood_only(measured, prior, start.posterior.intensity, seed=seed)
+    hkl = np.asarray(measured.hkl)
+    at = rows_of(merged.hkl, hkl)
+    mean, centric, E, r = (
+        np.asarray(x)[at]
+        for x in (prior.log_mean, prior.centric, prior.E_reference, prior.correlation)
+    )
+    mean, informed = np.exp(mean), r > 0
+    I, sigma = merged.intensity, merged.sigma  # noqa: E741
+    reference = np.where(informed, E**2, 1.0) * mean
+    weights = knot_weights(cell.calculate_d_array(hkl[at]), TAU_KNOTS)[0]
+
+    def tau(x):
+        return jnp.where(informed, jnp.exp(weights @ x), jnp.where(centric, 2**0.5, 1.0)) * mean
+
+    def cost(x):
+        log_z = intensities.gaussian_reference(I, sigma, reference, tau(x))[2]
+        return 0.5 * (x @ x) / LOG_TAU_SD**2 - jnp.where(informed, log_z, 0).sum()
+
+    slope = jax.jit(jax.value_and_grad(cost))
+    found = minimize(
+        lambda x: tuple(map(np.asarray, slope(x))), np.zeros(TAU_KNOTS), jac=True, method="L-BFGS-B"
+    )
+    post_I, post_sd, log_z = intensities.gaussian_reference(I, sigma, reference, tau(found.x))
+    of_F = _square_root(post_I, post_sd)
+    post = Posterior(post_I, post_sd, of_F.posterior.amplitude, of_F.posterior.amplitude_sd, log_z)
+    numbers = {"tau_over_Sigma": np.exp(found.x).tolist()}
+    return Intensities(merged, _arrays(post), of_F, hkl[at], numbers)
+
+
+def _square_root(mean, sd) -> Latent:
+    """F = √I where I ~ N(mean, sd²) cut at zero, (m,)."""
+
+    def log_density(F):
+        return jnp.log(2 * F) + intensities.log_gaussian(F, mean, sd)
+
+    nodes = intensities.place_nodes(log_density, jnp.sqrt(jnp.maximum(mean, 0) + 9 * sd))
+    values = log_density(nodes.amplitude)
+    return Latent(_arrays(intensities.posterior(values, nodes)), nodes, values)
+
+
+# -- columns --------------------------------------------------------------------------------
+
+
+def merged_columns(found: Intensities, free: np.ndarray) -> dict[str, tuple[str, ArrayLike]]:
+    """MTZ type and values of the columns of ``merged.mtz`` (SPEC section 7).
+
+    IMEAN, SIGIMEAN and the halves are of the likelihood alone; IPOST, FPOST and their sigmas are
+    posterior means and sd.  IHALF1 and IHALF2 are random halves of the images merged at the
+    scales of the whole run.  Mates: I(±) likelihood only (K, M), IPOST(±) (K, M), FPOST(±) (G, L).
+    """
+    merged, post = found.merged, found.posterior
+    columns: dict[str, tuple[str, ArrayLike]] = {
+        "IMEAN": ("J", merged.intensity),
+        "SIGIMEAN": ("Q", merged.sigma),
+        "IPOST": ("J", post.intensity),
+        "SIGIPOST": ("Q", post.intensity_sd),
+        "FPOST": ("F", post.amplitude),
+        "SIGFPOST": ("Q", post.amplitude_sd),
+        "N": ("I", merged.n),
+        "IHALF1": ("J", merged.half_intensity[:, 0]),
+        "SIGIHALF1": ("Q", merged.half_sigma[:, 0]),
+        "IHALF2": ("J", merged.half_intensity[:, 1]),
+        "SIGIHALF2": ("Q", merged.half_sigma[:, 1]),
+        "FREE": ("I", free),
+    }
+    if (mates := found.mates) is not None:
+        of = mates.posterior
+        for stem, kinds, value, sd in (
+            ("I", "KM", mates.intensity, mates.sigma),
+            ("IPOST", "KM", of.intensity, of.intensity_sd),
+            ("FPOST", "GL", of.amplitude, of.amplitude_sd),
+        ):
+            for k, mate in enumerate("+-"):
+                columns[f"{stem}({mate})"] = (kinds[0], value[:, k])
+                columns[f"SIG{stem}({mate})"] = (kinds[1], sd[:, k])
+        for k, mate in enumerate("+-"):
+            columns[f"N({mate})"] = ("I", mates.n[:, k])
+    return columns
+
+
+def taken(post: Posterior, rows: np.ndarray) -> Posterior:
+    """The posterior of some reflections."""
+    return jax.tree.map(lambda x: np.array(x)[rows], post)
+
+
+def _arrays(post: Posterior) -> Posterior:
+    return jax.tree.map(np.asarray, post)

@@ -1,0 +1,229 @@
+"""Scaling integrated stills: the most probable scales, with true intensities integrated out.
+
+Unmerged → ``observations.prepare`` → :func:`fit_scales` → :class:`Scaled`.  No
+reference is needed (Wilson's prior); with one, the free set never sees it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from .. import infer, intensities
+from ..infer.coupled import coupled_fit
+from ..intensities import Nodes, Posterior
+from ..miller import rows_of
+from .average import Merged, split_images
+from .latent import AmplitudePrior, Measured, likelihood_only, true_intensities
+from .observations import FIT_DROP, FIT_NODES, Observations, ScalingPriors
+
+N_DRAWS, N_SCALE_DRAWS = 200, 25  # for sd of images' unknowns; of every ln g, to a seventh
+# Starting with large errors keeps every residual near the convex middle of its Student-t.
+BROAD = {"log_model_error": np.log(0.8), "log_sigma_factor": np.log(3.0)}
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Scales and intensities of a run.
+
+    Attributes:
+        fit: mode and curvature of every site; ``fit.status`` says which images settled.
+        log_G, B, log_width: (n_images,) with their Laplace sd; ln G and B about their means.
+        shared: what images share, value and Laplace sd by name, on the natural scale.
+        partiality: (n,) p of each observation, in the order of ``observations``.
+        measured: the observations with g; its fractional error has that of ln g in it.
+        prior: of the amplitudes, as fitted.
+        observations: as they went into the fit.
+    """
+
+    fit: infer.Fit
+    log_G: np.ndarray
+    log_G_sd: np.ndarray
+    B: np.ndarray
+    B_sd: np.ndarray
+    log_width: np.ndarray
+    log_width_sd: np.ndarray
+    shared: dict[str, tuple[np.ndarray, np.ndarray]]
+    partiality: np.ndarray
+    measured: Measured
+    prior: AmplitudePrior
+    observations: Observations
+
+    @cached_property
+    def posterior(self) -> Posterior:
+        """Of I and F under ``prior``, (m,) arrays."""
+        return true_intensities(self.measured, self.prior).posterior
+
+    @cached_property
+    def merged(self) -> Merged:
+        """From the likelihood only."""
+        return likelihood_only(self.measured, self.prior, self.posterior.intensity)
+
+
+def fit_scales(
+    obs: Observations,
+    model: infer.Model,
+    priors: ScalingPriors | None = None,
+    init: dict[str, np.ndarray] | None = None,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> Scaled:
+    """The joint MAP of scales, widths, errors and Σ(d), and the intensities given it.
+
+    Args:
+        model: NumPyro program of ``(observations, priors)``: ``latent`` or ``latent_reference``.
+        init: by site; by default images start from their mean intensity.
+        seed: of the draws that the sd of each ln g is taken over.
+        progress: called with a line now and then.
+
+    Raises:
+        ValueError: JAX is in single precision.
+    """
+    priors = priors or ScalingPriors()
+    start: dict[str, Any] = (
+        {"log_G": obs.log_G0, "log_Sigma": obs.log_Sigma0} | BROAD | (init or {})
+    )
+    renew = compiled_renewal(model, FIT_NODES, FIT_DROP)
+    fit, _ = coupled_fit(
+        model, obs, priors, start, lambda obs, at: renew(obs, priors, at), progress=progress
+    )
+    values = fit.values()
+    sites = {k: np.asarray(v) for k, v in compiled_sites(model)(obs, priors, values).items()}
+    draws = pinned_draws(fit, seed, N_DRAWS)
+    measured = _measured(obs, model, priors, values, draws, sites["scale"])
+    prior = AmplitudePrior(
+        jnp.asarray(sites["log_mean"]),
+        obs.centric,
+        obs.E_reference,
+        jnp.asarray(sites.get("correlation_unique", np.zeros(len(obs.hkl)))),
+    )
+    return Scaled(
+        fit=fit,
+        log_G=sites["log_G_pinned"],
+        log_G_sd=draws["log_G"].std(axis=0),
+        B=sites["B_pinned"],
+        B_sd=draws["B"].std(axis=0),
+        log_width=values["log_width"],
+        log_width_sd=fit.sd("log_width"),
+        shared={s.name: (values[s.name], fit.sd(s.name)) for s in fit.sites if not s.per_image},
+        partiality=sites["partiality"],
+        measured=measured,
+        prior=prior,
+        observations=obs,
+    )
+
+
+@lru_cache(maxsize=8)
+def compiled_renewal(model: infer.Model, n_nodes: int, drop: float):
+    """(obs, priors, values by site) → obs with fresh nodes, compiled once for a model."""
+
+    def renew(obs, priors, values):
+        def log_integrand(E):
+            here = replace(obs, nodes=Nodes(E, jnp.zeros_like(E)))
+            return _deterministic(model, here, priors, values)["log_integrand"]
+
+        S = _deterministic(model, obs, priors, values)
+        log_mean, g = S["log_mean"], S["scale"]
+        information = jax.ops.segment_sum(
+            obs.weight * (g / obs.sigma) ** 2, obs.code, len(obs.hkl), indices_are_sorted=True
+        )
+        total = jax.ops.segment_sum(
+            obs.weight * g * obs.intensity / obs.sigma**2, obs.code, len(obs.hkl)
+        )
+        safe = jnp.maximum(information, 1e-30)
+        upper = intensities.upper_amplitude(log_mean, total / safe, safe**-0.5)
+        upper = upper * jnp.exp(-0.5 * log_mean)
+        return replace(obs, nodes=intensities.place_nodes(log_integrand, upper, n_nodes, drop))
+
+    return jax.jit(renew)
+
+
+def _deterministic(model: infer.Model, obs: Observations, priors, values) -> dict[str, Array]:
+    trace = infer.density.traced(model, values, (obs, priors))
+    return {k: site["value"] for k, site in trace.items() if site["type"] == "deterministic"}
+
+
+@lru_cache(maxsize=8)
+def compiled_sites(model: infer.Model):
+    """(obs, priors, values) → deterministic sites but the integrand, which is then not computed."""
+
+    def sites(obs, priors, values):
+        found = _deterministic(model, obs, priors, values)
+        return {name: value for name, value in found.items() if name != "log_integrand"}
+
+    return jax.jit(sites)
+
+
+def pinned_draws(fit: infer.Fit, seed: int, n_draws: int) -> dict[str, np.ndarray]:
+    """Laplace draws by site, ln G and B about their means over images, which are no one's."""
+    draws = infer.laplace_draws(fit, np.random.default_rng(seed), n_draws)
+    for name in ("log_G", "B"):
+        draws[name] = draws[name] - draws[name].mean(axis=1, keepdims=True)
+    return draws
+
+
+def _measured(obs: Observations, model, priors, values, draws, scale) -> Measured:
+    """The observations with their scales; the model's fractional error and that of g together."""
+    weight = np.asarray(obs.weight)
+    mean = square = np.zeros(len(weight))
+    for i in range(N_SCALE_DRAWS):
+        one = {name: value[i] for name, value in draws.items()}
+        log_g = np.log(np.maximum(compiled_sites(model)(obs, priors, one)["scale"], 1e-300))
+        log_g -= np.average(log_g, weights=weight)  # a common factor is Σ's, and the gauge's
+        step = log_g - mean
+        mean = mean + step / (i + 1)
+        square = square + step * (log_g - mean)
+    error = np.exp(2 * values["log_model_error"]) + square / (N_SCALE_DRAWS - 1)
+    return Measured(
+        intensity=obs.intensity,
+        scale=jnp.asarray(scale),
+        variance=(np.exp(values["log_sigma_factor"]) * obs.sigma) ** 2,
+        per_photon=jnp.zeros(len(weight)),
+        fraction=jnp.asarray(np.sqrt(error)),
+        nu=float(np.exp(values["log_nu"])),
+        code=obs.code,
+        image=obs.image,
+        weight=obs.weight,
+        hkl=obs.hkl,
+    )
+
+
+@dataclass(frozen=True)
+class Halves:
+    """Posterior I (m, 2) of each half of the images, refitted alone; NaN where none observed.
+
+    ``merged`` is the same from the likelihood alone; half_of_image (n_images,) 0 or 1.
+    """
+
+    posterior: np.ndarray
+    merged: np.ndarray
+    half_of_image: np.ndarray
+    fits: tuple[Scaled, Scaled]
+
+
+def refit_halves(
+    obs: Observations, model: infer.Model, priors: ScalingPriors | None = None, seed: int = 0
+) -> Halves:
+    """Fit each random half of the images from scratch: nothing is shared between the two.
+
+    The halves go through one compiled program, with the other half's weights at zero.
+    """
+    half_of_image = split_images(obs.n_images, seed)
+    of_observation = half_of_image[np.asarray(obs.image)]
+    m = len(obs.hkl)
+    post, merged, fits = np.full((m, 2), np.nan), np.full((m, 2), np.nan), []
+    for half in (0, 1):
+        mine = of_observation == half
+        fit = fit_scales(replace(obs, weight=jnp.asarray(mine * 1.0)), model, priors, seed=seed)
+        seen = np.bincount(np.asarray(obs.code)[mine], minlength=m) > 0
+        post[seen, half] = np.asarray(fit.posterior.intensity)[seen]
+        merged[rows_of(fit.merged.hkl, np.asarray(obs.hkl)), half] = fit.merged.intensity
+        fits.append(fit)
+    return Halves(post, merged, half_of_image, (fits[0], fits[1]))

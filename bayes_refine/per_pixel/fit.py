@@ -1,0 +1,101 @@
+"""A round of a fit to pixels: predict → cut → fit, in the loop of a factored fit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from .. import infer
+from ..experiments import Still
+from ..fitting.fit import RunFit, refine
+from ..fitting.pilot import State
+from ..fitting.rounds import Round, movement_of
+from ..fitting.run import Run, Say, Settings, prepare_run
+from ..fitting.seen import Kept, measured
+from ..indexing.ambiguity import ambiguity
+from ..indexing.reindex import nothing_to_choose
+from ..io.images import ImageReader
+from ..priors import Priors
+from ..reference import Reference
+from .pixels import Pixels, frozen, pixels_of
+
+
+@dataclass(frozen=True)
+class PixelRound(Round):
+    """What one round came to, and the ``pixels`` that were fitted."""
+
+    pixels: Pixels
+
+
+def fit_pixels(
+    stills: Sequence[Still],
+    ref: Reference,
+    reader: ImageReader,
+    factored: infer.Model,
+    model: infer.Model,
+    noise: infer.Noise,
+    priors: Priors,
+    settings: Settings,
+    errors: State | None = None,
+    progress: Say | None = None,
+) -> tuple[RunFit, Pixels]:
+    """Refine a run as :func:`~bayes_refine.fitting.fit.fit_run` does, but to the pixels themselves.
+
+    The scouts, the start, the reflections, shoeboxes, backgrounds, free set and rounds are the
+    same; σ of ``infer.expected_variance`` is frozen where a round starts.  Reflections come from
+    the statistics of the last round's boxes at the state found.
+
+    Args:
+        stills: indexed alike.
+        factored: the model of the scouts and of what is said of each reflection.
+        model, noise: the per-pixel model, and how its pixels scatter (``infer``).
+        errors: sites of ``factored`` that ``model`` has none of; they weight the reflections
+            when those are merged.
+
+    Returns:
+        The fit, and the pixels of its last round.  In ``movement``, seconds_measure is reading
+        and cutting alone.
+    """
+    run = prepare_run(stills, ref, reader, factored, priors, settings)
+    alike = nothing_to_choose(ambiguity(ref.cell, ref.space_group), len(run.stills))
+    step = partial(pixel_round, model, noise, errors or {})
+    fitted, last = refine(run, alike, priors, step, progress or (lambda line: None))
+    return fitted, last.pixels
+
+
+def pixel_round(
+    model: infer.Model,
+    noise: infer.Noise,
+    errors: State,
+    run: Run,
+    state: State,
+    priors: Priors,
+    status: np.ndarray,
+    kept: Kept,
+    margin: float,
+    last: bool,
+    say: Say,
+) -> PixelRound:
+    """Predict, measure and fit the pixels once from a state.
+
+    Args:
+        model, noise, errors: as of :func:`fit_pixels`; the state has ``errors`` after the last.
+        run, state, priors, status, kept, margin, last: as of ``rounds.one_round``.
+    """
+    seen = measured(run, state, priors, status, kept, margin, say)
+    begun = time.perf_counter()
+    pixels = pixels_of(run, seen, state, priors)
+    cut = time.perf_counter()
+    old = {**state, "log_G": seen.log_G}
+    pixels = frozen(pixels, infer.evaluate(model, old, pixels, priors)["spots"])
+    fit = infer.pixel_fit(
+        model, noise, pixels, priors, old, tolerance=1e-2 if last else 0.5, progress=say
+    )
+    seconds = cut - begun, time.perf_counter() - cut
+    new = fit.values()
+    movement = movement_of(old, new, seen, fit, *seconds)
+    return PixelRound({**new, **(errors if last else {})}, fit, seen, movement, pixels)

@@ -1,0 +1,1 @@
+"""What a fit and a merge leave on disk."""

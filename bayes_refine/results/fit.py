@@ -1,0 +1,282 @@
+"""What a fit leaves on disk: refined geometry, MTZ files, tables, posterior, picture.
+
+Only images that are usable (``tables.usable_images``) go into the MTZ files; the others appear
+in ``images.csv`` and in the counts, and their geometry stays as it came in.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import infer, report
+from ..errors import InputError
+from ..experiments import Experiments
+from ..fitting.draws import Method, describe, laplace, of_batch
+from ..fitting.fit import RunFit
+from ..fitting.fit_intensities import intensities_of_fit, measured_of
+from ..fitting.pilot import tails
+from ..fitting.run import Settings
+from ..fitting.tables import image_table, mean_cell, shared_values, usable_images
+from ..io.expt import write_experiments
+from ..io.images import ImageReader
+from ..io.mtz import write_merged, write_unmerged
+from ..merging.agreement import shell_edges, shell_table
+from ..merging.mates import anomalous_table
+from ..merging.merged_intensities import Intensities, merged_columns
+from ..miller import resolution
+from ..noise import Noise
+from ..output import all_or_none, jsonable, versions, write_summary, write_table
+from ..priors import Priors
+from ..reference import Reference, free_set
+from .posterior import write_draws
+
+N_SHELLS = 10
+N_SCALE_DRAWS = 50
+N_SHOWN = 400  # draws in the report's pictures
+
+
+def write_results(
+    out_dir: str | Path,
+    run: RunFit,
+    experiments: Experiments,
+    ref: Reference | None,
+    model: infer.Model,
+    priors: Priors,
+    settings: Settings,
+    method: Method = laplace,
+    reader: ImageReader | None = None,
+    noise: Noise | None = None,
+    model_name: str = "",
+    command: Sequence[str] = (),
+    seconds: Mapping[str, float] | None = None,
+    progress: Callable[[str], None] | None = None,
+    anomalous: bool = False,
+) -> dict[str, Any]:
+    """Write the files of a fit (SPEC section 7) and return the content of ``summary.json``.
+
+    All of them or none (``output.all_or_none``).
+
+    Args:
+        out_dir: made if absent; results in it are replaced.
+        run, ref, model, priors, settings: as given to and returned by ``fit_run``.
+        method: how to draw from the posterior: ``draws.laplace``, ``svi``, ``nuts``, or
+            ``at_mode``, which leaves the scales' uncertainty out of merged sigmas.
+        reader: for the one image in the picture; none without it.
+        seconds: per stage, what happened before.
+        anomalous: Friedel mates apart in ``merged.mtz`` too.
+
+    Raises:
+        InputError: nothing to write, or ``out_dir`` cannot be written.
+    """
+    say = progress or (lambda line: None)
+    timed = dict(seconds or {})
+
+    def stage(name: str, call: Callable, *args):
+        say(f"writing: {name}")
+        started = time.perf_counter()
+        value = call(*args)
+        timed[name] = time.perf_counter() - started
+        return value
+
+    with all_or_none(out_dir) as work:
+        rng = np.random.default_rng(settings.seed)
+        draws = method(run, model, priors, rng, say)
+        timed["draws"] = draws.seconds
+        scale_sd: np.ndarray | float = 0.0
+        if draws.scales_vary:
+            few = draws.flat(at_most=N_SCALE_DRAWS)
+            scale_sd = stage("scale_sd", scale_uncertainty, run, model, priors, few)
+        found = stage("merge", _merged, run, ref, scale_sd, settings, priors, anomalous)
+        stage("tables", _write_tables, work, run, experiments, found, settings)
+        stage("posterior", write_draws, work / "posterior.nc", run, model, priors, draws, rng)
+        if reader is not None:
+            stage("pictures", _write_picture, work / "overview.png", run, reader)
+        summary = {
+            "command": list(command),
+            "versions": versions(),
+            "method": draws.method,
+            "model": model_name,
+            **_summary(run, ref, found, settings),
+            "posterior": describe(draws, run.fit.sites),
+            "noise": asdict(noise) if noise else None,
+            "settings": {**asdict(settings), "weights": settings.weights.__name__},
+            "priors": asdict(priors),
+            "seconds": timed,
+        }
+        summary = jsonable(summary)
+        shown = draws.flat(at_most=N_SHOWN)
+        stage("report", report.fit_report, work / "report.html", run, summary, shown, reader)
+        write_summary(work / "summary.json", summary)
+    return summary
+
+
+# -- what is merged -------------------------------------------------------------------------
+
+
+def scale_uncertainty(
+    run: RunFit, model: infer.Model, priors: Priors, draws: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """(N,) fractional sd of g = G·B_term·p·pol: that of ln g over draws (D, ...) by site.
+
+    Each reflection's own; that reflections of one image share the error of G is left out.
+    """
+    count = len(next(iter(draws.values())))
+    found = []
+    for batch, obs in zip(run.batches, run.observed.parts, strict=True):
+        here = of_batch(run, draws, batch.images)
+        mean = total = np.zeros(len(batch.predictions))
+        for i in range(count):
+            values = {name: value[i] for name, value in here.items()}
+            scale = infer.evaluate(model, values, obs, priors)["scale"]
+            log_g = np.log(np.maximum(batch.where.flat(scale), 1e-300))
+            step = log_g - mean
+            mean = mean + step / (i + 1)
+            total = total + step * (log_g - mean)
+        found.append(np.sqrt(total / max(count - 1, 1)))
+    return np.concatenate(found)
+
+
+def _merged(
+    run: RunFit,
+    ref: Reference | None,
+    scale_sd: np.ndarray | float,
+    settings: Settings,
+    priors: Priors,
+    anomalous: bool,
+) -> Intensities:
+    measured = measured_of(
+        run.reflections,
+        _rows(run),
+        run.reference.space_group,
+        scale_sd,
+        tails(run.fit.values(), priors),
+        anomalous,
+    )
+    return intensities_of_fit(
+        measured,
+        mean_cell(run),
+        run.reference.space_group,
+        ref,
+        settings.free_fraction,
+        settings.seed,
+        anomalous,
+    )
+
+
+def _rows(run: RunFit) -> np.ndarray:
+    """Indices of the reflections that go into files."""
+    r = run.reflections
+    rows = np.flatnonzero(r.measured & usable_images(run)[r.image])
+    if not len(rows):
+        raise InputError(f"no image could be fitted; the first one: {run.status[0]}")
+    return rows
+
+
+# -- tables ---------------------------------------------------------------------------------
+
+
+def _write_tables(work: Path, run: RunFit, experiments, found: Intensities, settings):
+    usable = usable_images(run)
+    kept = zip(usable, run.stills, run.indexed, strict=True)
+    stills = tuple(new if good else old for good, new, old in kept)
+    write_experiments(work / "refined.expt", replace(experiments, stills=stills))
+    cell = mean_cell(run)
+    rows = _rows(run)
+    r, group = run.reflections, run.reference.space_group
+
+    def free(hkl):
+        return free_set(hkl, settings.free_fraction, settings.seed, group)
+
+    columns = {
+        "BATCH": r.image + 1,
+        "I": r.J,
+        "SIGI": np.sqrt(r.variance),
+        "PARTIALITY": r.partiality,
+        "EPSILON_R": r.excitation_error,
+        "SCALE": r.scale,
+        "IMODEL": r.J_model,
+        "XDET": r.xy_px[:, 0],
+        "YDET": r.xy_px[:, 1],
+        "PANEL": r.panel,
+        "FREE": free(r.hkl),
+    }
+    columns = {name: values[rows] for name, values in columns.items()}
+    write_unmerged(work / "unmerged.mtz", r.hkl[rows], columns, cell, group, stills)
+    hkl = found.merged.hkl
+    write_merged(
+        work / "merged.mtz",
+        hkl,
+        merged_columns(found, free(hkl)),
+        cell,
+        group,
+        float(np.mean([still.beam.wavelength for still in stills])),
+    )
+    write_table(work / "images.csv", image_table(run))
+
+
+# -- overview.png ---------------------------------------------------------------------------
+
+
+def _write_picture(path: Path, run: RunFit, reader: ImageReader) -> None:
+    from .. import plots
+
+    plots.save(plots.overview(run, reader), path)
+
+
+# -- summary.json ---------------------------------------------------------------------------
+
+
+def _summary(
+    run: RunFit, ref: Reference | None, found: Intensities, settings: Settings
+) -> dict[str, Any]:
+    merged, group = found.merged, run.reference.space_group
+    free = free_set(merged.hkl, settings.free_fraction, settings.seed, group)
+    cell, usable, r = mean_cell(run), usable_images(run), run.reflections
+    d = resolution(merged.hkl, cell)
+    edges = shell_edges(float(d.max()), float(d.min()), N_SHELLS)
+    reference = None if ref is None else ref.lookup(merged.hkl)
+    post = np.asarray(found.posterior.intensity)
+    rows = shell_table(merged, cell, group, edges, reference, free, post)
+    if found.mates is not None:
+        more = anomalous_table(found.mates, merged, cell, edges)
+        rows = [a | b for a, b in zip(rows, more, strict=True)]
+    return {
+        "globals": shared_values(run),
+        "cell": list(cell.parameters),
+        "space_group": group.hm,
+        "reference": run.reference.source,
+        "indexing": str(run.reindexing),
+        "counts": {
+            "images": len(run.stills),
+            "images_used": int(usable.sum()),
+            "images_failed": int((~usable).sum()),
+            "status": dict(Counter(_kind(s) for s in run.status)),
+            "reflections_predicted": len(r),
+            "reflections_measured": int(r.measured.sum()),
+            "reflections_fitted": int(r.informs.sum()),
+            "reflections_merged": len(merged),
+            "reflections_free": int(free.sum()),
+        },
+        "agreement": rows,
+        "cc_model_median": float(np.nanmedian(image_table(run)["cc_model"])),
+        "convergence": {
+            "iterations": run.fit.iterations,
+            "log_density": run.fit.log_density,
+            "shared_distance_sd": run.fit.shared_distance,
+            "image_distance_sd_max": float(np.max(run.fit.distance[usable])),
+            "rounds": [asdict(round_) for round_ in run.movement],
+        },
+    }
+
+
+def _kind(status: str) -> str:
+    """A status without what is special to the image."""
+    known = ("converged", "not converged", "no maximum", "too few reflections")
+    return next((k for k in known if status.startswith(k)), "not read")

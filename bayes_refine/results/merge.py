@@ -1,0 +1,259 @@
+"""What a merge leaves on disk: ``merged.mtz``, ``images.csv``, posterior, summary, report."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import infer
+from ..io.mtz import write_merged
+from ..io.posterior import Variable, write_posterior
+from ..merging.agreement import pearson, shell_edges, shell_index, shell_table
+from ..merging.mates import anomalous_table
+from ..merging.merge import MergeRun, MergeSettings, image_table, shared_draws, shared_values
+from ..merging.merged_intensities import merged_columns
+from ..merging.observations import ScalingPriors
+from ..merging.scaling import compiled_sites, pinned_draws
+from ..miller import find, pack_hkl
+from ..output import all_or_none, jsonable, versions, write_summary, write_table
+from ..reference import Reference
+from ..report import Compared, run_report
+
+N_SHELLS = 10
+N_DRAWS = 100
+BLOCK = 1 << 15  # observations whose pointwise terms are in memory at a time
+
+
+def write_merge(
+    out_dir: str | Path,
+    run: MergeRun,
+    model: infer.Model,
+    priors: ScalingPriors,
+    settings: MergeSettings,
+    reference: Reference | None = None,
+    n_draws: int | None = None,
+    facts: Mapping[str, Any] | None = None,
+    seconds: Mapping[str, float] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Write the files of a merge (SPEC section 7) and return the content of ``summary.json``.
+
+    All of them or none (``output.all_or_none``).
+
+    Args:
+        run, model, priors, settings: as given to and returned by ``merge_run``.
+        reference: to compare with, whether or not it informed the run.
+        n_draws: as many draws of I and F of every reflection go into ``posterior.nc`` with those
+            of the scales; None for 100 of the scales alone.
+        facts: more for the summary: command, prior, model.
+        seconds: per stage, what happened before.
+
+    Raises:
+        InputError: ``out_dir`` cannot be written.
+    """
+    say, timed = progress or (lambda line: None), {**(seconds or {}), **run.seconds}
+    table = image_table(run)
+    draws = pinned_draws(run.scaled.fit, settings.seed, n_draws or N_DRAWS)
+    with all_or_none(out_dir) as work:
+
+        def stage(name: str, call: Callable, *args):
+            say(f"writing: {name}")
+            started = time.perf_counter()
+            call(*args)
+            timed[name] = time.perf_counter() - started
+
+        stage("tables", _write_tables, work, run, table)
+        stage("posterior", _write_draws, work / "posterior.nc", run, model, priors, draws,
+              n_draws is not None, settings.seed)  # fmt: skip
+        summary: dict[str, Any] = {
+            **(facts or {}),
+            "versions": versions(),
+            **_summary(run, reference, draws),
+            "settings": asdict(settings),
+            "priors": asdict(priors),
+            "seconds": timed,
+        }
+        summary = jsonable(summary)
+        stage("report", run_report, work / "report.html", "bayes-refine merge", summary, table,
+              _compared(run), shared_draws(draws))  # fmt: skip
+        write_summary(work / "summary.json", jsonable({**summary, "seconds": timed}))
+    return summary
+
+
+# -- tables ---------------------------------------------------------------------------------
+
+
+def _write_tables(work: Path, run: MergeRun, table: Mapping[str, np.ndarray]) -> None:
+    data, found = run.data, run.intensities
+    write_merged(
+        work / "merged.mtz",
+        found.merged.hkl,
+        merged_columns(found, run.free),
+        data.cell,
+        data.space_group,
+        data.wavelength,
+    )
+    write_table(work / "images.csv", table)
+
+
+def _compared(run: MergeRun) -> Compared:
+    """Each observation beside g times the posterior mean of its intensity."""
+    d, obs = run.scaled.measured, run.scaled.observations
+    rows = np.flatnonzero(np.isfinite(run.expected))
+    expected = run.expected[rows]
+    fraction = np.asarray(d.fraction)[rows]
+    variance = np.asarray(d.variance)[rows] + (fraction * expected) ** 2
+    return Compared(
+        image=np.asarray(d.image)[rows],
+        J=np.asarray(d.intensity)[rows],
+        J_model=expected,
+        sigma=np.sqrt(variance),
+        d=1 / np.asarray(obs.norm_q)[rows],
+        fitted=np.ones(len(rows), bool),
+        free=np.zeros(len(rows), bool),
+        excitation_error=np.asarray(obs.excitation_error)[rows],
+        partiality=run.scaled.partiality[rows],
+    )
+
+
+# -- posterior.nc ---------------------------------------------------------------------------
+
+
+def _write_draws(
+    path: Path, run: MergeRun, model, priors, draws, with_intensities: bool, seed: int
+) -> None:
+    obs, data, latent = run.scaled.observations, run.data, run.intensities.latent
+    posterior = {
+        site.name: Variable(
+            np.asarray(draws[site.name])[None],
+            ("image",) if site.per_image else ("knot",) * len(site.shape),
+        )
+        for site in run.scaled.fit.sites
+    }
+    F = latent.draws(seed, len(next(iter(draws.values()))))
+    hkl = run.intensities.latent_hkl
+    labels = {"batch": ("image", np.unique(data.batch))}
+    if with_intensities:
+        posterior["F"] = Variable(F.astype(np.float32)[None], ("unique",))
+        posterior["I"] = Variable((F**2).astype(np.float32)[None], ("unique",))
+        labels |= {
+            f"unique_{name}": ("unique", column) for name, column in zip("hkl", hkl.T, strict=True)
+        }
+    observed_hkl = np.asarray(obs.hkl)[np.asarray(obs.code)]
+    write_posterior(
+        path,
+        posterior,
+        _pointwise(run, model, priors, draws, F, np.random.default_rng(seed)),
+        {"intensity": np.asarray(obs.intensity)},
+        {"image": np.asarray(obs.image), **dict(zip("hkl", observed_hkl.T, strict=True))},
+        labels=labels,
+        attrs={
+            "inference_library": "bayes_refine",
+            "method": "Laplace draws of scales; draws of F by quadrature at the mode's scales, "
+            "the uncertainty of each scale in the likelihood",
+        },
+    )
+
+
+def _pointwise(run: MergeRun, model, priors, draws, F, rng) -> Iterator[dict[str, tuple]]:
+    """ln p(J | scales, I) and a replicate of J for each draw, a block of observations at a time."""
+    obs, d = run.scaled.observations, run.scaled.measured
+    n, hkl = len(obs.intensity), run.intensities.latent_hkl
+    column, _ = find(pack_hkl(np.asarray(obs.hkl)), pack_hkl(hkl))
+    for start in range(0, n, BLOCK):
+        rows = slice(start, min(start + BLOCK, n))
+        pad = np.minimum(np.arange(start, start + BLOCK), n - 1)  # one shape compiles once
+        here = replace(
+            obs, **{name: getattr(obs, name)[pad] for name in
+                    ("intensity", "sigma", "weight", "image", "code", "norm_q",
+                     "excitation_error")},
+        )  # fmt: skip
+        of, mode = column[np.asarray(d.code)[pad]], jnp.maximum(d.scale[pad], 1e-300)
+        terms = []
+        for i, key in enumerate(rng.integers(2**31, size=len(F))):
+            values = {name: value[i] for name, value in draws.items()}
+            g = compiled_sites(model)(here, priors, values)["scale"]
+            # the factor common to all g belongs to the scale of I, which F has at the mode
+            g = g * jnp.exp(jnp.mean(jnp.log(mode / jnp.maximum(g, 1e-300))))
+            terms.append(_term(jax.random.key(key), here, g, F[i][of] ** 2, values))
+        width = rows.stop - start
+        yield {"intensity": tuple(np.stack([t[k][:width] for t in terms])[None] for k in (0, 1))}
+
+
+@jax.jit
+def _term(key, obs, g, intensity, values):
+    """ln t_ν(J; gI, s²) and a draw of J; s² as in ``intensities.log_observations``."""
+    nu, expected = jnp.exp(values["log_nu"]), g * intensity
+    s2 = (jnp.exp(values["log_sigma_factor"]) * obs.sigma) ** 2
+    s = jnp.sqrt(s2 + (jnp.exp(values["log_model_error"]) * expected) ** 2)
+    log_p = jax.scipy.stats.t.logpdf(obs.intensity, nu, expected, s)
+    return log_p, expected + s * jax.random.t(key, nu, expected.shape)
+
+
+# -- summary.json ---------------------------------------------------------------------------
+
+
+def _summary(run: MergeRun, reference: Reference | None, draws) -> dict[str, Any]:
+    data, found, scaled = run.data, run.intensities, run.scaled
+    merged, fit = found.merged, scaled.fit
+    edges = shell_edges(float(run.d.max()), float(run.d.min()), N_SHELLS)
+    truth = reference.lookup(merged.hkl) if reference is not None else None
+    post = np.asarray(found.posterior.intensity)
+    rows = shell_table(merged, data.cell, data.space_group, edges, truth, run.free, post)
+    more: list[dict[str, Any]] = [{} for _ in rows]
+    if found.mates is not None:
+        more = anomalous_table(found.mates, merged, data.cell, edges)
+    if run.halves is not None:
+        more = [a | b for a, b in zip(more, _refitted_table(run, edges), strict=True)]
+    rows = [a | b for a, b in zip(rows, more, strict=True)]
+    n = np.bincount(np.asarray(scaled.measured.image), minlength=scaled.observations.n_images)
+    return {
+        "globals": shared_values(run, draws),
+        "prior_numbers": {
+            "log_Sigma_knots": scaled.shared["log_Sigma"][0].tolist(),
+            **found.numbers,
+        },
+        "cell": list(data.cell.parameters),
+        "space_group": data.space_group.hm,
+        "reference": reference.source if reference is not None else None,
+        "counts": {
+            "images": len(n),
+            "images_used": int((n > 0).sum()),
+            "status": dict(Counter(map(str, fit.status))),
+            "reflections_measured": len(scaled.measured.intensity),
+            "reflections_merged": len(merged),
+            "reflections_free": int(run.free.sum()),
+        },
+        "agreement": rows,
+        "convergence": {
+            "evaluations": fit.iterations,
+            "log_density": fit.log_density,
+            "shared_distance_sd": fit.shared_distance,
+            "image_distance_sd_max": float(np.max(fit.distance)),
+        },
+    }
+
+
+def _refitted_table(run: MergeRun, edges: np.ndarray) -> list[dict[str, Any]]:
+    """CC½ by shell of halves that were fitted apart: of posterior and of likelihood."""
+    assert run.halves is not None
+    hkl = np.asarray(run.scaled.measured.hkl)
+    shell = shell_index(run.data.cell.calculate_d_array(hkl), edges)
+    rows = []
+    for chosen in [*(shell == k for k in range(len(edges) - 1)), shell >= 0]:
+        post, merged = run.halves.posterior[chosen], run.halves.merged[chosen]
+        rows.append(
+            {
+                "cc_half_refitted": pearson(post[:, 0], post[:, 1]),
+                "cc_half_refitted_likelihood": pearson(merged[:, 0], merged[:, 1]),
+            }
+        )
+    return rows

@@ -1,0 +1,79 @@
+"""``posterior.nc`` of a run: its draws with names, and what they say of every reflection."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from .. import infer
+from ..fitting.draws import Draws, of_batch
+from ..fitting.fit import RunFit
+from ..fitting.tables import AXES
+from ..io.posterior import Variable, write_posterior
+from ..measure import STATISTICS
+from ..priors import Priors
+
+N_POINTWISE = 400  # draws with log likelihoods and replicates: enough for PSIS-LOO
+
+
+def write_draws(
+    path: Path,
+    run: RunFit,
+    model: infer.Model,
+    priors: Priors,
+    draws: Draws,
+    rng: np.random.Generator,
+) -> None:
+    """Write the draws of a run; pointwise values of 400 of them, evenly spaced, at most.
+
+    Terms are the statistics that the model observes: intensity (J, photons), centroid_radial and
+    centroid_tangential (c), spread (M2), ..., as they were frozen.
+    """
+    r = run.reflections
+    rows = np.flatnonzero(r.informs)
+    posterior, coords = {}, {}
+    for site in run.fit.sites:
+        values, shape = np.asarray(draws.values[site.name]), site.shape
+        if site.per_image and shape[:1] == (1,):  # the plate's own axis
+            values, shape = values.reshape(*values.shape[:3], *shape[1:]), shape[1:]
+        dims = [f"{site.name}_dim_{k}" for k in range(len(shape))]
+        if site.name in AXES and dims:
+            dims[-1], labels = AXES[site.name]
+            coords[dims[-1]] = np.array(labels) if labels else np.arange(1, shape[-1] + 1)
+        posterior[site.name] = Variable(values, ("image", *dims) if site.per_image else tuple(dims))
+
+    chains, each = draws.shape
+    kept = np.arange(0, each, -(-chains * each // N_POINTWISE))
+    some = Draws(draws.method, {k: v[:, kept] for k, v in draws.values.items()})
+    seen = infer.observed_sites(model, run.observed.parts[0], priors)
+    terms = [(k, name) for k, name in enumerate(STATISTICS) if name in seen]
+    observed = [b.statistics.value[b.informs][:, [k for k, _ in terms]] for b in run.batches]
+
+    def pointwise():
+        flat = some.flat()
+        for batch, obs in zip(run.batches, run.observed.parts, strict=True):
+            here = of_batch(run, flat, batch.images)
+            found = list(infer.predictive_draws(rng, model, here, obs, priors))
+            yield {
+                name: tuple(
+                    np.stack([row[name][part][obs.fit] for row in found]).reshape(
+                        chains, len(kept), -1
+                    )
+                    for part in (0, 1)
+                )
+                for _, name in terms
+            }
+
+    write_posterior(
+        path,
+        posterior,
+        pointwise(),
+        {name: x for (_, name), x in zip(terms, np.concatenate(observed).T, strict=True)},
+        {"image": r.image[rows], **dict(zip("hkl", r.hkl[rows].T, strict=True))},
+        coords,
+        {"identifier": ("image", np.array([still.identifier for still in run.stills]))},
+        {"inference_library": "bayes_refine", "method": draws.method},
+        draws.stats,
+        kept,
+    )

@@ -1,0 +1,1 @@
+"""Runs whose every parameter is known: truth → spots → pixels → files; or unmerged intensities."""

@@ -1,0 +1,208 @@
+"""A simulated run on disk: images, indexed geometry, truth and reference."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import gemmi
+import h5py
+import hdf5plugin
+import numpy as np
+
+from ..crystal import Crystal, refined_crystal, space_group_from_hall
+from .pixels import background_photons, simulate_image
+from .truth import Reference, Simulation, Truth, draw_truth, square_detector
+
+
+def simulate_run(
+    simulation: Simulation,
+    out_dir: str | Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Simulate a run and write it: images, indexed geometry, truth and reference.
+
+    Writes ``master.h5`` (NXmx names; images (N, height, width), or (N, P, height, width) of
+    more than one panel), ``indexed.expt`` (with the errors of indexing), ``truth.h5`` and
+    ``reference.mtz`` (F, IREF).
+
+    Args:
+        progress: called with (images done, images in all) after each image.
+
+    Returns:
+        The path of ``indexed.expt``.
+    """
+    out = Path(out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(simulation.seed)
+    truth = draw_truth(simulation, rng)
+    _write_reference(simulation, truth.reference, out / "reference.mtz")
+    _write_truth(simulation, truth, out / "truth.h5")
+    _write_images(simulation, truth, rng, out / "master.h5", progress)
+    expt = out / "indexed.expt"
+    expt.write_text(json.dumps(_indexed_document(simulation, truth, "master.h5"), indent=1))
+    return expt
+
+
+def _write_images(
+    simulation: Simulation,
+    truth: Truth,
+    rng: np.random.Generator,
+    path: Path,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    n = simulation.n_images
+    frame = truth.bad.shape if truth.detector.n_panels > 1 else truth.bad.shape[1:]
+    indexed = _indexed_geometry(simulation)
+    with h5py.File(path, "w") as file:
+        for name, nx_class in {
+            "entry": "NXentry",
+            "entry/data": "NXdata",
+            "entry/instrument": "NXinstrument",
+            "entry/instrument/beam": "NXbeam",
+            "entry/instrument/detector": "NXdetector",
+        }.items():
+            file.create_group(name).attrs["NX_class"] = nx_class
+        file["entry/definition"] = "NXmx"
+        file["entry/data"].attrs["signal"] = "data"
+        beam, detector = file["entry/instrument/beam"], file["entry/instrument/detector"]
+        beam["incident_wavelength"] = simulation.wavelength
+        beam["incident_wavelength"].attrs["units"] = "angstrom"
+        beam["incident_wavelength_spread"] = simulation.bandwidth
+        metres = {
+            "detector_distance": indexed[0] * 1e-3,
+            "x_pixel_size": simulation.pixel_size_mm * 1e-3,
+            "y_pixel_size": simulation.pixel_size_mm * 1e-3,
+        }
+        for name, value in metres.items():
+            detector[name] = value
+            detector[name].attrs["units"] = "m"
+        for name, value in zip(("beam_center_x", "beam_center_y"), indexed[1], strict=True):
+            detector[name] = value
+            detector[name].attrs["units"] = "pixel"
+        detector["saturation_value"] = simulation.saturation
+        detector["pixel_mask"] = truth.bad.reshape(frame).astype(np.uint32)
+        data = file.create_dataset(
+            "entry/data/data",
+            (n, *frame),
+            simulation.dtype,
+            chunks=(1, *frame),
+            **hdf5plugin.Bitshuffle(),
+        )
+        for i in range(n):
+            data[i] = simulate_image(simulation, rng, truth, i)[0].reshape(frame)
+            if progress is not None:
+                progress(i + 1, n)
+
+
+def _write_truth(simulation: Simulation, truth: Truth, path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        for name in ("A", "G", "B", "rotation_mrad", "strain"):
+            file[name] = getattr(truth, name)
+        file["R0"], file["R1"], file["eta"] = simulation.R0, simulation.R1, simulation.mosaic_rad
+        file["distance_mm"] = simulation.distance_mm
+        file["beam_center_px"] = simulation.beam_center_px
+        file["background"] = background_photons(simulation, truth.detector)
+        for name, value in asdict(simulation).items():
+            file.attrs[name] = value
+
+
+def _write_reference(simulation: Simulation, reference: Reference, path: Path) -> None:
+    mtz = gemmi.Mtz(with_base=True)
+    mtz.spacegroup = space_group_from_hall(simulation.hall)
+    mtz.set_cell_for_all(gemmi.UnitCell(*simulation.cell))
+    mtz.add_dataset("reference")
+    mtz.add_column("F", "F")
+    mtz.add_column("IREF", "J")
+    columns = [reference.hkl, np.sqrt(reference.intensity), reference.intensity]
+    mtz.set_data(np.column_stack(columns).astype(np.float32))
+    mtz.write_to_file(str(path))
+
+
+def _indexed_geometry(simulation: Simulation) -> tuple[float, np.ndarray]:
+    center = simulation.beam_center_px + np.asarray(simulation.beam_center_error_px)
+    return simulation.distance_mm + simulation.distance_error_mm, center
+
+
+def _indexed_document(simulation: Simulation, truth: Truth, image_file: str) -> dict[str, Any]:
+    """The run as indexed, as a DIALS ``.expt`` document."""
+    detector = square_detector(simulation, *_indexed_geometry(simulation))
+    height, width = (int(v) for v in detector.shape[0])
+
+    def panel(name: str, kind: str, origin: list[float]) -> dict[str, Any]:
+        return {
+            "name": name,
+            "type": kind,
+            "fast_axis": [1.0, 0.0, 0.0],
+            "slow_axis": [0.0, 1.0, 0.0],
+            "origin": origin,
+            "raw_image_offset": [0, 0],
+            "image_size": [width, height] if kind else [0, 0],
+            "pixel_size": [simulation.pixel_size_mm] * 2 if kind else [0.0, 0.0],
+            "trusted_range": detector.trusted_range[0].tolist() if kind else [0.0, 0.0],
+            "thickness": 0.0,
+            "material": "",
+            "mu": 0.0,
+            "identifier": "",
+            "mask": [],
+            "gain": simulation.gain if kind else 1.0,
+            "pedestal": 0.0,
+            "px_mm_strategy": {"type": "SimplePxMmStrategy"},
+        }
+
+    origins = enumerate(detector.origin_mm.tolist())
+    panels = [panel(f"Panel{i}", "SENSOR_PAD", origin) for i, origin in origins]
+    hierarchy = panel("", "", [0.0, 0.0, 0.0])
+    hierarchy["children"] = [{"panel": i} for i in range(len(panels))]
+    crystals = []
+    for A, rotation, strain in zip(truth.A, truth.rotation_mrad, truth.strain, strict=True):
+        indexed = refined_crystal(Crystal(A=A, hall=simulation.hall), rotation, strain)
+        axes = zip("abc", np.linalg.inv(indexed.A).tolist(), strict=True)
+        crystals.append(
+            {"__id__": "crystal"}
+            | {f"real_space_{name}": axis for name, axis in axes}
+            | {"space_group_hall_symbol": simulation.hall}
+        )
+    beam = {
+        "__id__": "monochromatic",
+        "direction": (-truth.beam.s0_direction).tolist(),  # dxtbx: towards the source
+        "wavelength": simulation.wavelength,
+        "divergence": 0.0,
+        "sigma_divergence": 0.0,
+        "polarization_normal": truth.beam.polarization_normal.tolist(),
+        "polarization_fraction": simulation.polarization_fraction,
+        "flux": 0.0,
+        "transmission": 1.0,
+        "probe": "x-ray",
+    }
+    images = range(simulation.n_images)
+    empty: dict[str, Any] = {
+        "mask": None,
+        "gain": None,
+        "pedestal": None,
+        "dx": None,
+        "dy": None,
+        "params": {},
+    }
+    return {
+        "__id__": "ExperimentList",
+        "experiment": [
+            {"__id__": "Experiment", "identifier": f"simulated-{i:04d}"}
+            | {"beam": 0, "detector": 0, "crystal": i, "imageset": i}
+            for i in images
+        ],
+        "imageset": [
+            {"__id__": "ImageSet", "images": [image_file], "single_file_indices": [i]} | empty
+            for i in images
+        ],
+        "beam": [beam],
+        "detector": [{"panels": panels, "hierarchy": hierarchy}],
+        "goniometer": [],
+        "scan": [],
+        "crystal": crystals,
+        "profile": [],
+        "scaling_model": [],
+    }

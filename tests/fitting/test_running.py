@@ -1,0 +1,105 @@
+"""What images say of each other's intensities, against theory and against leaving images out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import gemmi
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bayes_refine import intensities
+from bayes_refine.fitting import running
+from bayes_refine.merging.latent import Measured
+from bayes_refine.miller import pack_hkl
+from bayes_refine.reference import wilson_mean
+from bayes_refine.symmetry import epsilon_centric
+
+CELL, GROUP, D_MIN, N_IMAGES = gemmi.UnitCell(40, 40, 60, 90, 90, 90), gemmi.SpaceGroup(92), 3.0, 12
+
+
+@pytest.fixture(scope="module")
+def before():
+    return running.start(CELL, GROUP, D_MIN, N_IMAGES)
+
+
+def measured(before, seed: int = 0, leave: int = -1) -> Measured:
+    """J = g·I + noise of half of the reflections on each image; none of image ``leave``."""
+    rng = np.random.default_rng(seed)
+    ref, m = before.reference, len(before.reference.hkl)
+    I = ref.intensity * rng.exponential(size=m)  # noqa: E741
+    order = np.argsort(pack_hkl(ref.hkl))
+    seen = rng.random((m, N_IMAGES)) < 0.5
+    g = np.exp(rng.standard_normal((m, N_IMAGES)))
+    sigma = 0.3 * ref.intensity.mean() * np.ones((m, N_IMAGES))
+    J = g * I[:, None] + sigma * rng.standard_normal((m, N_IMAGES))
+    seen[:, leave] &= leave < 0
+    seen = seen[order]
+    code, image = np.nonzero(seen)
+    present, code = np.unique(code, return_inverse=True)
+    rows = order[present][code], image
+    columns = {"intensity": J[rows], "scale": g[rows], "variance": sigma[rows] ** 2}
+    zero = np.zeros(len(code))
+    return Measured(
+        **{k: jnp.asarray(v) for k, v in columns.items()},
+        per_photon=jnp.asarray(zero),
+        fraction=jnp.asarray(zero),
+        nu=np.inf,
+        code=jnp.asarray(code),
+        image=jnp.asarray(image),
+        weight=jnp.asarray(zero + 1),
+        hkl=jnp.asarray(ref.hkl[order][present]),
+    )
+
+
+def test_before_any_image_there_is_wilson(before):
+    """Exponential, sd = mean; centric χ²₁, sd = √2·mean (Wilson 1949)."""
+    hkl = before.reference.hkl
+    centric = epsilon_centric(hkl, GROUP)[1]
+    mean, sd = before.without(hkl, np.zeros(len(hkl), int))
+    np.testing.assert_allclose(mean, before.reference.intensity, rtol=0.15)  # Σ(d) in few bins
+    np.testing.assert_allclose((sd / mean)[~centric], 1, rtol=2e-3)
+    np.testing.assert_allclose((sd / mean)[centric], np.sqrt(2), rtol=2e-3)
+
+
+def test_an_image_sees_what_is_known_without_it(before):
+    """As though it had never been there, to rounding; with it, French and Wilson's posterior."""
+    own = 3
+    everything = running.renewed(before, measured(before))
+    apart = running.renewed(before, measured(before, leave=own))
+    hkl = before.reference.hkl
+    # Σ(d) is of the intensities as they stand: the same for both
+    apart = replace(apart, reference=everything.reference)
+    image = np.full(len(hkl), own)
+    for found, expected in zip(everything.without(hkl, image), apart.together(hkl), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    together = everything.together(hkl)[0]
+    assert np.mean(np.abs(together / everything.without(hkl, image)[0] - 1) > 1e-3) > 0.3
+
+
+def test_all_images_together_say_what_french_and_wilson_say(before):
+    d = measured(before)
+    now = running.renewed(before, d)
+    hkl, code = np.asarray(d.hkl), np.asarray(d.code)
+    precision = np.bincount(code, d.scale**2 / d.variance)
+    mean = np.bincount(code, d.scale * d.intensity / d.variance) / precision
+    epsilon, centric = epsilon_centric(hkl, GROUP)
+    S = wilson_mean(now.reference.d, now.reference.intensity / epsilon_of(now), spacing(hkl))
+    expected = intensities.wilson_posterior(mean, precision**-0.5, np.log(epsilon * S), centric)
+    np.testing.assert_allclose(now.together(hkl)[0], expected.intensity, rtol=1e-6)
+    np.testing.assert_allclose(now.together(hkl)[1], expected.intensity_sd, rtol=1e-6)
+
+
+def epsilon_of(now) -> np.ndarray:
+    return epsilon_centric(now.reference.hkl, GROUP)[0]
+
+
+def spacing(hkl) -> np.ndarray:
+    return CELL.calculate_d_array(np.ascontiguousarray(hkl, np.int32))
+
+
+def test_nothing_is_known_of_an_absent_reflection(before):
+    """4₁ along c: (0, 0, 1) is absent."""
+    mean, sd = before.together(np.array([[0, 0, 1], [0, 0, 4]]))
+    assert mean[0] == sd[0] == 0 and mean[1] > 0

@@ -1,0 +1,289 @@
+"""The per-pixel model and its solver: the density is NumPyro's, the mode scipy's, the truth found;
+and what is known of weights that look at the counts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache, partial
+
+import h5py
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.optimize import least_squares
+
+from bayes_refine import infer, measure, profile
+from bayes_refine.fitting.run import Run
+from bayes_refine.fitting.seen import Kept, Seen
+from bayes_refine.forward import Spot
+from bayes_refine.infer import density as densities
+from bayes_refine.infer.levenberg import spot_sums
+from bayes_refine.loading import load_model
+from bayes_refine.per_pixel.pixels import Pixels, frozen, pixels_of
+
+GOOD = slice(0, 4)  # images of ``small_run`` that nobody spoiled
+NOISES = (
+    infer.moving_variance,
+    infer.poisson,
+    partial(infer.student_t, nu=4.0, model_error=0.1),
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model("per_pixel")
+
+
+@pytest.fixture(scope="module")
+def seen(small_run, model):
+    """Pixels of the small run's last boxes, with σ frozen at the factored mode, and that mode."""
+    given = small_run.arguments
+    run, priors, settings = given["run"], given["priors"], given["settings"]
+    still = given["model"]
+    whole = Run(run.indexed, given["ref"], given["reader"], still, settings, ())
+    state = run.fit.values()
+    counts = np.bincount(run.reflections.image, minlength=len(run.stills))
+    last = Seen(run.batches, run.observed, counts, state["log_G"], Kept())
+    pixels = pixels_of(whole, last, state, priors)
+    return frozen(pixels, infer.evaluate(model, state, pixels, priors)["spots"]), state, priors
+
+
+def test_the_pixels_are_those_of_the_statistics(small_run, seen):
+    """Profile fitting on them at the pilot gives the frozen J again."""
+    pixels, _, _ = seen
+    r = pixels.reflections
+    moment = [jnp.asarray(r.pilot_moment[:, k]) for k in range(3)]
+    zero = jnp.zeros_like(moment[0])
+    spots = pixels.spots(Spot(zero, zero, zero, zero, *moment), zero)
+    template = np.asarray(
+        profile.photons(pixels.offsets, spots.at[:, 0].set(1.0), zero, pixels.nodes)
+    )
+    # the weights of the statistics: expected variance at the pilot's own J, nearly the mode's
+    weight = template * pixels.usable / pixels.variance
+    known, signal = np.asarray(r.fit), np.maximum(np.asarray(r.statistics[:, 0]), 0)
+    sd = np.sqrt(np.asarray(r.variance_background[:, 0] + signal * r.variance_signal[:, 0]))
+    total, norm = (
+        (weight * x).sum(1)[known] for x in (pixels.photons - pixels.background, template)
+    )
+    off = (total / norm - np.asarray(r.statistics[:, 0])[known]) / sd[known]
+    assert known.sum() > 300
+    assert np.sqrt(np.mean(off**2)) < 0.2  # of the sd of J, from the weights' differences
+
+
+@pytest.mark.parametrize("noise", NOISES, ids=lambda f: getattr(f, "__name__", "student_t"))
+def test_sums_are_those_of_the_density(seen, model, noise):
+    """ln p of the trace, and its slope along the spots by automatic differentiation."""
+    pixels, state, priors = seen
+    few = replace(
+        pixels,
+        **{
+            k: getattr(pixels, k)[:1]
+            for k in ("photons", "usable", "variance", "background", "centre", "to_pixel")
+        },
+    )
+    spots = jnp.asarray(infer.evaluate(model, state, pixels, priors)["spots"])[:1]
+
+    def log_p(spots):
+        fn, value = noise(few.expected(spots), few)
+        return jnp.where(few.usable, fn.log_prob(value), 0.0).sum()
+
+    found, slope, curved = jax.jit(lambda s: spot_sums(noise, few, s))(spots)
+    exact, gradient = jax.jit(jax.value_and_grad(log_p))(spots)
+    assert found[0] == pytest.approx(float(exact), rel=1e-9)
+    size = np.abs(gradient).max(axis=(0, 2), keepdims=True)
+    np.testing.assert_allclose(slope / size, gradient / size, atol=1e-6)
+    known = np.asarray(pixels.reflections.fit[:1])
+    values = np.linalg.eigvalsh(np.moveaxis(np.asarray(curved), 3, 1)[known])
+    assert values.min() > -1e-9 * values.max()
+
+
+@pytest.fixture(scope="module")
+def fitted(seen, model):
+    """Poisson, from where nothing is known of the images."""
+    pixels, state, priors = seen
+    start = {k: v for k, v in state.items() if k in ("log_G", "log_R1")}
+    return infer.pixel_fit(model, infer.poisson, pixels, priors, start)
+
+
+def test_the_truth_is_within_four_posterior_sd(fitted, small_run):
+    """The simulator's physics is the model's: ln G, B, ln R1 and R0; rms pull about one."""
+    with h5py.File(small_run.data / "truth.h5") as file:
+        truth = {name: file[name][()] for name in ("G", "B", "R0", "R1")}
+    assert np.all(fitted.status[GOOD] == "converged")
+    found, pulls = fitted.values(), []
+    for name, true in {
+        "log_G": np.log(truth["G"])[:, None],
+        "B": truth["B"][:, None],
+        "log_R1": np.log(truth["R1"]),
+    }.items():
+        pulls.append(((found[name] - true) / fitted.sd(name))[GOOD].ravel())
+    pulls.append(np.atleast_1d((found["log_R0"] - np.log(truth["R0"])) / fitted.sd("log_R0")))
+    every = np.concatenate(pulls)
+    assert np.all(np.abs(every) < 4), every
+    assert 0.5 < np.sqrt(np.mean(every**2)) < 1.6
+
+
+def test_the_mode_is_numpyro_s(fitted, seen, model):
+    """The slope of the program's own density there, in posterior sd; half an sd away it shows."""
+    pixels, _, priors = seen
+    sites = fitted.sites
+
+    @jax.jit
+    def slope(theta, phi):
+        def total(t, p):
+            image, shared = densities.density(model, sites, t, p, (pixels, priors))
+            return image.sum() + shared
+
+        return jax.grad(total, (0, 1))(theta, phi)
+
+    sd = np.sqrt(np.diagonal(fitted.image_covariance(), axis1=1, axis2=2))
+    g_image, _ = slope(fitted.image, fitted.shared)
+    assert np.abs(g_image * sd)[GOOD].max() < 0.1
+    away, _ = slope(fitted.image + 0.5 * sd, fitted.shared)
+    assert np.abs(away * sd)[GOOD].max() > 0.2
+
+
+def test_least_squares_agree_with_scipy(seen, model):
+    """One image, σ frozen, the shared unknowns too: residuals of pixels and of the priors."""
+    pixels, state, priors = seen
+    one = jax.tree.map(lambda x: x[:1] if np.ndim(x) > 1 and len(x) == 8 else x, pixels)
+    start = {k: v[:1] if np.ndim(v) > 1 else v for k, v in state.items()}
+    fit = infer.pixel_fit(model, infer.expected_variance, one, priors, start, tolerance=1e-3)
+    sites, k = fit.sites, fit.image.shape[1]
+    mean, sd = prior_numbers(sites, priors, one)
+
+    @jax.jit
+    def expected(x):
+        values = densities.unflatten(sites, x[None, :k], x[k:])
+        spots = densities.traced(model, values, (one, priors))["spots"]["value"]
+        return one.expected(spots)
+
+    use, sigma = np.asarray(one.usable), np.sqrt(np.asarray(one.variance, float))
+    place = [s.name for s in sites if not s.per_image for _ in range(s.size)]
+
+    def residuals(x):
+        pixel = ((one.photons - np.asarray(expected(jnp.asarray(x)))) / sigma)[use]
+        about = mean.copy()
+        about[names(sites).index("log_mosaic_image_mrad")] = x[k + place.index("log_mosaic_mrad")]
+        return np.concatenate([pixel, (x - about) / sd])
+
+    x0 = np.concatenate([fit.image[0], fit.shared])
+    posterior = np.concatenate(
+        [np.sqrt(np.diag(fit.image_covariance()[0])), np.sqrt(np.diag(fit.shared_covariance))]
+    )
+    away = x0 + 0.3 * posterior * np.where(np.arange(len(x0)) % 2, 1, -1)
+    found = least_squares(residuals, away, x_scale=posterior, xtol=1e-10, ftol=1e-12)
+    assert np.abs((found.x - x0) / posterior).max() < 0.02
+    np.testing.assert_allclose(
+        np.sqrt(np.diag(np.linalg.inv(found.jac.T @ found.jac))), posterior, rtol=0.02
+    )
+
+
+def names(sites):
+    """A name for each of an image's unknowns."""
+    return [s.name for s in sites if s.per_image for _ in range(s.size)]
+
+
+def prior_numbers(sites, priors, pixels):
+    """Mean and sd of every unknown, images' first."""
+    p, pixel = priors, float(pixels.reflections.pixel_inv_angstrom)
+    table = {
+        "log_R0": (np.log(p.R0_inv_angstrom), p.log_R0_sd),
+        "log_mosaic_mrad": (np.log(p.mosaic_spread_mrad), p.log_mosaic_spread_sd),
+        "log_G": (float(pixels.reflections.log_G0), p.log_G_sd),
+        "B": (p.B_mean, p.B_sd),
+        "rotation_mrad": (0.0, p.rotation_sd_mrad),
+        "strain": (0.0, p.strain_sd),
+        "log_mosaic_image_mrad": (0.0, p.log_mosaic_image_sd),
+        "mosaic_shape": (0.0, p.log_mosaic_image_sd),
+        "log_R1": (np.log(p.R1_px * pixel), p.log_R1_sd),
+    }
+    mean, sd = [], []
+    for per_image in (True, False):
+        for site in sites:
+            if site.per_image == per_image:
+                if site.name == "detector_shift_mm":
+                    mean += [0.0] * 3
+                    sd += [p.beam_center_sd_mm] * 2 + [p.distance_sd_mm]
+                else:
+                    mean += [table[site.name][0]] * site.size
+                    sd += [table[site.name][1]] * site.size
+    return np.array(mean, float), np.array(sd, float)
+
+
+# -- what weights do at low counts ----------------------------------------------------------------
+
+
+def replicates(J, background, m=8000):
+    """Pixels of m spots of the same truth, and those spots (1, 6, m)."""
+    offsets = measure.Shoebox(4.0, 5.0, 8.0).signal_offsets.astype(float)
+    row = np.array([J, 0.2, -0.1, 0.6, 0.5, 0.05])
+    spots = jnp.asarray(np.repeat(row[:, None], m, 1)[None])
+    mean = profile.photons(offsets, spots[:, :, :1], jnp.full((1, 1), background), 3)
+    photons = np.random.default_rng(1).poisson(np.repeat(np.asarray(mean), m, axis=2))
+    return (
+        Pixels(
+            reflections=None,
+            photons=jnp.asarray(photons, float),
+            usable=jnp.ones(photons.shape, bool),
+            variance=jnp.broadcast_to(mean, photons.shape),
+            background=jnp.full((1, 1, m), background),
+            centre=jnp.zeros((1, 2, m)),
+            to_pixel=jnp.zeros((1, 2, 2, m)),
+            offsets=jnp.asarray(offsets),
+            read_variance=jnp.array(0.0),
+            nodes=3,
+        ),
+        spots,
+        np.asarray(mean[0, :, 0]),
+    )
+
+
+@cache
+def newton_step(noise):
+    """One step of J alone, compiled once."""
+
+    @jax.jit
+    def step(pixels, spots):
+        _, slope, curved = spot_sums(noise, pixels, spots)
+        return spots.at[:, 0].add(slope[:, 0] / curved[:, 0, 0])
+
+    return step
+
+
+def intensities(noise, pixels, spots, steps):
+    """(m,) J at the optimum of the pixels' likelihood, all else at the truth."""
+    for _ in range(steps):
+        spots = newton_step(noise)(pixels, spots)
+    return np.asarray(spots[0, 0])
+
+
+def test_observed_variance_is_biased_low_by_a_photon_a_pixel():
+    """⟨J⟩ − J = −Σ(P/μ)/Σ(P²/μ), Neyman's −1 a pixel seen through the profile; the others are
+    unbiased (E[1/n] = 1/m + 1/m² + …: at m = 20 the next term is 8 %)."""
+    pixels, spots, mean = replicates(J=400.0, background=20.0)
+    template = (mean - 20.0) / 400.0
+    bias = -np.sum(template / mean) / np.sum(template**2 / mean)
+    assert bias < -3  # photons: it matters
+    for noise, steps, expected, slack in (
+        (infer.observed_variance, 1, bias, 0.15 * abs(bias)),
+        (infer.expected_variance, 1, 0.0, 0.0),
+        (infer.poisson, 5, 0.0, 0.0),
+    ):
+        J = intensities(noise, pixels, spots, steps)
+        error = J.std() / np.sqrt(len(J))
+        assert abs(J.mean() - 400.0 - expected) < 4 * error + slack, noise.__name__
+        assert error < 0.1 * abs(bias)
+
+
+def test_poisson_and_expected_variance_agree_and_observed_variance_at_high_counts_alone():
+    """Frozen at the truth, weights by expectation are Poisson's to first order at any count."""
+    for J, background, high in ((1e5, 300.0, True), (20.0, 0.3, False)):
+        pixels, spots, _ = replicates(J, background)
+        poisson = intensities(infer.poisson, pixels, spots, 8)
+        expected = intensities(infer.expected_variance, pixels, spots, 1)
+        observed = intensities(infer.observed_variance, pixels, spots, 1)
+        apart = [np.sqrt(np.mean((x - poisson) ** 2)) / poisson.std() for x in (expected, observed)]
+        assert apart[0] < 0.05, apart
+        assert (apart[1] < 0.1) == high, apart

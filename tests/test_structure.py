@@ -1,0 +1,62 @@
+"""Dependencies run one way (CONTRIBUTING): read from the sources, nothing is imported."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import bayes_refine
+
+ROOT = Path(bayes_refine.__file__).parent
+ORDER = (
+    *("io", "infer", "simulation", "indexing", "merging", "fitting", "per_pixel"),
+    *("report", "results", "cli"),
+)
+ABOVE = {"plots", "demo"}  # modules of the package itself that look at fits
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def imports(file: Path):
+    """Absolute parts of (module, name) of every ``from ... import`` of a file of the package."""
+    package = ("bayes_refine", *file.relative_to(ROOT).parts[:-1])
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            parts = tuple(node.module.split(".")) if node.module else ()
+            if node.level:
+                parts = (*package[: len(package) - node.level + 1], *parts)
+            yield from ((*parts, alias.name) for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (tuple(alias.name.split(".")) for alias in node.names)
+
+
+def test_the_order_knows_every_sub_package():
+    found = {file.parent.name for file in FILES if file.parent.parent == ROOT}
+    assert found - {"models"} == set(ORDER)  # the models travel in the wheel
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_a_sub_package_imports_only_those_before_it(package):
+    later = set(ORDER[ORDER.index(package) + 1 :])
+    for file in (ROOT / package).rglob("*.py"):
+        ours = {parts[1] for parts in imports(file) if parts[0] == "bayes_refine" and parts[1:]}
+        assert not ours & later, file
+
+
+def test_modules_of_the_package_stand_below_the_others():
+    for file in ROOT.glob("*.py"):
+        if file.stem not in {"__init__", *ABOVE}:
+            ours = {parts[1] for parts in imports(file) if parts[0] == "bayes_refine" and parts[1:]}
+            assert not ours & set(ORDER[1:]), file
+
+
+def test_no_module_imports_what_is_private_to_another():
+    for file in FILES:
+        for parts in imports(file):
+            if parts[0] == "bayes_refine":
+                assert not parts[-1].startswith("_") or parts[-1].startswith("__"), (file, parts)
+
+
+def test_numpyro_stays_in_inference_and_models():
+    for file in FILES:
+        if file.relative_to(ROOT).parts[0] not in ("infer", "models"):
+            assert not any(parts[0] == "numpyro" for parts in imports(file)), file
