@@ -69,7 +69,7 @@ class SmallRun:
 def small_run(tmp_path_factory) -> SmallRun:
     """Fitted once for all tests that look at results: most of its time is compilation."""
     from bayes_refine import cli
-    from bayes_refine.results.fit import fit as results
+    from bayes_refine.results import fit as results
     from bayes_refine.simulation.files import simulate_run
     from bayes_refine.simulation.truth import Simulation
 
