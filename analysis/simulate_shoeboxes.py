@@ -303,8 +303,7 @@ def fit_pixels(
             run, state, setup.priors, status, kept, setup.settings.margin, last, lambda line: None
         )
         state, seen = found.state, found.seen
-    fit = infer.marginal_fit(setup.model, seen.observations, setup.priors, fit=found.fit)
-    return fit, seen, found.movement
+    return found.fit, seen, found.movement
 
 
 def replicate(setup: Setup, seed, n_rounds: int = 5) -> Replicate:
