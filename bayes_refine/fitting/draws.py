@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import jax
@@ -33,6 +33,7 @@ class Draws:
         method: "map", "laplace", "svi" or "nuts", or in words.
         values: (c, d, ...) by site, constrained.
         scales_vary: whether the scales' uncertainty goes into merged sigmas.
+        of_laplace: whether they are of the normal about the mode, whose moments the fit knows.
         stats: (c, d) each, by ArviZ's names of ``sample_stats``; none but for NUTS.
         converged, message: a judgement and one sentence why; None and "" if there is none.
         numbers: the diagnostics behind it.
@@ -42,6 +43,7 @@ class Draws:
     method: str
     values: Mapping[str, np.ndarray]
     scales_vary: bool = True
+    of_laplace: bool = False
     stats: Mapping[str, np.ndarray] = field(default_factory=dict)
     converged: bool | None = None
     message: str = ""
@@ -76,7 +78,8 @@ def laplace(
     """Independent draws from the normal with the mode's curvature."""
     started = time.perf_counter()
     values = infer.laplace_draws(run.fit, rng, n_draws)
-    return Draws("laplace", _one_chain(values), seconds=time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return Draws("laplace", _one_chain(values), of_laplace=True, seconds=seconds)
 
 
 def at_mode(
@@ -161,6 +164,26 @@ def nuts(
         },
         seconds=found.seconds,
     )
+
+
+@dataclass(frozen=True)
+class _Sampled(infer.Fit):
+    """A mode whose sd are those of draws."""
+
+    spread: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def sd(self, name: str) -> np.ndarray:
+        return self.spread[name]
+
+
+def with_spread(fit: infer.Fit, draws: Draws) -> infer.Fit:
+    """The mode with the sd of the draws for its own, where those are not Laplace's anyway."""
+    if draws.of_laplace:
+        return fit
+    known = {f.name: getattr(fit, f.name) for f in fields(infer.Fit)}
+    flat = draws.flat()
+    spread = {s.name: np.reshape(flat[s.name].std(0), np.shape(fit.sd(s.name))) for s in fit.sites}
+    return _Sampled(**known, spread=spread)
 
 
 def describe(draws: Draws, sites: tuple[infer.Site, ...]) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def image_table(run: RunFit) -> dict[str, np.ndarray]:
 
     identifier, status, n_reflections (measured), cc_model (Pearson CC of J and J_model over all
     measured reflections with a reference, free ones too), then every unknown of an image with
-    its Laplace sd: G, B (Å²), R1 (Å⁻¹), rot_x_mrad, ..., strain_1, ..., what else the model has.
+    its sd: G, B (Å²), R1 (Å⁻¹), rot_x_mrad, ..., strain_1, ..., what else the model has.
     Where indexing is ambiguous, reindex and reindex_log_odds before them.
     """
     n, r = len(run.stills), run.reflections
@@ -111,7 +111,7 @@ def _numbers(fit: Fit, site: Site) -> Iterator[tuple[str, Any, Any]]:
 
 
 def shared_values(run: RunFit) -> dict[str, dict[str, float]]:
-    """Value and Laplace sd of what the images share, units in the names.
+    """Value and sd of what the images share, units in the names.
 
     The refined distance and beam centre (of the first image; px of the panel the beam meets)
     stand beside the shifts themselves.

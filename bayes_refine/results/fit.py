@@ -18,7 +18,7 @@ import numpy as np
 from .. import infer, report
 from ..errors import InputError
 from ..experiments import Experiments
-from ..fitting.draws import Method, describe, laplace, of_batch
+from ..fitting.draws import Method, describe, laplace, of_batch, with_spread
 from ..fitting.fit import RunFit
 from ..fitting.fit_intensities import intensities_of_fit, measured_of
 from ..fitting.pilot import tails
@@ -94,7 +94,8 @@ def write_results(
             few = draws.flat(at_most=N_SCALE_DRAWS)
             scale_sd = stage("scale_sd", scale_uncertainty, run, model, priors, few)
         found = stage("merge", _merged, run, ref, scale_sd, settings, priors, anomalous)
-        stage("tables", _write_tables, work, run, experiments, found, settings)
+        told = replace(run, fit=with_spread(run.fit, draws))  # every sd is the method's
+        stage("tables", _write_tables, work, told, experiments, found, settings)
         stage("posterior", write_draws, work / "posterior.nc", run, model, priors, draws, rng)
         if reader is not None:
             stage("pictures", _write_picture, work / "overview.png", run, reader)
@@ -103,7 +104,7 @@ def write_results(
             "versions": versions(),
             "method": draws.method,
             "model": model_name,
-            **_summary(run, ref, found, settings),
+            **_summary(told, ref, found, settings),
             "posterior": describe(draws, run.fit.sites),
             "noise": asdict(noise) if noise else None,
             "settings": {**asdict(settings), "weights": settings.weights.__name__},
@@ -112,7 +113,7 @@ def write_results(
         }
         summary = jsonable(summary)
         shown = draws.flat(at_most=N_SHOWN)
-        stage("report", report.fit_report, work / "report.html", run, summary, shown, reader)
+        stage("report", report.fit_report, work / "report.html", told, summary, shown, reader)
         write_summary(work / "summary.json", summary)
     return summary
 

@@ -67,6 +67,20 @@ def test_every_method_has_the_moments_of_a_normal_posterior(run, name, request):
     assert (found.message == "") == (found.converged is None) == (name in ("map", "laplace"))
 
 
+def test_tables_have_the_spread_of_the_method(run, chains):
+    """Laplace's own to the digit; of chains, the draws' about the same mode."""
+    laplace = drawn(method_of(MethodName.laplace, GuideName.structured, 20, 3, 100), run)
+    assert draws.with_spread(run.fit, laplace) is run.fit
+    told = draws.with_spread(run.fit, chains)
+    np.testing.assert_array_equal(told.values()["a"], run.fit.values()["a"])
+    for name, shape in {"a": (4, 1), "level": ()}.items():
+        sd = chains.values[name].std((0, 1)).reshape(shape)
+        np.testing.assert_array_equal(told.sd(name), sd)
+        assert told.sd(name).shape == run.fit.sd(name).shape
+        np.testing.assert_allclose(told.sd(name), run.fit.sd(name), rtol=0.2)
+        assert np.any(told.sd(name) != run.fit.sd(name))
+
+
 def test_a_large_run_is_read_part_by_part(run, monkeypatch):
     monkeypatch.setattr(draws, "IN_MEMORY", 3)
     monkeypatch.delattr(run, "observations")
