@@ -4,8 +4,8 @@
 
 ``integrated``: stills drawn from the scaling model, scaled and merged without a reference.
 ``simulated``: pixels from known truth; ``lysosim``: pixels of an independent simulator; both
-through ``fit_run`` with the reference for geometry and scales alone, and Wilson's prior for the
-intensities.  One factor brings each set of intensities to the truth's scale.
+through ``fit_run`` without a reference.  The truth is brought to the scale of each set of
+intensities by one factor and one B, which nothing fixes.
 
 Pull: (mean − truth)/sd of a posterior.  Coverage: of the central 90 % of posterior draws.  Log
 score: mean ln of the posterior density of F at the truth, larger is better; rivals are French &
@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
-from lysosim import SHARED, load
+from lysosim import SHARED, gauge, load
 
 import bayes_refine as br
 from bayes_refine import infer, intensities, output
@@ -93,8 +93,8 @@ def lysosim(args):
 class Judged:
     """One posterior of F of each reflection against the truth, on the posterior's scale."""
 
-    def __init__(self, name, mean, sd, draws, log_density, truth):
-        k = (mean @ truth) / (truth @ truth)
+    def __init__(self, name, mean, sd, draws, log_density, truth, d):
+        k = gauge(mean, sd, truth, d)
         self.name, self.truth = name, k * truth
         self.pull = (mean - self.truth) / sd
         self.inside = np.abs((draws**2 < self.truth).mean(0) - 0.5) < 0.45
@@ -111,7 +111,7 @@ class Judged:
         )
 
 
-def ours(measured, prior, truth, at) -> Judged:
+def ours(measured, prior, truth, at, d) -> Judged:
     """The posterior of the product of all observations."""
     latent = true_intensities(measured, prior)
     m = measured
@@ -130,11 +130,11 @@ def ours(measured, prior, truth, at) -> Judged:
     p = latent.posterior
     return Judged(
         "posterior", p.intensity[at], p.intensity_sd[at], latent.draws(0, N_DRAWS)[:, at],
-        log_density, truth,
+        log_density, truth, d,
     )  # fmt: skip
 
 
-def french_wilson(name, intensity, sigma, log_mean, centric, truth) -> Judged:
+def french_wilson(name, intensity, sigma, log_mean, centric, truth, d) -> Judged:
     """Of merged intensities ± sigma."""
     I, s, log_S = (jnp.asarray(x, float) for x in (intensity, sigma, log_mean))  # noqa: E741
 
@@ -150,7 +150,7 @@ def french_wilson(name, intensity, sigma, log_mean, centric, truth) -> Judged:
     def log_density(F):
         return np.asarray(integrand(jnp.asarray(F)[:, None])[:, 0] - p.log_evidence)
 
-    return Judged(name, p.intensity, p.intensity_sd, draws, log_density, truth)
+    return Judged(name, p.intensity, p.intensity_sd, draws, log_density, truth, d)
 
 
 def plain_means(measured: Measured):
@@ -182,7 +182,7 @@ def main() -> None:
     truth = true[at]
     d = reference.cell.calculate_d_array(np.ascontiguousarray(hkl[at], np.int32))
     epsilon, centric = epsilon_centric(hkl[at], reference.space_group)
-    posterior = ours(measured, prior, truth, at)
+    posterior = ours(measured, prior, truth, at, d)
     expected = true_intensities(measured, prior).posterior.intensity
     merged = likelihood_only(measured, prior, expected)
     row = {tuple(h): i for i, h in enumerate(merged.hkl.tolist())}
@@ -193,9 +193,11 @@ def main() -> None:
         posterior,
         french_wilson(
             "French-Wilson, fit's scales", merged.intensity[rows], merged.sigma[rows], log_S,
-            centric, truth,
+            centric, truth, d,
         ),
-        french_wilson("French-Wilson, plain means", mean[at], error[at], plain_S, centric, truth),
+        french_wilson(
+            "French-Wilson, plain means", mean[at], error[at], plain_S, centric, truth, d
+        ),
     ]  # fmt: skip
 
     print(f"{args.data_set}, {args.images} images: {len(hkl)} reflections, {len(at)} with "
@@ -204,12 +206,13 @@ def main() -> None:
     everything = np.ones(len(at), bool)
     for j in judged:
         print(f"{j.name:34s}{j.line(everything)}   R1(I) {j.error:.3f}")
-    normal = ours(replace(measured, nu=math.inf), prior, truth, at)
+    normal = ours(replace(measured, nu=math.inf), prior, truth, at, d)
     print(
         f"{'posterior, normal residuals':34s}{normal.line(everything)}   R1(I) {normal.error:.3f}"
     )
     known = np.flatnonzero(np.isfinite(true) & (true > 0))
-    all_of_them = ours(measured, prior, true[known], known)
+    d_known = reference.cell.calculate_d_array(np.ascontiguousarray(hkl[known], np.int32))
+    all_of_them = ours(measured, prior, true[known], known, d_known)
     print(f"{'posterior, seen once or more':34s}{all_of_them.line(np.ones(len(known), bool))}"
           f"   R1(I) {all_of_them.error:.3f}")  # fmt: skip
     E2 = truth / (epsilon * wilson_mean(d, truth / epsilon, d))

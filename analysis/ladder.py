@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from lysosim import SHARED, load
+from lysosim import SHARED, gauge, load
 
 import bayes_refine as br
 from bayes_refine import infer, measure
@@ -150,12 +150,18 @@ def main() -> None:
                 flush=True,
             )
         table[n] = np.array(rows, float)
-        truth, post = reference.lookup(latent.merged.hkl), latent.posterior
-        k = np.sum(post.intensity * truth / post.intensity_sd**2)
-        k /= np.sum((truth / post.intensity_sd) ** 2)
-        pull = (post.intensity - k * truth) / post.intensity_sd
+        hkl, post = latent.merged.hkl, latent.posterior
+        d = reference.cell.calculate_d_array(np.ascontiguousarray(hkl, np.int32))
+        truth = reference.lookup(hkl)
+        truth = truth * gauge(post.intensity, post.intensity_sd, truth, d)
+        pull = (post.intensity - truth) / post.intensity_sd
         inside = np.mean(np.abs(pull) < 1.645)
         print(f"{n:4d} images  pulls of IPOST: sd {pull.std():.2f}, 90 % hold {inside:.3f}")
+        r1 = [
+            r1_intensity(post.intensity[k], truth[k])
+            for k in (np.isin(pack_hkl(hkl), x) for x in (keys, order[:BEST]))
+        ]
+        print(f"{n:4d} images  R1 of IPOST beyond a common B: {r1[0]:.4f}; best {r1[1]:.4f}")
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for k, name in enumerate(STEPS):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from scipy.optimize import least_squares
 
 import bayes_refine as br
 from bayes_refine.crystal import rotation_vector_mrad
@@ -73,3 +74,17 @@ def rotation_error_mrad(run: br.RunFit, truth: Truth) -> np.ndarray:
 def robust_sd(x: np.ndarray) -> float:
     """1.4826 times the median distance from the median."""
     return 1.4826 * float(np.median(np.abs(x - np.median(x))))
+
+
+def gauge(mean: np.ndarray, sd: np.ndarray, truth: np.ndarray, d: np.ndarray) -> np.ndarray:
+    """(n,) k·exp(−B/2d²) that brings true intensities to the scale of ``mean`` ± ``sd``.
+
+    A fit without a reference knows neither a common factor nor a common B.  Robust least squares.
+    """
+
+    def factor(p):
+        return np.exp(p[0] - p[1] / (2 * d**2))
+
+    start = [np.log((mean @ truth) / (truth @ truth)), 0.0]
+    found = least_squares(lambda p: (factor(p) * truth - mean) / sd, start, loss="soft_l1")
+    return factor(found.x)
