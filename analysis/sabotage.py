@@ -23,7 +23,8 @@ from bayes_refine import forward
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ("test_forward.py", "test_calibration.py", "test_still.py")
-HONEST = "not broken and not noticed"  # those that break the likelihood themselves say the same, inside the suite
+# tests that break the likelihood themselves say the same, inside the suite
+HONEST = "not broken and not noticed"
 
 
 def nothing() -> None:
