@@ -30,6 +30,8 @@ _KNOWN = {
     "mosaic_mrad": Quantity("mosaic spread η", 1, "mrad"),
     "mosaic_image_mrad": Quantity("mosaic spread η", 1, "mrad"),
     "model_error": Quantity("model error of J", 100, "%"),
+    "model_error_fall": Quantity("its fall with 1/d", 1, "Å"),
+    "nu": Quantity("degrees of freedom ν"),
     "blocks": Quantity("mosaic blocks in the beam"),
     "dispersion_angstrom": Quantity("dispersion bλ/√2", 1e3, "10⁻³ Å"),
     "student_t_nu": Quantity("degrees of freedom ν"),

@@ -19,6 +19,7 @@ _LOG_PRIORS = {  # shared unknowns: prior median, ln sd
     "model_error": ("model_error", "log_model_error_sd"),
     "blocks": ("blocks", "log_blocks_sd"),
     "shape_error": ("shape_error", "log_shape_error_sd"),
+    "nu": ("student_t_nu", "log_student_t_nu_sd"),
 }
 
 
@@ -152,6 +153,8 @@ def _prior_of(name: str, priors: Mapping[str, Any]) -> str:
     if name == "position_error_inv_angstrom" and "position_error_px" in priors:
         sd = math.exp(priors.get("log_position_error_sd", 0))
         return f"{number(priors['position_error_px'])} px ×÷ {sd:.2g}"
+    if name == "model_error_fall" and "model_error_fall_sd_angstrom" in priors:
+        return f"0 ± {number(priors['model_error_fall_sd_angstrom'])}"
     key = "distance_sd_mm" if name == "distance_mm" else "beam_center_sd_mm"
     if name in ("distance_mm", "beam_center_x_mm", "beam_center_y_mm") and key in priors:
         return f"input ± {number(priors[key])}"
