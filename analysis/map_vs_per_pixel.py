@@ -81,7 +81,7 @@ def race(stills, reference, reader, settings) -> dict[str, tuple[float, int]]:
     }
     for name, noise in (("expected variance", infer.expected_variance), ("Poisson", infer.poisson)):
         fits[f"per pixel, {name}, Levenberg–Marquardt"] = lambda noise=noise: infer.pixel_fit(
-            PER_PIXEL, noise, pixels, priors, state
+            PER_PIXEL, noise, pixels, priors, state, max_iterations=400
         )
     found = {}
     for name, fit in fits.items():
@@ -91,7 +91,12 @@ def race(stills, reference, reader, settings) -> dict[str, tuple[float, int]]:
             result = fit()
             seconds.append(time.process_time() - started)
         found[name] = 1e3 * min(seconds[1:]) / len(stills), result.iterations
-        print(f"{name}: {found[name][0]:.1f} ms CPU an image, {found[name][1]} steps", flush=True)
+        far = max(result.distance.max(), result.shared_distance)
+        print(
+            f"{name}: {found[name][0]:.1f} ms CPU an image, {found[name][1]} steps,"
+            f" {far:.2g} sd to go",
+            flush=True,
+        )
     return found
 
 

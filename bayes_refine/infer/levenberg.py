@@ -36,6 +36,10 @@ from .density import (
 from .laplace import Fit
 from .newton import compiled_reach, fit_of_mode
 
+# of diagonals: less is Gauss and Newton's step, and a long way back where that is too far
+DAMPING = 1e-4, 1e2
+SHARED_DAMPING = 1e-6, 1e6
+
 
 def pixel_fit(
     model: Model,
@@ -65,7 +69,7 @@ def pixel_fit(
     theta, phi = (np.asarray(x) for x in flatten(sites, values))
     look = compiled_look(model, noise, sites)
     reach = [np.asarray(x) for x in compiled_reach(model, sites)(theta, phi, args)]
-    damping, shared_damping = np.full(len(theta), 1e-3), 1e-3
+    damping, shared_damping = np.full(len(theta), 1e-2), 1e-3
     here = _looked(look(theta, phi, args))
     for iteration in range(max_iterations + 1):
         undamped = _steps(here, np.zeros(len(theta)), 0.0)
@@ -80,10 +84,14 @@ def pixel_fit(
         there = _looked(look(theta + d_theta, phi + d_phi, args))
         fell = here.image - there.image
         taken = there.log_density > here.log_density - 1e-9 * abs(here.log_density)
-        # where all gain, one image may lose a little to what they share
-        harder = fell > (1.0 if taken else 0.0)
-        damping = np.clip(damping * np.where(harder, 10.0, 0.1 if taken else 1.0), 1e-9, 1e9)
-        shared_damping = float(np.clip(shared_damping * (0.1 if taken else 10.0), 1e-9, 1e9))
+        if taken:  # where all together gain, an image may lose a little to what they share
+            damping = damping * np.where(fell > 0.1, 4.0, np.where(fell < 0, 0.3, 1.0))
+            shared_damping *= 0.1
+        else:  # those that fell are to blame; held hard, they cannot follow what is shared
+            damping = damping * np.where(fell > 0, 10.0, 1.0)
+            shared_damping *= 4.0
+        damping = np.clip(damping, *DAMPING)
+        shared_damping = float(np.clip(shared_damping, *SHARED_DAMPING))
         if taken:
             theta, phi, here = theta + d_theta, phi + d_phi, there
     gradient = here.g_image, here.g_shared
