@@ -220,7 +220,8 @@ def report(ranks: dict[str, np.ndarray]) -> dict[int, np.ndarray]:
 
 def simulated(options) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Ranks by unknown and effective numbers of new replicates, saved as they come."""
-    setup = Setup(SMALL, COUNTING if options.counting else PRIORS, br.load_model("still"))
+    priors = COUNTING if options.counting else PRIORS
+    setup = Setup(SMALL, priors, br.load_model("still"), skewed=options.skewed)
     started, kept, effective = time.perf_counter(), {}, []
     for k in range(options.replicates):
         found, n_eff, _ = ranks_of(setup, (options.seed, k))
@@ -237,6 +238,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--replicates", type=int, default=300)
     parser.add_argument("--counting", action="store_true", help="no discrepancies, photons alone")
+    parser.add_argument("--skewed", action="store_true", help="gamma errors of J, not normal ones")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ranks", type=Path, nargs="*", help="of earlier runs (.npz), no new one")
     parser.add_argument("--out", type=Path, default=Path("sbc.png"))
@@ -255,6 +257,7 @@ def main() -> None:
     )
     chance = report(ranks)
     what = "photons alone" if options.counting else "with model, position and shape error, speckle"
+    what += " (skewed)" if options.skewed else ""
     title = (
         f"{len(effective)} runs of {SMALL.n_images} images, {what}; blue: Laplace, orange:"
         " resampled to the exact posterior; grey: 95 %, simultaneous"

@@ -104,6 +104,7 @@ class Setup:
     model: infer.Model
     settings: br.Settings = SETTINGS
     reference_seed: int = 0
+    skewed: bool = False  # errors of J_model gamma distributed, not normal as the model has them
 
     @cached_property
     def reference(self) -> Reference:
@@ -216,12 +217,13 @@ def true_spots(setup: Setup, stills, truth: dict[str, np.ndarray], i: int):
     return predict_spots(relp, here, 0), detector, relp
 
 
-def with_discrepancies(spots, relp, truth, rng: np.random.Generator, wavelength: float):
+def with_discrepancies(setup: Setup, spots, relp, truth, rng: np.random.Generator):
     """Spots as bright, as wide and where the model's errors put them, independently.
 
-    J a gamma variate about J_model of variance a² + speckle/blocks, displaced by N(0, σ_pos²)
-    along e1 and e2, R1² changed by a fraction: the discrepancies of ``models/still.py``.
+    J about J_model with variance a² + speckle/blocks, displaced by N(0, σ_pos²) along e1 and
+    e2, R1² changed by a fraction: the discrepancies of ``models/still.py``.
     """
+    wavelength = setup.beam.wavelength
     n = len(spots.J)
     norm_q = np.linalg.norm(spots.q, axis=1)
     sigma = relp_covariance(relp, spots.q, spots.frame)
@@ -237,9 +239,13 @@ def with_discrepancies(spots, relp, truth, rng: np.random.Generator, wavelength:
     square = np.maximum(square + wider * square.sum(1, keepdims=True), 0.1 * square)
     frame = spots.frame.copy()
     frame[:, 2] -= wavelength * delta[1][:, None] * frame[:, 0]  # e2·x̂/λ is less by δ_2
+    if setup.skewed:
+        factor = rng.gamma(1 / variance) * variance
+    else:
+        factor = np.maximum(1 + np.sqrt(variance) * rng.standard_normal(n), 0)
     return replace(
         spots,
-        J=spots.J * rng.gamma(1 / variance) * variance,
+        J=spots.J * factor,
         center=spots.center + np.outer(delta[0], [1, 0]),
         width=np.sqrt(square),
         frame=frame,
@@ -251,7 +257,7 @@ def paint(setup: Setup, stills, truth, rng: np.random.Generator) -> np.ndarray:
     images = []
     for i in range(len(stills)):
         spots, detector, relp = true_spots(setup, stills, truth, i)
-        spots = with_discrepancies(spots, relp, truth, rng, setup.beam.wavelength)
+        spots = with_discrepancies(setup, spots, relp, truth, rng)
         expected = background_photons(setup.simulation, detector)
         expected = expected + spot_photons(detector, setup.beam, spots)
         images.append(rng.poisson(expected))
