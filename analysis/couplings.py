@@ -29,7 +29,7 @@ from bayes_refine.per_pixel.pixels import frozen, pixels_of
 
 FACTORED, PER_PIXEL = br.load_model("still"), br.load_model("per_pixel")
 GEOMETRY = ("rotation_mrad", "strain", "detector_shift_mm")
-PAIRS = ("G–R0", "G–R1", "R0–R1", "|G–geometry|", "|R1–geometry|", "|R0–geometry|")
+PAIRS = ("G–R0", "G–R1", "R0–R1", "G–geometry", "|G–geometry|", "|R1–geometry|", "|R0–geometry|")
 ORIGINAL = ("log_G", "log_R0", "log_R1", "rotation_mrad")  # what the original method refined
 
 
@@ -71,6 +71,20 @@ def places(fit):
     return found
 
 
+def typical(r):
+    """|r| (n, ·) of the component that is tied most closely, median over images."""
+    return float(np.median(np.abs(r), axis=0).max())
+
+
+def systematic(r):
+    """r (n, ·) of the component that leans most one way in all images: its median, signed.
+
+    An image ties G to its geometry one way or the other by which few reflections it has.
+    """
+    median = np.median(r, axis=0)
+    return float(median[np.abs(median).argmax()])
+
+
 def correlations(hessian, where, free=None):
     """{pair: median over images} of the inverse, with the unknowns not in ``free`` held."""
     names = list(where) if free is None else [n for n in where if n in free]
@@ -83,13 +97,11 @@ def correlations(hessian, where, free=None):
     def pair(a, b):
         return float(np.median(r[:, labels == a][:, :, labels == b]))
 
-    def most(a):
-        """Of the component of the geometry that is tied most closely, |r|, median over images."""
-        part = np.abs(r[:, labels == a][:, 0][:, np.isin(labels, GEOMETRY)])
-        return float(np.median(part, axis=0).max())
+    def parts(a):
+        return r[:, labels == a][:, 0][:, np.isin(labels, GEOMETRY)]
 
     values = [pair("log_G", "log_R0"), pair("log_G", "log_R1"), pair("log_R0", "log_R1")]
-    values += [most("log_G"), most("log_R1"), most("log_R0")]
+    values += [systematic(parts("log_G")), *(typical(parts(f"log_{x}")) for x in ("G", "R1", "R0"))]
     return dict(zip(PAIRS, values, strict=True))
 
 
@@ -107,17 +119,17 @@ def in_the_run(fit):
     mine = covariance / (sd[:, :, None] * sd[:, None])
     theirs = cross / (sd[:, :, None] * shared_sd)
 
-    def most(a):
-        every = np.concatenate([mine[:, a, own], theirs[:, a, list(run)]], axis=1)
-        return float(np.median(np.abs(every), axis=0).max())
+    def parts(a):
+        return np.concatenate([mine[:, a, own], theirs[:, a, list(run)]], axis=1)
 
     shared = fit.shared_covariance / np.outer(shared_sd, shared_sd)
     R0_most = max(
         float(np.abs(shared[R0, list(run)]).max()),
-        float(np.median(np.abs(theirs[:, own, R0]), axis=0).max()),
+        typical(theirs[:, own, R0]),
     )
     values = [np.median(theirs[:, G, R0]), np.median(mine[:, G, R1]), np.median(theirs[:, R1, R0])]
-    return dict(zip(PAIRS, [*map(float, values), most(G), most(R1), R0_most], strict=True))
+    ties = [systematic(parts(G)), typical(parts(G)), typical(parts(R1)), R0_most]
+    return dict(zip(PAIRS, [*map(float, values), *ties], strict=True))
 
 
 def of_run(name, stills, reference, reader, settings):

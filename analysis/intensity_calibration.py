@@ -52,22 +52,30 @@ def integrated(args) -> tuple[Measured, AmplitudePrior, br.Reference]:
     return fit.measured, fit.prior, made.truth
 
 
-def from_pixels(stills, reference, d_min) -> tuple[Measured, AmplitudePrior, br.Reference]:
-    """Fitted without the reference."""
+def fit_pixels(stills, d_min) -> tuple[br.RunFit, np.ndarray]:
+    """Fitted without any reference, and the relative sd of the scales."""
     model, priors, settings = br.load_model("still"), br.Priors(), br.Settings(d_min=d_min)
     with br.ImageReader() as reader:
         run = br.fit_run(stills, None, reader, model, priors, settings, progress=print)
-    r = run.reflections
-    rows = np.flatnonzero(r.measured & usable_images(run)[r.image])
     draws = infer.laplace_draws(run.fit, np.random.default_rng(0), 25)
-    sd = scale_uncertainty(run, model, priors, draws)
-    measured = measured_of(r, rows, reference.space_group, sd, tails(run.fit.values(), priors))
+    return run, scale_uncertainty(run, model, priors, draws)
+
+
+def latent_of(run: br.RunFit, r, scale_sd, group) -> tuple[Measured, AmplitudePrior]:
+    """What reflections ``r`` of a run say of each true intensity, and Wilson's prior of them."""
+    rows = np.flatnonzero(r.measured & usable_images(run)[r.image])
+    measured = measured_of(r, rows, group, scale_sd, tails(run.fit.values(), br.Priors()))
     hkl = np.asarray(measured.hkl)
     d = mean_cell(run).calculate_d_array(np.ascontiguousarray(hkl, np.int32))
-    epsilon, centric = epsilon_centric(hkl, reference.space_group)
+    epsilon, centric = epsilon_centric(hkl, group)
     nothing = np.zeros(len(hkl))
-    prior = fit_prior(measured, d, epsilon, centric, nothing, nothing > 0)
-    return measured, prior, reference
+    return measured, fit_prior(measured, d, epsilon, centric, nothing, nothing > 0)
+
+
+def from_pixels(stills, reference, d_min) -> tuple[Measured, AmplitudePrior, br.Reference]:
+    """Fitted without the reference."""
+    run, scale_sd = fit_pixels(stills, d_min)
+    return *latent_of(run, run.reflections, scale_sd, reference.space_group), reference
 
 
 def simulated(args):
@@ -95,7 +103,7 @@ class Judged:
 
     def __init__(self, name, mean, sd, draws, log_density, truth, d):
         k = gauge(mean, sd, truth, d)
-        self.name, self.truth = name, k * truth
+        self.name, self.mean, self.truth = name, mean, k * truth
         self.pull = (mean - self.truth) / sd
         self.inside = np.abs((draws**2 < self.truth).mean(0) - 0.5) < 0.45
         self.score = log_density(np.sqrt(self.truth)) + 0.5 * np.log(k)  # per unit of true F
@@ -215,11 +223,14 @@ def main() -> None:
     all_of_them = ours(measured, prior, true[known], known, d_known)
     print(f"{'posterior, seen once or more':34s}{all_of_them.line(np.ones(len(known), bool))}"
           f"   R1(I) {all_of_them.error:.3f}")  # fmt: skip
-    E2 = truth / (epsilon * wilson_mean(d, truth / epsilon, d))
+    # a posterior is calibrated given what was seen; among the truly weakest, whose truths were
+    # drawn from the lower end of the prior, it must be too high
+    found = np.asarray(posterior.mean)
+    E2 = found / (epsilon * wilson_mean(d, found / epsilon, d))
     weight = np.bincount(np.asarray(measured.code), np.asarray(measured.scale) ** 2
                          / np.asarray(measured.variance))[at]  # fmt: skip
     groups = {"acentric": ~centric, "centric": centric}
-    for name, values, unit in (("I/⟨I⟩", E2, ""), ("d", d, " Å"), ("σ(I)/Σ at I = 0",
+    for name, values, unit in (("posterior I/⟨I⟩", E2, ""), ("d", d, " Å"), ("σ(I)/Σ at I = 0",
                                weight**-0.5 / np.exp(log_S), "")):  # fmt: skip
         edges = np.quantile(values, [0, 0.2, 0.4, 0.6, 0.8, 1])
         for low, high in pairwise(edges):
@@ -237,7 +248,7 @@ def plot(judged, E2, d, path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
-    for ax, x, label in ((axes[0], E2, "true I/⟨I⟩"), (axes[1], 1 / d**2, "1/d², Å⁻²")):
+    for ax, x, label in ((axes[0], E2, "posterior I/⟨I⟩"), (axes[1], 1 / d**2, "1/d², Å⁻²")):
         edges = np.quantile(x, np.linspace(0, 1, 7))
         for color, j in enumerate(judged):
             bins = [(x >= a) & (x <= b) for a, b in pairwise(edges)]

@@ -40,6 +40,7 @@ PRIORS = br.Priors(
     mosaic_spread_mrad=0.6,
     log_mosaic_spread_sd=0.25,
     log_mosaic_image_sd=0.15,
+    mosaic_shape_sd=0.15,
     rotation_sd_mrad=0.5,
     strain_sd=1e-3,
     distance_sd_mm=0.2,
@@ -181,7 +182,7 @@ def draw_unknowns(
         "rotation_mrad": p.rotation_sd_mrad * rng.standard_normal((n, 1, 3)),
         "strain": p.strain_sd * rng.standard_normal((n, 1, n_strain)),
         "log_mosaic_image_mrad": log(np.exp(run["log_mosaic_mrad"]), p.log_mosaic_image_sd, (n, 1)),
-        "mosaic_shape": p.log_mosaic_image_sd * rng.standard_normal((n, 1, 5)),
+        "mosaic_shape": p.mosaic_shape_sd * rng.standard_normal((n, 1, 5)),
         "log_R1": log(p.R1_px * pixel, p.log_R1_sd, (n, 1)),
     }
 

@@ -38,13 +38,15 @@ class Shoebox:
     """Pixel geometry of a measurement, px.
 
     Attributes:
-        signal_radius: pixels nearer to the predicted centre carry the spot.
+        signal_radius: pixels nearer to the predicted centre are measured.
         ring_inner, ring_outer: pixels between these radii carry the background.
+        spot_radius: pixels nearer than this a bright spot takes from its neighbours.
     """
 
     signal_radius: float
     ring_inner: float
     ring_outer: float
+    spot_radius: float
 
     @cached_property
     def signal_offsets(self) -> np.ndarray:
@@ -76,7 +78,7 @@ def shoebox_for_width(R1_px: float) -> Shoebox:
     radius = float(np.clip(np.ceil(2.5 * R1_px) + 1, 3, 12))
     inner = radius + 1
     outer = float(np.ceil(np.sqrt(inner**2 + 120 / np.pi)))
-    return Shoebox(radius, inner, outer)
+    return Shoebox(radius, inner, outer, spot_radius=radius)
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ def cut_shoeboxes(image, mask, panel, xy_px, claimed, shoebox: Shoebox) -> Boxes
 
     flat, valid, inside, r2 = gather(shoebox.signal_offsets)
     core = (r2 < shoebox.signal_radius**2) & inside
-    own = core & claimed[:, None]
+    own = (r2 < shoebox.spot_radius**2) & inside & claimed[:, None]
     claims = np.bincount(flat[own], minlength=image.size)
     contested = core & valid & (claims[flat] > own)
     signal = np.where(valid & core, image.reshape(-1)[flat], 0.0)

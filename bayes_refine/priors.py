@@ -23,6 +23,7 @@ class Priors:
         R0_inv_angstrom, log_R0_sd: partiality width (reciprocal size of a mosaic block), shared.
         mosaic_spread_mrad, log_mosaic_spread_sd: η, in the exp(−x²/η²) convention, shared.
         log_mosaic_image_sd: of ln η from crystal to crystal.
+        mosaic_shape_sd: of what tells η about one axis from η about another, ln of ratios.
         rotation_sd_mrad: orientation about the indexed one, each axis.
         strain_sd: cell strain about the indexed cell, each allowed component.
         distance_sd_mm, beam_center_sd_mm: detector about its nominal place, shared.
@@ -44,6 +45,7 @@ class Priors:
     mosaic_spread_mrad: float = 0.5
     log_mosaic_spread_sd: float = 1.0
     log_mosaic_image_sd: float = 0.2
+    mosaic_shape_sd: float = 0.5
     rotation_sd_mrad: float = 3.0
     strain_sd: float = 3e-3
     distance_sd_mm: float = 0.5

@@ -46,7 +46,7 @@ def model(pixels, priors, noise=poisson, partiality=forward.partiality):
         )
         mosaic = log_normal("mosaic_image_mrad", mosaic_run, priors.log_mosaic_image_sd)
         shape = numpyro.sample(
-            "mosaic_shape", dist.Normal(0.0, priors.log_mosaic_image_sd).expand([5]).to_event(1)
+            "mosaic_shape", dist.Normal(0.0, priors.mosaic_shape_sd).expand([5]).to_event(1)
         )
         R1 = log_normal("R1", priors.R1_px * obs.pixel_inv_angstrom, priors.log_R1_sd)
 

@@ -74,7 +74,7 @@ def model(obs, priors, partiality=forward.partiality, spot_shape=round_spot, ter
         )
         mosaic = log_normal("mosaic_image_mrad", mosaic_run, priors.log_mosaic_image_sd)
         shape = numpyro.sample(
-            "mosaic_shape", dist.Normal(0.0, priors.log_mosaic_image_sd).expand([5]).to_event(1)
+            "mosaic_shape", dist.Normal(0.0, priors.mosaic_shape_sd).expand([5]).to_event(1)
         )
         R1 = log_normal("R1", priors.R1_px * pixel, priors.log_R1_sd)
         m11, m22, m12 = spot_shape(obs, R1, priors)

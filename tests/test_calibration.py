@@ -42,6 +42,7 @@ PRIORS = Priors(
     mosaic_spread_mrad=0.6,
     log_mosaic_spread_sd=0.1,
     log_mosaic_image_sd=0.1,
+    mosaic_shape_sd=0.1,
     rotation_sd_mrad=0.4,
     strain_sd=3e-4,
     distance_sd_mm=0.05,
@@ -89,7 +90,7 @@ def drawn(rng: np.random.Generator) -> dict[str, np.ndarray]:
         "rotation_mrad": p.rotation_sd_mrad * normal((n, 1, 3)),
         "strain": p.strain_sd * normal((n, 1, 2)),
         "log_mosaic_image_mrad": run_mosaic + p.log_mosaic_image_sd * normal((n, 1)),
-        "mosaic_shape": p.log_mosaic_image_sd * normal((n, 1, 5)),
+        "mosaic_shape": p.mosaic_shape_sd * normal((n, 1, 5)),
         "log_R1": np.log(p.R1_px * PIXEL) + p.log_R1_sd * normal((n, 1)),
     }
 

@@ -5,6 +5,7 @@ The spots are integrated over pixels with the error function, not with the libra
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from math import erf, sqrt
 
@@ -198,6 +199,20 @@ def test_contested_pixels():
         expected = share(at[i])[shared].sum(), share(at[i])[near[i] & ~shared].sum()
         assert statistics.contested[i] == pytest.approx(expected[0], abs=1e-3)
         assert statistics.covered[i] == pytest.approx(expected[1], abs=1e-3)
+
+
+def test_a_larger_box_takes_nothing_from_a_neighbour():
+    """What a bright spot may claim is its own size, not that of the box it is measured in."""
+    at = np.array([[6.5, 10.5], [14.5, 10.5]])
+    image = np.zeros((1, SIZE, SIZE))
+    larger = replace(BOX, signal_radius=BOX.signal_radius + 2)
+    valid, panel, bright = np.ones(image.shape, bool), np.zeros(2, int), np.ones(2, bool)
+    plain = cut_shoeboxes(image, valid, panel, at, bright, BOX)
+    wide = cut_shoeboxes(image, valid, panel, at, bright, larger)
+    assert not plain.contested.any()
+    own = np.hypot(*larger.signal_offsets.T) < BOX.signal_radius  # spots centred on a pixel
+    assert wide.usable[:, own].all()
+    assert (wide.usable.sum(1) > plain.usable.sum(1)).all()
 
 
 # -- Monte-Carlo of mean and variance -----------------------------------------------------------

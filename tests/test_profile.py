@@ -11,7 +11,7 @@ from scipy.special import ndtr
 from bayes_refine import measure, profile
 
 RNG = np.random.default_rng(0)
-OFFSETS = measure.Shoebox(4.0, 5.0, 8.0).signal_offsets.astype(float)
+OFFSETS = measure.Shoebox(4.0, 5.0, 8.0, 4.0).signal_offsets.astype(float)
 
 
 def spots(m=7, sd_px=(0.5, 0.9)):

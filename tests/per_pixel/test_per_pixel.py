@@ -196,7 +196,7 @@ def prior_numbers(sites, priors, pixels):
         "rotation_mrad": (0.0, p.rotation_sd_mrad),
         "strain": (0.0, p.strain_sd),
         "log_mosaic_image_mrad": (0.0, p.log_mosaic_image_sd),
-        "mosaic_shape": (0.0, p.log_mosaic_image_sd),
+        "mosaic_shape": (0.0, p.mosaic_shape_sd),
         "log_R1": (np.log(p.R1_px * pixel), p.log_R1_sd),
     }
     mean, sd = [], []
@@ -217,7 +217,7 @@ def prior_numbers(sites, priors, pixels):
 
 def replicates(J, background, m=8000):
     """Pixels of m spots of the same truth, and those spots (1, 6, m)."""
-    offsets = measure.Shoebox(4.0, 5.0, 8.0).signal_offsets.astype(float)
+    offsets = measure.Shoebox(4.0, 5.0, 8.0, 4.0).signal_offsets.astype(float)
     row = np.array([J, 0.2, -0.1, 0.6, 0.5, 0.05])
     spots = jnp.asarray(np.repeat(row[:, None], m, 1)[None])
     mean = profile.photons(offsets, spots[:, :, :1], jnp.full((1, 1), background), 3)
