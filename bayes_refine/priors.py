@@ -36,8 +36,8 @@ class Priors:
         blocks, log_blocks_sd: mosaic blocks that share the beam: fewer, and p is speckled.
         position_error_px, log_position_error_sd: centroid error beyond counting, shared.
         shape_error, log_shape_error_sd: fractional error of R1² beyond counting, shared.
-        student_t_nu, log_student_t_nu_sd: degrees of freedom of the residuals, shared; infinite
-            for normal ones.
+        student_t_nu, log_student_t_nu_sd: degrees of freedom of the residuals, shared by
+            intensities and by moments; infinite for normal ones.
     """
 
     R0_inv_angstrom: float = 5e-4

@@ -56,9 +56,12 @@ def model(obs, priors, partiality=forward.partiality, spot_shape=round_spot, ter
         "position_error", priors.position_error_px * pixel, priors.log_position_error_sd
     )
     shape_error = log_normal("shape_error", priors.shape_error, priors.log_shape_error_sd)
-    nu = math.inf  # a prior of its own, with no unknown in it
+    # a spot of the wrong intensity may well be where it should be; infinite, no unknown is in it
+    nu = nu_moments = math.inf
     if math.isfinite(priors.student_t_nu):
         nu = log_normal("nu", priors.student_t_nu, priors.log_student_t_nu_sd)
+        if terms > 1:
+            nu_moments = log_normal("nu_moments", priors.student_t_nu, priors.log_student_t_nu_sd)
 
     # each image
     n_image, n_reflection = obs.fit.shape
@@ -124,6 +127,6 @@ def model(obs, priors, partiality=forward.partiality, spot_shape=round_spot, ter
         for k, name in enumerate(STATISTICS[:terms]):
             numpyro.sample(
                 name,
-                residual(means[k], variances[k], nu),
+                residual(means[k], variances[k], nu_moments if k else nu),
                 obs=obs.statistics[:, k],
             )

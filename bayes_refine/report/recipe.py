@@ -20,6 +20,7 @@ _LOG_PRIORS = {  # shared unknowns: prior median, ln sd
     "blocks": ("blocks", "log_blocks_sd"),
     "shape_error": ("shape_error", "log_shape_error_sd"),
     "nu": ("student_t_nu", "log_student_t_nu_sd"),
+    "nu_moments": ("student_t_nu", "log_student_t_nu_sd"),
 }
 
 
