@@ -64,8 +64,8 @@ def weighted(fit, model, obs, priors, rng) -> Result:
 
 
 def nuts(fit, model, obs, priors, rng) -> Result:
-    """Four chains of 500, as many as the comparison needs."""
-    settings = {"n_draws": 500, "n_warmup": 300, "progress": lambda s: print(f"  {s}", flush=True)}
+    """Four chains of 1000."""
+    settings = {"n_draws": 1000, "n_warmup": 500, "progress": lambda s: print(f"  {s}", flush=True)}
     found = br.nuts_fit(fit, rng, model, obs, priors, **settings)
     fewest = extreme(found.summary, "ess_bulk")[1]
     return Result(found.flat(), fewest, found.seconds, found.message)
