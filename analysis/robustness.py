@@ -291,6 +291,7 @@ def draw(changes, against):
         axis.set_yticks(y, list(against), fontsize=8)
         axis.invert_yaxis()
         axis.set_title(title)
+        axis.set_visible(bool(np.isfinite(list(against["clean"].values())).any()))
     axes[0, 0].legend(fontsize=8)
     return figure
 
