@@ -47,12 +47,14 @@ def few(obs: Observations, images) -> Observations:
 
 
 def mean_orientation(draws, rng: np.random.Generator, blocks=None) -> np.ndarray:
-    """Mean of the blocks' rotations about nominal, (d, n, 3) mrad: N(0, η²/2N) an axis."""
-    eta = np.exp(draws["log_mosaic_image_mrad"])[..., None]  # (d, n, 1, 1)
+    """Mean of the blocks' rotations about nominal, (d, n, 3) mrad: N(0, η²LLᵀ/2N)."""
+    eta, shape = np.exp(draws["log_mosaic_image_mrad"]), draws["mosaic_shape"]
+    covariance = forward.mosaic_covariance(eta.reshape(-1), shape.reshape(-1, 5))
+    lower = np.linalg.cholesky(covariance).reshape(*eta.shape[:2], 3, 3)
     if blocks is None:
-        blocks = np.exp(draws["log_blocks"])[:, None, None, None]
-    shape = (*eta.shape[:2], 1, 3)
-    return (eta / np.sqrt(2 * blocks) * rng.standard_normal(shape))[:, :, 0]
+        blocks = np.exp(draws["log_blocks"])[:, None, None]
+    white = rng.standard_normal((*eta.shape[:2], 3))
+    return np.einsum("dnij,dnj->dni", lower, white) / np.sqrt(2 * blocks)
 
 
 def of_blocks(obs: Observations, values, n_blocks: int, rng: np.random.Generator) -> np.ndarray:

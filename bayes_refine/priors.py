@@ -45,7 +45,7 @@ class Priors:
     mosaic_spread_mrad: float = 0.5
     log_mosaic_spread_sd: float = 1.0
     log_mosaic_image_sd: float = 0.2
-    mosaic_shape_sd: float = 0.5
+    mosaic_shape_sd: float = 0.2
     rotation_sd_mrad: float = 3.0
     strain_sd: float = 3e-3
     distance_sd_mm: float = 0.5

@@ -29,6 +29,8 @@ from .laplace import Fit
 from .newton import Search, State, fit_at
 
 DIFFERENCE = 0.7  # posterior sd, of central differences for the curvature of ½ Σ ln|A_i|
+FAR = 1.0  # posterior sd of an image from its mode: further, and ½ distance² does not say how far
+SETTLING = 5  # Newton steps of the images at the end
 WIDEST = 2.0  # times the joint density's sd: beyond, that curvature is not to be believed
 
 
@@ -72,7 +74,7 @@ def marginal_fit(
         value = look.log_density + 0.5 * float(np.sum(usable * look.distance**2)) - volume
         if progress is not None:
             progress(f"step {iteration}: marginal ln p {value:.2f}, it was {best:.2f}")
-        if not value >= best:
+        if not value >= best or np.max(usable * look.distance) > FAR:
             step = step / 2
             continue
         state, here, best, pull, alone = there, look, value, look.pull, look.alone
@@ -83,6 +85,12 @@ def marginal_fit(
             break
     if here is None:  # no way up
         return fit
+    for _ in range(SETTLING):  # images that lag behind what they share
+        if np.max(usable * here.distance) < tolerance:
+            break
+        state = _moved(search, state, here.alone, np.zeros_like(step), usable)
+        here = search.look(state, exact_curvature)
+        pull, alone = here.pull, here.alone
     found = fit_at(search, state, here, fit.iterations + iteration, tolerance)
     covariance = _with_volume(search, state, pull, found.shared_covariance, usable)
     state = _moved(search, state, alone - pull @ step, step, usable)
