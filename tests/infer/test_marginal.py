@@ -155,3 +155,27 @@ def test_an_image_that_has_not_converged_stays_and_does_not_count(parabolas):
     found = marginal_fit(curves, parabolas, fit=replace(joint, status=status))
     assert found.status[3] == "no maximum"
     np.testing.assert_array_equal(found.image[3], joint.image[3])
+
+
+def decays(data):
+    """A decay with a rate of its own in each image: what images share moves them on a curve."""
+    t = jnp.linspace(0, 3, data.y.shape[1])
+    level = numpyro.sample("level", dist.Normal(0.0, 2.0))
+    log_tau = numpyro.sample("log_tau", dist.Normal(-2.0, 2.0))
+    log_noise = numpyro.sample("log_noise", dist.Normal(0.0, 2.0))
+    with numpyro.plate("image", len(data.y), dim=-2):
+        log_rate = numpyro.sample("log_rate", dist.Normal(level, jnp.exp(log_tau)))
+        log_size = numpyro.sample("log_size", dist.Normal(0.0, 3.0))
+        with numpyro.plate("reflection", len(t), dim=-1):
+            curve = jnp.exp(log_size - jnp.exp(log_rate) * t)
+            numpyro.sample("y", dist.Normal(curve, jnp.exp(log_noise)), obs=data.y)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_images_are_at_their_modes_wherever_what_they_share_has_gone(seed):
+    rng = np.random.default_rng(seed)
+    rate, t = np.exp(0.2 + 0.7 * rng.standard_normal((12, 1))), np.linspace(0, 3, 5)
+    data = Data(np.exp(1 - rate * t) + 0.4 * rng.standard_normal((12, 5)))
+    found = marginal_fit(decays, data, fit=map_fit(decays, data))
+    assert np.all(found.status == "converged")
+    assert found.distance.max() < 0.1
