@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import traceback
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -34,7 +35,8 @@ def load_model(name_or_path: str | Path) -> Callable[..., Any]:
             :func:`model_names`, looked for in the package, then beside it.
 
     Raises:
-        InputError: there is no such model, or its file defines no callable ``model``.
+        InputError: there is no such model, its file does not run, or it defines no callable
+            ``model``.
     """
     path = Path(name_or_path) if str(name_or_path).endswith(".py") else _find(str(name_or_path))
     if not path.is_file():
@@ -69,7 +71,19 @@ def _execute(path: Path, written: int) -> Any:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except BaseException:
+    except BaseException as error:
         del sys.modules[name]
-        raise
+        if not isinstance(error, Exception):
+            raise
+        what = f"{type(error).__name__}: {getattr(error, 'msg', error)}"
+        where = f"{path}, line {_line(error, path)}"
+        raise InputError(f"{where}: the model does not run, {what}") from error
     return module
+
+
+def _line(error: Exception, path: Path) -> int | None:
+    """Of a file where an error is or was raised."""
+    if isinstance(error, SyntaxError):
+        return error.lineno
+    frames = traceback.extract_tb(error.__traceback__)
+    return next((f.lineno for f in reversed(frames) if f.filename == str(path)), None)

@@ -67,9 +67,20 @@ def test_file_without_a_callable_model(tmp_path, text):
         load_model(path)
 
 
-def test_a_model_that_fails_leaves_no_module_behind(tmp_path):
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import math\nraise RuntimeError('inside')\n", "line 2: .* RuntimeError: inside"),
+        (
+            "def model(obs):\n    return (\n",
+            "line 2: .* SyntaxError: '\\(' was never closed",
+        ),
+        ("\nimport no_such_module\n", "line 2: .* ModuleNotFoundError: No module named"),
+    ],
+)
+def test_a_model_that_does_not_run_is_named_and_leaves_nothing_behind(tmp_path, text, said):
     path = tmp_path / "broken.py"
-    path.write_text("raise RuntimeError('inside')\n")
-    with pytest.raises(RuntimeError, match="inside"):
+    path.write_text(text)
+    with pytest.raises(InputError, match=rf"broken\.py, {said}"):
         load_model(path)
     assert "bayes_refine_model_broken" not in loading.sys.modules
