@@ -24,7 +24,6 @@ from ladder import BEST, D_MIN
 from lysosim import SHARED, load
 
 import bayes_refine as br
-from bayes_refine.fitting.reflections import Reflections
 from bayes_refine.merging.agreement import r1_intensity
 from bayes_refine.merging.latent import likelihood_only, true_intensities
 from bayes_refine.miller import pack_hkl
@@ -34,14 +33,6 @@ SAMPLED = 4  # points of a pixel that the simulator takes, in x and in y
 SIGNAL = 8.0  # expected sd above nothing, of what the amplitude is found from
 SHELLS = 24
 CORE = 0.8  # |ln| of J over its expectation: further off is something else
-
-
-def known_to_fit(r: Reflections, hkl: np.ndarray, intensity: np.ndarray, group) -> np.ndarray:
-    """(N,) expected J of reflections, from true intensities (n,) as the fit found them."""
-    key, known = pack_hkl(br.asu_map(r.hkl, group)[0]), pack_hkl(hkl)
-    order = np.argsort(known)
-    at = order[np.minimum(np.searchsorted(known[order], key), len(known) - 1)]
-    return np.where(known[at] == key, r.scale * intensity[at], np.nan)
 
 
 def waves(xy_px: np.ndarray, periods: int) -> np.ndarray:
@@ -72,7 +63,8 @@ def main() -> None:
     hkl = np.asarray(measured.hkl)
     best = np.argsort(-found.intensity / found.intensity_sd)[:BEST]
 
-    expected, norm_q = known_to_fit(r, hkl, found.intensity, group), 1 / r.d
+    said = br.Reference(hkl, found.intensity, reference.cell, group, "the fit itself")
+    expected, norm_q = r.scale * said.lookup(r.hkl), 1 / r.d
     with np.errstate(invalid="ignore", divide="ignore"):
         excess = np.log(r.J / expected)
         sd = np.sqrt(r.variance_background + r.variance_signal * expected)
