@@ -120,8 +120,10 @@ def resampled(setup: Setup, made: Replicate, draws, rng: np.random.Generator):
     target = np.asarray(_log_densities(setup.model, values, (made.observations, setup.priors)))
     image = [s.name for s in fit.sites if s.per_image]
     shared = [s.name for s in fit.sites if not s.per_image]
-    theta = np.concatenate([draws[k].reshape(n, len(fit.image), -1) for k in image], 2) - fit.image
-    phi = np.concatenate([draws[k].reshape(n, -1) for k in shared], 1) - fit.shared
+    theta = np.concatenate([draws[k].reshape(n, len(fit.image), -1) for k in image], 2)
+    phi = np.concatenate([draws[k].reshape(n, -1) for k in shared], 1)
+    theta -= fit.image + fit.image_shift
+    phi -= fit.shared + fit.shared_shift
     theta += np.einsum("nks,ds->dnk", np.linalg.solve(fit.image_precision, fit.border), phi)
     gauss = -0.5 * np.einsum("dnk,nkl,dnl->d", theta, fit.image_precision, theta)
     gauss -= 0.5 * np.einsum("ds,st,dt->d", phi, np.linalg.inv(fit.shared_covariance), phi)
@@ -165,8 +167,7 @@ def ranks_of(setup: Setup, seed) -> tuple[dict[str, tuple[int, int]], float, np.
     if held_out is not None:
         rank = int(np.sum(held_out[1] < held_out[0]))
         ranks["J"] = (rank, rank)
-    mode = by_name(made.fit.values())
-    pulls = [(truth[k] - mode[k]) / every[k].std() for k in every]
+    pulls = [(truth[k] - every[k].mean()) / every[k].std() for k in every]
     return ranks, effective, np.array([float(p) for p in pulls])
 
 

@@ -54,6 +54,7 @@ def prior_precision(fit: br.Fit, priors: br.Priors) -> np.ndarray:
         "log_model_error": priors.log_model_error_sd,
         "model_error_fall": priors.model_error_fall_sd_angstrom,
         "log_nu": priors.log_student_t_nu_sd,
+        "log_nu_moments": priors.log_student_t_nu_sd,
         "log_blocks": priors.log_blocks_sd,
         "log_position_error": priors.log_position_error_sd,
         "log_shape_error": priors.log_shape_error_sd,

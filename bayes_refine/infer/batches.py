@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,3 +43,24 @@ class Batches:
             return jnp.concatenate([jnp.asarray(x) for x in leaves])[: self.n_images]
 
         return jax.tree.map(joined, *self.parts)
+
+
+def one_by_one(function: Callable, data: Any, *rows: jax.Array) -> Any:
+    """``function`` of each image's part of ``data`` and rows, stacked: (n, ...) of each result.
+
+    A part leads with one image, as do its rows; its arrays stay in a processor's cache.
+
+    Args:
+        data: as a part of :class:`Batches`. rows: (n, ...) arrays.
+    """
+    leaves, tree = jax.tree.flatten(data)
+    of_images = [np.ndim(x) > 0 for x in leaves]
+
+    def one(image):
+        own, *rows = jax.tree.map(lambda x: x[None], image)
+        own = iter(own)
+        part = [next(own) if has else x for x, has in zip(leaves, of_images, strict=True)]
+        return function(jax.tree.unflatten(tree, part), *rows)
+
+    own = [x for x, has in zip(leaves, of_images, strict=True) if has]
+    return jax.lax.map(one, (own, *rows))

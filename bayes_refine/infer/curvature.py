@@ -28,9 +28,7 @@ def columns_of(product, theta, phi):
     """A linear map along each of the images' unknowns, all images at once, then the shared ones."""
     k, s = theta.shape[1], phi.shape[0]
     eye = jnp.eye(k + s, dtype=theta.dtype)
-    return jax.lax.map(
-        lambda e: product(jnp.broadcast_to(e[0], theta.shape), e[1]), (eye[:, :k], eye[:, k:])
-    )
+    return jax.vmap(lambda e: product(jnp.broadcast_to(e[:k], theta.shape), e[k:]))(eye)
 
 
 def hessian(negative, theta, phi) -> Arrow:
@@ -113,12 +111,17 @@ def upward_inverse(matrices, damping, np_=jnp):
 
 def upward_root(matrices, damping=None, np_=np):
     """W with W Wᵀ the :func:`upward_inverse`, (n, k, k)."""
-    scale = np_.sqrt(np_.abs(np_.diagonal(matrices, axis1=1, axis2=2)) + 1e-12)
-    values, vectors = np_.linalg.eigh(matrices / (scale[:, :, None] * scale[:, None]))
-    values = np_.maximum(np_.abs(values), 1e-6)
+    values, vectors = eigen(matrices, np_)
     if damping is not None:
         values = values + damping[:, None]
-    return vectors / (scale[:, :, None] * np_.sqrt(values)[:, None])
+    return vectors / np_.sqrt(values)[:, None]
+
+
+def eigen(matrices, np_=np):
+    """λ (n, k) > 0 and V (n, k, k) of |H| = V⁻ᵀ λ V⁻¹, where V⁻ᵀ V⁻¹ = |diag H|."""
+    scale = np_.sqrt(np_.abs(np_.diagonal(matrices, axis1=1, axis2=2)) + 1e-12)
+    values, vectors = np_.linalg.eigh(matrices / (scale[:, :, None] * scale[:, None]))
+    return np_.maximum(np_.abs(values), 1e-6), vectors / scale[:, :, None]
 
 
 def scaled(matrices):

@@ -29,6 +29,7 @@ class Fit:
         status: (n,) "converged", or what is wrong with the image.
         iterations: Newton steps taken.
         log_density: ln p at the mode.
+        image_shift: (n, k) and shared_shift: (s,), posterior mean less mode; 0 where not known.
     """
 
     sites: tuple[Site, ...]
@@ -42,6 +43,8 @@ class Fit:
     status: np.ndarray
     iterations: int
     log_density: float
+    image_shift: np.ndarray | float = 0.0
+    shared_shift: np.ndarray | float = 0.0
 
     def values(self) -> dict[str, np.ndarray]:
         """The mode by site, in the sites' own (constrained) space."""
@@ -65,13 +68,15 @@ class Fit:
 def laplace_draws(fit: Fit, rng: np.random.Generator, n_draws: int) -> dict[str, np.ndarray]:
     """Draws (n_draws, ...) by site from the Laplace approximation, constrained.
 
-    Shared unknowns from their marginal, each image's from its conditional given those: exact
-    for the arrow-shaped Gaussian, linear in the number of images.
+    About the mean where the fit knows it, else about the mode.  Shared unknowns from their
+    marginal, each image's from its conditional given those: exact for the arrow-shaped
+    Gaussian, linear in the number of images.
     """
-    shared = fit.shared + _gaussian(rng, np.linalg.inv(fit.shared_covariance), (n_draws,))
+    off = _gaussian(rng, np.linalg.inv(fit.shared_covariance), (n_draws,))
     slope = np.linalg.solve(fit.image_precision, fit.border)
-    image = fit.image - np.einsum("nks,ds->dnk", slope, shared - fit.shared)
+    image = fit.image + fit.image_shift - np.einsum("nks,ds->dnk", slope, off)
     image += _gaussian(rng, fit.image_precision, (n_draws,))
+    shared = fit.shared + fit.shared_shift + off
     draw = jax.vmap(partial(unflatten, fit.sites))(jnp.asarray(image), jnp.asarray(shared))
     return {name: np.asarray(value) for name, value in draw.items()}
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from ..profile import N_SPOT, template_and_slopes
 from .counting import Noise
-from .curvature import Arrow, columns_of, hessian, upward_inverse
+from .curvature import Arrow, columns_of, hessian
 from .density import (
     Model,
     Site,
@@ -35,6 +35,7 @@ from .density import (
 )
 from .laplace import Fit
 from .newton import compiled_reach, fit_of_mode
+from .steps import Slope, steps_of
 
 # of diagonals: less is Gauss and Newton's step, and a long way back where that is too far
 DAMPING = 1e-4, 1e2
@@ -72,18 +73,17 @@ def pixel_fit(
     damping, shared_damping = np.full(len(theta), 1e-2), 1e-3
     here = _looked(look(theta, phi, args))
     for iteration in range(max_iterations + 1):
-        undamped = _steps(here, np.zeros(len(theta)), 0.0)
-        far = max(float(undamped.distance.max()), undamped.shared_distance)
+        step = steps_of(*here, damping, shared_damping)
+        far = max(float(step.distance.max()), step.shared_distance)
         if progress is not None:
-            progress(f"step {iteration}: ln p {here.log_density:.2f}, {far:.2g} sd to go")
+            progress(f"step {iteration}: ln p {here[0].log_density:.2f}, {far:.2g} sd to go")
         if far < tolerance or iteration == max_iterations:
             break
-        step = _steps(here, damping, shared_damping)
         d_phi = np.clip(step.shared, -reach[1], reach[1])
         d_theta = np.clip(step.alone - step.pull @ d_phi, -reach[0], reach[0])
         there = _looked(look(theta + d_theta, phi + d_phi, args))
-        fell = here.image - there.image
-        taken = there.log_density > here.log_density - 1e-9 * abs(here.log_density)
+        fell = here[0].image - there[0].image
+        taken = there[0].log_density > here[0].log_density - 1e-9 * abs(here[0].log_density)
         if taken:  # where all together gain, an image may lose a little to what they share
             damping = damping * np.where(fell > 0.1, 4.0, np.where(fell < 0, 0.3, 1.0))
             shared_damping *= 0.1
@@ -94,59 +94,13 @@ def pixel_fit(
         shared_damping = float(np.clip(shared_damping, *SHARED_DAMPING))
         if taken:
             theta, phi, here = theta + d_theta, phi + d_phi, there
-    gradient = here.g_image, here.g_shared
-    return fit_of_mode(
-        sites, theta, phi, gradient, here.arrow, here.log_density, iteration, tolerance
-    )
+    return fit_of_mode(sites, theta, phi, *here, iteration, tolerance)
 
 
-class _Look(NamedTuple):
-    """ln p of n images and of what they share, slope and curvature of −ln p."""
-
-    image: np.ndarray
-    shared: np.ndarray
-    g_image: np.ndarray
-    g_shared: np.ndarray
-    blocks: np.ndarray
-    border: np.ndarray
-    curved: np.ndarray
-
-    @property
-    def log_density(self) -> float:
-        """ln p."""
-        return float(self.image.sum() + self.shared)
-
-    @property
-    def arrow(self) -> Arrow:
-        """The curvature."""
-        return Arrow(self.blocks, self.border, self.curved)
-
-
-def _looked(found) -> _Look:
+def _looked(found: tuple[Slope, Arrow]) -> tuple[Slope, Arrow]:
     """As NumPy arrays; an ln p that is no number is a very low one."""
-    look = _Look(*(np.asarray(x, float) for x in found))
-    return look._replace(image=np.where(np.isfinite(look.image), look.image, -1e200))
-
-
-class _Steps(NamedTuple):
-    """Steps and distances in sd of n images with what is shared held, and of what is shared."""
-
-    alone: np.ndarray
-    pull: np.ndarray
-    distance: np.ndarray
-    shared: np.ndarray
-    shared_distance: float
-
-
-def _steps(here: _Look, damping: np.ndarray, shared_damping: float) -> _Steps:
-    inverse = upward_inverse(here.blocks, damping, np)
-    alone = -np.einsum("nij,nj->ni", inverse, here.g_image)
-    pull = inverse @ here.border
-    schur = here.curved - np.einsum("nis,nit->st", here.border, pull)
-    g_schur = here.g_shared - np.einsum("nis,ni->s", pull, here.g_image)
-    shared = -upward_inverse(schur[None], np.array([shared_damping]), np)[0] @ g_schur
-    distance = np.sqrt(np.maximum(-np.einsum("ni,ni->n", here.g_image, alone), 0))
-    return _Steps(alone, pull, distance, shared, float(np.sqrt(max(-g_schur @ shared, 0))))
+    slope, arrow = jax.tree.map(lambda x: np.asarray(x, float), found)
+    return slope._replace(image=np.where(np.isfinite(slope.image), slope.image, -1e200)), arrow
 
 
 @lru_cache(maxsize=8)
@@ -167,25 +121,23 @@ def _look(model, noise, sites, theta, phi, args):
 
     spots, product = jax.linearize(spots_of, theta, phi)
     chain = jnp.moveaxis(columns_of(product, theta, phi), 0, 2)  # (n, 6, k + s, m)
-    log_p, slope, curved = spot_sums(noise, pixels, spots)
+    log_p, by_spot, curved = spot_sums(noise, pixels, spots)
     weighted = jnp.einsum("nabm,nbcm->nacm", curved, chain)
     fisher = jnp.einsum("nacm,nadm->ncd", chain, weighted)
-    g = -jnp.einsum("nacm,nam->nc", chain, slope)
+    g = -jnp.einsum("nacm,nam->nc", chain, by_spot)
 
     k = theta.shape[1]
     (_, (image, shared)), (g_image, g_shared) = jax.value_and_grad(
         negative_prior, argnums=(0, 1), has_aux=True
     )(theta, phi)
     prior = hessian(lambda t, p: negative_prior(t, p)[0], theta, phi)
-    return _Look(
-        image=image + log_p,
-        shared=shared,
-        g_image=g_image + g[:, :k],
-        g_shared=g_shared + g[:, k:].sum(0),
+    slope = Slope(image + log_p, shared, g_image + g[:, :k], g_shared + g[:, k:].sum(0))
+    arrow = Arrow(
         blocks=fisher[:, :k, :k] + prior.blocks,
         border=fisher[:, :k, k:] + prior.border,
-        curved=fisher[:, k:, k:].sum(0) + prior.shared,
+        shared=fisher[:, k:, k:].sum(0) + prior.shared,
     )
+    return slope, arrow
 
 
 def spot_sums(noise: Noise, pixels: Any, spots: jax.Array):

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .batches import Batches
+from .batches import Batches, one_by_one
 from .curvature import Arrow, exact_curvature, fisher_curvature, hessian, scaled, upward_inverse
 from .density import (
     Model,
@@ -29,8 +29,9 @@ from .density import (
     prior_density,
 )
 from .laplace import Fit
+from .steps import Slope, Steps, steps_of
 
-Array = jax.Array | np.ndarray
+SERVES = 0.9  # of the way left by a step is too much: a new curvature costs as much as ten steps
 
 
 def map_fit(
@@ -46,7 +47,8 @@ def map_fit(
     """The joint MAP of a model with its Laplace curvature.
 
     Damped Fisher scoring, then Newton, through the arrow Hessian (per-image blocks, Schur
-    complement on the shared unknowns).  Directions of negative curvature are followed upwards
+    complement on the shared unknowns), which is renewed when steps with it no longer pay
+    (Shamanskii 1967).  Directions of negative curvature are followed upwards
     (|eigenvalue|); no step goes beyond one prior sd; each image has its own damping and keeps
     its old place when a step does not help it, so ln p never falls and one bad image does not
     hold up the rest.
@@ -66,21 +68,33 @@ def map_fit(
         InputError: the model has no latent site, or one in a plate other than ``image``.
     """
     search = Search(model, args, init or {})
-    state, curvature = search.start, fisher_curvature
-    for iteration in range(max_iterations + 1):
-        here = search.look(state, curvature)
-        images_far = float(np.quantile(here.distance[: search.n_images], 1 - stragglers))
-        far = images_far if stragglers else max(images_far, here.shared_distance)
+    state = trusted = search.start
+    here, before, iteration = search.look(state, fisher_curvature), np.inf, 0
+    while True:
+        images_far = float(np.quantile(here.steps.distance[: search.n_images], 1 - stragglers))
+        far = images_far if stragglers else max(images_far, here.steps.shared_distance)
+        is_last = far < tolerance or iteration == max_iterations
+        renew = None
+        if is_last and exact and here.curvature is not exact_curvature:
+            renew = exact_curvature  # by it, the mode may be further
+        elif not is_last and here.curvature is None and far > SERVES * before:
+            # from near the mode the exact Hessian goes straight
+            renew = exact_curvature if exact and far < 1.0 else fisher_curvature
+        if renew is not None:  # what failed by the old one may be right by the new
+            state = state._replace(
+                damping=np.minimum(state.damping, trusted.damping),
+                shared_damping=min(state.shared_damping, trusted.shared_damping),
+            )
+            here = search.look(state, renew)
+            continue
         if progress is not None:
-            progress(f"step {iteration}: ln p {here.log_density:.2f}, {far:.2g} sd to go")
-        if far < tolerance or iteration == max_iterations:
-            break
-        if exact and images_far < 1.0:  # near the mode the exact Hessian converges quadratically
-            curvature = exact_curvature
-        state = search.step(state, here)
-    if exact and curvature is not exact_curvature:
-        here = search.look(state, exact_curvature)
-    return fit_at(search, state, here, iteration, tolerance)
+            progress(f"step {iteration}: ln p {here.slope.log_density:.2f}, {far:.2g} sd to go")
+        if is_last:
+            return fit_at(search, state, here, iteration, tolerance)
+        state, before, iteration = search.step(state, here), far, iteration + 1
+        if here.curvature is not None:
+            trusted = state
+        here = search.look(state, here.arrow)
 
 
 class State(NamedTuple):
@@ -92,30 +106,19 @@ class State(NamedTuple):
     shared_damping: float
 
 
-class Look(NamedTuple):
-    """The density at one point: ln p of n images and of what they share, slope, curvature.
+Curvature = Callable[..., Arrow]
 
-    With the step of an image alone, ``alone`` (n, k), and the change of its best place with the
-    shared unknowns, ``pull`` (n, k, s); distances to the mode in sd; the shared step, and slope
-    and curvature of −ln p along what is shared with the images following.
+
+class Look(NamedTuple):
+    """The density at one point: slope, curvature, and where they point.
+
+    ``curvature`` is what was found there, None where ``arrow`` is that of another place.
     """
 
-    image: np.ndarray
-    shared: float
-    gradient: tuple[np.ndarray, np.ndarray]
+    slope: Slope
     arrow: Arrow
-    alone: np.ndarray
-    pull: np.ndarray
-    distance: np.ndarray
-    shared_step: np.ndarray
-    shared_distance: float
-    g_schur: np.ndarray
-    schur: np.ndarray
-
-    @property
-    def log_density(self) -> float:
-        """ln p."""
-        return float(self.image.sum() + self.shared)
+    curvature: Curvature | None
+    steps: Steps
 
 
 class Search:
@@ -126,6 +129,7 @@ class Search:
         data = args[0] if args else None
         first = (data.parts[0], *self.rest) if isinstance(data, Batches) else args
         self.sites, one = find_sites(model, first, {})
+        self.apart = isinstance(data, Batches)  # images, by the first axis of every array
         count = next(len(one[site.name]) for site in self.sites if site.per_image)
         self.data = (
             data if isinstance(data, Batches) else Batches(args[:1] or (None,), count, count)
@@ -175,49 +179,46 @@ class Search:
             part = self.data.parts[b]
             yield (() if part is None else (part, *self.rest)), where
 
-    def look(self, state: State, curvature) -> Look:
-        """Slope and curvature at a state, and where they point."""
-        local = _compiled_local(self.model, self.sites, curvature)
-        share = 1 / len(self.data.parts)  # what is shared counts once
-        parts = [
-            jax.tree.map(
-                np.asarray,
-                local(state.theta[w], state.phi, self.weight[w], share, state.damping[w], args),
-            )
+    def look(self, state: State, curvature: Curvature | Arrow) -> Look:
+        """Slope and curvature at a state, or the curvature of another, and where they point."""
+        slope, found = self.slope(state), None
+        if not isinstance(curvature, Arrow):
+            found, curvature = curvature, self.arrow(state, curvature)
+        steps = steps_of(slope, curvature, state.damping, state.shared_damping)
+        return Look(slope, curvature, found, steps)
+
+    def slope(self, state: State) -> Slope:
+        """ln p and its slope."""
+        parts = self._sums(_compiled_slope(self.model, self.sites), state)
+        image, shared, g_image, g_shared = zip(*parts, strict=True)
+        return Slope(
+            np.concatenate(image), float(sum(shared)), np.concatenate(g_image), sum(g_shared)
+        )
+
+    def arrow(self, state: State, curvature: Curvature) -> Arrow:
+        """The curvature, that of the room for images a unit matrix."""
+        find = _compiled_curvature(self.model, self.sites, curvature, self.apart)
+        blocks, border, shared = zip(*self._sums(find, state), strict=True)
+        room = (1 - self.weight)[:, None, None] * np.eye(state.theta.shape[1])
+        return Arrow(np.concatenate(blocks) + room, np.concatenate(border), sum(shared))
+
+    def _sums(self, find, state: State) -> list[Any]:
+        """What ``find`` says of each batch; what is shared counts once in all."""
+        share = 1 / len(self.data.parts)
+        return [
+            jax.tree.map(np.asarray, find(state.theta[w], state.phi, self.weight[w], share, args))
             for args, w in self.batches()
         ]
-        image, g_image, blocks, border, alone, pull, distance = (
-            np.concatenate([getattr(p, name) for p in parts])
-            for name in ("image", "g_image", "blocks", "border", "alone", "pull", "distance")
-        )
-        shared, g_shared, curved, schur, g_schur = (
-            sum(getattr(p, name) for p in parts)
-            for name in ("shared", "g_shared", "curved", "schur", "g_schur")
-        )
-        inverse = upward_inverse(schur[None], np.array([state.shared_damping]), np)[0]
-        step = -inverse @ g_schur
-        return Look(
-            image=image,
-            shared=float(shared),
-            gradient=(g_image, g_shared),
-            arrow=Arrow(blocks, border, curved),
-            alone=alone,
-            pull=pull,
-            distance=distance,
-            shared_step=step,
-            shared_distance=float(np.sqrt(max(-g_schur @ step, 0))),
-            g_schur=g_schur,
-            schur=schur,
-        )
 
     def step(self, state: State, here: Look) -> State:
         """One step uphill: an image moves only where that helps it, what is shared only where
         it helps in all.
         """
         r_image, r_shared = self.reach
-        d_shared = np.clip(here.shared_step, -r_shared, r_shared)
-        d_image = np.clip(here.alone - here.pull @ d_shared, -r_image, r_image)
-        d_alone = np.clip(here.alone, -r_image, r_image)
+        steps = here.steps
+        d_shared = np.clip(steps.shared, -r_shared, r_shared)
+        d_image = np.clip(steps.alone - steps.pull @ d_shared, -r_image, r_image)
+        d_alone = np.clip(steps.alone, -r_image, r_image)
 
         # all move; only what is shared moves; only the images move
         thetas = state.theta + np.stack([d_image, 0 * d_image, d_alone])
@@ -231,8 +232,8 @@ class Search:
         shared = np.where(np.isfinite(shared), shared, -np.inf)
 
         joint = np.maximum(image[0], image[1]).sum() + shared[0]
-        is_joint = joint >= np.maximum(here.image, image[2]).sum() + here.shared
-        helped = image[0] > image[1] if is_joint else image[2] > here.image
+        is_joint = joint >= np.maximum(here.slope.image, image[2]).sum() + here.slope.shared
+        helped = image[0] > image[1] if is_joint else image[2] > here.slope.image
         move = d_image if is_joint else d_alone
         eased = np.clip(state.damping * np.where(helped, 0.1, 10.0), 1e-9, 1e9)
         return State(
@@ -246,62 +247,47 @@ class Search:
 # -- one batch, compiled --------------------------------------------------------------------
 
 
-class _Local(NamedTuple):
-    """What one batch of n images says at a state; sums for what is shared."""
+@lru_cache(maxsize=16)
+def _compiled_slope(model: Model, sites: tuple[Site, ...]):
+    """ln p of each image and of what is shared, and its slope, of one batch.
 
-    image: jax.Array
-    shared: jax.Array
-    g_image: jax.Array
-    g_shared: jax.Array
-    blocks: jax.Array
-    border: jax.Array
-    curved: jax.Array
-    alone: jax.Array
-    pull: jax.Array
-    distance: jax.Array
-    schur: jax.Array
-    g_schur: jax.Array
-
-
-def _local(model, sites, curvature, theta, phi, weight, share, damping, args) -> _Local:
-    """Slope, curvature and the images' own steps.
-
-    ``weight``: (n,) 1, or 0 for an image that is only room; ``share``: of the shared prior that
-    this batch answers for.
+    Takes (n, k) and (s,); ``weight``: (n,) 1, or 0 for an image that is only room; ``share``: of
+    the shared prior that this batch answers for.
     """
 
-    def negative(t, p):
-        image, shared = density(model, sites, t, p, args)
+    def negative(theta, phi, weight, share, args):
+        image, shared = density(model, sites, theta, phi, args)
         image = jnp.where(weight > 0, image, 0.0)
         return -image.sum() - share * shared, (image, share * shared)
 
-    slope = jax.value_and_grad(negative, argnums=(0, 1), has_aux=True)
-    (_, (image, shared)), (g_image, g_shared) = slope(theta, phi)
-    arrow = curvature(model, sites, theta, phi, weight, share, args)
-    blocks = arrow.blocks + (1 - weight)[:, None, None] * jnp.eye(theta.shape[1])
-    inverse = upward_inverse(blocks, damping)
-    pull = inverse @ arrow.border
-    alone = -jnp.einsum("nij,nj->ni", inverse, g_image)
-    return _Local(
-        image=image,
-        shared=shared,
-        g_image=g_image,
-        g_shared=g_shared,
-        blocks=blocks,
-        border=arrow.border,
-        curved=arrow.shared,
-        alone=alone,
-        pull=pull,
-        distance=jnp.sqrt(jnp.maximum(-jnp.einsum("ni,ni->n", g_image, alone), 0)),
-        schur=arrow.shared - jnp.einsum("nis,nit->st", arrow.border, pull),
-        g_schur=g_shared - jnp.einsum("nis,ni->s", pull, g_image),
-    )
+    @jax.jit
+    def slope(theta, phi, weight, share, args):
+        (_, parts), slopes = jax.value_and_grad(negative, argnums=(0, 1), has_aux=True)(
+            theta, phi, weight, share, args
+        )
+        return *parts, *slopes
+
+    return slope
 
 
 @lru_cache(maxsize=16)
-def _compiled_local(model: Model, sites: tuple[Site, ...], curvature):
-    """:func:`_local`, compiled once for a model and the shape of its observations."""
-    return jax.jit(partial(_local, model, sites, curvature))
+def _compiled_curvature(model: Model, sites: tuple[Site, ...], curvature: Curvature, apart: bool):
+    """A curvature of one batch, compiled once for a model and the shape of its observations.
+
+    ``apart``: the first argument is a part of :class:`Batches`, whose images can be told apart.
+    """
+
+    def together(theta, phi, weight, share, args):
+        return curvature(model, sites, theta, phi, weight, share, args)
+
+    def one_after_another(theta, phi, weight, share, args):
+        def one(part, t, w):
+            return together(t, phi, w, share / len(theta), (part, *args[1:]))
+
+        blocks, border, shared = one_by_one(one, args[0], theta, weight)
+        return Arrow(blocks[:, 0], border[:, 0], shared.sum(0))
+
+    return jax.jit(one_after_another if apart else together)
 
 
 @lru_cache(maxsize=16)
@@ -335,47 +321,42 @@ def compiled_reach(model: Model, sites: tuple[Site, ...]):
 def fit_at(search: Search, state: State, here: Look, iterations: int, tolerance: float) -> Fit:
     """What a search found, without the room of the last batch."""
     n = search.n_images
+    image, shared, g_image, g_shared = here.slope
+    slope = Slope(image[:n], shared, g_image[:n], g_shared)
     arrow = Arrow(here.arrow.blocks[:n], here.arrow.border[:n], here.arrow.shared)
-    gradient = here.gradient[0][:n], here.gradient[1]
-    values = search.sites, state.theta[:n], state.phi, gradient, arrow, here.log_density
-    return fit_of_mode(*values, iterations, tolerance)
+    return fit_of_mode(
+        search.sites, state.theta[:n], state.phi, slope, arrow, iterations, tolerance
+    )
 
 
 def fit_of_mode(
     sites: tuple[Site, ...],
     theta: np.ndarray,
     phi: np.ndarray,
-    gradient: tuple[np.ndarray, np.ndarray],
+    slope: Slope,
     arrow: Arrow,
-    log_density: float,
     iterations: int,
     tolerance: float,
 ) -> Fit:
     """The unknowns, slope and curvature of −ln p there, and a verdict."""
-    n = len(theta)
-    blocks, border, shared = (np.asarray(x, float) for x in arrow)
-    g_image, g_shared = (np.asarray(x, float) for x in gradient)
+    blocks, border, _ = (np.asarray(x, float) for x in arrow)
     lowest = np.linalg.eigvalsh(scaled(blocks))[:, 0]
     is_mode = lowest > 0
-    inverse = upward_inverse(blocks, np.zeros(n), np)
-    blocks = np.where(is_mode[:, None, None], blocks, np.linalg.inv(inverse))
-    pull = inverse @ border
-    schur = shared - np.einsum("nis,nit->st", border, pull)
-    shared_covariance = upward_inverse(schur[None], np.zeros(1), np)[0]
-    distance = np.sqrt(np.maximum(np.einsum("ni,nij,nj->n", g_image, inverse, g_image), 0))
-    g_schur = g_shared - np.einsum("nis,ni->s", pull, g_image)
-    status = np.where(distance < max(tolerance, 0.1), "converged", "not converged").astype(object)
+    upward = np.linalg.inv(upward_inverse(blocks, np.zeros(len(theta)), np))
+    steps = steps_of(slope, arrow)
+    status = np.where(steps.distance < max(tolerance, 0.1), "converged", "not converged")
+    status = status.astype(object)
     status[~is_mode] = "no maximum"
     return Fit(
         sites=sites,
         image=theta,
         shared=phi,
-        image_precision=blocks,
+        image_precision=np.where(is_mode[:, None, None], blocks, upward),
         border=border,
-        shared_covariance=shared_covariance,
-        distance=distance,
-        shared_distance=float(np.sqrt(max(g_schur @ shared_covariance @ g_schur, 0))),
+        shared_covariance=upward_inverse(steps.schur[None], np.zeros(1), np)[0],
+        distance=steps.distance,
+        shared_distance=steps.shared_distance,
         status=status,
         iterations=iterations,
-        log_density=log_density,
+        log_density=slope.log_density,
     )

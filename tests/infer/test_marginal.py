@@ -15,7 +15,7 @@ from scipy.optimize import minimize, minimize_scalar
 from scipy.special import logsumexp
 from scipy.stats import gamma
 
-from bayes_refine.infer import Batches, map_fit, marginal_fit
+from bayes_refine.infer import Batches, laplace_draws, map_fit, marginal_fit
 
 N, M = 14, 7
 X = np.stack([np.ones(M), np.linspace(-1, 1, M), np.linspace(-1, 1, M) ** 2], 1)  # (M, 3)
@@ -179,3 +179,31 @@ def test_images_are_at_their_modes_wherever_what_they_share_has_gone(seed):
     found = marginal_fit(decays, data, fit=map_fit(decays, data))
     assert np.all(found.status == "converged")
     assert found.distance.max() < 0.1
+
+
+def test_draws_are_about_the_mean_not_the_mode():
+    """Against quadrature over ln shape and each image's ln mean: a few gamma variates are skewed.
+
+    The mean of what is shared is that of the marginal density, an image's is of all of it.
+    """
+    y = np.random.default_rng(4).gamma(2.0, 1 / 2.0, (6, 5)) * [[0.3], [0.5], [1], [2], [3], [5]]
+    found = marginal_fit(lifetimes, Data(y), fit=map_fit(lifetimes, Data(y)))
+    t, u = np.linspace(-2, 4, 241), np.linspace(-8, 8, 1201)  # ln shape, ln mean
+    shape = np.exp(t)[:, None, None]
+    ln_p = [
+        gamma.logpdf(row[:, None, None, None], shape, scale=np.exp(u)[:, None] / shape).sum(0)
+        for row in y
+    ]
+    ln_p = np.array(ln_p)[..., 0] - u**2 / 8  # (image, shape, mean)
+    ln_z = logsumexp(ln_p, axis=2)
+    given = np.sum(np.exp(ln_p - ln_z[..., None]) * u, axis=2)
+    weight = np.exp(ln_z.sum(0) - t**2 / 8 - logsumexp(ln_z.sum(0) - t**2 / 8))
+    mean = np.append(given @ weight, weight @ t)
+    mode = np.append(found.image[:, 0], found.shared)
+    shift = np.append(found.image_shift[:, 0], found.shared_shift)
+    sd = np.append(np.sqrt(found.image_covariance()[:, 0, 0]), found.sd("log_shape"))
+    assert np.all(np.abs(mean - mode) > 0.1 * sd)
+    np.testing.assert_allclose((mode + shift - mean) / sd, 0, atol=0.04)
+    draws = laplace_draws(found, np.random.default_rng(0), 40_000)
+    drawn = np.append(draws["log_mean"].mean(0)[:, 0], draws["log_shape"].mean())
+    np.testing.assert_allclose((drawn - mode - shift) / sd, 0, atol=5 / np.sqrt(40_000))

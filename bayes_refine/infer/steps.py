@@ -1,0 +1,72 @@
+"""Where slope and arrow-shaped curvature point: each image alone, and what all of them share."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .curvature import Arrow, eigen, upward_inverse
+
+
+class Slope(NamedTuple):
+    """ln p of n images (n,) and of what they share, and the slope of −ln p: (n, k) and (s,)."""
+
+    image: np.ndarray
+    shared: float
+    g_image: np.ndarray
+    g_shared: np.ndarray
+
+    @property
+    def log_density(self) -> float:
+        """ln p."""
+        return float(self.image.sum() + self.shared)
+
+
+class Steps(NamedTuple):
+    """Newton's steps uphill, damped, and distances to the mode, not damped.
+
+    Attributes:
+        alone: (n, k) of each image with what is shared held; pull: (n, k, s), minus the change of
+            its best place with what is shared. distance: (n,) alone, in posterior sd.
+        shared: (s,) with the images following; shared_distance: in posterior sd.
+        g_schur, schur: (s,) and (s, s), slope and curvature of −ln p along what is shared with
+            the images following.
+    """
+
+    alone: np.ndarray
+    pull: np.ndarray
+    distance: np.ndarray
+    shared: np.ndarray
+    shared_distance: float
+    g_schur: np.ndarray
+    schur: np.ndarray
+
+
+def steps_of(
+    slope: Slope, arrow: Arrow, damping: np.ndarray | float = 0.0, shared_damping: float = 0.0
+) -> Steps:
+    """Steps of (|H| + damping·|diag H|)⁻¹; ``damping`` (n,) of the images."""
+    blocks, border, shared = (np.asarray(x, float) for x in arrow)
+    values, vectors = eigen(blocks, np)
+    turned = np.swapaxes(vectors, 1, 2)
+    g, across = (turned @ slope.g_image[:, :, None])[..., 0], turned @ border
+    easier = 1 / (values + np.reshape(damping, (-1, 1)))
+
+    def of_shared(inverse, damping):
+        """Slope, curvature and inverse curvature with the images following."""
+        schur = shared - np.einsum("nks,nkt->st", across, inverse[..., None] * across)
+        g_schur = slope.g_shared - np.einsum("nks,nk->s", across, inverse * g)
+        return g_schur, schur, upward_inverse(schur[None], np.array([damping]), np)[0]
+
+    g_schur, schur, inverse = of_shared(1 / values, 0.0)
+    g_damped, _, damped_inverse = of_shared(easier, shared_damping)
+    return Steps(
+        alone=-(vectors @ (easier * g)[..., None])[..., 0],
+        pull=vectors @ (easier[..., None] * across),
+        distance=np.sqrt(np.sum(g * g / values, axis=1)),
+        shared=-damped_inverse @ g_damped,
+        shared_distance=float(np.sqrt(max(g_schur @ inverse @ g_schur, 0.0))),
+        g_schur=g_schur,
+        schur=schur,
+    )
