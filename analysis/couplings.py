@@ -24,7 +24,7 @@ import bayes_refine as br
 from bayes_refine import infer
 from bayes_refine.infer.curvature import fisher_curvature
 from bayes_refine.infer.density import place_of
-from bayes_refine.infer.levenberg import compiled_look
+from bayes_refine.infer.pixelwise import spot_curvature, with_noise
 from bayes_refine.per_pixel.pixels import frozen, pixels_of
 
 FACTORED, PER_PIXEL = br.load_model("still"), br.load_model("per_pixel")
@@ -58,8 +58,8 @@ def factored_curvature(fit, priors):
 
 def pixel_curvature(fit, noise, priors):
     """Fisher's, of one image's pixels."""
-    look = compiled_look(PER_PIXEL, noise, fit.sites)
-    return lambda t, p, pixels: look(t, p, (pixels, priors)).arrow
+    curvature = partial(spot_curvature(noise), with_noise(PER_PIXEL, noise), fit.sites)
+    return jax.jit(lambda t, p, pixels: curvature(t, p, np.ones(1), 1.0, (pixels, priors)))
 
 
 def places(fit):

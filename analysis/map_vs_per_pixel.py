@@ -2,7 +2,7 @@
 
 The same run fitted to factored statistics and to its pixels, on `lysosim`, `thermolysin_xfel` and
 a run simulated from the model itself, bright and faint; then CPU time of one fit from one start to
-one hundredth of a posterior sd, of each solver.
+one hundredth of a posterior sd, of each likelihood by the same search.
 
     python analysis/map_vs_per_pixel.py --images 40 --out map_vs_per_pixel.png
 """
@@ -79,8 +79,12 @@ def race(stills, reference, reader, settings) -> dict[str, tuple[float, int]]:
         "factored, Fisher's curvature": lambda: br.map_fit(*factored, init=state, exact=False),
         "factored, exact at the end": lambda: br.map_fit(*factored, init=state),
     }
-    for name, noise in (("expected variance", infer.expected_variance), ("Poisson", infer.poisson)):
-        fits[f"per pixel, {name}, Levenberg–Marquardt"] = lambda noise=noise: infer.pixel_fit(
+    for name, noise in (
+        ("observed variance", infer.observed_variance),
+        ("expected variance", infer.expected_variance),
+        ("Poisson", infer.poisson),
+    ):
+        fits[f"per pixel, {name}"] = lambda noise=noise: infer.pixel_fit(
             PER_PIXEL, noise, pixels, priors, state, max_iterations=400
         )
     found = {}

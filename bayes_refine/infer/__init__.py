@@ -16,11 +16,11 @@ from .counting import (
 from .density import IMAGE, Model, Site, evaluate, observed_sites
 from .importance import Nested, nested_draws
 from .laplace import Fit, laplace_draws, predictive_draws
-from .levenberg import pixel_fit
 from .loo import Compared, Loo, compare, leave_out, leave_out_images, log_likelihoods
 from .marginal import marginal_fit
 from .newton import map_fit
 from .nuts import Chains, nuts_fit
+from .pixelwise import pixel_fit
 from .svi import GuideFit, svi_fit
 
 __all__ = [

@@ -31,6 +31,7 @@ from .density import (
 from .laplace import Fit
 from .steps import Slope, Steps, steps_of
 
+Curvature = Callable[..., Arrow]
 SERVES = 0.9  # of the way left by a step is too much: a new curvature costs as much as ten steps
 
 
@@ -41,6 +42,7 @@ def map_fit(
     max_iterations: int = 60,
     tolerance: float = 1e-2,
     stragglers: float = 0.0,
+    curvature: Curvature = fisher_curvature,
     exact: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> Fit:
@@ -61,7 +63,8 @@ def map_fit(
             this many posterior sd.
         stragglers: share of the images that need not be, nor the shared unknowns then: for a
             fit that will be repeated.
-        exact: end with Newton steps and the exact Hessian; else with Fisher's.
+        curvature: that far from the mode is followed, never negative along an observation.
+        exact: end with Newton steps and the exact Hessian; else with ``curvature`` too.
         progress: called with one line a step.
 
     Raises:
@@ -69,7 +72,7 @@ def map_fit(
     """
     search = Search(model, args, init or {})
     state = trusted = search.start
-    here, before, iteration = search.look(state, fisher_curvature), np.inf, 0
+    here, before, iteration = search.look(state, curvature), np.inf, 0
     while True:
         images_far = float(np.quantile(here.steps.distance[: search.n_images], 1 - stragglers))
         far = images_far if stragglers else max(images_far, here.steps.shared_distance)
@@ -79,7 +82,7 @@ def map_fit(
             renew = exact_curvature  # by it, the mode may be further
         elif not is_last and here.curvature is None and far > SERVES * before:
             # from near the mode the exact Hessian goes straight
-            renew = exact_curvature if exact and far < 1.0 else fisher_curvature
+            renew = exact_curvature if exact and far < 1.0 else curvature
         if renew is not None:  # what failed by the old one may be right by the new
             state = state._replace(
                 damping=np.minimum(state.damping, trusted.damping),
@@ -104,9 +107,6 @@ class State(NamedTuple):
     phi: np.ndarray
     damping: np.ndarray
     shared_damping: float
-
-
-Curvature = Callable[..., Arrow]
 
 
 class Look(NamedTuple):
@@ -235,13 +235,17 @@ class Search:
         is_joint = joint >= np.maximum(here.slope.image, image[2]).sum() + here.slope.shared
         helped = image[0] > image[1] if is_joint else image[2] > here.slope.image
         move = d_image if is_joint else d_alone
-        eased = np.clip(state.damping * np.where(helped, 0.1, 10.0), 1e-9, 1e9)
         return State(
             state.theta + np.where(helped[:, None], move, 0.0),
             state.phi + d_shared if is_joint else state.phi,
-            eased,
-            float(np.clip(state.shared_damping * (0.1 if is_joint else 10.0), 1e-9, 1e9)),
+            _eased(state.damping, helped),
+            float(_eased(state.shared_damping, is_joint)),
         )
+
+
+def _eased(damping, helped):
+    """Less damping after a step that helped; after one that did not, enough to feel it."""
+    return np.clip(np.where(helped, 0.3 * damping, np.maximum(10 * damping, 0.1)), 1e-9, 1e9)
 
 
 # -- one batch, compiled --------------------------------------------------------------------

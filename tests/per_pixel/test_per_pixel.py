@@ -18,7 +18,8 @@ from bayes_refine.fitting.run import Run
 from bayes_refine.fitting.seen import Kept, Seen
 from bayes_refine.forward import Spot
 from bayes_refine.infer import density as densities
-from bayes_refine.infer.levenberg import spot_sums
+from bayes_refine.infer.curvature import fisher_curvature
+from bayes_refine.infer.pixelwise import spot_curvature, spot_sums, with_noise
 from bayes_refine.loading import load_model
 from bayes_refine.per_pixel.pixels import Pixels, frozen, pixels_of
 
@@ -72,30 +73,23 @@ def test_the_pixels_are_those_of_the_statistics(small_run, seen):
 
 
 @pytest.mark.parametrize("noise", NOISES, ids=lambda f: getattr(f, "__name__", "student_t"))
-def test_sums_are_those_of_the_density(seen, model, noise):
-    """ln p of the trace, and its slope along the spots by automatic differentiation."""
+def test_curvature_by_spots_is_fishers_of_the_model(seen, model, noise):
+    """Six numbers a spot, chained, against forward derivatives of every pixel's likelihood."""
     pixels, state, priors = seen
-    few = replace(
-        pixels,
-        **{
-            k: getattr(pixels, k)[:1]
-            for k in ("photons", "usable", "variance", "background", "centre", "to_pixel")
-        },
+    one = jax.tree.map(lambda x: x[:1] if np.ndim(x) > 1 and len(x) == 8 else x, pixels)
+    start = {k: v[:1] if np.ndim(v) > 1 else v for k, v in state.items()}
+    noisy = with_noise(model, noise)
+    sites, values = densities.find_sites(noisy, (one, priors), start)
+    theta, phi = densities.flatten(sites, values)
+    by_spots, by_pixels = (
+        jax.jit(lambda t, p, f=f: f(noisy, sites, t, p, np.ones(1), 1.0, (one, priors)))(theta, phi)
+        for f in (spot_curvature(noise), fisher_curvature)
     )
-    spots = jnp.asarray(infer.evaluate(model, state, pixels, priors)["spots"])[:1]
-
-    def log_p(spots):
-        fn, value = noise(few.expected(spots), few)
-        return jnp.where(few.usable, fn.log_prob(value), 0.0).sum()
-
-    found, slope, curved = jax.jit(lambda s: spot_sums(noise, few, s))(spots)
-    exact, gradient = jax.jit(jax.value_and_grad(log_p))(spots)
-    assert found[0] == pytest.approx(float(exact), rel=1e-9)
-    size = np.abs(gradient).max(axis=(0, 2), keepdims=True)
-    np.testing.assert_allclose(slope / size, gradient / size, atol=1e-6)
-    known = np.asarray(pixels.reflections.fit[:1])
-    values = np.linalg.eigvalsh(np.moveaxis(np.asarray(curved), 3, 1)[known])
-    assert values.min() > -1e-9 * values.max()
+    sd = 1 / np.sqrt(np.diagonal(by_pixels.blocks[0])), 1 / np.sqrt(np.diag(by_pixels.shared))
+    for part, left, right in (("blocks", 0, 0), ("border", 0, 1), ("shared", 1, 1)):
+        unit = np.outer(sd[left], sd[right])
+        found, exact = (np.asarray(getattr(x, part)) * unit for x in (by_spots, by_pixels))
+        np.testing.assert_allclose(found, exact, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +240,11 @@ def newton_step(noise):
 
     @jax.jit
     def step(pixels, spots):
-        _, slope, curved = spot_sums(noise, pixels, spots)
+        def log_p(spots):
+            fn, value = noise(pixels.expected(spots), pixels)
+            return jnp.where(pixels.usable, fn.log_prob(value), 0.0).sum()
+
+        slope, curved = jax.grad(log_p)(spots), spot_sums(noise, pixels, spots)
         return spots.at[:, 0].add(slope[:, 0] / curved[:, 0, 0])
 
     return step
