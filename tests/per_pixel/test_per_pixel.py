@@ -3,7 +3,6 @@ and what is known of weights that look at the counts."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache, partial
 
 import h5py
