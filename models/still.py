@@ -103,7 +103,7 @@ def model(obs, priors, partiality=forward.partiality, spot_shape=round_spot, ter
     errors = jnp.stack([*[place] * 2, *[shape_error**2 + 0 * place] * 3], 1)[:, : terms - 1]
     seen = jnp.sum(obs.response[:, :terms, 1:terms] ** 2 * errors[:, None], 2)
     relative = numpyro.deterministic("relative_variance", error**2 + speckle + seen[:, 0])
-    profile = forward.profile_statistics(obs, spot, terms)
+    profile = forward.profile_statistics(obs, spot, terms, shape_error**2)
     counting = forward.counting_variance(obs, J_model, terms)
     unsure = relative + obs.reference_error**2
     means, variances = [J_model * profile[:, 0]], [counting[:, 0] + unsure * J_model**2]
