@@ -96,8 +96,8 @@ def marginal_fit(
         here = search.look(state, exact_curvature)
     pull, alone = here.steps.pull, here.steps.alone
     found = fit_at(search, state, here, fit.iterations + iteration, tolerance)
-    covariance, bent = _with_volume(search, state, pull, found.shared_covariance, usable)
-    image_shift, shared_shift = _shift(search, state, here, covariance, bent, usable)
+    covariance = _with_volume(search, state, pull, found.shared_covariance, usable)
+    image_shift, shared_shift = _shift(search, state, here, covariance, usable)
     state = _moved(search, state, alone - pull @ step, step, usable)
     n = search.n_images
     return replace(
@@ -133,13 +133,13 @@ def _volume(search: Search, state: State, pull, usable) -> tuple[float, np.ndarr
     return 0.5 * float(np.sum(usable * np.linalg.slogdet(blocks)[1])), total
 
 
-def _shift(search: Search, state: State, here: Look, covariance, bent_volume, usable):
+def _shift(search: Search, state: State, here: Look, covariance, usable):
     """Posterior mean less mode, (n, k) and (s,), to second order: half the third derivatives of
     ln p, contracted with the covariance once and once more (Tierney & Kadane 1986).
 
     Second differences of the slope: along what is shared, the images following, and along the
     unknowns of all images at once, which do not know of each other.  What the second do to the
-    shared unknowns is in their marginal mode already, but for ``bent_volume``.
+    shared unknowns is in their marginal mode already.
     """
     pull, blocks = here.steps.pull, here.arrow.blocks
 
@@ -155,37 +155,34 @@ def _shift(search: Search, state: State, here: Look, covariance, bent_volume, us
             sum(side.g_shared - at.g_shared for side in sides) / DIFFERENCE**2,
         )
 
-    along = [bent(-pull @ d, d) for d in DIFFERENCE * np.linalg.cholesky(covariance).T]
+    followed = [bent(-pull @ d, d) for d in DIFFERENCE * np.linalg.cholesky(covariance).T]
     roots = DIFFERENCE * upward_root(blocks) * usable[:, None, None]
     alone = [bent(x, np.zeros_like(state.phi))[0] for x in np.moveaxis(roots, 2, 0)]
-    of_image, of_shared = (sum(x) for x in zip(*along, strict=True))
+    of_image, of_shared = (sum(x) for x in zip(*followed, strict=True))
     of_image = of_image * usable[:, None]
-    followed = of_shared - np.einsum("nis,ni->s", pull, of_image)
-    shared = -0.5 * covariance @ (followed + bent_volume)
+    shared = -0.5 * covariance @ (of_shared - np.einsum("nis,ni->s", pull, of_image))
     image = -0.5 * np.linalg.solve(blocks, (of_image + sum(alone))[..., None])[..., 0]
     return image * usable[:, None] - pull @ shared, shared
 
 
-def _with_volume(search: Search, state: State, pull, joint: np.ndarray, usable):
-    """Covariance of what is shared: of the joint density's curvature, and ½ Σ ln|A_i|'s; and
-    how the slope of that bends along it, (s,).
-    """
+def _with_volume(search: Search, state: State, pull, joint: np.ndarray, usable) -> np.ndarray:
+    """Covariance of what is shared: of the joint density's curvature, and ½ Σ ln|A_i|'s."""
     few, n = search.first_batch(), search.data.size
     share = usable.sum() / max(usable[:n].sum(), 1.0)
     state = state._replace(theta=state.theta[:n], damping=state.damping[:n])
     pull, usable = pull[:n], usable[:n]
-
-    def slope(d):
-        there = state._replace(theta=state.theta - pull @ d, phi=state.phi + d)
-        return share * _volume(few, there, pull, usable)[1]
-
     root = np.linalg.cholesky(joint)
-    up, down = (np.array([slope(x * DIFFERENCE * d) for d in root.T]) for x in (1, -1))
-    added = (up - down) @ root / (2 * DIFFERENCE)
+    rows = []
+    for step in DIFFERENCE * root.T:
+        there = (
+            state._replace(theta=state.theta - pull @ d, phi=state.phi + d) for d in (step, -step)
+        )
+        up, down = (_volume(few, at, pull, usable)[1] for at in there)
+        rows.append(root.T @ (up - down) / (2 * DIFFERENCE))
+    added = share * np.array(rows)
     values, vectors = np.linalg.eigh(np.eye(len(joint)) + (added + added.T) / 2)
     factor = root @ vectors / np.sqrt(np.maximum(values, WIDEST**-2))
-    bent = np.sum(up + down - 2 * slope(np.zeros_like(state.phi)), axis=0) / DIFFERENCE**2
-    return factor @ factor.T, bent
+    return factor @ factor.T
 
 
 @lru_cache(maxsize=16)
