@@ -79,7 +79,8 @@ def of_blocks(obs: Observations, values, n_blocks: int, rng: np.random.Generator
         moved = spot.excitation_error + jnp.einsum("ni,nim->nm", block, lever)
         p += forward.partiality(moved, R0, R_k) / n_blocks
     J = G * smooth * obs.intensity_reference
-    mean = J[:, None] * forward.profile_statistics(obs, spot, 6)
+    scatter = jnp.exp(2 * values["log_shape_error"])
+    mean = J[:, None] * forward.profile_statistics(obs, spot, 6, scatter)
     # the profile is the smooth one's, as bright as the blocks make it
     ratio = (p / jnp.maximum(smooth, 1e-30))[:, None]
     noise = jnp.sqrt(obs.variance_background + (J[:, None] * ratio) * obs.variance_signal)

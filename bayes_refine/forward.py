@@ -231,7 +231,7 @@ def profile_statistics(
     Displacing a template by δ adds δδᵀ to its second moment, to second order.  The response to
     the spread has the form η/(1 + cη), positive however wrong the pilot's width is: with c = 1,
     the overlap of two Gaussians, exact for the total on a flat background; the spread's own as
-    measured.  It bends: spots that scatter in width look narrower, on average, than their mean,
+    measured, which bends: spots that scatter in width look narrower, on average, than their mean,
 
         E[η/(1 + cη)] ≈ η/(1 + cη) − c Var[η]/(1 + cη)³.
 
@@ -239,11 +239,6 @@ def profile_statistics(
         count: 1 the total, 3 with the centroid, 4 with the spread, 6 with the quadrupoles.
         shape_variance: Var[η] of the spread, from spot to spot.
     """
-
-    def bent(eta, c):
-        damp = 1 / (1 + c * eta)
-        return eta * damp - c * shape_variance * damp**3
-
     d1, d2 = spot.shift_1 / obs.width, spot.shift_2 / obs.width
     scale = 1 / obs.width**2
     g11 = (spot.m11 - obs.pilot_moment[:, 0]) * scale + d1**2
@@ -251,11 +246,12 @@ def profile_statistics(
     g12 = (spot.m12 - obs.pilot_moment[:, 2]) * scale + d1 * d2
     wider = (g11 + g22) / 2
     damp = 1 / (1 + wider)
-    spread = bent(wider, 1.0)
-    eta = [jnp.ones_like(d1), d1, d2, spread, (g11 - g22) / 2 * damp, g12 * damp]
+    eta = [jnp.ones_like(d1), d1, d2, wider * damp, (g11 - g22) / 2 * damp, g12 * damp]
     mean = jnp.sum(obs.response[:, :count] * jnp.stack(eta, 1)[:, None], 2)
     if count > 3:
-        own = obs.response[:, 3, 3] * (bent(wider, obs.saturation) - spread)
+        own = 1 / (1 + obs.saturation * wider)
+        seen = wider * own - obs.saturation * shape_variance * own**3
+        own = obs.response[:, 3, 3] * (seen - wider * damp)
         mean += own[:, None] * (jnp.arange(count) == 3)[:, None]
     return mean
 
