@@ -41,7 +41,8 @@ def poisson(mean, pixels):
     the right mean and variance.
     """
     value = jnp.maximum(pixels.photons + pixels.read_variance, 0.0)
-    return dist.Poisson(mean + pixels.read_variance), value
+    # not validated: charge over gain is no whole number
+    return dist.Poisson(mean + pixels.read_variance, validate_args=False), value
 
 
 def student_t(mean, pixels, nu, model_error):

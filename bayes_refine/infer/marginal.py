@@ -1,15 +1,18 @@
 """The shared unknowns at the mode of their own marginal density.
 
 At the joint mode the unknowns of every image are fitted to the same residuals that the shared
-errors are read from: these come out small by n − k of n.  With the images integrated out by
-Laplace's approximation,
+errors are read from: these come out small by n − k of n.  With the images integrated out,
 
-    ln p(φ) ≈ ln p(θ̂(φ), φ) − ½ Σ_i ln|A_i(φ)|,
+    ln p(φ) = ln p_shared(φ) + Σ_i ln ∫ p(y_i, θ_i | φ) dθ_i,
 
-they do not: the mode is that of restricted maximum likelihood (Patterson & Thompson 1971;
-Tierney & Kadane 1986; Rue, Martino & Chopin 2009).  A_i is the expected information on image
-i's unknowns at its mode, and its prior's curvature, so that no outlier makes it singular
-(Cox & Reid 1987).
+they do not: the mode is that of restricted maximum likelihood (Patterson & Thompson 1971).  An
+image's integral is that of Laplace's normal N(θ̂_i, L_iL_iᵀ) and what weights make of it,
+
+    ∫ p dθ ≈ (2π)^{k/2} |L_i| mean_m p(θ̂_i + L_i z_m) exp(½|z_m|²),
+
+over the same few points z_m everywhere, whose first three moments are the unit normal's own.
+Laplace's integral alone (Tierney & Kadane 1986) would do for normal data: tails that are not
+normal shift what is shared by a fraction of a posterior sd that grows with the number of images.
 """
 
 from __future__ import annotations
@@ -24,13 +27,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from .batches import one_by_one
-from .curvature import exact_curvature, fisher_curvature, upward_inverse, upward_root
-from .density import Model, Site, density, expectations, prior_density
+from .curvature import exact_curvature, upward_inverse, upward_root
+from .density import Model, Site, density
 from .laplace import Fit
 from .newton import Look, Search, State, fit_at
 
-DIFFERENCE = 0.7  # posterior sd, of central differences for the curvature of ½ Σ ln|A_i|
-FAR = 1.0  # posterior sd of an image from its mode: further, and ½ distance² does not say how far
+DIFFERENCE = 0.7  # posterior sd, of central differences of slopes
+FAR = 1.0  # posterior sd of an image from its mode: further, and the points miss it
+FEWEST = 16  # pairs of points: noise of less than a hundredth of a posterior sd
 SETTLING = 5  # Newton steps of the images at the end
 WIDEST = 2.0  # times the joint density's sd: beyond, that curvature is not to be believed
 
@@ -45,9 +49,9 @@ def marginal_fit(
 ) -> Fit:
     """Move a joint MAP to where the shared unknowns are at their marginal mode.
 
-    Newton steps with the joint density's curvature and the exact slope of ½ Σ ln|A_i|, halved
-    where the marginal density falls; the images follow at their own modes.  The covariance of
-    what is shared is of the marginal density's curvature; what ½ Σ ln|A_i| adds to it, up to a
+    Newton steps with the joint density's curvature and the marginal's slope, halved where the
+    marginal density falls; the images follow at their own modes.  The covariance of what is
+    shared is of the marginal density's curvature; what the integrals add to the joint's, up to a
     tenth, is measured on the first batch of images, as for all.  How far means are from modes
     comes with it.
 
@@ -58,52 +62,40 @@ def marginal_fit(
         progress: called with one line a step.
 
     Returns:
-        The fit there; images that had not converged stay where they were, and out of the sum.
+        The fit there; images that had not converged stay where they were, and are not integrated.
     """
     if not np.any(fit.status == "converged"):
         return fit
     search = Search(model, args, fit.values())
     usable = search.weight * search.data.padded(1.0 * (fit.status == "converged"))
     state = search.start._replace(damping=np.zeros(len(usable)), shared_damping=0.0)
-    pull = search.data.padded(np.linalg.solve(fit.image_precision, fit.border))
-    volume, slope = _volume(search, state, pull, usable)
-    best, step = fit.log_density - volume, -fit.shared_covariance @ slope
-    alone, here = np.zeros_like(state.theta), None
-    for iteration in range(1, max_iterations + 1):
-        there = _moved(search, state, alone - pull @ step, step, usable)
+    here = search.look(state, exact_curvature)
+    best, slope = _marginal(search, state, here, usable)
+    step, far = _step(here, slope)
+    iteration = 0
+    while far >= tolerance and iteration < max_iterations:
+        iteration += 1
+        there = _moved(search, state, here.steps.alone - here.steps.pull @ step, step, usable)
         look = search.look(there, exact_curvature)
-        volume, slope = _volume(search, there, look.steps.pull, usable)
-        gained = 0.5 * float(np.sum(usable * look.steps.distance**2))
-        value = look.slope.log_density + gained - volume
+        value, its_slope = _marginal(search, there, look, usable)
         if progress is not None:
             progress(f"step {iteration}: marginal ln p {value:.2f}, it was {best:.2f}")
         if not value >= best or np.max(usable * look.steps.distance) > FAR:
             step = step / 2
             continue
-        state, here, best = there, look, value
-        pull, alone = here.steps.pull, here.steps.alone
-        slope = slope + here.steps.g_schur
-        step = -upward_inverse(here.steps.schur[None], np.zeros(1), np)[0] @ slope
-        far = float(np.sqrt(max(-slope @ step, 0.0)))
-        if far < tolerance:
+        state, here, best, slope = there, look, value, its_slope
+        step, far = _step(here, slope)
+    for _ in range(SETTLING):  # the last step, and images that lag behind what they share
+        state = _moved(search, state, here.steps.alone - here.steps.pull @ step, step, usable)
+        here, step = search.look(state, exact_curvature), np.zeros_like(step)
+        if np.max(usable * here.steps.distance) < tolerance / 2:
             break
-    if here is None:  # no way up
-        return fit
-    for _ in range(SETTLING):  # images that lag behind what they share
-        if np.max(usable * here.steps.distance) < tolerance:
-            break
-        state = _moved(search, state, here.steps.alone, np.zeros_like(step), usable)
-        here = search.look(state, exact_curvature)
-    pull, alone = here.steps.pull, here.steps.alone
     found = fit_at(search, state, here, fit.iterations + iteration, tolerance)
-    covariance = _with_volume(search, state, pull, found.shared_covariance, usable)
+    covariance = _covariance(search, state, here, found.shared_covariance, usable)
     image_shift, shared_shift = _shift(search, state, here, covariance, usable)
-    state = _moved(search, state, alone - pull @ step, step, usable)
     n = search.n_images
     return replace(
         found,
-        image=state.theta[:n],
-        shared=state.phi,
         shared_covariance=covariance,
         shared_distance=far,
         status=np.where(usable[:n] > 0, found.status, fit.status),
@@ -121,16 +113,36 @@ def _moved(search: Search, state: State, image, shared, usable) -> State:
     )
 
 
-def _volume(search: Search, state: State, pull, usable) -> tuple[float, np.ndarray]:
-    """½ Σ ln|A_i| and its slope (s,), the images following by −``pull`` (n, k, s)."""
-    slopes = _compiled_slopes(search.model, search.sites, search.apart)
-    blocks = search.arrow(state, fisher_curvature).blocks
-    roots = upward_root(blocks) * usable[:, None, None]
-    total = np.zeros(len(state.phi))
-    for args, w in search.batches():
-        of_image, of_shared = slopes(state.theta[w], state.phi, roots[w], args)
-        total += of_shared - np.einsum("nis,ni->s", pull[w], of_image)
-    return 0.5 * float(np.sum(usable * np.linalg.slogdet(blocks)[1])), total
+def _step(here: Look, slope: np.ndarray) -> tuple[np.ndarray, float]:
+    """Newton's step uphill from the marginal's slope (s,), and its length in posterior sd."""
+    step = -upward_inverse(here.steps.schur[None], np.zeros(1), np)[0] @ slope
+    return step, float(np.sqrt(max(-slope @ step, 0.0)))
+
+
+def _marginal(search: Search, state: State, here: Look, usable) -> tuple[float, np.ndarray]:
+    """Marginal ln p but for a constant, and the slope of −ln p (s,)."""
+    find = _compiled_integral(search.model, search.sites, search.apart)
+    mode = state.theta + here.steps.alone * usable[:, None]
+    pull = here.steps.pull * usable[:, None, None]
+    # Cholesky's factors change little where curvature does
+    roots = np.linalg.cholesky(upward_inverse(here.arrow.blocks, np.zeros(len(usable)), np))
+    volume = float(usable @ np.linalg.slogdet(roots)[1])
+    roots *= usable[:, None, None]
+    z, share, weight = points(mode.shape[1]), 1 / len(search.data.parts), search.weight
+    parts = [
+        find(mode[w], state.phi, roots[w], pull[w], weight[w], share, z, args)
+        for args, w in search.batches()
+    ]
+    ln_p, slope = zip(*parts, strict=True)
+    return float(sum(ln_p)) + volume, -np.asarray(sum(slope))
+
+
+@lru_cache
+def points(k: int) -> np.ndarray:
+    """(m, k) points with the mean, covariance and odd moments of the unit normal."""
+    z = np.random.default_rng(0).standard_normal((max(FEWEST, k + 2), k))
+    z = np.concatenate([z, -z])
+    return z @ np.linalg.inv(np.linalg.cholesky(z.T @ z / len(z))).T
 
 
 def _shift(search: Search, state: State, here: Look, covariance, usable):
@@ -165,63 +177,52 @@ def _shift(search: Search, state: State, here: Look, covariance, usable):
     return image * usable[:, None] - pull @ shared, shared
 
 
-def _with_volume(search: Search, state: State, pull, joint: np.ndarray, usable) -> np.ndarray:
-    """Covariance of what is shared: of the joint density's curvature, and ½ Σ ln|A_i|'s."""
+def _covariance(search: Search, state: State, here: Look, joint: np.ndarray, usable) -> np.ndarray:
+    """Covariance of what is shared: of ``joint``'s curvature and what the integrals add to it."""
     few, n = search.first_batch(), search.data.size
     share = usable.sum() / max(usable[:n].sum(), 1.0)
     state = state._replace(theta=state.theta[:n], damping=state.damping[:n])
-    pull, usable = pull[:n], usable[:n]
-    root = np.linalg.cholesky(joint)
-    rows = []
-    for step in DIFFERENCE * root.T:
-        there = (
-            state._replace(theta=state.theta - pull @ d, phi=state.phi + d) for d in (step, -step)
-        )
-        up, down = (_volume(few, at, pull, usable)[1] for at in there)
-        rows.append(root.T @ (up - down) / (2 * DIFFERENCE))
-    added = share * np.array(rows)
-    values, vectors = np.linalg.eigh(np.eye(len(joint)) + (added + added.T) / 2)
-    factor = root @ vectors / np.sqrt(np.maximum(values, WIDEST**-2))
+    pull, factor = usable[:n, None, None] * here.steps.pull[:n], np.linalg.cholesky(joint)
+
+    def added(d):
+        """Slope of the marginal density less that of the joint, the images following."""
+        there = state._replace(theta=state.theta - pull @ d, phi=state.phi + d)
+        look = few.look(there, exact_curvature)
+        there = _moved(few, there, look.steps.alone, np.zeros_like(d), usable[:n])
+        look = few.look(there, look.arrow)
+        return _marginal(few, there, look, usable[:n])[1] - look.steps.g_schur
+
+    rows = np.array([added(d) - added(-d) for d in DIFFERENCE * factor.T]) @ factor
+    rows *= share / (2 * DIFFERENCE)
+    values, vectors = np.linalg.eigh(np.eye(len(joint)) + (rows + rows.T) / 2)
+    factor = factor @ vectors / np.sqrt(np.maximum(values, WIDEST**-2))
     return factor @ factor.T
 
 
 @lru_cache(maxsize=16)
-def _compiled_slopes(model: Model, sites: tuple[Site, ...], apart: bool):
-    """Slopes of ½ Σ ln|A_i| = ½ Σ_i tr(A_i⁻¹ dA_i) along the images' and the shared unknowns."""
+def _compiled_integral(model: Model, sites: tuple[Site, ...], apart: bool):
+    """ln Σ_m p(y, θ + L z_m | φ) exp(½|z_m|²) of a batch, what is shared with it, and its slope."""
 
-    def half_square(theta, phi, w, args):
-        """½ Σ_i w_iᵀ A_i w_i, (n, k) directions w."""
-        found = expectations(model, sites, theta, phi, args)
-        log_p = density if found is None else prior_density
+    def integral(theta, phi, roots, pull, weight, share, z, args):
+        def total(p):
+            shared = density(model, sites, theta, p, args)[1]
 
-        def negative(t):
-            return -log_p(model, sites, t, phi, args)[0].sum()
+            @jax.checkpoint  # what is kept for the way back would not fit in a processor's cache
+            def at(z):
+                place = theta - pull @ (p - phi) + roots @ z
+                return density(model, sites, place, p, args)[0] + z @ z / 2
 
-        def curved(t):
-            return jax.jvp(negative, (t,), (w,))[1]
+            of_images = jax.scipy.special.logsumexp(jax.lax.map(at, z), axis=0)
+            return jnp.where(weight > 0, of_images, 0.0).sum() + share * shared
 
-        total = jax.jvp(curved, (theta,), (w,))[1]
-        if found is not None:
-            along = jax.jvp(
-                lambda t: [row[:2] for row in expectations(model, sites, t, phi, args)],
-                (theta,),
-                (w,),
-            )[1]
-            for row, (mean, log_scale) in zip(found, along, strict=True):
-                total += jnp.sum(row.of_mean * mean**2 + row.of_scale * log_scale**2)
-        return 0.5 * total
+        return jax.value_and_grad(total)(phi)
 
-    def slopes(theta, phi, roots, args):
-        """(n, k) and (s,); ``roots`` (n, k, k) with W Wᵀ = A⁻¹, or zero."""
-        one = jax.grad(half_square, argnums=(0, 1))
-        each = jax.vmap(lambda w: one(theta, phi, w, args), in_axes=2)(roots)
-        return jax.tree.map(lambda x: x.sum(0), each)
+    def one_after_another(theta, phi, roots, pull, weight, share, z, args):
+        def one(part, t, *rows):
+            return integral(t, phi, *rows, share / len(theta), z, (part, *args[1:]))
 
-    def one_after_another(theta, phi, roots, args):
-        def one(part, t, root):
-            return slopes(t, phi, root, (part, *args[1:]))
+        return jax.tree.map(
+            lambda x: x.sum(0), one_by_one(one, args[0], theta, roots, pull, weight)
+        )
 
-        of_image, of_shared = one_by_one(one, args[0], theta, roots)
-        return of_image[:, 0], of_shared.sum(0)
-
-    return jax.jit(one_after_another if apart else slopes)
+    return jax.jit(one_after_another if apart else integral)

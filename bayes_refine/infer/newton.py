@@ -77,9 +77,9 @@ def map_fit(
         images_far = float(np.quantile(here.steps.distance[: search.n_images], 1 - stragglers))
         far = images_far if stragglers else max(images_far, here.steps.shared_distance)
         is_last = far < tolerance or iteration == max_iterations
-        renew = None
-        if is_last and exact and here.curvature is not exact_curvature:
-            renew = exact_curvature  # by it, the mode may be further
+        renew, final = None, exact_curvature if exact else curvature
+        if is_last and here.curvature is not final:
+            renew = final  # by it, the mode may be further
         elif not is_last and here.curvature is None and far > SERVES * before:
             # from near the mode the exact Hessian goes straight
             renew = exact_curvature if exact and far < 1.0 else curvature
@@ -323,38 +323,22 @@ def compiled_reach(model: Model, sites: tuple[Site, ...]):
 
 
 def fit_at(search: Search, state: State, here: Look, iterations: int, tolerance: float) -> Fit:
-    """What a search found, without the room of the last batch."""
+    """What a search found, without the room of the last batch: unknowns, curvature, a verdict."""
     n = search.n_images
     image, shared, g_image, g_shared = here.slope
     slope = Slope(image[:n], shared, g_image[:n], g_shared)
     arrow = Arrow(here.arrow.blocks[:n], here.arrow.border[:n], here.arrow.shared)
-    return fit_of_mode(
-        search.sites, state.theta[:n], state.phi, slope, arrow, iterations, tolerance
-    )
-
-
-def fit_of_mode(
-    sites: tuple[Site, ...],
-    theta: np.ndarray,
-    phi: np.ndarray,
-    slope: Slope,
-    arrow: Arrow,
-    iterations: int,
-    tolerance: float,
-) -> Fit:
-    """The unknowns, slope and curvature of −ln p there, and a verdict."""
     blocks, border, _ = (np.asarray(x, float) for x in arrow)
-    lowest = np.linalg.eigvalsh(scaled(blocks))[:, 0]
-    is_mode = lowest > 0
-    upward = np.linalg.inv(upward_inverse(blocks, np.zeros(len(theta)), np))
+    is_mode = np.linalg.eigvalsh(scaled(blocks))[:, 0] > 0
+    upward = np.linalg.inv(upward_inverse(blocks, np.zeros(n), np))
     steps = steps_of(slope, arrow)
     status = np.where(steps.distance < max(tolerance, 0.1), "converged", "not converged")
     status = status.astype(object)
     status[~is_mode] = "no maximum"
     return Fit(
-        sites=sites,
-        image=theta,
-        shared=phi,
+        sites=search.sites,
+        image=state.theta[:n],
+        shared=state.phi,
         image_precision=np.where(is_mode[:, None, None], blocks, upward),
         border=border,
         shared_covariance=upward_inverse(steps.schur[None], np.zeros(1), np)[0],

@@ -115,7 +115,7 @@ def lifetimes(data):
 
 
 def test_gamma_variates_against_quadrature():
-    """30 images, exact integrals over a grid of ln mean: within 0.1 sd, and 3 % in sd."""
+    """30 images, exact integrals over a grid of ln mean: within 0.05 sd, and 3 % in sd."""
     rng = np.random.default_rng(2)
     y = np.exp(rng.standard_normal((30, 1))) * rng.gamma(3.0, 1 / 3.0, (30, 4))
     grid = np.linspace(-8, 8, 3001)
@@ -129,13 +129,53 @@ def test_gamma_variates_against_quadrature():
     sd = 0.01 / np.sqrt(exact(mode + 0.01) + exact(mode - 0.01) - 2 * exact(mode))
     joint = map_fit(lifetimes, Data(y))
     found = marginal_fit(lifetimes, Data(y), fit=joint)
-    assert found.shared[0] == pytest.approx(mode, abs=0.1 * sd)
+    assert found.shared[0] == pytest.approx(mode, abs=0.05 * sd)
     assert found.sd("log_shape") == pytest.approx(sd, rel=0.03)
     assert joint.shared[0] > mode + 1.5 * sd
 
 
+def heavy_tails(data):
+    """Student-t data about a level an image has: their scale and ν are unknown."""
+    log_scale = numpyro.sample("log_scale", dist.Normal(0.0, 1.0))
+    log_nu = numpyro.sample("log_nu", dist.Normal(jnp.log(4.0), 1.0))
+    with numpyro.plate("image", len(data.y), dim=-2):
+        level = numpyro.sample("level", dist.Normal(0.0, 3.0))
+        with numpyro.plate("reflection", data.y.shape[1], dim=-1):
+            numpyro.sample(
+                "y", dist.StudentT(jnp.exp(log_nu), level, jnp.exp(log_scale)), obs=data.y
+            )
+
+
+def test_tails_that_are_not_normal_against_quadrature():
+    """60 images: mode and covariance of (ln σ, ln ν), exact integrals over a grid of levels.
+
+    Laplace's integral with the expected curvature puts ln σ 1.1 posterior sd too high.
+    """
+    rng = np.random.default_rng(5)
+    y = rng.standard_normal((60, 1)) + rng.standard_t(2.5, (60, 6))
+    grid = jnp.linspace(-9, 9, 721)
+
+    def exact(phi):
+        log_scale, log_nu = phi
+        ln_p = jax.scipy.stats.t.logpdf(
+            y[:, :, None], jnp.exp(log_nu), grid, jnp.exp(log_scale)
+        ).sum(1)
+        of_images = jax.scipy.special.logsumexp(ln_p - grid**2 / 18, axis=1).sum()
+        return log_scale**2 / 2 + (log_nu - jnp.log(4.0)) ** 2 / 2 - of_images
+
+    mode = minimize(jax.jit(exact), np.zeros(2), jac=jax.jit(jax.grad(exact))).x
+    covariance = np.linalg.inv(jax.hessian(exact)(mode))
+    sd = np.sqrt(np.diag(covariance))
+    joint = map_fit(heavy_tails, Data(y))
+    found = marginal_fit(heavy_tails, Data(y), fit=joint)
+    np.testing.assert_allclose((found.shared - mode) / sd, 0, atol=0.05)
+    np.testing.assert_allclose(
+        found.shared_covariance / np.outer(sd, sd), covariance / np.outer(sd, sd), atol=0.05
+    )
+
+
 def test_batches_of_images_are_the_whole_run(parabolas):
-    """Slopes are sums over batches; the curvature of ½ Σ ln|A| is the first batch's, as for all."""
+    """Slopes are sums over batches; what integrals add to curvature is the first batch's."""
     y = parabolas.y[:7]
     joint = map_fit(curves, Data(y))
     whole = marginal_fit(curves, Data(y), fit=joint)

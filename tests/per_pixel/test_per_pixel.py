@@ -3,6 +3,7 @@ and what is known of weights that look at the counts."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache, partial
 
 import h5py
@@ -284,3 +285,15 @@ def test_poisson_and_expected_variance_agree_and_observed_variance_at_high_count
         apart = [np.sqrt(np.mean((x - poisson) ** 2)) / poisson.std() for x in (expected, observed)]
         assert apart[0] < 0.05, apart
         assert (apart[1] < 0.1) == high, apart
+
+
+def test_poisson_takes_charge_of_a_detector_with_read_noise():
+    """Charge over gain is not whole and may be negative: ln p is finite, J unbiased."""
+    pixels, spots, mean = replicates(J=400.0, background=2.0)
+    noise = 0.8 * np.random.default_rng(3).standard_normal(pixels.photons.shape)
+    read = replace(pixels, photons=pixels.photons + noise, read_variance=jnp.array(0.64))
+    distribution, value = infer.poisson(jnp.asarray(mean)[None, :, None], read)
+    assert float(read.photons.min()) < 0
+    assert np.all(np.isfinite(distribution.log_prob(value)))
+    J = intensities(infer.poisson, read, spots, 5)
+    assert abs(J.mean() - 400.0) < 4 * J.std() / np.sqrt(len(J))
