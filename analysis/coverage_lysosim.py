@@ -21,7 +21,7 @@ import numpy as np
 from lysosim import SHARED, load, robust_sd, rotation_error_mrad
 
 import bayes_refine as br
-from bayes_refine import forward
+from bayes_refine import forward, infer
 from bayes_refine.forward import Observations
 
 LEVELS = (0.5, 0.9, 0.95)
@@ -223,7 +223,9 @@ def main() -> None:
     for first in range(0, len(images) - options.group + 1, options.group):
         some = images[first : first + options.group]
         start = {k: v[some] if v.shape[:1] == good.shape else v for k, v in values.items()}
-        fit = br.map_fit(model, few(run.observations, some), priors, init=start)
+        obs = infer.Batches([few(run.observations, some)], len(some), len(some))
+        fit = br.map_fit(model, obs, priors, init=start)
+        fit = br.marginal_fit(model, obs, priors, fit=fit)
         shift = br.laplace_draws(fit, rng, N_DRAWS)["detector_shift_mm"]
         levels.append(central(shift, truth.shift_mm))
         pulls.append((fit.values()["detector_shift_mm"] - truth.shift_mm) / shift.std(0))
