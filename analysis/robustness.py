@@ -2,9 +2,10 @@
 
 From the clean fit of a run each disturbance is measured and fitted again, by both likelihoods,
 and the change of ln G, ln R0, ln R1 and the orientation is counted in units of its own clean
-posterior sd (rms over images): shoeboxes with 2 and 4 pixels more around, a background 5 % off,
-hot pixels, a second lattice, reference intensities that are wrong by a factor of 3.  Wrong starts
-go through the whole loop; they and errors against the truth need a run whose truth is known.
+posterior sd (rms over images): shoeboxes with 2 and 4 pixels more around, the ring of background
+so much further out, a background 5 % off, hot pixels, a second lattice, reference intensities that
+are wrong by a factor of 3.  Wrong starts go through the whole loop; they and errors against the
+truth need a run whose truth is known.
 
     python analysis/robustness.py {lysosim,simulated,thermolysin} --images 12 --out robustness.png
 """
@@ -77,8 +78,9 @@ def second_lattice(stills, share):
 
 
 @contextmanager
-def larger_boxes(pixels):
-    """Shoeboxes with so many empty pixels more around; the ring moves outwards with them.
+def larger_boxes(signal=0, ring=0):
+    """Shoeboxes with so many empty pixels more around, or a ring so many pixels further out: the
+    first have nothing to say, the second are other pixels that say what the background is.
 
     What is a neighbour's stays as it was: a spot that loses its own pixels loses information.
     """
@@ -88,9 +90,9 @@ def larger_boxes(pixels):
         box = plain(R1_px)
         return replace(
             box,
-            signal_radius=box.signal_radius + pixels,
-            ring_inner=box.ring_inner + pixels,
-            ring_outer=box.ring_outer + pixels,
+            signal_radius=box.signal_radius + signal,
+            ring_inner=box.ring_inner + ring,
+            ring_outer=box.ring_outer + ring,
         )
 
     measure.shoebox_for_width = larger
@@ -250,8 +252,10 @@ def main() -> None:
         bad = wrong_reference(reference, 0.2, 3.0)
         tell("20 % of I_ref × 3 or ⅓", refit(fitted, bad, reader, settings))
         for pixels in (2, 4):
-            with larger_boxes(pixels):
+            with larger_boxes(signal=pixels):
                 tell(f"boxes + {pixels} px", refit(fitted, reference, reader, settings))
+            with larger_boxes(ring=pixels):
+                tell(f"ring + {pixels} px", refit(fitted, reference, reader, settings))
     disturbances = {
         "0.01 % hot pixels": hot(1e-4),
         "0.1 % hot pixels": hot(1e-3),
