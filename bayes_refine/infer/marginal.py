@@ -210,12 +210,14 @@ def _compiled_integral(model: Model, sites: tuple[Site, ...], apart: bool):
             @jax.checkpoint  # what is kept for the way back would not fit in a processor's cache
             def at(z):
                 place = theta - pull @ (p - phi) + roots @ z
-                return density(model, sites, place, p, args)[0] + z @ z / 2
+                image = density(model, sites, place, p, args)[0] + z @ z / 2
+                return jnp.where(jnp.isfinite(image), image, -jnp.inf)
 
             of_images = jax.scipy.special.logsumexp(jax.lax.map(at, z), axis=0)
             return jnp.where(weight > 0, of_images, 0.0).sum() + share * shared
 
-        return jax.value_and_grad(total)(phi)
+        ln_p, slope = jax.value_and_grad(total)(phi)
+        return ln_p, jnp.where(jnp.isfinite(slope), slope, 0.0)  # where a point is nowhere
 
     def one_after_another(theta, phi, roots, pull, weight, share, z, args):
         def one(part, t, *rows):

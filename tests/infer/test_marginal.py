@@ -197,6 +197,26 @@ def test_an_image_that_has_not_converged_stays_and_does_not_count(parabolas):
     np.testing.assert_array_equal(found.image[3], joint.image[3])
 
 
+def edge(data):
+    """Counts of a rate 4 − c², which has no meaning beyond c = 2."""
+    log_tau = numpyro.sample("log_tau", dist.Normal(0.0, 0.5))
+    with numpyro.plate("image", len(data.y), dim=-2):
+        c = numpyro.sample("c", dist.Normal(0.0, jnp.exp(log_tau)))
+        with numpyro.plate("reflection", data.y.shape[1], dim=-1):
+            numpyro.sample("y", dist.Normal(jnp.sqrt(4 - c**2), 1.0), obs=data.y)
+
+
+def test_an_image_with_points_where_there_is_no_density_sinks_nothing():
+    rng = np.random.default_rng(6)
+    c = np.clip(rng.standard_normal((20, 1)), -1.9, 1.9)
+    y = np.sqrt(4 - c**2) + rng.standard_normal((20, 2))
+    joint = map_fit(edge, Batches([Data(y)], 20, 20), init={"c": np.full((20, 1), 1.0)})
+    found = marginal_fit(edge, Batches([Data(y)], 20, 20), fit=joint)
+    assert np.all(np.isfinite(found.shared)) and np.all(np.isfinite(found.shared_covariance))
+    assert np.abs(found.shared) < 1.5
+    assert np.all(np.isfinite(found.image))
+
+
 def decays(data):
     """A decay with a rate of its own in each image: what images share moves them on a curve."""
     t = jnp.linspace(0, 3, data.y.shape[1])
