@@ -32,7 +32,8 @@ from .density import Model, Site, density
 from .laplace import Fit
 from .newton import Look, Search, State, fit_at
 
-DIFFERENCE = 0.7  # posterior sd, of central differences of slopes
+DIFFERENCE = 0.7  # posterior sd, for how far means are from modes
+CLOSE = 0.1  # posterior sd, for the curvature at the mode: half the skewness of this is its error
 FAR = 1.0  # posterior sd of an image from its mode: further, and the points miss it
 FEWEST = 16  # pairs of points: noise of less than a hundredth of a posterior sd
 SETTLING = 5  # Newton steps of the images at the end
@@ -188,12 +189,11 @@ def _covariance(search: Search, state: State, here: Look, joint: np.ndarray, usa
         """Slope of the marginal density less that of the joint, the images following."""
         there = state._replace(theta=state.theta - pull @ d, phi=state.phi + d)
         look = few.look(there, exact_curvature)
-        there = _moved(few, there, look.steps.alone, np.zeros_like(d), usable[:n])
-        look = few.look(there, look.arrow)
         return _marginal(few, there, look, usable[:n])[1] - look.steps.g_schur
 
-    rows = np.array([added(d) - added(-d) for d in DIFFERENCE * factor.T]) @ factor
-    rows *= share / (2 * DIFFERENCE)
+    here_added = added(np.zeros(len(joint)))
+    rows = np.array([added(d) - here_added for d in CLOSE * factor.T]) @ factor
+    rows *= share / CLOSE
     values, vectors = np.linalg.eigh(np.eye(len(joint)) + (rows + rows.T) / 2)
     factor = factor @ vectors / np.sqrt(np.maximum(values, WIDEST**-2))
     return factor @ factor.T
