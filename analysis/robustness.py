@@ -3,9 +3,9 @@
 From the clean fit of a run each disturbance is measured and fitted again, by both likelihoods,
 and the change of ln G, ln R0, ln R1 and the orientation is counted in units of its own clean
 posterior sd (rms over images): shoeboxes with 2 pixels less, 2 and 4 more around, the ring of
-background so much further out, a background 5 % off, hot pixels, a second lattice, reference intensities that
-are wrong by a factor of 3.  Wrong starts go through the whole loop; they and errors against the
-truth need a run whose truth is known.
+background so much further out, a background 5 % off, hot pixels, a second lattice, reference
+intensities that are wrong by a factor of 3.  Wrong starts go through the whole loop; they and
+errors against the truth need a run whose truth is known.
 
     python analysis/robustness.py {lysosim,simulated,thermolysin} --images 12 --out robustness.png
 """
@@ -251,16 +251,12 @@ def main() -> None:
                 tell(f"background × {factor}", refit(fitted, reference, reader, settings))
         bad = wrong_reference(reference, 0.2, 3.0)
         tell("20 % of I_ref × 3 or ⅓", refit(fitted, bad, reader, settings))
-        for part, pixels in (
-            ("signal", -2),
-            ("signal", 2),
-            ("signal", 4),
-            ("ring", 2),
-            ("ring", 4),
-        ):
-            with other_boxes(**{part: pixels}):
-                name = "boxes" if part == "signal" else "ring"
-                tell(f"{name} {pixels:+d} px", refit(fitted, reference, reader, settings))
+        for pixels in (-2, 2, 4):
+            with other_boxes(signal=pixels):
+                tell(f"boxes {pixels:+d} px", refit(fitted, reference, reader, settings))
+        for pixels in (2, 4):
+            with other_boxes(ring=pixels):
+                tell(f"ring {pixels:+d} px", refit(fitted, reference, reader, settings))
     disturbances = {
         "0.01 % hot pixels": hot(1e-4),
         "0.1 % hot pixels": hot(1e-3),
