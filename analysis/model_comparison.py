@@ -94,6 +94,7 @@ def comparisons(name: str, run: br.RunFit, draws: int):
             f" {x.nested.khat:.2f}, of images {x.nested.image_khat.max():.2f} at most",
             flush=True,
         )
+        jax.clear_caches()  # else the compiled models of two runs exhaust the process's memory maps
     found["total, centroid, spread"] = found["conserving, Student 4"]
     tables = []
     for title, labels, scored in (
