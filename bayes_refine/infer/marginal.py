@@ -32,8 +32,8 @@ from .density import Model, Site, density
 from .laplace import Fit
 from .newton import Look, Search, State, fit_at
 
-DIFFERENCE = 0.7  # posterior sd, for how far means are from modes
-CLOSE = 0.1  # posterior sd, for the curvature at the mode: half the skewness of this is its error
+DIFFERENCE = 0.7  # posterior sd, of second differences of slopes for how far means are from modes
+CLOSE = 0.1  # posterior sd, of forward differences of slopes for the curvature at the mode
 FAR = 1.0  # posterior sd of an image from its mode: further, and the points miss it
 FEWEST = 16  # pairs of points: noise of less than a hundredth of a posterior sd
 SETTLING = 5  # Newton steps of the images at the end
@@ -52,9 +52,8 @@ def marginal_fit(
 
     Newton steps with the joint density's curvature and the marginal's slope, halved where the
     marginal density falls; the images follow at their own modes.  The covariance of what is
-    shared is of the marginal density's curvature; what the integrals add to the joint's, up to a
-    tenth, is measured on the first batch of images, as for all.  How far means are from modes
-    comes with it.
+    shared is of the marginal density's curvature; what the integrals change of the joint's is
+    measured on the first batch of images, as for all.  How far means are from modes comes with it.
 
     Args:
         model, args: as they were given to ``map_fit``. fit: what it returned.
