@@ -2,7 +2,9 @@
 
 Correlations from the inverse Hessian at the optimum, each image as if it were alone (its own data,
 the run's priors on what is shared), median over images; and in the run, where R0 is everybody's.
-Both likelihoods start from one place on the same shoeboxes.
+With geometry: the median over its unknowns too, and the one that is tied most closely.  How much
+so few reflections tie by chance is what is left when each is put on a side of the Ewald sphere by
+lot.  Both likelihoods start from one place on the same shoeboxes.
 
     python analysis/couplings.py --images 16 --out couplings.png
 """
@@ -22,14 +24,15 @@ from pixel_start import at_mode, thermolysin
 
 import bayes_refine as br
 from bayes_refine import infer
-from bayes_refine.infer.curvature import fisher_curvature
+from bayes_refine.infer.curvature import fisher_curvature, fisher_slopes
 from bayes_refine.infer.density import place_of
 from bayes_refine.infer.pixelwise import spot_curvature, with_noise
 from bayes_refine.per_pixel.pixels import frozen, pixels_of
 
 FACTORED, PER_PIXEL = br.load_model("still"), br.load_model("per_pixel")
 GEOMETRY = ("rotation_mrad", "strain", "detector_shift_mm")
-PAIRS = ("G–R0", "G–R1", "R0–R1", "G–geometry", "|G–geometry|", "|R1–geometry|", "|R0–geometry|")
+TIES = tuple(f"|{x}–geometry|{y}" for x in ("G", "R1", "R0") for y in ("", " most"))
+PAIRS = ("G–R0", "G–R1", "R0–R1", *TIES)
 ORIGINAL = ("log_G", "log_R0", "log_R1", "rotation_mrad")  # what the original method refined
 
 
@@ -71,18 +74,45 @@ def places(fit):
     return found
 
 
-def typical(r):
-    """|r| (n, ·) of the component that is tied most closely, median over images."""
-    return float(np.median(np.abs(r), axis=0).max())
+def ties(r):
+    """|r| (n, ·): median over images and unknowns, and of the unknown tied most closely."""
+    by_unknown = np.median(np.abs(r), axis=0)
+    return [float(np.median(np.abs(r))), float(by_unknown.max())]
 
 
-def systematic(r):
-    """r (n, ·) of the component that leans most one way in all images: its median, signed.
+def by_chance(fit, hessian, priors, data, draws=100):
+    """(draws, 2) of |G–geometry| when each reflection's slope along geometry has a random sign.
 
-    An image ties G to its geometry one way or the other by which few reflections it has.
+    A reflection's total falls as its node leaves the sphere, on either side: a turn that makes one
+    stronger makes another weaker, and ties G as far as the two do not cancel.
     """
-    median = np.median(r, axis=0)
-    return float(median[np.abs(median).argmax()])
+    slopes_of = jax.jit(
+        lambda t, p, obs: fisher_slopes(FACTORED, fit.sites, t, p, np.ones(1), (obs, priors))
+    )
+    where, rng = places(fit), np.random.default_rng(0)
+    geometry = np.concatenate([where[n] for n in GEOMETRY])
+    n, found = len(fit.image), []
+    slopes = [
+        np.asarray(slopes_of(fit.image[i : i + 1], fit.shared, image_of(data, i, n)))[0]
+        for i in range(n)
+    ]
+    m = data.fit.shape[1]
+    for _ in range(draws):
+        drawn = hessian.copy()
+        for h, s in zip(drawn, slopes, strict=True):
+            sign = rng.choice([-1.0, 1.0], size=m)
+            turned = s.copy()
+            turned[geometry] *= sign[np.arange(s.shape[1]) % m]
+            h += turned @ turned.T - s @ s.T
+        r = normalised(np.linalg.inv(drawn))
+        found.append(ties(r[:, where["log_G"][0]][:, geometry]))
+    return np.array(found)
+
+
+def normalised(covariance):
+    """Correlations (n, k, k)."""
+    sd = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
+    return covariance / (sd[:, :, None] * sd[:, None])
 
 
 def correlations(hessian, where, free=None):
@@ -90,9 +120,7 @@ def correlations(hessian, where, free=None):
     names = list(where) if free is None else [n for n in where if n in free]
     columns = np.concatenate([where[n] for n in names])
     labels = np.concatenate([[n] * len(where[n]) for n in names])
-    covariance = np.linalg.inv(hessian[:, columns][:, :, columns])
-    sd = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
-    r = covariance / (sd[:, :, None] * sd[:, None])
+    r = normalised(np.linalg.inv(hessian[:, columns][:, :, columns]))
 
     def pair(a, b):
         return float(np.median(r[:, labels == a][:, :, labels == b]))
@@ -101,7 +129,7 @@ def correlations(hessian, where, free=None):
         return r[:, labels == a][:, 0][:, np.isin(labels, GEOMETRY)]
 
     values = [pair("log_G", "log_R0"), pair("log_G", "log_R1"), pair("log_R0", "log_R1")]
-    values += [systematic(parts("log_G")), *(typical(parts(f"log_{x}")) for x in ("G", "R1", "R0"))]
+    values += [x for name in ("G", "R1", "R0") for x in ties(parts(f"log_{name}"))]
     return dict(zip(PAIRS, values, strict=True))
 
 
@@ -115,21 +143,18 @@ def in_the_run(fit):
     columns = {s.name: place_of(fit.sites, s.name)[1] for s in fit.sites}
     G, R1, R0 = (columns[x].start for x in ("log_G", "log_R1", "log_R0"))
     own = [i for n in ("rotation_mrad", "strain") for i in range(*columns[n].indices(99))]
-    run = range(*columns["detector_shift_mm"].indices(99))
-    mine = covariance / (sd[:, :, None] * sd[:, None])
+    run = list(range(*columns["detector_shift_mm"].indices(99)))
+    mine = normalised(covariance)
     theirs = cross / (sd[:, :, None] * shared_sd)
+    of_R0 = fit.shared_covariance[R0, run] / (shared_sd[R0] * shared_sd[run])
 
     def parts(a):
-        return np.concatenate([mine[:, a, own], theirs[:, a, list(run)]], axis=1)
+        return np.concatenate([mine[:, a, own], theirs[:, a, run]], axis=1)
 
-    shared = fit.shared_covariance / np.outer(shared_sd, shared_sd)
-    R0_most = max(
-        float(np.abs(shared[R0, list(run)]).max()),
-        typical(theirs[:, own, R0]),
-    )
     values = [np.median(theirs[:, G, R0]), np.median(mine[:, G, R1]), np.median(theirs[:, R1, R0])]
-    ties = [systematic(parts(G)), typical(parts(G)), typical(parts(R1)), R0_most]
-    return dict(zip(PAIRS, [*map(float, values), *ties], strict=True))
+    values += [*ties(parts(G)), *ties(parts(R1))]
+    values += ties(np.concatenate([theirs[:, own, R0], np.tile(of_R0, (len(mine), 1))], axis=1))
+    return dict(zip(PAIRS, map(float, values), strict=True))
 
 
 def of_run(name, stills, reference, reader, settings):
@@ -150,8 +175,12 @@ def of_run(name, stills, reference, reader, settings):
         fit = infer.pixel_fit(PER_PIXEL, noise, pixels, priors, state)
         hessian = alone(pixel_curvature(fit, noise, priors), fit, pixels)
         found[f"per pixel, {label}"] = fit, hessian
+    chance = by_chance(*found["factored"], priors, observed)
     print(f"\n{name}: {len(stills)} images")
-    print(f"{'':58s}" + "".join(f"{p:>15s}" for p in PAIRS))
+    for label, drawn in zip(TIES[:2], chance.T, strict=True):
+        low, middle, high = np.quantile(drawn, (0.05, 0.5, 0.95))
+        print(f"by chance {label} {middle:.3f}, 5–95 % {low:.3f}–{high:.3f}")
+    print(f"{'':58s}" + "".join(f"{p:>19s}" for p in PAIRS))
     for label, (fit, hessian) in found.items():
         where = places(fit)
         rows[label] = {
@@ -161,7 +190,7 @@ def of_run(name, stills, reference, reader, settings):
         }
         for kind, values in rows[label].items():
             print(
-                f"{label + ' | ' + kind:58s}" + "".join(f"{v:15.3f}" for v in values.values()),
+                f"{label + ' | ' + kind:58s}" + "".join(f"{v:19.3f}" for v in values.values()),
                 flush=True,
             )
     return rows

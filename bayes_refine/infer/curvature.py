@@ -59,9 +59,33 @@ def fisher_curvature(model, sites, theta, phi, weight, share, args) -> Arrow:
     Never negative along an observation, and several times cheaper: forward derivatives only.
     The exact Hessian where some observed site is of another kind.
     """
+    slopes = fisher_slopes(model, sites, theta, phi, weight, args)
+    if slopes is None:
+        return exact_curvature(model, sites, theta, phi, weight, share, args)
+    fisher = slopes @ jnp.swapaxes(slopes, 1, 2)
+    k = theta.shape[1]
+
+    def negative(t, p):
+        image, shared = prior_density(model, sites, t, p, args)
+        return -jnp.where(weight > 0, image, 0.0).sum() - share * shared
+
+    prior = hessian(negative, theta, phi)
+    return Arrow(
+        fisher[:, :k, :k] + prior.blocks,
+        fisher[:, :k, k:] + prior.border,
+        fisher[:, k:, k:].sum(0) + prior.shared,
+    )
+
+
+def fisher_slopes(model, sites, theta, phi, weight, args) -> Array | None:
+    """(n, k + s, rows) S of which S Sᵀ is the information of each image's observations.
+
+    Rows of an image: (location, ln scale) of each observed site in turn, each for all its
+    reflections, then ln ν of each.  None where some site is neither normal nor Student-t.
+    """
     found = expectations(model, sites, theta, phi, args)
     if found is None:
-        return exact_curvature(model, sites, theta, phi, weight, share, args)
+        return None
 
     def by_image(x):
         return x.reshape(len(theta), -1)
@@ -86,21 +110,7 @@ def fisher_curvature(model, sites, theta, phi, weight, share, args) -> Arrow:
         return jnp.concatenate(flat, axis=1)
 
     _, product = jax.linearize(expected, theta, phi)
-    slopes = columns_of(lambda t, p: product(t, p) * root, theta, phi)
-    slopes = jnp.moveaxis(slopes, 0, 1)
-    fisher = slopes @ jnp.swapaxes(slopes, 1, 2)
-    k = theta.shape[1]
-
-    def negative(t, p):
-        image, shared = prior_density(model, sites, t, p, args)
-        return -jnp.where(weight > 0, image, 0.0).sum() - share * shared
-
-    prior = hessian(negative, theta, phi)
-    return Arrow(
-        fisher[:, :k, :k] + prior.blocks,
-        fisher[:, :k, k:] + prior.border,
-        fisher[:, k:, k:].sum(0) + prior.shared,
-    )
+    return jnp.moveaxis(columns_of(lambda t, p: product(t, p) * root, theta, phi), 0, 1)
 
 
 def upward_inverse(matrices, damping, np_=jnp):
