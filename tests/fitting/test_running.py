@@ -24,7 +24,7 @@ def before():
     return running.start(CELL, GROUP, D_MIN, N_IMAGES)
 
 
-def measured(before, seed: int = 0, leave: int = -1) -> Measured:
+def measured(before, seed: int = 0, leave: int = -1, nu: float = np.inf) -> Measured:
     """J = g·I + noise of half of the reflections on each image; none of image ``leave``."""
     rng = np.random.default_rng(seed)
     ref, m = before.reference, len(before.reference.hkl)
@@ -45,7 +45,7 @@ def measured(before, seed: int = 0, leave: int = -1) -> Measured:
         **{k: jnp.asarray(v) for k, v in columns.items()},
         per_photon=jnp.asarray(zero),
         fraction=jnp.asarray(zero),
-        nu=np.inf,
+        nu=nu,
         code=jnp.asarray(code),
         image=jnp.asarray(image),
         weight=jnp.asarray(zero + 1),
@@ -63,11 +63,12 @@ def test_before_any_image_there_is_wilson(before):
     np.testing.assert_allclose((sd / mean)[centric], np.sqrt(2), rtol=2e-3)
 
 
-def test_an_image_sees_what_is_known_without_it(before):
-    """As though it had never been there, to rounding; with it, French and Wilson's posterior."""
+@pytest.mark.parametrize("nu", [np.inf, 3.0])
+def test_an_image_sees_what_is_known_without_it(before, nu):
+    """As though it had never been there, to rounding: it has no say in the others' weights."""
     own = 3
-    everything = running.renewed(before, measured(before))
-    apart = running.renewed(before, measured(before, leave=own))
+    everything = running.renewed(before, measured(before, nu=nu))
+    apart = running.renewed(before, measured(before, leave=own, nu=nu))
     hkl = before.reference.hkl
     # Σ(d) is of the intensities as they stand: the same for both
     apart = replace(apart, reference=everything.reference)
