@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 STATISTICS = ("intensity", "centroid_radial", "centroid_tangential", "spread", "plus", "cross")
+MIN_RING = 10  # pixels of background, or a spot is not measured
 MAX_SATURATION = 1.9  # below 2: the spread's response stays positive down to points, η = −½
 _CHUNK = 1024  # reflections per compiled call: bounds memory, one compilation for all runs
 
@@ -262,7 +263,7 @@ def _in_widths(frame, width, at):
 
 
 def ring_background(ring, start, read_variance):
-    """Clipped mean of the ring, its variance and the pixels' expected variance.
+    """Clipped mean of the ring, the pixels it is of, and their expected variance.
 
     Pixels further than 3.5 expected sd from the running mean go out, five times over; the
     expected sd is that of the mean itself, √(Bg + σ_read²), never of the pixel.
@@ -272,8 +273,7 @@ def ring_background(ring, start, read_variance):
             would have to be junk to move; read_variance: photons².
 
     Returns:
-        background (n,), variance of it (n,) — infinite with fewer than 10 pixels — and
-        variance of one background pixel (n,).
+        background (n,), kept (n, L) bool, and variance of one background pixel (n,).
     """
     usable = jnp.isfinite(ring)
     pixels = jnp.where(usable, ring, 0.0)
@@ -287,9 +287,29 @@ def ring_background(ring, start, read_variance):
         keep = usable & (jnp.abs(pixels - background[:, None]) < reach[:, None])
         count = jnp.maximum(jnp.sum(keep, axis=1), 1)
         background = jnp.sum(jnp.where(keep, pixels, 0.0), axis=1) / count
-    variance = pixel_variance(background, count)
-    enough = jnp.sum(keep, axis=1) >= 10
-    return background, jnp.where(enough, variance / count, jnp.inf), variance
+    return background, keep, pixel_variance(background, count)
+
+
+def ring_slope(ring, background, keep, offsets):
+    """Slope of the background across the ring, by least squares about its mean.
+
+    A ring-shaped halo of the solvent falls across a shoebox, and shifts the centroid of a spot
+    by slope/J: of weak spots most, and of all towards the beam.
+
+    Args:
+        ring: (n, L) photons; background: (n,) mean of the pixels kept (n, L); offsets: (L, 2) px.
+
+    Returns:
+        slope (n, 2) photons/px, middle (n, 2) px of the pixels kept, and the inverse (n, 2, 2),
+        px⁻², of their scatter: the slope's covariance over the variance of a pixel.
+    """
+    count = jnp.maximum(jnp.sum(keep, axis=1), 1)[:, None]
+    middle = keep @ offsets / count
+    away = jnp.where(keep[:, :, None], offsets - middle[:, None], 0.0)
+    scatter = jnp.einsum("nla,nlb->nab", away, away) + jnp.eye(2, dtype=away.dtype)
+    inverse = jnp.linalg.inv(scatter)
+    excess = jnp.where(keep, ring - background[:, None], 0.0)
+    return jnp.einsum("nab,nlb,nl->na", inverse, away, excess), middle, inverse
 
 
 @partial(jax.jit, static_argnames=("shoebox", "weights"))
@@ -304,21 +324,32 @@ def _statistics(
         return template_and_gradient(boxes.centre, frame, moment, width, offsets)
 
     (template, gradient, moments), (_, bend, _) = jax.jvp(at, (moment,), (wider,))
-    background, mean_variance, pixel_variance = ring_background(boxes.ring, start, read_variance)
+    background, keep, pixel_variance = ring_background(boxes.ring, start, read_variance)
+    count = jnp.sum(keep, axis=1)
+    enough = count >= MIN_RING
+    mean_variance = jnp.where(enough, pixel_variance / jnp.maximum(count, 1), jnp.inf)
+    ring_offsets = jnp.asarray(shoebox.ring_offsets, frame.dtype)
+    slope, middle, inverse = ring_slope(boxes.ring, background, keep, ring_offsets)
+    away = offsets - middle[:, None]  # (n, K, 2)
     variance = pixel_variance[:, None] + expected[:, None] * template
     a = weights(template, gradient, moments, jnp.where(boxes.usable, variance, jnp.inf))
-    excess = jnp.where(boxes.usable, boxes.signal - background[:, None], 0.0)
+    plane = background[:, None] + jnp.einsum("nka,na->nk", away, slope)
+    excess = jnp.where(boxes.usable, boxes.signal - plane, 0.0)
     value = jnp.sum(a * excess[:, None], axis=2)
     derivative = jnp.concatenate([template[:, None], gradient], axis=1)
     response = jnp.einsum("nak,nbk->nab", a, derivative)
-    finite_mean = jnp.where(jnp.isfinite(mean_variance), mean_variance, 0.0)
+    finite_mean = jnp.where(enough, mean_variance, 0.0)
+    lever = jnp.einsum("nak,nkb->nab", a, away)
     curvature = 0.5 * jnp.sum(a[:, 3] * bend[:, 2], axis=1)
     saturation = jnp.clip(-curvature / jnp.maximum(response[:, 3, 3], 1e-6), 0.0, MAX_SATURATION)
     v_background = jnp.sum(a**2, axis=2) * pixel_variance[:, None]
     v_background += jnp.sum(a, axis=2) ** 2 * finite_mean[:, None]
+    v_background += (
+        jnp.einsum("nab,nbc,nac->na", lever, inverse, lever) * pixel_variance[:, None]
+    )
     v_signal = jnp.sum(a**2 * template[:, None], axis=2)
     covered = jnp.sum(jnp.where(boxes.usable, template, 0.0), axis=1)
-    covered = jnp.where(jnp.isfinite(mean_variance), covered, 0.0)
+    covered = jnp.where(enough, covered, 0.0)
     lost = jnp.sum(jnp.where(boxes.contested, template, 0.0), axis=1)
     scalars = background, mean_variance, width, covered, lost, saturation
     return value, response, v_background, v_signal, *scalars
