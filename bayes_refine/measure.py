@@ -91,7 +91,8 @@ class Statistics:
         response: (n, 6, 6) r_kj: column 0 the total, columns 1..5 η = (δ_1, δ_2)/ρ and
             (spread, plus, cross)/ρ².
         variance_background, variance_signal: (n, 6) V_bg and V_sig.
-        background: (n,) photons per pixel; background_variance: (n,) of that mean.
+        background: (n,) photons per pixel at the centre; background_variance: (n,) of the ring's
+            mean; slope: (n, 2) of the background along x and y, photons per pixel and pixel.
         width: (n,) ρ, Å⁻¹: pilot R1, ρ² = trace of the second moment of the template.
         covered: (n,) fraction of the template on valid, uncontested pixels.
         contested: (n,) fraction of the template on pixels claimed by a neighbour.
@@ -109,6 +110,7 @@ class Statistics:
     covered: np.ndarray
     contested: np.ndarray
     saturation: np.ndarray
+    slope: np.ndarray
 
     def select(self, keep: np.ndarray) -> Statistics:
         """Those of a boolean mask or an index array."""
@@ -117,8 +119,8 @@ class Statistics:
     @classmethod
     def none(cls) -> Statistics:
         """Of no reflection."""
-        six = [np.zeros((0, 6)), np.zeros((0, 6, 6)), np.zeros((0, 6)), np.zeros((0, 6))]
-        return cls(*six, *(np.zeros(0) for _ in range(6)))
+        shapes = [(6,), (6, 6), (6,), (6,), *[()] * 6, (2,)]
+        return cls(*(np.zeros((0, *shape)) for shape in shapes))
 
 
 class Boxes(NamedTuple):
@@ -344,15 +346,14 @@ def _statistics(
     saturation = jnp.clip(-curvature / jnp.maximum(response[:, 3, 3], 1e-6), 0.0, MAX_SATURATION)
     v_background = jnp.sum(a**2, axis=2) * pixel_variance[:, None]
     v_background += jnp.sum(a, axis=2) ** 2 * finite_mean[:, None]
-    v_background += (
-        jnp.einsum("nab,nbc,nac->na", lever, inverse, lever) * pixel_variance[:, None]
-    )
+    v_background += jnp.einsum("nab,nbc,nac->na", lever, inverse, lever) * pixel_variance[:, None]
     v_signal = jnp.sum(a**2 * template[:, None], axis=2)
     covered = jnp.sum(jnp.where(boxes.usable, template, 0.0), axis=1)
     covered = jnp.where(enough, covered, 0.0)
     lost = jnp.sum(jnp.where(boxes.contested, template, 0.0), axis=1)
-    scalars = background, mean_variance, width, covered, lost, saturation
-    return value, response, v_background, v_signal, *scalars
+    at_centre = background + jnp.sum((boxes.centre - middle) * slope, axis=1)
+    rest = at_centre, mean_variance, width, covered, lost, saturation, slope
+    return value, response, v_background, v_signal, *rest
 
 
 def measure(

@@ -32,16 +32,16 @@ def photons(offset: Array, spot: Array, background: Array, nodes: int) -> Array:
 
     Args:
         offset: (K, 2) px, middle of a pixel from that of the box's middle pixel.
-        spot: (n, 6, m); background: (n, m) photons a pixel. nodes: across a pixel.
+        spot: (n, 6, m); background: (n, K, m) photons. nodes: across a pixel.
 
     Returns:
         (n, K, m).
     """
 
     def of_pixel(at):
-        return background + spot[:, 0] * _integrals(at, spot, nodes, 0)[0]
+        return spot[:, 0] * _integrals(at, spot, nodes, 0)[0]
 
-    return jnp.moveaxis(jax.vmap(of_pixel)(jnp.asarray(offset)), 0, 1)
+    return background + jnp.moveaxis(jax.vmap(of_pixel)(jnp.asarray(offset)), 0, 1)
 
 
 def template_and_slopes(offset: Array, spot: Array, nodes: int) -> list[Array]:

@@ -97,10 +97,8 @@ def _spot_curvature(noise, model, sites, theta, phi, weight, share, args) -> Arr
 def spot_sums(noise: Noise, pixels: Any, spots: jax.Array):
     """A (n, 6, 6, m) of the module's docstring, one pixel of all shoeboxes after another."""
 
-    background = pixels.background[:, 0]
-
     def add(total, one):
-        offset, photons, usable, variance = one
+        offset, photons, usable, variance, background = one
         template, *slopes = template_and_slopes(offset, spots, pixels.nodes)
         mean = background + spots[:, 0] * template
         here = _OnePixel(photons, variance, background, pixels.read_variance)
@@ -124,8 +122,9 @@ def spot_sums(noise: Noise, pixels: Any, spots: jax.Array):
         return jnp.moveaxis(jnp.broadcast_to(x, pixels.photons.shape), 1, 0)
 
     size = N_SPOT * (N_SPOT + 1) // 2
-    start = jnp.zeros((size, *background.shape), spots.dtype)
-    data = pixels.offsets, *(by_pixel(x) for x in (pixels.photons, pixels.usable, pixels.variance))
+    start = jnp.zeros((size, *spots[:, 0].shape), spots.dtype)
+    names = "photons", "usable", "variance", "background"
+    data = pixels.offsets, *(by_pixel(getattr(pixels, name)) for name in names)
     total, _ = jax.lax.scan(add, start, data)
     upper = np.zeros((N_SPOT, N_SPOT), int)
     upper[np.triu_indices(N_SPOT)] = np.arange(size)

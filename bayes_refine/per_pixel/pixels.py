@@ -33,7 +33,7 @@ class Pixels:
         photons: (n, K, m); usable: (n, K, m) bool, valid, no neighbour's, of a reflection that
             informs.
         variance: (n, K, m) photons², frozen: see :func:`frozen`.
-        background: (n, 1, m) photons a pixel, from the ring.
+        background: (n, K, m) photons, the plane through the ring.
         centre: (n, 2, m) pilot centre from the middle of the box's middle pixel, px.
         to_pixel: (n, 2, 2, m) d(x, y)/d(ε_1, ε_2), px per Å⁻¹.
         offsets: (K, 2) px. read_variance: photons² a pixel.
@@ -73,7 +73,7 @@ class Pixels:
 
     def expected(self, spots: Array) -> Array:
         """(n, K, m) photons of spots (n, 6, m)."""
-        return profile.photons(self.offsets, spots, self.background[:, 0], self.nodes)
+        return profile.photons(self.offsets, spots, self.background, self.nodes)
 
 
 def pixels_of(run: Run, seen: Seen, state: State, priors: Priors) -> Pixels:
@@ -140,10 +140,13 @@ def _of_batch(run: Run, batch: Batch, stills: Sequence[Still], width, shoebox: m
             image, mask = run.reader.read(still)
             boxes = cut(image, mask, still, p, rows, width, shoebox)
             photons[rows], usable[rows] = boxes.signal, boxes.usable & informs[rows, None]
+    s, centre = batch.statistics, p.xy_px - np.floor(p.xy_px) - 0.5
+    away = shoebox.signal_offsets - centre[:, None]
+    background = s.background[:, None] + np.einsum("nka,na->nk", away, s.slope)
     return (
         pad(np.where(usable, photons, 0)),
         pad(usable),
-        pad(np.maximum(batch.statistics.background[:, None], MIN_BACKGROUND), 1.0),
-        pad(p.xy_px - np.floor(p.xy_px) - 0.5),
+        pad(np.maximum(background, MIN_BACKGROUND).astype(np.float32), 1.0),
+        pad(centre),
         pad(np.linalg.inv(p.frame)),
     )

@@ -58,7 +58,7 @@ def test_the_pixels_are_those_of_the_statistics(small_run, seen):
     zero = jnp.zeros_like(moment[0])
     spots = pixels.spots(Spot(zero, zero, zero, zero, *moment), zero)
     template = np.asarray(
-        profile.photons(pixels.offsets, spots.at[:, 0].set(1.0), zero, pixels.nodes)
+        profile.photons(pixels.offsets, spots.at[:, 0].set(1.0), zero[:, None], pixels.nodes)
     )
     # the weights of the statistics: expected variance at the pilot's own J, nearly the mode's
     weight = template * pixels.usable / pixels.variance
