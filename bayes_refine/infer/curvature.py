@@ -14,6 +14,7 @@ import numpy as np
 from .density import density, expectations, prior_density
 
 Array = jax.Array | np.ndarray
+WIDEST = 2.0  # times what is known without a curvature: beyond, it is not to be believed
 
 
 class Arrow(NamedTuple):
@@ -125,6 +126,17 @@ def upward_root(matrices, damping=None, np_=np):
     if damping is not None:
         values = values + damping[:, None]
     return vectors / np_.sqrt(values)[:, None]
+
+
+def no_wider(covariance, sd):
+    """A covariance (s, s) with no direction wider than ``WIDEST`` times sd (s,).
+
+    Data that are not normal can curve ln p up by as much as the prior curves it down: what is left
+    says nothing, and the prior is what is known.
+    """
+    values, vectors = np.linalg.eigh(covariance / np.outer(sd, sd))
+    root = sd[:, None] * vectors * np.sqrt(np.minimum(values, WIDEST**2))
+    return root @ root.T
 
 
 def eigen(matrices, np_=np):

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .batches import one_by_one
-from .curvature import exact_curvature, upward_inverse, upward_root
+from .curvature import WIDEST, exact_curvature, upward_inverse, upward_root
 from .density import Model, Site, density
 from .laplace import Fit
 from .newton import Look, Search, State, fit_at
@@ -37,7 +37,6 @@ CLOSE = 0.1  # posterior sd, of forward differences of slopes for the curvature 
 FAR = 1.0  # posterior sd of an image from its mode: further, and the points miss it
 FEWEST = 16  # pairs of points: noise of less than a hundredth of a posterior sd
 SETTLING = 5  # Newton steps of the images at the end
-WIDEST = 2.0  # times the joint density's sd: beyond, that curvature is not to be believed
 
 
 def marginal_fit(

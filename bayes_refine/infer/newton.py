@@ -18,7 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from .batches import Batches, one_by_one
-from .curvature import Arrow, exact_curvature, fisher_curvature, hessian, scaled, upward_inverse
+from .curvature import (
+    Arrow,
+    exact_curvature,
+    fisher_curvature,
+    hessian,
+    no_wider,
+    scaled,
+    upward_inverse,
+)
 from .density import (
     Model,
     Site,
@@ -173,6 +181,12 @@ class Search:
         )
         return few
 
+    def prior_sd(self, state: State) -> np.ndarray:
+        """(s,) of each shared unknown by itself, unconstrained, whatever the images' are."""
+        args, where = next(iter(self.batches()))
+        find = compiled_prior_sd(self.model, self.sites)
+        return np.asarray(find(state.theta[where], state.phi, args))
+
     def batches(self, skip: int = 0):
         """The model's arguments for each batch, and where it lies."""
         for b, where in list(enumerate(self.data.slices()))[skip:]:
@@ -322,6 +336,16 @@ def compiled_reach(model: Model, sites: tuple[Site, ...]):
     return reach
 
 
+@lru_cache(maxsize=16)
+def compiled_prior_sd(model: Model, sites: tuple[Site, ...]):
+    @jax.jit
+    def prior_sd(theta, phi, args):
+        curvature = jax.hessian(lambda p: -prior_density(model, sites, theta, p, args)[1])(phi)
+        return jnp.sqrt(jnp.diag(upward_inverse(curvature[None], jnp.zeros(1))[0]))
+
+    return prior_sd
+
+
 def fit_at(search: Search, state: State, here: Look, iterations: int, tolerance: float) -> Fit:
     """What a search found, without the room of the last batch: unknowns, curvature, a verdict."""
     n = search.n_images
@@ -341,7 +365,9 @@ def fit_at(search: Search, state: State, here: Look, iterations: int, tolerance:
         shared=state.phi,
         image_precision=np.where(is_mode[:, None, None], blocks, upward),
         border=border,
-        shared_covariance=upward_inverse(steps.schur[None], np.zeros(1), np)[0],
+        shared_covariance=no_wider(
+            upward_inverse(steps.schur[None], np.zeros(1), np)[0], search.prior_sd(state)
+        ),
         distance=steps.distance,
         shared_distance=steps.shared_distance,
         status=status,

@@ -267,3 +267,20 @@ def test_draws_are_about_the_mean_not_the_mode():
     draws = laplace_draws(found, np.random.default_rng(0), 40_000)
     drawn = np.append(draws["log_mean"].mean(0)[:, 0], draws["log_shape"].mean())
     np.testing.assert_allclose((drawn - mode - shift) / sd, 0, atol=5 / np.sqrt(40_000))
+
+
+def torn(data):
+    """Cauchy data about a level that all images share: two of them, on both sides of its prior."""
+    level = numpyro.sample("level", dist.Normal(0.0, 1.0))
+    with numpyro.plate("image", len(data.y), dim=-2):
+        numpyro.sample("own", dist.Normal(0.0, 1.0))
+        with numpyro.plate("reflection", 1, dim=-1):
+            numpyro.sample("y", dist.StudentT(1.0, level, 0.1), obs=data.y)
+
+
+def test_nothing_is_known_worse_than_its_prior():
+    """At zero the data curve ln p up as the prior curves it down: the inverse has sd 11."""
+    y = np.array([[2.0], [-2.0]])
+    curvature = 1 + 4 * (0.1**2 - 4) / (0.1**2 + 4) ** 2
+    assert curvature**-0.5 > 11
+    assert map_fit(torn, Data(y)).sd("level") == pytest.approx(2.0, rel=1e-6)
