@@ -82,7 +82,7 @@ def fisher_slopes(model, sites, theta, phi, weight, args) -> Array | None:
     """(n, k + s, rows) S of which S Sᵀ is the information of each image's observations.
 
     Rows of an image: (location, ln scale) of each observed site in turn, each for all its
-    reflections, then ln ν of each.  None where some site is neither normal nor Student-t.
+    reflections, then ln ν of each.  None where some site is of no kind that is known here.
     """
     found = expectations(model, sites, theta, phi, args)
     if found is None:

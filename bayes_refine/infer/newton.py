@@ -338,6 +338,8 @@ def compiled_reach(model: Model, sites: tuple[Site, ...]):
 
 @lru_cache(maxsize=16)
 def compiled_prior_sd(model: Model, sites: tuple[Site, ...]):
+    """One prior sd (s,) of each shared unknown, of the shared density alone."""
+
     @jax.jit
     def prior_sd(theta, phi, args):
         curvature = jax.hessian(lambda p: -prior_density(model, sites, theta, p, args)[1])(phi)
