@@ -101,9 +101,16 @@ def main() -> None:
             f"{name}: {values['detector_shift_mm'][k]:+.4f} ± {shift_sd[k]:.4f} mm,"
             f" true {truth.shift_mm[k]:+.4f}"
         )
-    for name in ("R0", "mosaic_mrad", "model_error", "blocks", "position_error", "shape_error"):
+    for name in ("R0", "bandwidth", "mosaic_mrad", "model_error", "blocks", "shape_error"):
         x, s = float(values[f"log_{name}"]), float(sd(f"log_{name}"))
         print(f"{name}: {np.exp(x):.4g} (ln sd {s:.3f})")
+    for k, direction in enumerate(("radial", "tangential")):
+        x, s = values["log_position_error"][k], sd("log_position_error")[k]
+        fall, fall_sd = values["position_error_fall"][k], sd("position_error_fall")[k]
+        print(
+            f"position error, {direction}: {np.exp(x):.3g} Å⁻¹ (ln sd {s:.3f}) at 4 Å, ln of it"
+            f" falls by {fall:.2f} ± {fall_sd:.2f} Å with 1/d"
+        )
 
     turned = rotation_error_mrad(run, truth)
     laplace = np.median(sd("rotation_mrad").reshape(-1, 3), axis=0)

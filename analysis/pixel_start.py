@@ -46,7 +46,6 @@ def thermolysin(data: Path, reader: br.ImageReader):
     stills = [
         replace(
             s,
-            beam=replace(s.beam, bandwidth=1e-3),
             detector=replace(
                 s.detector,
                 thickness_mm=0 * s.detector.thickness_mm + 0.5,

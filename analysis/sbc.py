@@ -45,7 +45,9 @@ NAMES = {
     "log_mosaic_image_mrad": "ln mosaic spread, image",
     "log_model_error": "ln model error",
     "log_blocks": "ln blocks",
-    "log_position_error": "ln position error",
+    "log_bandwidth": "ln bandwidth",
+    "log_position_error_0": "ln position error, radial",
+    "log_position_error_1": "ln position error, tangential",
     "log_shape_error": "ln shape error",
 }
 

@@ -49,6 +49,7 @@ def prior_precision(fit: br.Fit, priors: br.Priors) -> np.ndarray:
     """(s, s) of the shared unknowns before any image."""
     sd = {
         "log_R0": priors.log_R0_sd,
+        "log_bandwidth": priors.log_bandwidth_sd,
         "log_mosaic_mrad": priors.log_mosaic_spread_sd,
         "detector_shift_mm": [priors.beam_center_sd_mm] * 2 + [priors.distance_sd_mm],
         "log_model_error": priors.log_model_error_sd,
@@ -56,7 +57,8 @@ def prior_precision(fit: br.Fit, priors: br.Priors) -> np.ndarray:
         "log_nu": priors.log_student_t_nu_sd,
         "log_nu_moments": priors.log_student_t_nu_sd,
         "log_blocks": priors.log_blocks_sd,
-        "log_position_error": priors.log_position_error_sd,
+        "log_position_error": [priors.log_position_error_sd] * 2,
+        "position_error_fall": [priors.position_error_fall_sd_angstrom] * 2,
         "log_shape_error": priors.log_shape_error_sd,
     }
     flat = [np.ravel(sd[site.name]) for site in fit.sites if not site.per_image]

@@ -37,6 +37,7 @@ from bayes_refine.simulation.truth import (
 PRIORS = br.Priors(
     R0_inv_angstrom=4e-4,
     log_R0_sd=0.25,
+    log_bandwidth_sd=0.25,
     mosaic_spread_mrad=0.6,
     log_mosaic_spread_sd=0.25,
     log_mosaic_image_sd=0.15,
@@ -56,6 +57,7 @@ PRIORS = br.Priors(
     log_blocks_sd=0.5,
     position_error_px=0.03,
     log_position_error_sd=0.3,
+    position_error_fall_sd_angstrom=2.0,
     shape_error=0.05,
     log_shape_error_sd=0.3,
     student_t_nu=np.inf,
@@ -69,6 +71,7 @@ COUNTING = replace(
     log_blocks_sd=0.05,
     position_error_px=1e-3,
     log_position_error_sd=0.05,
+    position_error_fall_sd_angstrom=0.1,
     shape_error=1e-3,
     log_shape_error_sd=0.05,
 )
@@ -167,13 +170,15 @@ def draw_unknowns(
 
     run = {
         "log_R0": log(p.R0_inv_angstrom, p.log_R0_sd),
+        "log_bandwidth": log(setup.simulation.bandwidth, p.log_bandwidth_sd),
         "log_mosaic_mrad": log(p.mosaic_spread_mrad, p.log_mosaic_spread_sd),
         "detector_shift_mm": rng.standard_normal(3)
         * [p.beam_center_sd_mm, p.beam_center_sd_mm, p.distance_sd_mm],
         "log_model_error": log(p.model_error, p.log_model_error_sd),
         "model_error_fall": p.model_error_fall_sd_angstrom * rng.standard_normal(),
         "log_blocks": log(p.blocks, p.log_blocks_sd),
-        "log_position_error": log(p.position_error_px * pixel, p.log_position_error_sd),
+        "log_position_error": log(p.position_error_px * pixel, p.log_position_error_sd, 2),
+        "position_error_fall": p.position_error_fall_sd_angstrom * rng.standard_normal(2),
         "log_shape_error": log(p.shape_error, p.log_shape_error_sd),
     }
     return run | {
@@ -212,6 +217,7 @@ def true_spots(setup: Setup, stills, truth: dict[str, np.ndarray], i: int):
         s,
         R0=float(np.exp(truth["log_R0"])),
         R1=float(np.exp(truth["log_R1"][i, 0])),
+        bandwidth=float(np.exp(truth["log_bandwidth"])),
         mosaic_rad=1e-3 * float(np.exp(truth["log_mosaic_image_mrad"][i, 0])),
         mosaic_shape=tuple(truth["mosaic_shape"][i, 0]),
     )
@@ -221,8 +227,8 @@ def true_spots(setup: Setup, stills, truth: dict[str, np.ndarray], i: int):
 def with_discrepancies(setup: Setup, spots, relp, truth, rng: np.random.Generator):
     """Spots as bright, as wide and where the model's errors put them, independently.
 
-    J about J_model with variance a² + speckle/blocks, displaced by N(0, σ_pos²) along e1 and
-    e2, R1² changed by a fraction: the discrepancies of ``models/still.py``.
+    J about J_model with variance a² + speckle/blocks, displaced by N(0, σ²) along e1 and along e2,
+    σ falling with resolution, R1² changed by a fraction: the discrepancies of ``models/still.py``.
     """
     wavelength = setup.beam.wavelength
     n = len(spots.J)
@@ -234,7 +240,8 @@ def with_discrepancies(setup: Setup, spots, relp, truth, rng: np.random.Generato
     speckle = (k2 + m2) / np.sqrt(k2 * (k2 + 2 * m2)) * np.exp(power) - 1
     error = np.exp(truth["log_model_error"] - truth["model_error_fall"] * (norm_q - 0.25))
     variance = error**2 + speckle / np.exp(truth["log_blocks"])
-    delta = np.exp(truth["log_position_error"]) * rng.standard_normal((2, n))
+    fall = np.exp(-np.outer(truth["position_error_fall"], norm_q - 0.25))
+    delta = np.exp(truth["log_position_error"])[:, None] * fall * rng.standard_normal((2, n))
     wider = np.exp(truth["log_shape_error"]) * rng.standard_normal((n, 1))
     square = spots.width**2
     square = np.maximum(square + wider * square.sum(1, keepdims=True), 0.1 * square)

@@ -23,14 +23,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=SHARED)
     parser.add_argument("--d-min", type=float, default=2.3)
-    parser.add_argument("--bandwidth", type=float, default=1e-3, help="rms fraction")
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
 
     folder = options.data / "thermolysin_xfel"
     stills = list(br.read_experiments(folder / "thermolysin_xfel.expt").stills)
     reference = br.read_reference(folder / "reference.mtz")
-    narrow = [replace(s, beam=replace(s.beam, bandwidth=options.bandwidth)) for s in stills]
     # what DIALS integrated with; the .expt has lost its sensor
     sensor = [
         replace(
@@ -41,7 +39,7 @@ def main() -> None:
                 mu_per_mm=0 * s.detector.mu_per_mm + 8.49,
             ),
         )
-        for s in narrow
+        for s in stills
     ]
     still, tensor = br.load_model("still"), br.load_model("tensor")
     reader = br.ImageReader()
@@ -71,10 +69,8 @@ def main() -> None:
             settings=replace(settings, read_noise=0.0), gain=1.0
         ),
         "no read-out noise": variant(settings=replace(settings, read_noise=0.0)),
-        "no sensor (parallax)": variant(stills=narrow),
-        "no bandwidth": variant(
-            stills=[replace(s, beam=replace(s.beam, bandwidth=0.0)) for s in sensor]
-        ),
+        "no sensor (parallax)": variant(stills=stills),
+        "no bandwidth": variant(priors=br.Priors(bandwidth=1e-6, log_bandwidth_sd=1e-3)),
         "textbook moments": variant(settings=replace(settings, weights=measure.moment_weights)),
     }
     for name, (images, model, priors, chosen, gain) in variants.items():

@@ -19,7 +19,7 @@ class Beam:
         s0_direction: (3,) unit vector along which the beam travels.
         polarization_normal: (3,) normal of the plane of polarisation.
         polarization_fraction: fraction of the intensity in that plane, 0..1.
-        bandwidth: rms spread Δλ/λ, a fraction.
+        bandwidth: rms spread Δλ/λ, a fraction; 0 where it is not known.
     """
 
     wavelength: float

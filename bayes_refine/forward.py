@@ -42,7 +42,7 @@ class Observations:
         detector_axes: (n, 2, 3, m) change of (ε_1, ε_2) at a fixed pixel, Å⁻¹ per mm of beam
             centre x, beam centre y and distance.
         azimuth: (n, 2, m) cos and sin of the angle from the panel's fast axis to e1.
-        wavevector: (n, 1) 1/λ, Å⁻¹; bandwidth (n, 1) rms fraction.
+        wavevector: (n, 1) 1/λ, Å⁻¹; bandwidth: rms fraction that the run is expected to have.
         strain_basis: (n, K, 3, 3); pilot_setting (n, 3, 3): exp([ω]×)(1+E) at the pilot;
         pilot_shift: (n, 3) beam centre x, y and distance at the pilot, mm.
         log_G0: ln of the run's first estimate of G.
@@ -137,13 +137,13 @@ def geometry(obs: Observations, rotation_mrad, strain, shift_mm) -> tuple[Array,
     return excitation, shift_1, shift_2
 
 
-def bandwidth_width(obs: Observations) -> Array:
+def bandwidth_width(obs: Observations, bandwidth: Array | float) -> Array:
     """R_bw = bλ/(√2 d²), (n, m), Å⁻¹, for an rms bandwidth b."""
-    return obs.bandwidth * obs.norm_q**2 / (jnp.sqrt(2.0) * obs.wavevector)
+    return bandwidth * obs.norm_q**2 / (jnp.sqrt(2.0) * obs.wavevector)
 
 
 def spot(
-    obs: Observations, rotation_mrad, strain, shift_mm, R0, mosaic_mrad2, R1_moment
+    obs: Observations, rotation_mrad, strain, shift_mm, R0, bandwidth, mosaic_mrad2, R1_moment
 ) -> tuple[Spot, Array]:
     """Marginal and conditional of the Gaussian relp (module docstring), and m² (n, m), the part
     of R0_eff² that is mosaic spread.
@@ -152,16 +152,16 @@ def spot(
 
     Args:
         rotation_mrad, strain, shift_mm: as :func:`geometry`.
-        R0: Å⁻¹; mosaic_mrad2: (n, 3, 3) twice the covariance of the blocks' rotations, mrad²:
-            η² for the same spread about all axes; R1_moment: (M11, M22, M12) of the spot without
-            mosaic spread and bandwidth, broadcastable to (n, m), Å⁻²: R1²/2, R1²/2, 0 for
-            round spots.
+        R0: Å⁻¹; bandwidth: rms fraction; mosaic_mrad2: (n, 3, 3) twice the covariance of the
+            blocks' rotations, mrad²: η² for the same spread about all axes; R1_moment: (M11,
+            M22, M12) of the spot without mosaic spread and bandwidth, broadcastable to (n, m),
+            Å⁻²: R1²/2, R1²/2, 0 for round spots.
     """
     excitation, shift_1, shift_2 = geometry(obs, rotation_mrad, strain, shift_mm)
     q = obs.pilot_setting @ obs.q
     turned = jnp.stack([jnp.cross(q, a, axis=1) for a in (obs.s_hat, obs.e1, obs.e2)], 1) * 1e-3
     m = jnp.einsum("naim,nij,nbjm->nabm", turned, mosaic_mrad2, turned)  # twice the covariance
-    bw2 = bandwidth_width(obs) ** 2
+    bw2 = bandwidth_width(obs, bandwidth) ** 2
     cot = obs.cos_theta / obs.sin_theta
     rr = R0**2 + m[:, 0, 0] + bw2
     r1, r2 = -m[:, 0, 1] - bw2 * cot, -m[:, 0, 2]  # less their covariance with r: Δ_r = −ε_r
@@ -202,7 +202,7 @@ def mosaic_covariance(mosaic_mrad, shape) -> Array:
     return lower @ jnp.swapaxes(lower, 1, 2)
 
 
-def block_variance(obs: Observations, excitation_error, R0, m2) -> Array:
+def block_variance(spot: Spot, m2) -> Array:
     """Relative variance of p, times the number of mosaic blocks, that their finite number causes.
 
     Each block has a curve k = exp(−(ε_r − x)²/R_k²), R_k² = R0² + R_bw², about its own place x
@@ -212,9 +212,9 @@ def block_variance(obs: Observations, excitation_error, R0, m2) -> Array:
 
     zero at low resolution and large in the tails, where few blocks diffract.
     """
-    k2 = R0**2 + bandwidth_width(obs) ** 2
-    eff2, twice = k2 + m2, k2 + 2 * m2
-    power = 2 * excitation_error**2 * (1 / eff2 - 1 / twice)
+    eff2 = spot.R0_eff**2
+    k2, twice = eff2 - m2, eff2 + m2
+    power = 2 * spot.excitation_error**2 * (1 / eff2 - 1 / twice)
     return eff2 / jnp.sqrt(k2 * twice) * jnp.exp(power) - 1
 
 

@@ -21,6 +21,7 @@ class Priors:
 
     Attributes:
         R0_inv_angstrom, log_R0_sd: partiality width (reciprocal size of a mosaic block), shared.
+        bandwidth, log_bandwidth_sd: rms Δλ/λ, shared; the median where nothing states one.
         mosaic_spread_mrad, log_mosaic_spread_sd: η, in the exp(−x²/η²) convention, shared.
         log_mosaic_image_sd: of ln η from crystal to crystal.
         mosaic_shape_sd: of what tells η about one axis from η about another, ln of ratios.
@@ -34,7 +35,8 @@ class Priors:
         model_error, log_model_error_sd: fractional error of J_model at d = 4 Å, shared.
         model_error_fall_sd_angstrom: how fast ln of it falls with 1/d, about not at all, Å.
         blocks, log_blocks_sd: mosaic blocks that share the beam: fewer, and p is speckled.
-        position_error_px, log_position_error_sd: centroid error beyond counting, shared.
+        position_error_px, log_position_error_sd: centroid error beyond counting at d = 4 Å,
+            radial and tangential, shared; position_error_fall_sd_angstrom: of ln of them with 1/d.
         shape_error, log_shape_error_sd: fractional error of R1² beyond counting, shared.
         student_t_nu, log_student_t_nu_sd: degrees of freedom of the residuals, shared by
             intensities and by moments; infinite for normal ones.
@@ -42,6 +44,8 @@ class Priors:
 
     R0_inv_angstrom: float = 5e-4
     log_R0_sd: float = 0.7
+    bandwidth: float = 5e-4
+    log_bandwidth_sd: float = 0.5
     mosaic_spread_mrad: float = 0.5
     log_mosaic_spread_sd: float = 1.0
     log_mosaic_image_sd: float = 0.2
@@ -63,6 +67,7 @@ class Priors:
     log_blocks_sd: float = 2.0
     position_error_px: float = 0.05
     log_position_error_sd: float = 1.0
+    position_error_fall_sd_angstrom: float = 3.0
     shape_error: float = 0.1
     log_shape_error_sd: float = 1.0
     student_t_nu: float = 6.0

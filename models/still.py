@@ -1,7 +1,7 @@
 """The factored model of still images: scale, profile width and geometry, three likelihoods.
 
-Shared by the run: R0, mosaic spread, beam centre and distance, and how far the model itself
-is off.  One per image: G, B, orientation, cell strain, R1.
+Shared by the run: R0, bandwidth, mosaic spread, beam centre and distance, and how far the model
+itself is off.  One per image: G, B, orientation, cell strain, R1.
 """
 
 import math
@@ -13,7 +13,7 @@ import numpyro.distributions as dist
 from bayes_refine import forward
 from bayes_refine.measure import STATISTICS
 
-MIDDLE = 0.25  # Å⁻¹, where model_error is what it says
+MIDDLE = 0.25  # Å⁻¹, where model_error and position_error are what they say
 
 
 def residual(mean, variance, nu):
@@ -23,9 +23,10 @@ def residual(mean, variance, nu):
     return dist.StudentT(nu, mean, jnp.sqrt(variance))
 
 
-def log_normal(name, median, log_sd):
-    """A positive unknown, sampled as its logarithm."""
-    return jnp.exp(numpyro.sample(f"log_{name}", dist.Normal(jnp.log(median), log_sd)))
+def log_normal(name, median, log_sd, size=()):
+    """A positive unknown, or a vector of some, sampled as its logarithm."""
+    prior = dist.Normal(jnp.log(median), log_sd).expand(size).to_event(len(size))
+    return jnp.exp(numpyro.sample(f"log_{name}", prior))
 
 
 def round_spot(obs, R1, priors):
@@ -44,6 +45,7 @@ def model(obs, priors, partiality=forward.partiality, spot_shape=round_spot, ter
 
     # the run
     R0 = log_normal("R0", priors.R0_inv_angstrom, priors.log_R0_sd)
+    bandwidth = log_normal("bandwidth", obs.bandwidth, priors.log_bandwidth_sd)
     mosaic_run = log_normal("mosaic_mrad", priors.mosaic_spread_mrad, priors.log_mosaic_spread_sd)
     shift_sd = jnp.array([priors.beam_center_sd_mm] * 2 + [priors.distance_sd_mm])
     shift = numpyro.sample("detector_shift_mm", dist.Normal(0.0, shift_sd).to_event(1))
@@ -52,9 +54,16 @@ def model(obs, priors, partiality=forward.partiality, spot_shape=round_spot, ter
         "model_error_fall", dist.Normal(0.0, priors.model_error_fall_sd_angstrom)
     )  # with resolution, Å: errors of strong and of sharp spots are not those of weak and wide ones
     blocks = log_normal("blocks", priors.blocks, priors.log_blocks_sd)
+    # radial and tangential: wavelengths smear spots radially, turned blocks mostly across
     position_error = log_normal(
-        "position_error", priors.position_error_px * pixel, priors.log_position_error_sd
+        "position_error", priors.position_error_px * pixel, priors.log_position_error_sd, (2,)
     )
+    position_fall = numpyro.sample(
+        "position_error_fall",
+        dist.Normal(0.0, priors.position_error_fall_sd_angstrom).expand([2]).to_event(1),
+    )
+    position = position_error * jnp.exp(-position_fall * (obs.norm_q[..., None] - MIDDLE))
+    place_1, place_2 = jnp.moveaxis(position**2, -1, 0)
     shape_error = log_normal("shape_error", priors.shape_error, priors.log_shape_error_sd)
     # a spot of the wrong intensity may well be where it should be; infinite, no unknown is in it
     nu = nu_moments = math.inf
@@ -82,11 +91,12 @@ def model(obs, priors, partiality=forward.partiality, spot_shape=round_spot, ter
         R1 = log_normal("R1", priors.R1_px * pixel, priors.log_R1_sd)
         m11, m22, m12 = spot_shape(obs, R1, priors)
         # spots off their places are, on average, wider about them
-        moment = m11 + position_error**2, m22 + position_error**2, m12
+        moment = m11 + place_1, m22 + place_2, m12
 
     # each reflection: where, how wide, how bright
     spread = forward.mosaic_covariance(mosaic[:, 0], shape[:, 0])
-    spot, m2 = forward.spot(obs, rotation[:, 0], strain[:, 0], shift, R0, spread, moment)
+    where = rotation[:, 0], strain[:, 0], shift
+    spot, m2 = forward.spot(obs, *where, R0, bandwidth, spread, moment)
     p = partiality(spot.excitation_error, R0, spot.R0_eff)
     scale = jnp.exp(log_G) * forward.debye_waller(B, obs.norm_q) * p
     J_model = scale * obs.intensity_reference
@@ -97,10 +107,10 @@ def model(obs, priors, partiality=forward.partiality, spot_shape=round_spot, ter
 
     # the total: beyond counting, J_model is off by a fraction, spots by part of a pixel and of
     # R1²; T_k sees each by r_kj
-    speckle = forward.block_variance(obs, spot.excitation_error, R0, m2) / blocks
+    speckle = forward.block_variance(spot, m2) / blocks
     error = model_error * jnp.exp(-fall * (obs.norm_q - MIDDLE))
-    place = (position_error / obs.width) ** 2
-    errors = jnp.stack([*[place] * 2, *[shape_error**2 + 0 * place] * 3], 1)[:, : terms - 1]
+    places = [place / obs.width**2 for place in (place_1, place_2)]
+    errors = jnp.stack([*places, *[shape_error**2 + 0 * places[0]] * 3], 1)[:, : terms - 1]
     seen = jnp.sum(obs.response[:, :terms, 1:terms] ** 2 * errors[:, None], 2)
     relative = numpyro.deterministic("relative_variance", error**2 + speckle + seen[:, 0])
     profile = forward.profile_statistics(obs, spot, terms, shape_error**2)

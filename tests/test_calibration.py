@@ -39,6 +39,7 @@ N_IMAGES, SLOTS, N_DRAWS, REPLICATES = 3, 128, 99, 36
 PRIORS = Priors(
     R0_inv_angstrom=4e-4,
     log_R0_sd=0.1,
+    log_bandwidth_sd=0.3,
     mosaic_spread_mrad=0.6,
     log_mosaic_spread_sd=0.1,
     log_mosaic_image_sd=0.1,
@@ -59,6 +60,7 @@ PRIORS = Priors(
     log_blocks_sd=0.1,
     position_error_px=0.02,
     log_position_error_sd=0.4,
+    position_error_fall_sd_angstrom=3.0,
     shape_error=0.05,
     log_shape_error_sd=0.4,
     student_t_nu=np.inf,
@@ -78,11 +80,13 @@ def drawn(rng: np.random.Generator) -> dict[str, np.ndarray]:
     shift_sd = [p.beam_center_sd_mm, p.beam_center_sd_mm, p.distance_sd_mm]
     return {
         "log_R0": np.log(p.R0_inv_angstrom) + p.log_R0_sd * normal(),
+        "log_bandwidth": np.log(RUN.bandwidth) + p.log_bandwidth_sd * normal(),
         "log_mosaic_mrad": run_mosaic,
         "detector_shift_mm": normal(3) * shift_sd,
         "log_model_error": np.log(p.model_error) + p.log_model_error_sd * normal(),
         "log_position_error": np.log(p.position_error_px * PIXEL)
-        + p.log_position_error_sd * normal(),
+        + p.log_position_error_sd * normal(2),
+        "position_error_fall": p.position_error_fall_sd_angstrom * normal(2),
         "log_shape_error": np.log(p.shape_error) + p.log_shape_error_sd * normal(),
         "model_error_fall": p.model_error_fall_sd_angstrom * normal(),
         "log_G": p.log_G_sd * normal((n, 1)),
@@ -109,6 +113,7 @@ def painted(truth, stills, reference, sphere, rng: np.random.Generator) -> np.nd
             RUN,
             R0=float(np.exp(truth["log_R0"])),
             R1=float(np.exp(truth["log_R1"][i, 0])),
+            bandwidth=float(np.exp(truth["log_bandwidth"])),
             mosaic_rad=1e-3 * float(np.exp(truth["log_mosaic_image_mrad"][i, 0])),
             mosaic_shape=tuple(truth["mosaic_shape"][i, 0]),
         )
@@ -130,7 +135,9 @@ def painted(truth, stills, reference, sphere, rng: np.random.Generator) -> np.nd
         bright = np.exp(
             2 * (truth["log_model_error"] - truth["model_error_fall"] * (norm_q - 0.25))
         )
-        delta = np.exp(truth["log_position_error"]) * rng.standard_normal((2, n))
+        fall = np.exp(-np.outer(truth["position_error_fall"], norm_q - 0.25))
+        off = np.exp(truth["log_position_error"])[:, None] * fall
+        delta = off * rng.standard_normal((2, n))
         wider = np.exp(truth["log_shape_error"]) * rng.standard_normal((n, 1))
         square = spots.width**2 + wider * np.sum(spots.width**2, axis=1, keepdims=True)
         frame = spots.frame.copy()

@@ -177,7 +177,7 @@ def test_mosaic_covariance_keeps_its_size():
 
 def spot_of(obs, geometry=PILOT) -> forward.Spot:
     R1_moment = (SIMULATION.R1**2 / 2, SIMULATION.R1**2 / 2, 0.0)
-    rest = SIMULATION.R0, jnp.asarray(SPREAD), R1_moment
+    rest = SIMULATION.R0, SIMULATION.bandwidth, jnp.asarray(SPREAD), R1_moment
     return forward.spot(obs, *map(jnp.asarray, geometry), *rest)[0]
 
 
@@ -281,7 +281,7 @@ def test_block_variance_is_that_of_single_blocks(pilot, which):
     p = np.exp(-(epsilon**2) / (SIMULATION.R0**2 + R_bw**2))
     q = np.cross(predictions.q, predictions.s_hat)
     m2 = where.pad(np.einsum("ni,ij,nj->n", q, 1e-6 * SPREAD[0], q))
-    found = forward.block_variance(obs, obs.excitation_error, SIMULATION.R0, m2)
+    found = forward.block_variance(spot_of(obs), m2)
     assert float(where.flat(found)[i]) == pytest.approx(p.var() / p.mean() ** 2, rel=0.03)
 
 
@@ -289,7 +289,8 @@ def test_bandwidth_width_is_the_spec_s(pilot):
     """R_bw² = (bλ)²/(2d⁴) with b the rms bandwidth."""
     _, predictions, where, obs = pilot
     expected = SIMULATION.bandwidth * SIMULATION.wavelength / (sqrt(2) * predictions.d**2)
-    np.testing.assert_allclose(where.flat(forward.bandwidth_width(obs)), expected, rtol=1e-12)
+    found = where.flat(forward.bandwidth_width(obs, SIMULATION.bandwidth))
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
 def test_debye_waller_is_the_spec_s():

@@ -23,14 +23,20 @@ N, SIZE = 4000, 23
 PIXEL = 1e-3  # Å⁻¹
 R0 = 4e-4
 ONE = 1.0  # px, R1
+NORM_Q = np.linspace(0.15, 0.35, N)  # Å⁻¹
 
 
-def pictures(J, background, off_px, wider, rng) -> Statistics:
-    """Statistics of N spots of R1 = 1 px, each displaced by N(0, off²) an axis and its R1² changed
-    by N(0, wider²) of 2(R1²/2 + off²), measured with the template of their average."""
-    at = SIZE / 2 + off_px * rng.standard_normal((N, 2))
-    average = ONE**2 / 2 + off_px**2
-    sd = np.sqrt(ONE**2 / 2 + 2 * average * wider * rng.standard_normal(N))
+def displacements(off_px, fall) -> np.ndarray:
+    """(N, 2) sd in px along e1 and e2: ``off_px`` at 1/d = 0.25 Å⁻¹, ln of it falls with 1/d."""
+    return off_px * np.exp(-np.outer(NORM_Q - 0.25, fall))
+
+
+def pictures(J, background, off, wider, rng) -> Statistics:
+    """Statistics of N spots of R1 = 1 px, displaced by N(0, off²), off (N, 2), and their R1²/2
+    changed by N(0, wider²) of their mean width, measured with the template of their average."""
+    at = SIZE / 2 + off * rng.standard_normal((N, 2))
+    average = ONE**2 / 2 + off**2
+    sd = np.sqrt(ONE**2 / 2 + average.sum(1) * wider * rng.standard_normal(N))
     edges = np.arange(SIZE + 1) - at[:, :, None]
     x, y = np.moveaxis(np.diff(norm.cdf(edges / sd[:, None, None]), axis=2), 1, 0)
     images = rng.poisson(background + J * y[:, :, None] * x[:, None]).astype(np.float32)
@@ -43,7 +49,7 @@ def pictures(J, background, off_px, wider, rng) -> Statistics:
         np.ones(N, bool),
         box,
     )
-    moment = np.tile([average * PIXEL**2] * 2 + [0.0], (N, 1))
+    moment = np.column_stack([average * PIXEL**2, np.zeros(N)])
     return measure(boxes, np.tile(np.eye(2) * PIXEL, (N, 1, 1)), moment, np.full(N, J), box)
 
 
@@ -58,10 +64,10 @@ def on_the_sphere(s: Statistics, J, average) -> Observations:
         variance_signal=s.variance_signal.T[None],
         width=s.width[None],
         saturation=s.saturation[None],
-        pilot_moment=np.stack([average, average, 0 * average], 0)[None] * PIXEL**2,
+        pilot_moment=np.vstack([average.T, np.zeros(N)])[None] * PIXEL**2,
         intensity_reference=J * flat,
         reference_error=0 * flat,
-        norm_q=0.2 * flat,
+        norm_q=NORM_Q[None],
         sin_theta=0.1 * flat,
         cos_theta=flat,
         e1=unit[0],
@@ -72,7 +78,7 @@ def on_the_sphere(s: Statistics, J, average) -> Observations:
         detector_axes=np.zeros((1, 2, 3, N)),
         azimuth=np.ones((1, 2, N)),
         wavevector=np.ones((1, 1)),
-        bandwidth=np.zeros((1, 1)),
+        bandwidth=np.array(1e-6),
         strain_basis=np.zeros((1, 2, 3, 3)),
         pilot_setting=np.eye(3)[None],
         pilot_shift=np.zeros((1, 3)),
@@ -81,17 +87,19 @@ def on_the_sphere(s: Statistics, J, average) -> Observations:
     )
 
 
-def standard_residuals(obs: Observations, off_px, wider) -> np.ndarray:
+def standard_residuals(obs: Observations, off_px, fall, wider) -> np.ndarray:
     """(4, N) of the four statistics at the truth."""
     truth = {
         "log_R0": np.log(R0),
+        "log_bandwidth": np.log(1e-6),
         "log_mosaic_mrad": np.log(1e-3),
         "log_mosaic_image_mrad": np.log(np.full((1, 1), 1e-3)),
         "detector_shift_mm": np.zeros(3),
         "log_model_error": np.log(1e-4),
         "model_error_fall": 0.0,
         "log_blocks": np.log(1e6),
-        "log_position_error": np.log(off_px * PIXEL),
+        "log_position_error": np.log(np.multiply(off_px, PIXEL)),
+        "position_error_fall": np.array(fall),
         "log_shape_error": np.log(wider),
         "log_G": np.zeros((1, 1)),
         "B": np.zeros((1, 1)),
@@ -116,18 +124,24 @@ def standard_residuals(obs: Observations, off_px, wider) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("J", "background", "off_px", "wider"),
-    [(300.0, 3.0, 1e-3, 1e-3), (300.0, 3.0, 0.1, 1e-3), (3000.0, 30.0, 1e-3, 0.06)],
-    ids=["counting alone", "displaced", "widened"],
+    ("J", "background", "off_px", "fall", "wider"),
+    [
+        (300.0, 3.0, (1e-3, 1e-3), (0.0, 0.0), 1e-3),
+        (300.0, 3.0, (0.1, 0.1), (0.0, 0.0), 1e-3),
+        (300.0, 3.0, (0.05, 0.15), (4.0, -3.0), 1e-3),
+        (3000.0, 30.0, (1e-3, 1e-3), (0.0, 0.0), 0.06),
+    ],
+    ids=["counting alone", "displaced", "displaced one way, by resolution", "widened"],
 )
-def test_spots_displaced_and_widened_by_chance(J, background, off_px, wider):
-    """Mean 0 within 0.08 and sd 1 within 0.06, five standard errors.
+def test_spots_displaced_and_widened_by_chance(J, background, off_px, fall, wider):
+    """Mean 0 within 0.11 and sd 1 within 0.08, five standard errors, of each half by resolution.
 
     Without what displacements add to the mean spot the second's spread is off by 0.2; without
-    what widening does to the total, J(r_03 ξ), the third's has sd 1.3.
+    what widening does to the total, J(r_03 ξ), the last's has sd 1.3.
     """
-    found = pictures(J, background, off_px, wider, np.random.default_rng(2))
-    average = np.full(N, ONE**2 / 2 + off_px**2)
-    r = standard_residuals(on_the_sphere(found, J, average), off_px, wider)
-    np.testing.assert_allclose(r.mean(1), 0, atol=0.08)
-    np.testing.assert_allclose(r.std(1), 1, atol=0.06)
+    off = displacements(off_px, fall)
+    found = pictures(J, background, off, wider, np.random.default_rng(2))
+    obs = on_the_sphere(found, J, ONE**2 / 2 + off**2)
+    r = standard_residuals(obs, off_px, fall, wider).reshape(4, 2, N // 2)
+    np.testing.assert_allclose(r.mean(2), 0, atol=0.11)
+    np.testing.assert_allclose(r.std(2), 1, atol=0.08)

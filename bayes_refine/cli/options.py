@@ -56,8 +56,8 @@ def bandwidth_option(panel: str | None = None) -> Any:
         min=0.0,
         max=0.2,
         metavar="FRACTION",
-        help="Bandwidth Δλ/λ, rms fraction.",
-        show_default="from the image files, else 0",
+        help="Bandwidth Δλ/λ to start from, rms fraction; it is refined.",
+        show_default="from the image files, else the prior's",
         rich_help_panel=panel,
     )
 

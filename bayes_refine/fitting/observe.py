@@ -72,7 +72,8 @@ def geometry_observations(
     """Observations with the geometry filled in and the statistics still zero.
 
     Args:
-        stills: as indexed; the last one stands in for images that are only room.
+        stills: as indexed, of one bandwidth; the last one stands in for images that are only
+            room.
         predictions: made at the pilot state.
         rotation_mrad: (n_image, 3), strain: (n_image, K), shift_mm: (3,), the pilot state.
         pixel_inv_angstrom: of the run.
@@ -114,7 +115,7 @@ def geometry_observations(
         detector_axes=pad(detector_axes),
         azimuth=pad(column[:, :, 0]),
         wavevector=np.array([[1 / s.beam.wavelength] for s in stills]),
-        bandwidth=np.array([[s.beam.bandwidth] for s in stills]),
+        bandwidth=np.array(stills[0].beam.bandwidth),
         strain_basis=basis,
         pilot_setting=rotation_matrix(rotation_mrad) @ stretch,
         pilot_shift=np.broadcast_to(shift_mm, (n, 3)),

@@ -55,6 +55,15 @@ def moved(
     return tuple(one(*row) for row in zip(stills, rotation_mrad, strain, strict=True))
 
 
+def of_one_bandwidth(stills: Sequence[Still], priors: Priors) -> tuple[Still, ...]:
+    """The stills with the bandwidth to expect of the run: what they state (the median, where they
+    differ), else the prior's."""
+    stated = [s.beam.bandwidth for s in stills if s.beam.bandwidth]
+    expected = float(np.median(stated)) if stated else priors.bandwidth
+    beams = {id(s.beam): replace(s.beam, bandwidth=expected) for s in stills}
+    return tuple(replace(s, beam=beams[id(s.beam)]) for s in stills)
+
+
 def widths(state: State, priors: Priors) -> tuple[float, float]:
     """R0 (Å⁻¹) and mosaic spread η (mrad) of a state; the priors' where it has none."""
     log_R0 = state.get("log_R0", np.log(priors.R0_inv_angstrom))
@@ -72,7 +81,8 @@ def partiality_width(state: State, priors: Priors) -> Width:
     R0, eta_mrad = widths(state, priors)
 
     def width(d, beam):
-        smeared = beam.bandwidth * beam.wavelength / (np.sqrt(2) * d**2)
+        bandwidth = np.exp(state["log_bandwidth"]) if "log_bandwidth" in state else beam.bandwidth
+        smeared = bandwidth * beam.wavelength / (np.sqrt(2) * d**2)
         return np.sqrt(R0**2 + smeared**2 + (1e-3 * eta_mrad / d) ** 2)
 
     return width

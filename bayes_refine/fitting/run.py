@@ -14,7 +14,7 @@ from ..measure import Weights, score_weights
 from ..priors import Priors
 from ..reference import Reference
 from . import running
-from .pilot import partiality_width
+from .pilot import of_one_bandwidth, partiality_width
 from .running import Running
 
 BATCH = 16  # images in memory at a time; as many as are scouted, so that all is compiled once
@@ -97,7 +97,7 @@ def prepare_run(
     Raises:
         InputError: the reference does not fit the crystals.
     """
-    stills, learned = tuple(stills), None
+    stills, learned = of_one_bandwidth(stills, priors), None
     if ref is None:
         crystal = stills[0].crystal
         d_min = 0.97 * settings.d_min  # the cells of stills differ a little

@@ -16,10 +16,10 @@ from .rounds import one_round
 from .run import BATCH, Run, Say
 from .seen import MIN_COVERED, Kept, references, shoebox_for, statistics_of
 
-HOLD = 0.05  # sd of what is held: ln R0 and ln η while the curve is broad, ln ν all along
+HOLD = 0.05  # sd of ln of what is held: R0, η and bandwidth while the curve is broad, ν all along
 BROAD_MARGIN = 1.5  # |ε_r| in R0_eff up to which reflections are taken then (p = 10 %)
 # errors to start from: too large is soon mended, too small is not
-ROUGH = {"log_model_error": 0.5, "log_position_error": 5e-4, "log_shape_error": 0.5}
+ROUGH = {"log_model_error": [0.5], "log_position_error": [5e-4] * 2, "log_shape_error": [0.5]}
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ def scout(run: Run, priors: Priors, say: Say) -> Start:
     if run.running is not None:  # what the model errs by, and what intensities are, look the same
         priors = replace(priors, log_model_error_sd=HOLD, log_blocks_sd=HOLD)
         priors = replace(priors, model_error_fall_sd_angstrom=HOLD)
-    hold = {"log_R0_sd": HOLD, "log_mosaic_spread_sd": HOLD}
+    hold = {"log_R0_sd": HOLD, "log_mosaic_spread_sd": HOLD, "log_bandwidth_sd": HOLD}
     state: State = {"log_R1": np.full((len(images), 1), spot_width(few, priors))}
-    state |= {name: np.log(value) for name, value in ROUGH.items()}
+    state |= {name: np.log(np.squeeze(value)) for name, value in ROUGH.items()}
     status, shared = np.full(len(images), "", dtype=object), []
     wide, narrow = (
         np.bincount(predictions_of(few, state, priors, margin, slice(0, len(images))).image)

@@ -6,7 +6,7 @@ An image is *usable* if its status is "converged" or "not converged".
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import gemmi
 import numpy as np
@@ -16,12 +16,26 @@ from ..infer import Fit, Site
 from ..merging.agreement import pearson
 from .fit import RunFit
 
-AXES = {  # names along the last axis of known unknowns
-    "rotation_mrad": ("axis", ("x", "y", "z")),
-    "detector_shift_mm": ("detector_axis", ("beam_center_x", "beam_center_y", "distance")),
-    "strain": ("strain_component", None),
+
+class Axis(NamedTuple):
+    """The last axis of a site: its name, the names along it, what one of its numbers is called."""
+
+    name: str
+    labels: tuple[str, ...] | None
+    number: str
+
+
+_DIRECTIONS = "radial", "tangential"
+AXES = {
+    "rotation_mrad": Axis("axis", ("x", "y", "z"), "rot_{}_mrad"),
+    "detector_shift_mm": Axis(
+        "detector_axis", ("beam_center_x", "beam_center_y", "distance"), "{}_mm"
+    ),
+    "strain": Axis("strain_component", None, "strain_{}"),
+    "log_position_error": Axis("direction", _DIRECTIONS, "position_error_{}_inv_angstrom"),
+    "position_error_fall": Axis("direction", _DIRECTIONS, "position_error_fall_{}_angstrom"),
 }
-UNITS = {"R0": "R0_inv_angstrom", "position_error": "position_error_inv_angstrom"}
+UNITS = {"R0": "R0_inv_angstrom"}
 
 
 def usable_images(run: RunFit) -> np.ndarray:
@@ -92,22 +106,24 @@ def _numbers(fit: Fit, site: Site) -> Iterator[tuple[str, Any, Any]]:
     lead = len(fit.image) if site.per_image else 1
     value = np.asarray(fit.values()[site.name]).reshape(lead, -1)
     sd = np.asarray(fit.sd(site.name)).reshape(lead, -1)
-    name = site.name
-    if name.startswith("log_"):
-        name, value = name[4:], np.exp(value)
+    if site.name.startswith("log_"):
+        value = np.exp(value)
         sd = value * sd
-    names = [name]
-    if name == "rotation_mrad":
-        names = [f"rot_{axis}_mrad" for axis in "xyz"]
-    elif name in AXES and (labels := AXES[name][1]):
-        names = [f"{label}_mm" for label in labels]
-    elif value.shape[1] > 1 or name == "strain":
-        names = [f"{name}_{k + 1}" for k in range(value.shape[1])]
-    for k, label in enumerate(names):
+    for k, name in enumerate(number_names(site.name, value.shape[1])):
         if site.per_image:
-            yield label, value[:, k], sd[:, k]
+            yield name, value[:, k], sd[:, k]
         else:
-            yield UNITS.get(label, label), float(value[0, k]), float(sd[0, k])
+            yield name, float(value[0, k]), float(sd[0, k])
+
+
+def number_names(site: str, size: int) -> list[str]:
+    """What the ``size`` numbers of a site are called in the tables."""
+    if site in AXES:
+        axis = AXES[site]
+        return [axis.number.format(k) for k in axis.labels or range(1, size + 1)]
+    name = site.removeprefix("log_")
+    name = UNITS.get(name, name)
+    return [name] if size == 1 else [f"{name}_{k + 1}" for k in range(size)]
 
 
 def shared_values(run: RunFit) -> dict[str, dict[str, float]]:

@@ -32,7 +32,7 @@ _COMPRESSED = (".bz2", ".gz")
 def read_experiments(path: str | Path) -> Experiments:
     """The stills of a DIALS ``.expt`` file.
 
-    Lengths mm and Å as in the file; ``Beam.bandwidth`` is 0, which the format does not hold.
+    Lengths mm and Å as in the file; ``Beam.bandwidth``, which the format does not hold, is 0.
     Identifiers that are empty or shared are replaced by ``stem#frame`` of the image, with
     ``.crystalN`` added where several crystals lie on it.
 

@@ -32,7 +32,14 @@ from .pixels import Pixels
 
 T = TypeVar("T")
 NEAR = 3e-4  # Å⁻¹: reflections so near the sphere show an error of ε_r
-ERRORS = ("log_model_error", "log_blocks", "log_position_error", "log_shape_error")
+ERRORS = (
+    "log_model_error",
+    "model_error_fall",
+    "log_blocks",
+    "log_position_error",
+    "position_error_fall",
+    "log_shape_error",
+)
 N_TERMS = 4  # statistics of a reflection that the model "still" uses
 STATISTICS_HELD = (
     "statistics",

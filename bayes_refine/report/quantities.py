@@ -41,8 +41,13 @@ _KNOWN = {
     "correlation_B": Quantity("its fall-off D", 1, "Å²"),
     "width": Quantity("width of the image's curve"),
     "shape_error": Quantity("model error of R1²", 100, "%"),
-    "position_error": Quantity("centroid error", 1e3, "10⁻³ Å⁻¹"),
-    "position_error_inv_angstrom": Quantity("centroid error", 1e3, "10⁻³ Å⁻¹"),
+    "bandwidth": Quantity("bandwidth Δλ/λ, rms", 100, "%"),
+    "position_error_radial_inv_angstrom": Quantity("centroid error, radial", 1e3, "10⁻³ Å⁻¹"),
+    "position_error_tangential_inv_angstrom": Quantity(
+        "centroid error, tangential", 1e3, "10⁻³ Å⁻¹"
+    ),
+    "position_error_fall_radial_angstrom": Quantity("its fall with 1/d, radial", 1, "Å"),
+    "position_error_fall_tangential_angstrom": Quantity("its fall with 1/d, tangential", 1, "Å"),
 }
 _SUFFIXES = {
     "_inv_angstrom": (1e3, "10⁻³ Å⁻¹"),

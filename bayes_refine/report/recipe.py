@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -151,11 +152,14 @@ def _prior_of(name: str, priors: Mapping[str, Any]) -> str:
     if name in _LOG_PRIORS and all(k in priors for k in _LOG_PRIORS[name]):
         median, sd = (priors[k] for k in _LOG_PRIORS[name])
         return f"{number(unit.factor * median)} ×÷ {math.exp(sd):.2g}"
-    if name == "position_error_inv_angstrom" and "position_error_px" in priors:
+    if name == "bandwidth" and "log_bandwidth_sd" in priors:
+        return f"input ×÷ {math.exp(priors['log_bandwidth_sd']):.2g}"
+    fall = re.match("(model_error|position_error)_fall", name)
+    if fall and (key := f"{fall[0]}_sd_angstrom") in priors:
+        return f"0 ± {number(priors[key])}"
+    if name.startswith("position_error") and "position_error_px" in priors:
         sd = math.exp(priors.get("log_position_error_sd", 0))
         return f"{number(priors['position_error_px'])} px ×÷ {sd:.2g}"
-    if name == "model_error_fall" and "model_error_fall_sd_angstrom" in priors:
-        return f"0 ± {number(priors['model_error_fall_sd_angstrom'])}"
     key = "distance_sd_mm" if name == "distance_mm" else "beam_center_sd_mm"
     if name in ("distance_mm", "beam_center_x_mm", "beam_center_y_mm") and key in priors:
         return f"input ± {number(priors[key])}"

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..detector import pixel_to_lab
 from ..fitting.fit import RunFit
-from ..fitting.tables import AXES, UNITS, image_table, usable_images
+from ..fitting.tables import image_table, number_names, usable_images
 from ..io.images import ImageReader
 from . import glance, images, recipe, sections
 from .charts import Compared
@@ -139,7 +139,7 @@ def shared_draws(run: RunFit, draws: Mapping[str, np.ndarray]) -> dict[str, np.n
             continue
         values = np.asarray(draws[site.name], float)
         values = values.reshape(len(values), -1)
-        for name, column in zip(_names(site.name, values.shape[1]), values.T, strict=True):
+        for name, column in zip(number_names(site.name, values.shape[1]), values.T, strict=True):
             if site.name.startswith("log_"):
                 found[name] = np.exp(column)
             elif name.endswith("_mm"):
@@ -168,20 +168,8 @@ def couplings(run: RunFit) -> tuple[list[str], np.ndarray] | None:
     names: dict[bool, list[str]] = {True: [], False: []}
     for site in fit.sites:
         size = int(np.prod(site.shape, dtype=int))
-        names[site.per_image] += _names(site.name, size)
+        names[site.per_image] += number_names(site.name, size)
     return names[True] + [f"run:{name}" for name in names[False]], correlation
-
-
-def _names(site: str, size: int) -> list[str]:
-    """Of the numbers of a site, as ``tables`` has them."""
-    name = site.removeprefix("log_")
-    if name == "rotation_mrad":
-        return [f"rot_{axis}_mrad" for axis in "xyz"]
-    if name in AXES and (labels := AXES[name][1]):
-        return [f"{label}_mm" for label in labels]
-    if size > 1 or name == "strain":
-        return [f"{name}_{k + 1}" for k in range(size)]
-    return [UNITS.get(name, name)]
 
 
 # -- pixels ---------------------------------------------------------------------------------

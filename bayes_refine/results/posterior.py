@@ -39,8 +39,9 @@ def write_draws(
             values, shape = values.reshape(*values.shape[:3], *shape[1:]), shape[1:]
         dims = [f"{site.name}_dim_{k}" for k in range(len(shape))]
         if site.name in AXES and dims:
-            dims[-1], labels = AXES[site.name]
-            coords[dims[-1]] = np.array(labels) if labels else np.arange(1, shape[-1] + 1)
+            axis = AXES[site.name]
+            dims[-1], last = axis.name, np.arange(1, shape[-1] + 1)
+            coords[axis.name] = np.array(axis.labels) if axis.labels else last
         posterior[site.name] = Variable(values, ("image", *dims) if site.per_image else tuple(dims))
 
     chains, each = draws.shape
