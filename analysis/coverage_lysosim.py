@@ -1,9 +1,9 @@
 """Do credible intervals cover the truth on stills whose physics is not this model's?
 
 Central 50, 90 and 95 % intervals on `lysosim`: orientation and scale of each image from the
-whole run, the detector from each image alone (or from groups).  Truth holds the nominal orientation of a
-crystal of ten mosaic blocks, spots show the blocks' mean: what their finite number adds is
-drawn from the posterior of the mosaic spread and of the number of blocks.
+whole run, the detector from each image alone (or from groups).  Truth holds the nominal
+orientation of a crystal of ten mosaic blocks, spots show the blocks' mean: what their finite
+number adds is drawn from the posterior of the mosaic spread and of the number of blocks.
 
     python analysis/coverage_lysosim.py --images 200 --out coverage_lysosim.png
 """

@@ -59,6 +59,17 @@ def directions(values):
                 yield block, label, {name: tangent}
 
 
+def expected(model, values, obs, priors):
+    """Mean and scale of the four statistics, (n, 4, m) each."""
+    seeded = numpyro.handlers.seed(model, jax.random.key(0))
+    trace = numpyro.handlers.trace(numpyro.handlers.substitute(seeded, data=values))
+    sites = trace.get_trace(obs, priors)
+    found = [sites[name]["fn"] for name in STATISTICS]
+    while hasattr(found[0], "base_dist"):
+        found = [f.base_dist for f in found]
+    return jnp.stack([f.loc for f in found], 1), jnp.stack([f.scale for f in found], 1)
+
+
 def information(model, values, obs, priors):
     """Labels, blocks, and Fisher's matrix of each image and statistic, (n, 4, k, k).
 
@@ -67,21 +78,15 @@ def information(model, values, obs, priors):
     nu = tails(values, priors)
     weight = 1.0 if np.isinf(nu) else (nu + 1) / (nu + 3)
 
-    def expected(values):
-        seeded = numpyro.handlers.seed(model, jax.random.key(0))
-        trace = numpyro.handlers.trace(numpyro.handlers.substitute(seeded, data=values))
-        sites = trace.get_trace(obs, priors)
-        found = [sites[name]["fn"] for name in STATISTICS]
-        while hasattr(found[0], "base_dist"):
-            found = [f.base_dist for f in found]
-        return jnp.stack([f.loc for f in found], 1), jnp.stack([f.scale for f in found], 1)
+    def at(values):
+        return expected(model, values, obs, priors)
 
     @jax.jit
     def along(values, tangent):
-        return jax.jvp(lambda v: expected(v)[0], (values,), (tangent,))[1]
+        return jax.jvp(lambda v: at(v)[0], (values,), (tangent,))[1]
 
     values = {k: jnp.asarray(v) for k, v in values.items()}
-    sigma = np.asarray(jax.jit(expected)(values)[1])
+    sigma = np.asarray(jax.jit(at)(values)[1])
     zero = {k: jnp.zeros_like(v) for k, v in values.items()}
     blocks, labels, slopes = [], [], []
     for block, label, tangent in directions(values):

@@ -21,7 +21,8 @@ class Priors:
 
     Attributes:
         R0_inv_angstrom, log_R0_sd: partiality width (reciprocal size of a mosaic block), shared.
-        bandwidth, log_bandwidth_sd: rms Δλ/λ, shared; the median where nothing states one.
+        bandwidth, log_bandwidth_sd: rms Δλ/λ, and Δd/d within a crystal, which looks the same;
+            shared; ``bandwidth`` is the median where nothing states one.
         mosaic_spread_mrad, log_mosaic_spread_sd: η, in the exp(−x²/η²) convention, shared.
         log_mosaic_image_sd: of ln η from crystal to crystal.
         mosaic_shape_sd: of what tells η about one axis from η about another, ln of ratios.
