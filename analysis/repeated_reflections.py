@@ -53,8 +53,8 @@ def pulls_of(run: br.RunFit) -> dict[str, np.ndarray]:
         p = np.minimum(r.partiality[a], r.partiality[b])
         frames = np.repeat([[one, two]], len(a), axis=0)
         signal = expected[a] / np.hypot(s[a], s[b])
-        found.append((pull, plain, expected[a], signal, r.d[a], p, frames))
-    names = ("pull", "plain", "intensity", "signal", "d", "partiality", "frames")
+        found.append((pull, plain, expected[a], signal, r.d[a], p, frames, key[a]))
+    names = ("pull", "plain", "intensity", "signal", "d", "partiality", "frames", "reflection")
     return dict(zip(names, map(np.concatenate, zip(*found, strict=True)), strict=True))
 
 
@@ -65,12 +65,20 @@ def pull_of(difference: np.ndarray, s1: np.ndarray, s2: np.ndarray, nu: float) -
     return np.sign(difference) * norm.isf(np.minimum(student_t.sf(beyond, nu).mean(1), 0.5))
 
 
+def error_of_spread(pull: np.ndarray, reflection: np.ndarray) -> float:
+    """Standard error of the sd of pulls; those of one reflection are not independent."""
+    code = np.unique(reflection, return_inverse=True)[1]
+    excess = np.bincount(code, pull**2 - np.mean(pull**2))
+    return np.sqrt(np.sum(excess**2)) / len(pull) / (2 * np.std(pull))
+
+
 def line(name: str, found: dict[str, np.ndarray], here: np.ndarray | slice = slice(None)) -> str:
     """Spread and coverage of some pulls."""
     pull = found["pull"][here]
     robust = np.diff(np.quantile(pull, norm.cdf([-1, 1])))[0] / 2
     held = "".join(f"{100 * np.mean(np.abs(pull) < norm.ppf((1 + s) / 2)):8.1f}" for s in SHARES)
-    spread = f"{np.mean(pull):8.3f}{np.std(pull):8.3f}{robust:8.3f}"
+    error = error_of_spread(pull, found["reflection"][here])
+    spread = f"{np.mean(pull):8.3f}{np.std(pull):8.3f} ± {error:.3f}{robust:8.3f}"
     return f"{name:20s}{len(pull):7d}{spread}{held}{np.std(found['plain'][here]):8.3f}"
 
 
@@ -103,8 +111,8 @@ def main() -> None:
 
     found = pulls_of(run)
     held = [f"{100 * s:.0f} %" for s in SHARES]
-    heads = "".join(f"{h:>8s}" for h in ("mean", "sd", "16–84 %", *held, "plain"))
-    print(f"{'':20s}{'pairs':>7s}{heads}")
+    heads = "".join(f"{h:>8s}" for h in ("16–84 %", *held, "plain"))
+    print(f"{'':20s}{'pairs':>7s}{'mean':>8s}{'sd':>8s}{'':8s}{heads}")
     print(line("all", found))
     for quantity in ("intensity", "signal", "d", "partiality"):
         for name, here in zip(("low", "middle", "high"), thirds(found[quantity]), strict=True):
