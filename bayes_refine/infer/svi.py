@@ -84,9 +84,9 @@ def svi_fit(
     without noise where the guide is the posterior.  Judged stretch by stretch (Dhaka et al.
     2020): it has converged when the ELBO's change is below its Monte-Carlo error and 99 % of the
     parameters either have an R-hat below 1.1 over the last two stretches or drift by less than
-    0.05 posterior sd; the parameters are then the average over those two.  Where the ELBO has
-    stopped but the parameters wander, the steps become three times shorter (Welandawe et al.
-    2022).
+    0.05 posterior sd, and steps three times shorter no longer raise the ELBO (Welandawe et al.
+    2022): noise of long steps makes a guide too narrow.  The parameters are the average over
+    the last two stretches.
 
     Args:
         fit: of ``map_fit`` for the same model and ``args``; the guide's start and its metric.
@@ -113,6 +113,7 @@ def svi_fit(
     state, rate = Adam(learning_rate).init(parameters), learning_rate
     elbo: list[np.ndarray] = []
     before: _Stretch | None = None
+    reached = -np.inf  # the ELBO where longer steps settled
     while True:
         key, here = jax.random.split(key)
         state, now = walk(state, rate, jax.random.split(here, stretch))
@@ -126,14 +127,18 @@ def svi_fit(
         unsettled = 1 - float(_settled(before, now, stretch))
         change, change_sd = _change(before.elbo, now.elbo)
         flat = len(elbo) > 1 and change < max(2 * change_sd, UNNOTICED)
-        settled = flat and unsettled <= 1 - SETTLED
+        still = flat and unsettled <= 1 - SETTLED
         say(
             f"step {steps}: ELBO {elbo[-1].mean():.2f} ({change:+.2f} ± {change_sd:.2f}),"
             f" {100 * unsettled:.1f} % of the guide still moving"
         )
+        level = np.concatenate(elbo[-2:]).mean()
+        settled = still and level - reached < max(2 * change_sd, UNNOTICED)
         if settled or last:
             break
-        before, rate = now, rate * (SHORTER if flat else 1)
+        # two stretches of the same steps are judged together where those before were still
+        before, reached = (None, level) if still else (now, reached)
+        rate *= SHORTER if flat else 1
     averaged = jax.tree.map(lambda a, b: (a + b) / 2, before.mean, now.mean)
     tail = np.concatenate(elbo[-2:])
     khat = np.nan
