@@ -46,8 +46,10 @@ _KNOWN = {
     "position_error_tangential_inv_angstrom": Quantity(
         "centroid error, tangential", 1e3, "10⁻³ Å⁻¹"
     ),
-    "position_error_fall_radial_angstrom": Quantity("its fall with 1/d, radial", 1, "Å"),
-    "position_error_fall_tangential_angstrom": Quantity("its fall with 1/d, tangential", 1, "Å"),
+    "position_error_fall_radial_angstrom": Quantity("fall of the radial one with 1/d", 1, "Å"),
+    "position_error_fall_tangential_angstrom": Quantity(
+        "fall of the tangential one with 1/d", 1, "Å"
+    ),
 }
 _SUFFIXES = {
     "_inv_angstrom": (1e3, "10⁻³ Å⁻¹"),
