@@ -1,7 +1,7 @@
 """The factored model of still images: scale, profile width and geometry, three likelihoods.
 
-Shared by the run: R0, bandwidth, mosaic spread, beam centre and distance, and how far the model
-itself is off.  One per image: G, B, orientation, cell strain, R1.
+Shared by the run: R0, bandwidth, divergence, mosaic spread, beam centre and distance, and how far
+the model itself is off.  One per image: G, B, orientation, cell strain, R1.
 """
 
 import math
@@ -21,6 +21,15 @@ def residual(mean, variance, nu):
     if isinstance(nu, float):
         return dist.Normal(mean, jnp.sqrt(variance))
     return dist.StudentT(nu, mean, jnp.sqrt(variance))
+
+
+def tail_factor(z2, nu):
+    """Variance of a Student-t residual of square ``z2``, over what ``residual`` was given; 1 for
+    normal ones.
+
+    A Student-t is a normal of unknown precision; given z, (ν + 1)/(ν + z²) is its mean.
+    """
+    return 1.0 if isinstance(nu, float) else (nu + z2) / (nu + 1)
 
 
 def log_normal(name, median, log_sd, size=()):
@@ -46,6 +55,7 @@ def model(obs, priors, partiality=forward.partiality, spot_shape=round_spot, ter
     # the run
     R0 = log_normal("R0", priors.R0_inv_angstrom, priors.log_R0_sd)
     bandwidth = log_normal("bandwidth", obs.bandwidth, priors.log_bandwidth_sd)
+    divergence = log_normal("divergence_mrad", priors.divergence_mrad, priors.log_divergence_sd)
     mosaic_run = log_normal("mosaic_mrad", priors.mosaic_spread_mrad, priors.log_mosaic_spread_sd)
     shift_sd = jnp.array([priors.beam_center_sd_mm] * 2 + [priors.distance_sd_mm])
     shift = numpyro.sample("detector_shift_mm", dist.Normal(0.0, shift_sd).to_event(1))
@@ -96,7 +106,7 @@ def model(obs, priors, partiality=forward.partiality, spot_shape=round_spot, ter
     # each reflection: where, how wide, how bright
     spread = forward.mosaic_covariance(mosaic[:, 0], shape[:, 0])
     where = rotation[:, 0], strain[:, 0], shift
-    spot, m2 = forward.spot(obs, *where, R0, bandwidth, spread, moment)
+    spot, m2 = forward.spot(obs, *where, R0, bandwidth, divergence, spread, moment)
     p = partiality(spot.excitation_error, R0, spot.R0_eff)
     scale = jnp.exp(log_G) * forward.debye_waller(B, obs.norm_q) * p
     J_model = scale * obs.intensity_reference
@@ -118,10 +128,14 @@ def model(obs, priors, partiality=forward.partiality, spot_shape=round_spot, ter
     unsure = relative + obs.reference_error**2
     means, variances = [J_model * profile[:, 0]], [counting[:, 0] + unsure * J_model**2]
 
-    # the moments: of the photons that are there, J_model drawn to the total where it is unsure
+    # the moments: of the photons that are there, J_model drawn to the total where it is unsure,
+    # as it is where the total is an outlier
     gain = jnp.where(profile[:, 0] > 0, profile[:, 0], 1.0)  # none where there are no pixels
     measured, v = obs.statistics[:, 0] / gain, counting[:, 0] + seen[:, 0] * J_model**2
-    J, J_variance = forward.given_total(J_model, unsure - seen[:, 0], measured, v / gain**2)
+    tail = tail_factor((obs.statistics[:, 0] - means[0]) ** 2 / variances[0], nu)
+    J, J_variance = forward.given_total(
+        J_model, (unsure - seen[:, 0]) * tail, measured, v / gain**2
+    )
     counting = forward.counting_variance(obs, J, terms)
     for k in range(1, terms):
         means.append(J * profile[:, k])
