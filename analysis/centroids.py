@@ -1,9 +1,9 @@
 """What moves the centroids of spots, beyond geometry and counting?
 
 By resolution, on `lysosim` and `thermolysin_xfel`: how far centroids move along the radius with
-ε_r, which shows bandwidth (or the crystal's own spread of d, which looks the same), divergence
-and mosaic spread; how they scatter along and across the radius beyond counting; and where in its
-pixel a spot seems to lie.
+ε_r, which shows bandwidth (or the crystal's own spread of d, which looks the same) and mosaic
+spread; how they scatter along and across the radius beyond counting; and where in its pixel a
+spot seems to lie.
 
 The simulator of `lysosim` blurs whole pixels: a spot narrower than one lies at the centre of its
 own.  Its spectrum is three wavelengths 0.15 % apart, rms 0.122 %; the file says 0.087 %.
@@ -28,7 +28,6 @@ import bayes_refine as br
 from bayes_refine import forward, infer
 
 SHELLS, PHASES = 8, 10
-CAUSES = ("bandwidth", "divergence", "mosaic")  # of a displacement with ε_r
 
 
 def centroids(run: br.RunFit, model, priors: br.Priors) -> dict[str, np.ndarray]:
@@ -36,7 +35,7 @@ def centroids(run: br.RunFit, model, priors: br.Priors) -> dict[str, np.ndarray]
 
     ``off`` (n, 2) of the centroids from where the model has them along and across the radius,
     ``counting`` and ``beyond`` (n, 2) their sd by counting and by the errors that the model
-    learned; the slopes with ε_r that CAUSES make; ``off_px`` (n, 2)
+    learned; the slopes with ε_r that ``bandwidth`` and ``mosaic`` spread make; ``off_px`` (n, 2)
     and ``xy_px`` (n, 2) along x and y.
     """
     obs, values = run.observations, run.fit.values()
@@ -56,11 +55,8 @@ def centroids(run: br.RunFit, model, priors: br.Priors) -> dict[str, np.ndarray]
     eta = 1e-3 * np.exp(values["log_mosaic_image_mrad"])
     m2 = np.asarray((eta * obs.norm_q * obs.cos_theta) ** 2)
     bw2 = np.asarray(forward.bandwidth_width(obs, np.exp(values["log_bandwidth"])) ** 2)
-    D = np.sqrt(2) * 1e-3 * np.exp(values["log_divergence_mrad"]) * obs.wavevector
+    rr = np.exp(2 * values["log_R0"]) + m2 + bw2
     tan = np.asarray(obs.sin_theta / obs.cos_theta)
-    sin_2theta = 2 * np.asarray(obs.sin_theta * obs.cos_theta)
-    div2 = np.asarray((D * sin_2theta) ** 2)
-    rr = np.exp(2 * values["log_R0"]) + m2 + bw2 + div2
     to_px = np.linalg.inv(r.frame[rows])
     return {
         "norm_q": norm_q,
@@ -70,7 +66,6 @@ def centroids(run: br.RunFit, model, priors: br.Priors) -> dict[str, np.ndarray]
         "counting": np.sqrt(np.maximum(sd**2 - beyond**2, 0)),
         "beyond": beyond,
         "bandwidth": (-bw2 / tan / rr)[fit],
-        "divergence": (-div2 * (1 / tan - tan) / 2 / rr)[fit],
         "mosaic": (m2 * tan / rr)[fit],
         "off_px": np.einsum("nij,nj->ni", to_px, off),
         "xy_px": r.xy_px[rows],
@@ -114,25 +109,24 @@ def main() -> None:
 
     figure, axes = plt.subplots(2, 3, figsize=(15, 8), layout="constrained")
     for (name, run), (left, middle, right) in zip(runs.items(), axes, strict=True):
-        for site, factor, unit in (("bandwidth", 100, "%"), ("divergence_mrad", 1, "mrad")):
-            value, sd = np.exp(run.fit.values()[f"log_{site}"]), run.fit.sd(f"log_{site}")
-            print(f"{name}: {site} {factor * value:.4f} {unit} ± {100 * sd:.1f} % of it")
+        bandwidth, sd = np.exp(run.fit.values()["log_bandwidth"]), run.fit.sd("log_bandwidth")
+        print(f"{name}: bandwidth {100 * bandwidth:.4f} % ± {100 * sd:.1f} % of it")
         found = centroids(run, model, priors)
         edges = np.quantile(found["norm_q"], np.linspace(0, 1, SHELLS + 1))
         rows = []
-        print("1/d, Å⁻¹: slope with ε_r as measured ± sd, by bandwidth, divergence, mosaic spread;")
+        print("1/d, Å⁻¹: slope with ε_r as measured ± sd, by bandwidth, by mosaic spread;")
         print("   scatter beyond counting, 1e-4 Å⁻¹, radial and tangential; that of the model")
         for low, high in pairwise(edges):
             here = (found["norm_q"] >= low) & (found["norm_q"] <= high)
-            parts = [np.mean(found[k][here]) for k in CAUSES]
+            beams = [np.mean(found[k][here]) for k in ("bandwidth", "mosaic")]
             left_over, error = slope(found, here)
             seen, known = 1e4 * scatter(found, here), 1e4 * found["beyond"][here].mean(0)
             rows.append(
-                [(low + high) / 2, sum(parts) + left_over, error, sum(parts), *seen, *known]
+                [(low + high) / 2, sum(beams) + left_over, error, sum(beams), *seen, *known]
             )
             print(
-                f"{low:.3f}–{high:.3f}: {sum(parts) + left_over:+.3f} ± {error:.3f},"
-                f" {', '.join(f'{x:+.3f}' for x in parts)}; {seen[0]:.2f} {seen[1]:.2f};"
+                f"{low:.3f}–{high:.3f}: {sum(beams) + left_over:+.3f} ± {error:.3f},"
+                f" {beams[0]:+.3f}, {beams[1]:+.3f}; {seen[0]:.2f} {seen[1]:.2f};"
                 f" {known[0]:.2f} {known[1]:.2f}"
             )
         q, total, error, of_model, *scatters = np.transpose(rows)

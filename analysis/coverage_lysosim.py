@@ -64,18 +64,17 @@ def of_blocks(obs: Observations, values, n_blocks: int, rng: np.random.Generator
     refined orientation; counting noise; nothing else is wrong.
     """
     R0 = jnp.exp(values["log_R0"])
-    eta = jnp.exp(values["log_mosaic_mrad"])
-    beam = jnp.exp(values["log_bandwidth"]), jnp.exp(values["log_divergence_mrad"])
+    eta, bandwidth = jnp.exp(values["log_mosaic_mrad"]), jnp.exp(values["log_bandwidth"])
     R1 = jnp.exp(values["log_R1"])
     where = values["rotation_mrad"][:, 0], values["strain"][:, 0], values["detector_shift_mm"]
     spread = jnp.tile(eta**2 * jnp.eye(3), (len(R1), 1, 1))
     round_spot = R1**2 / 2, R1**2 / 2, 0.0
-    spot, m2 = forward.spot(obs, *where, R0, *beam, spread, round_spot)
+    spot, _ = forward.spot(obs, *where, R0, bandwidth, spread, round_spot)
     G = jnp.exp(values["log_G"]) * forward.debye_waller(values["B"], obs.norm_q)
     smooth = forward.partiality(spot.excitation_error, R0, spot.R0_eff)
     turned = 1e-3 * float(eta) / np.sqrt(2) * rng.standard_normal((n_blocks, len(R1), 3))
     lever = jnp.cross(obs.q, obs.s_hat, axis=1)
-    R_k = jnp.sqrt(spot.R0_eff**2 - m2)
+    R_k = jnp.sqrt(R0**2 + forward.bandwidth_width(obs, bandwidth) ** 2)
     p = 0.0
     for block in turned:  # (n, 3)
         moved = spot.excitation_error + jnp.einsum("ni,nim->nm", block, lever)

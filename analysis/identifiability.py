@@ -48,7 +48,6 @@ def prior_sd(priors: br.Priors):
         "log_R1": priors.log_R1_sd,
         "log_R0": priors.log_R0_sd,
         "log_bandwidth": priors.log_bandwidth_sd,
-        "log_divergence_mrad": priors.log_divergence_sd,
         "log_mosaic_mrad": priors.log_mosaic_spread_sd,
         "detector_shift_mm": np.array(
             [priors.beam_center_sd_mm, priors.beam_center_sd_mm, priors.distance_sd_mm]

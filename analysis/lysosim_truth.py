@@ -101,8 +101,7 @@ def main() -> None:
             f"{name}: {values['detector_shift_mm'][k]:+.4f} ± {shift_sd[k]:.4f} mm,"
             f" true {truth.shift_mm[k]:+.4f}"
         )
-    of_beam = ("bandwidth", "divergence_mrad")
-    for name in ("R0", *of_beam, "mosaic_mrad", "model_error", "blocks", "shape_error"):
+    for name in ("R0", "bandwidth", "mosaic_mrad", "model_error", "blocks", "shape_error"):
         x, s = float(values[f"log_{name}"]), float(sd(f"log_{name}"))
         print(f"{name}: {np.exp(x):.4g} (ln sd {s:.3f})")
     for k, direction in enumerate(("radial", "tangential")):

@@ -46,7 +46,6 @@ NAMES = {
     "log_model_error": "ln model error",
     "log_blocks": "ln blocks",
     "log_bandwidth": "ln bandwidth",
-    "log_divergence_mrad": "ln divergence",
     "log_position_error_0": "ln position error, radial",
     "log_position_error_1": "ln position error, tangential",
     "log_shape_error": "ln shape error",

@@ -50,7 +50,6 @@ def prior_precision(fit: br.Fit, priors: br.Priors) -> np.ndarray:
     sd = {
         "log_R0": priors.log_R0_sd,
         "log_bandwidth": priors.log_bandwidth_sd,
-        "log_divergence_mrad": priors.log_divergence_sd,
         "log_mosaic_mrad": priors.log_mosaic_spread_sd,
         "detector_shift_mm": [priors.beam_center_sd_mm] * 2 + [priors.distance_sd_mm],
         "log_model_error": priors.log_model_error_sd,

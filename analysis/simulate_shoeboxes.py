@@ -38,8 +38,6 @@ PRIORS = br.Priors(
     R0_inv_angstrom=4e-4,
     log_R0_sd=0.25,
     log_bandwidth_sd=0.25,
-    divergence_mrad=0.3,
-    log_divergence_sd=0.25,
     mosaic_spread_mrad=0.6,
     log_mosaic_spread_sd=0.25,
     log_mosaic_image_sd=0.15,
@@ -173,7 +171,6 @@ def draw_unknowns(
     run = {
         "log_R0": log(p.R0_inv_angstrom, p.log_R0_sd),
         "log_bandwidth": log(setup.simulation.bandwidth, p.log_bandwidth_sd),
-        "log_divergence_mrad": log(p.divergence_mrad, p.log_divergence_sd),
         "log_mosaic_mrad": log(p.mosaic_spread_mrad, p.log_mosaic_spread_sd),
         "detector_shift_mm": rng.standard_normal(3)
         * [p.beam_center_sd_mm, p.beam_center_sd_mm, p.distance_sd_mm],
@@ -221,7 +218,6 @@ def true_spots(setup: Setup, stills, truth: dict[str, np.ndarray], i: int):
         R0=float(np.exp(truth["log_R0"])),
         R1=float(np.exp(truth["log_R1"][i, 0])),
         bandwidth=float(np.exp(truth["log_bandwidth"])),
-        divergence_rad=1e-3 * float(np.exp(truth["log_divergence_mrad"])),
         mosaic_rad=1e-3 * float(np.exp(truth["log_mosaic_image_mrad"][i, 0])),
         mosaic_shape=tuple(truth["mosaic_shape"][i, 0]),
     )
@@ -237,11 +233,9 @@ def with_discrepancies(setup: Setup, spots, relp, truth, rng: np.random.Generato
     wavelength = setup.beam.wavelength
     n = len(spots.J)
     norm_q = np.linalg.norm(spots.q, axis=1)
-    k2, all2 = (
-        relp_covariance(replace(relp, mosaic_rad=eta), spots.q, spots.frame)[:, 0, 0]
-        for eta in (0.0, relp.mosaic_rad)
-    )
-    m2 = all2 - k2
+    sigma = relp_covariance(relp, spots.q, spots.frame)
+    k2 = relp.R0**2 + 0.5 * (relp.bandwidth * wavelength * norm_q**2) ** 2
+    m2 = sigma[:, 0, 0] - k2
     power = 2 * spots.epsilon_r**2 * (1 / (k2 + m2) - 1 / (k2 + 2 * m2))
     speckle = (k2 + m2) / np.sqrt(k2 * (k2 + 2 * m2)) * np.exp(power) - 1
     error = np.exp(truth["log_model_error"] - truth["model_error_fall"] * (norm_q - 0.25))

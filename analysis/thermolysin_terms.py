@@ -70,7 +70,6 @@ def main() -> None:
         ),
         "no read-out noise": variant(settings=replace(settings, read_noise=0.0)),
         "no sensor (parallax)": variant(stills=stills),
-        "no divergence": variant(priors=br.Priors(divergence_mrad=1e-6, log_divergence_sd=1e-3)),
         "no bandwidth": variant(priors=br.Priors(bandwidth=1e-6, log_bandwidth_sd=1e-3)),
         "textbook moments": variant(settings=replace(settings, weights=measure.moment_weights)),
     }

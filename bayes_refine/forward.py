@@ -7,8 +7,6 @@ e1, e2 (``Predictions``), in the exp(−x²/R²) convention,
       + m² (t tᵀ + e2 e2ᵀ),  t = (cosθ, −sinθ, 0)     mosaic spread, m = η|q|, the same about
                                                       all axes; else (q×a)ᵀ C (q×b) along a and b
       + R_bw² w wᵀ,          w = (1, cotθ, 0)·∓       bandwidth, R_bw = bλ/(√2 d²)
-      + D² (u uᵀ + e2 e2ᵀ),  u = (sin2θ, cos2θ, 0)    divergence, D = √2σ/λ: rays of the beam
-                                                      spread by σ about each axis normal to it
 
 Its marginal along r is the partiality, its conditional given ε_r the spot: a mean that moves
 with ε_r along e1 (and e2), and a second moment.
@@ -145,15 +143,7 @@ def bandwidth_width(obs: Observations, bandwidth: Array | float) -> Array:
 
 
 def spot(
-    obs: Observations,
-    rotation_mrad,
-    strain,
-    shift_mm,
-    R0,
-    bandwidth,
-    divergence_mrad,
-    mosaic_mrad2,
-    R1_moment,
+    obs: Observations, rotation_mrad, strain, shift_mm, R0, bandwidth, mosaic_mrad2, R1_moment
 ) -> tuple[Spot, Array]:
     """Marginal and conditional of the Gaussian relp (module docstring), and m² (n, m), the part
     of R0_eff² that is mosaic spread.
@@ -162,10 +152,9 @@ def spot(
 
     Args:
         rotation_mrad, strain, shift_mm: as :func:`geometry`.
-        R0: Å⁻¹; bandwidth: rms fraction; divergence_mrad: rms about each axis; mosaic_mrad2:
-            (n, 3, 3) twice the covariance of the blocks' rotations, mrad²: η² for the same
-            spread about all axes.
-        R1_moment: (M11, M22, M12) of the spot of one block and one ray, broadcastable to (n, m),
+        R0: Å⁻¹; bandwidth: rms fraction; mosaic_mrad2: (n, 3, 3) twice the covariance of the
+            blocks' rotations, mrad²: η² for the same spread about all axes; R1_moment: (M11,
+            M22, M12) of the spot without mosaic spread and bandwidth, broadcastable to (n, m),
             Å⁻²: R1²/2, R1²/2, 0 for round spots.
     """
     excitation, shift_1, shift_2 = geometry(obs, rotation_mrad, strain, shift_mm)
@@ -173,19 +162,16 @@ def spot(
     turned = jnp.stack([jnp.cross(q, a, axis=1) for a in (obs.s_hat, obs.e1, obs.e2)], 1) * 1e-3
     m = jnp.einsum("naim,nij,nbjm->nabm", turned, mosaic_mrad2, turned)  # twice the covariance
     bw2 = bandwidth_width(obs, bandwidth) ** 2
-    D2 = 2 * (1e-3 * divergence_mrad * obs.wavevector) ** 2
     cot = obs.cos_theta / obs.sin_theta
-    sin_2theta, cos_2theta = 2 * obs.sin_theta * obs.cos_theta, 1 - 2 * obs.sin_theta**2
-    rr = R0**2 + m[:, 0, 0] + bw2 + D2 * sin_2theta**2
-    # less their covariance with r: Δ_r = −ε_r
-    r1, r2 = -m[:, 0, 1] - bw2 * cot - D2 * sin_2theta * cos_2theta, -m[:, 0, 2]
+    rr = R0**2 + m[:, 0, 0] + bw2
+    r1, r2 = -m[:, 0, 1] - bw2 * cot, -m[:, 0, 2]  # less their covariance with r: Δ_r = −ε_r
     found = Spot(
         excitation_error=excitation,
         R0_eff=jnp.sqrt(rr),
         shift_1=shift_1 + r1 / rr * excitation,
         shift_2=shift_2 + r2 / rr * excitation,
-        m11=R1_moment[0] + 0.5 * (m[:, 1, 1] + bw2 * cot**2 + D2 * cos_2theta**2 - r1**2 / rr),
-        m22=R1_moment[1] + 0.5 * (m[:, 2, 2] + D2 - r2**2 / rr),
+        m11=R1_moment[0] + 0.5 * (m[:, 1, 1] + bw2 * cot**2 - r1**2 / rr),
+        m22=R1_moment[1] + 0.5 * (m[:, 2, 2] - r2**2 / rr),
         m12=R1_moment[2] + 0.5 * (m[:, 1, 2] - r1 * r2 / rr),
     )
     return found, m[:, 0, 0]
@@ -219,7 +205,7 @@ def mosaic_covariance(mosaic_mrad, shape) -> Array:
 def block_variance(spot: Spot, m2) -> Array:
     """Relative variance of p, times the number of mosaic blocks, that their finite number causes.
 
-    Each block has a curve k = exp(−(ε_r − x)²/R_k²), R_k² = R_eff² − m², about its own place x
+    Each block has a curve k = exp(−(ε_r − x)²/R_k²), R_k² = R0² + R_bw², about its own place x
     with spread m = η|q|cosθ.  One draw of x varies by E[k²]/E[k]² − 1,
 
         E[k²]/E[k]² = R_eff²/(R_k √(R_k² + 2m²)) · exp(2ε_r²(1/R_eff² − 1/(R_k² + 2m²))),

@@ -23,8 +23,6 @@ class Priors:
         R0_inv_angstrom, log_R0_sd: partiality width (reciprocal size of a mosaic block), shared.
         bandwidth, log_bandwidth_sd: rms Δλ/λ, and Δd/d within a crystal, which looks the same;
             shared; ``bandwidth`` is the median where nothing states one.
-        divergence_mrad, log_divergence_sd: rms spread of the beam's rays about each axis normal to
-            it, shared.
         mosaic_spread_mrad, log_mosaic_spread_sd: η, in the exp(−x²/η²) convention, shared.
         log_mosaic_image_sd: of ln η from crystal to crystal.
         mosaic_shape_sd: of what tells η about one axis from η about another, ln of ratios.
@@ -49,8 +47,6 @@ class Priors:
     log_R0_sd: float = 0.7
     bandwidth: float = 5e-4
     log_bandwidth_sd: float = 0.5
-    divergence_mrad: float = 0.2
-    log_divergence_sd: float = 1.0
     mosaic_spread_mrad: float = 0.5
     log_mosaic_spread_sd: float = 1.0
     log_mosaic_image_sd: float = 0.2

@@ -29,7 +29,6 @@ def model(pixels, priors, noise=poisson, partiality=forward.partiality):
     # the run
     R0 = log_normal("R0", priors.R0_inv_angstrom, priors.log_R0_sd)
     bandwidth = log_normal("bandwidth", obs.bandwidth, priors.log_bandwidth_sd)
-    divergence = log_normal("divergence_mrad", priors.divergence_mrad, priors.log_divergence_sd)
     mosaic_run = log_normal("mosaic_mrad", priors.mosaic_spread_mrad, priors.log_mosaic_spread_sd)
     shift_sd = jnp.array([priors.beam_center_sd_mm] * 2 + [priors.distance_sd_mm])
     shift = numpyro.sample("detector_shift_mm", dist.Normal(0.0, shift_sd).to_event(1))
@@ -56,7 +55,7 @@ def model(pixels, priors, noise=poisson, partiality=forward.partiality):
     moment = R1**2 / 2, R1**2 / 2, 0.0
     spread = forward.mosaic_covariance(mosaic[:, 0], shape[:, 0])
     where = rotation[:, 0], strain[:, 0], shift
-    spot, _ = forward.spot(obs, *where, R0, bandwidth, divergence, spread, moment)
+    spot, _ = forward.spot(obs, *where, R0, bandwidth, spread, moment)
     p = partiality(spot.excitation_error, R0, spot.R0_eff)
     scale = jnp.exp(log_G) * forward.debye_waller(B, obs.norm_q) * p
     numpyro.deterministic("scale", scale)

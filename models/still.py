@@ -1,7 +1,7 @@
 """The factored model of still images: scale, profile width and geometry, three likelihoods.
 
-Shared by the run: R0, bandwidth, divergence, mosaic spread, beam centre and distance, and how far
-the model itself is off.  One per image: G, B, orientation, cell strain, R1.
+Shared by the run: R0, bandwidth, mosaic spread, beam centre and distance, and how far the model
+itself is off.  One per image: G, B, orientation, cell strain, R1.
 """
 
 import math
@@ -55,7 +55,6 @@ def model(obs, priors, partiality=forward.partiality, spot_shape=round_spot, ter
     # the run
     R0 = log_normal("R0", priors.R0_inv_angstrom, priors.log_R0_sd)
     bandwidth = log_normal("bandwidth", obs.bandwidth, priors.log_bandwidth_sd)
-    divergence = log_normal("divergence_mrad", priors.divergence_mrad, priors.log_divergence_sd)
     mosaic_run = log_normal("mosaic_mrad", priors.mosaic_spread_mrad, priors.log_mosaic_spread_sd)
     shift_sd = jnp.array([priors.beam_center_sd_mm] * 2 + [priors.distance_sd_mm])
     shift = numpyro.sample("detector_shift_mm", dist.Normal(0.0, shift_sd).to_event(1))
@@ -106,7 +105,7 @@ def model(obs, priors, partiality=forward.partiality, spot_shape=round_spot, ter
     # each reflection: where, how wide, how bright
     spread = forward.mosaic_covariance(mosaic[:, 0], shape[:, 0])
     where = rotation[:, 0], strain[:, 0], shift
-    spot, m2 = forward.spot(obs, *where, R0, bandwidth, divergence, spread, moment)
+    spot, m2 = forward.spot(obs, *where, R0, bandwidth, spread, moment)
     p = partiality(spot.excitation_error, R0, spot.R0_eff)
     scale = jnp.exp(log_G) * forward.debye_waller(B, obs.norm_q) * p
     J_model = scale * obs.intensity_reference

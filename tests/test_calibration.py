@@ -40,8 +40,6 @@ PRIORS = Priors(
     R0_inv_angstrom=4e-4,
     log_R0_sd=0.1,
     log_bandwidth_sd=0.3,
-    divergence_mrad=0.3,
-    log_divergence_sd=0.3,
     mosaic_spread_mrad=0.6,
     log_mosaic_spread_sd=0.1,
     log_mosaic_image_sd=0.1,
@@ -83,7 +81,6 @@ def drawn(rng: np.random.Generator) -> dict[str, np.ndarray]:
     return {
         "log_R0": np.log(p.R0_inv_angstrom) + p.log_R0_sd * normal(),
         "log_bandwidth": np.log(RUN.bandwidth) + p.log_bandwidth_sd * normal(),
-        "log_divergence_mrad": np.log(p.divergence_mrad) + p.log_divergence_sd * normal(),
         "log_mosaic_mrad": run_mosaic,
         "detector_shift_mm": normal(3) * shift_sd,
         "log_model_error": np.log(p.model_error) + p.log_model_error_sd * normal(),
@@ -117,7 +114,6 @@ def painted(truth, stills, reference, sphere, rng: np.random.Generator) -> np.nd
             R0=float(np.exp(truth["log_R0"])),
             R1=float(np.exp(truth["log_R1"][i, 0])),
             bandwidth=float(np.exp(truth["log_bandwidth"])),
-            divergence_rad=1e-3 * float(np.exp(truth["log_divergence_mrad"])),
             mosaic_rad=1e-3 * float(np.exp(truth["log_mosaic_image_mrad"][i, 0])),
             mosaic_shape=tuple(truth["mosaic_shape"][i, 0]),
         )

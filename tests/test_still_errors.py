@@ -97,7 +97,6 @@ def true_values(off_px, fall, wider) -> dict:
     return {
         "log_R0": np.log(R0),
         "log_bandwidth": np.log(1e-6),
-        "log_divergence_mrad": np.log(1e-6),
         "log_mosaic_mrad": np.log(1e-3),
         "log_mosaic_image_mrad": np.log(np.full((1, 1), 1e-3)),
         "detector_shift_mm": np.zeros(3),

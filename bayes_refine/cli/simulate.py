@@ -43,9 +43,6 @@ def simulate_command(
     bandwidth: Annotated[
         float, typer.Option(min=0.0, metavar="FRACTION", help="Δλ/λ, rms fraction.")
     ] = 1e-3,
-    divergence_mrad: Annotated[
-        float, typer.Option(min=0.0, metavar="MRAD", help="Of the beam, rms about each axis.")
-    ] = 0.0,
     mosaic_mrad: Annotated[
         float, typer.Option(min=0.0, metavar="MRAD", help="Mosaic spread η, exp(−φ²/η²).")
     ] = 0.0,
@@ -74,7 +71,6 @@ def simulate_command(
         n_panels=panels,
         wavelength=wavelength,
         bandwidth=bandwidth,
-        divergence_rad=divergence_mrad * 1e-3,
         mosaic_rad=mosaic_mrad * 1e-3,
         mean_photons=photons,
         background_photons=background,

@@ -64,17 +64,11 @@ def of_one_bandwidth(stills: Sequence[Still], priors: Priors) -> tuple[Still, ..
     return tuple(replace(s, beam=beams[id(s.beam)]) for s in stills)
 
 
-def widths(state: State, priors: Priors) -> tuple[float, float, float]:
-    """R0 (Å⁻¹), divergence and mosaic spread η (mrad) of a state; the priors' where it has none."""
-    of_priors = {
-        "log_R0": priors.R0_inv_angstrom,
-        "log_divergence_mrad": priors.divergence_mrad,
-        "log_mosaic_mrad": priors.mosaic_spread_mrad,
-    }
-    R0, divergence, eta = (
-        float(np.exp(state[name])) if name in state else prior for name, prior in of_priors.items()
-    )
-    return R0, divergence, eta
+def widths(state: State, priors: Priors) -> tuple[float, float]:
+    """R0 (Å⁻¹) and mosaic spread η (mrad) of a state; the priors' where it has none."""
+    log_R0 = state.get("log_R0", np.log(priors.R0_inv_angstrom))
+    log_eta = state.get("log_mosaic_mrad", np.log(priors.mosaic_spread_mrad))
+    return float(np.exp(np.asarray(log_R0))), float(np.exp(np.asarray(log_eta)))
 
 
 def tails(state: State, priors: Priors) -> float:
@@ -84,12 +78,11 @@ def tails(state: State, priors: Priors) -> float:
 
 def partiality_width(state: State, priors: Priors) -> Width:
     """R0_eff (Å⁻¹) at a state, a function of d (Å) and of the beam."""
-    R0, divergence, eta = widths(state, priors)
+    R0, eta_mrad = widths(state, priors)
 
     def width(d, beam):
         bandwidth = np.exp(state["log_bandwidth"]) if "log_bandwidth" in state else beam.bandwidth
         smeared = bandwidth * beam.wavelength / (np.sqrt(2) * d**2)
-        # crystals and rays turned by as much are as far off the sphere, 2θ small
-        return np.sqrt(R0**2 + smeared**2 + 1e-6 * (eta**2 + 2 * divergence**2) / d**2)
+        return np.sqrt(R0**2 + smeared**2 + (1e-3 * eta_mrad / d) ** 2)
 
     return width

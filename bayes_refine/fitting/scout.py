@@ -16,7 +16,7 @@ from .rounds import one_round
 from .run import BATCH, Run, Say
 from .seen import MIN_COVERED, Kept, references, shoebox_for, statistics_of
 
-HOLD = 0.05  # sd of ln of what is held: the widths while the curve is broad, ν all along
+HOLD = 0.05  # sd of ln of what is held: R0, η and bandwidth while the curve is broad, ν all along
 BROAD_MARGIN = 1.5  # |ε_r| in R0_eff up to which reflections are taken then (p = 10 %)
 # errors to start from: too large is soon mended, too small is not
 ROUGH = {"log_model_error": [0.5], "log_position_error": [5e-4] * 2, "log_shape_error": [0.5]}
@@ -43,7 +43,7 @@ def scout(run: Run, priors: Priors, say: Say) -> Start:
     """Fit a batch of images from all over the run to learn where all may start.
 
     Orientations that are off look like mosaic spread, so the first round of a run is fitted
-    with η² + 2⟨ω²⟩ in place of η² and the widths held: a curve so broad that every image is
+    with η² + 2⟨ω²⟩ in place of η² and both widths held: a curve so broad that every image is
     found on it.  ⟨ω²⟩, the widths, the detector and the errors come from the scouts, whose own
     first round has the priors' widths.
     """
@@ -56,8 +56,7 @@ def scout(run: Run, priors: Priors, say: Say) -> Start:
     if run.running is not None:  # what the model errs by, and what intensities are, look the same
         priors = replace(priors, log_model_error_sd=HOLD, log_blocks_sd=HOLD)
         priors = replace(priors, model_error_fall_sd_angstrom=HOLD)
-    widths_sd = ("log_R0_sd", "log_bandwidth_sd", "log_divergence_sd", "log_mosaic_spread_sd")
-    hold = dict.fromkeys(widths_sd, HOLD)
+    hold = {"log_R0_sd": HOLD, "log_mosaic_spread_sd": HOLD, "log_bandwidth_sd": HOLD}
     state: State = {"log_R1": np.full((len(images), 1), spot_width(few, priors))}
     state |= {name: np.log(np.squeeze(value)) for name, value in ROUGH.items()}
     status, shared = np.full(len(images), "", dtype=object), []
@@ -76,11 +75,9 @@ def scout(run: Run, priors: Priors, say: Say) -> Start:
     rough, after = shared
 
     turned = np.asarray(state.get("rotation_mrad", 0.0))
-    R0, divergence, eta = widths(after, priors)
+    R0, eta = widths(after, priors)
     eta = float(np.hypot(eta, np.sqrt(2 * np.mean(turned**2))))
     start = {**rough, "log_R0": np.log(R0), "log_mosaic_mrad": np.log(eta)}
-    if "log_divergence_mrad" in state:  # R1 goes with it
-        start["log_divergence_mrad"] = np.log(divergence)
     start |= {k: after[k] for k in ("detector_shift_mm",) if k in after}
     if "strain" in state:  # the cell goes with the distance
         start["strain"] = np.repeat(np.median(state["strain"], axis=0)[None], n, axis=0)
@@ -88,9 +85,7 @@ def scout(run: Run, priors: Priors, say: Say) -> Start:
         start["log_R1"] = np.full((n, 1), np.median(state["log_R1"]))
     if "log_mosaic_image_mrad" in state:
         after["log_mosaic_image_mrad"] = np.full((n, 1), after["log_mosaic_mrad"])
-    broad = replace(
-        priors, **hold, R0_inv_angstrom=R0, divergence_mrad=divergence, mosaic_spread_mrad=eta
-    )
+    broad = replace(priors, **hold, R0_inv_angstrom=R0, mosaic_spread_mrad=eta)
     return Start(start, broad, after, kept)
 
 

@@ -42,7 +42,6 @@ _KNOWN = {
     "width": Quantity("width of the image's curve"),
     "shape_error": Quantity("model error of R1²", 100, "%"),
     "bandwidth": Quantity("bandwidth Δλ/λ, rms", 100, "%"),
-    "divergence_mrad": Quantity("divergence of the beam, rms", 1, "mrad"),
     "position_error_radial_inv_angstrom": Quantity("centroid error, radial", 1e3, "10⁻³ Å⁻¹"),
     "position_error_tangential_inv_angstrom": Quantity(
         "centroid error, tangential", 1e3, "10⁻³ Å⁻¹"

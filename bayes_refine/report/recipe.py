@@ -16,7 +16,6 @@ from .quantities import quantity
 
 _LOG_PRIORS = {  # shared unknowns: prior median, ln sd
     "R0_inv_angstrom": ("R0_inv_angstrom", "log_R0_sd"),
-    "divergence_mrad": ("divergence_mrad", "log_divergence_sd"),
     "mosaic_mrad": ("mosaic_spread_mrad", "log_mosaic_spread_sd"),
     "model_error": ("model_error", "log_model_error_sd"),
     "blocks": ("blocks", "log_blocks_sd"),

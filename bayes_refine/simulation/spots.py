@@ -7,29 +7,26 @@ the sphere (ε_r > 0) has the sphere on its −ŝ side.  With θ the Bragg angle
 
     q̂ = (sin θ, cos θ, 0),    m̂ = (−cos θ, sin θ, 0),    ê2 = (0, 0, 1).
 
-Four things widen the relp, and their Σ add up:
+Three things widen the relp, and their Σ add up:
 
 - the crystal itself: diag(R0², a·R1², R1²/a), a the aspect ratio of the spot;
 - mosaic rotations, of variance η²/2 about each axis, move it normal to q:
   (η|q|)² (m̂m̂ᵀ + ê2ê2ᵀ); with a covariance C/2 of their own, by (q×a)ᵀC(q×b) along axes a and b;
 - a wavelength λ(1 + u) looks with the pixel at x̂ at q_p/(1 + u), as if the relp were at
-  (1 + u)q: along q, with <u²> = b²: 2(b|q|)² q̂q̂ᵀ;
-- a ray of the beam turned by a small φ, of variance σ² about each axis normal to ŝ0, has its
-  s0 + q moved by φ×s0, normal to s0: 2(σ/λ)² (1 − ŝ0ŝ0ᵀ), ŝ0 = (cos 2θ, −sin 2θ, 0).
+  (1 + u)q: along q, with <u²> = b²: 2(b|q|)² q̂q̂ᵀ.
 
 Hence, with no further approximation,
 
-    R0_eff² = Σ_rr = R0² + (η|q| cos θ)² + R_bw² + (D sin 2θ)²
-              with R_bw² = 2(b|q| sin θ)² = (bλ)²/(2d⁴),  D² = 2(σ/λ)²
+    R0_eff² = Σ_rr = R0² + (η|q| cos θ)² + R_bw²,    R_bw² = 2(b|q| sin θ)² = (bλ)²/(2d⁴)
     p       = (R0/R0_eff) exp(−ε_r²/R0_eff²)                       the volume is conserved
-    <ε_1>   = k ε_r,  k = (|q|² sin θ cos θ (η² − 2b²) − D² sin 2θ cos 2θ)/R0_eff²
-    R1_1²   = Σ_11 − Σ_r1²/Σ_rr,  Σ_11 = a R1² + (η|q| sin θ)² + 2(b|q| cos θ)² + (D cos 2θ)²
-    R1_2²   = Σ_22 = R1²/a + (η|q|)² + D²
+    <ε_1>   = k ε_r,  k = −Σ_r1/Σ_rr = |q|² sin θ cos θ (η² − 2b²)/R0_eff²
+    R1_1²   = Σ_11 − Σ_r1²/Σ_rr,  Σ_11 = a R1² + (η|q| sin θ)² + 2(b|q| cos θ)²
+    R1_2²   = Σ_22 = R1²/a + (η|q|)²
 
 and with a shape of the spread <ε_2> and the correlation of ε_1 and ε_2 in the same way.
 
 Mosaic spread moves a spot outwards when its relp is outside the sphere (k → tan θ), bandwidth
-(k → −cot θ) and divergence (k → −cot 2θ) inwards.
+inwards (k → −cot θ).
 """
 
 from __future__ import annotations
@@ -88,15 +85,11 @@ def relp_covariance(simulation: Simulation, q: np.ndarray, frame: np.ndarray) ->
     turned = eta * np.cross(q[:, None], frame) @ lower
     norm_q = np.linalg.norm(q, axis=1)
     sine = simulation.wavelength * norm_q / 2
-    cosine = np.sqrt(1 - sine**2)
-    along = norm_q[:, None] * np.stack([sine, cosine, 0 * sine], axis=1)
-    beam = np.stack([1 - 2 * sine**2, -2 * sine * cosine, 0 * sine], axis=1)
-    across = np.eye(3) - beam[:, :, None] * beam[:, None, :]
+    along = norm_q[:, None] * np.stack([sine, np.sqrt(1 - sine**2), 0 * sine], axis=1)
     return (
         np.diag([simulation.R0**2, a * simulation.R1**2, simulation.R1**2 / a])
         + turned @ np.swapaxes(turned, 1, 2)
         + 2 * b**2 * along[:, :, None] * along[:, None, :]
-        + 2 * (simulation.divergence_rad / simulation.wavelength) ** 2 * across
     )
 
 

@@ -21,7 +21,6 @@ class Simulation:
         cell, hall: Å and degrees; Hall symbol.
         wavelength: Å.
         bandwidth: rms Δλ/λ, a fraction.
-        divergence_rad: rms spread of the beam's rays about each axis normal to it, rad.
         polarization_fraction: fraction of the intensity in the horizontal plane.
         distance_mm, n_pixels, pixel_size_mm: a square detector normal to the beam.
         beam_offset_px: beam centre (x, y) less the middle of the detector.
@@ -49,7 +48,6 @@ class Simulation:
     hall: str = "P 4nw 2abw"
     wavelength: float = 1.0
     bandwidth: float = 1e-3
-    divergence_rad: float = 0.0
     polarization_fraction: float = 0.99
     distance_mm: float = 110.0
     n_pixels: int = 480

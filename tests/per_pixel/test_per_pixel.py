@@ -185,7 +185,6 @@ def prior_numbers(sites, priors, pixels):
     table = {
         "log_R0": (np.log(p.R0_inv_angstrom), p.log_R0_sd),
         "log_bandwidth": (np.log(float(pixels.reflections.bandwidth)), p.log_bandwidth_sd),
-        "log_divergence_mrad": (np.log(p.divergence_mrad), p.log_divergence_sd),
         "log_mosaic_mrad": (np.log(p.mosaic_spread_mrad), p.log_mosaic_spread_sd),
         "log_G": (float(pixels.reflections.log_G0), p.log_G_sd),
         "B": (p.B_mean, p.B_sd),
