@@ -1,7 +1,7 @@
 """Families of approximations, each begun at the Laplace approximation.
 
-They are Gaussian, but what is shared may be skewed: errors that few data tell of are, as
-logarithms, and the best Gaussian is a tenth too narrow for them.
+They are Gaussian, but for the structured and the low-rank one what is shared may be skewed: errors
+that few data tell of are, as logarithms, and the best Gaussian is a tenth too narrow for them.
 
 A guide is three functions of its parameters, which are all of order one: places in posterior
 sd, logarithms of widths relative to the Laplace approximation's.  ln q is split as the density
