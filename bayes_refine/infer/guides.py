@@ -1,7 +1,4 @@
-"""Families of approximations, each begun at the Laplace approximation.
-
-They are Gaussian, but for the structured and the low-rank one what is shared may be skewed: errors
-that few data tell of are, as logarithms, and the best Gaussian is a tenth too narrow for them.
+"""Families of Gaussian approximations, each begun at the Laplace approximation.
 
 A guide is three functions of its parameters, which are all of order one: places in posterior
 sd, logarithms of widths relative to the Laplace approximation's.  ln q is split as the density
@@ -54,22 +51,6 @@ def _normals(key, frame: Whitening):
 def _unit(x):
     """ln of the unit normal density, summed over the last axis."""
     return -0.5 * jnp.sum(x**2 + jnp.log(2 * jnp.pi), -1)
-
-
-CENTRE = 1.3545  # mean of √(1 + x²), x unit normal
-
-
-def _skewed(x, skew):
-    """Sinh-arcsinh of about unit normal ``x`` (Jones & Pewsey 2009) less its mean: (1 ± skew)·x in
-    the two tails."""
-    return jnp.sinh(jnp.arcsinh(x) + skew) - CENTRE * jnp.sinh(skew)
-
-
-def _unskewed(y, skew):
-    """The normal x of ``y``, and ln |dx/dy| summed over the last axis."""
-    y = y + CENTRE * jnp.sinh(skew)
-    x = jnp.arcsinh(y) - skew
-    return jnp.sinh(x), jnp.sum(jnp.log(jnp.cosh(x)) - 0.5 * jnp.log1p(y**2), -1)
 
 
 # -- mean field --------------------------------------------------------------------------------
@@ -136,7 +117,6 @@ def _structured_start(fit: Fit):
         "image_factor": jnp.zeros((n, k, k), dtype),
         "shared_place": jnp.zeros(s, dtype),
         "shared_factor": jnp.zeros((s, s), dtype),
-        "shared_skew": jnp.zeros(s, dtype),
     }
 
 
@@ -149,7 +129,6 @@ def _triangle(factor):
 
 def _structured_draw(parameters, frame: Whitening, key):
     image, shared = _normals(key, frame)
-    shared = _skewed(shared, parameters["shared_skew"])
     shared = parameters["shared_place"] + _triangle(parameters["shared_factor"]) @ shared
     image = (
         parameters["image_place"]
@@ -168,15 +147,14 @@ def _structured_log_density(parameters, frame: Whitening, theta, phi):
     factor, shared_factor = (_triangle(parameters[f"{x}_factor"]) for x in ("image", "shared"))
     image = solve_triangular(factor, image[..., None], lower=True)[..., 0]
     shared = solve_triangular(shared_factor, shared - parameters["shared_place"], lower=True)
-    shared, log_slope = _unskewed(shared, parameters["shared_skew"])
     volume = log_volume(frame)
     return (
         _unit(image) - volume[0] - jnp.trace(parameters["image_factor"], axis1=1, axis2=2),
-        _unit(shared) + log_slope - volume[1] - jnp.trace(parameters["shared_factor"]),
+        _unit(shared) - volume[1] - jnp.trace(parameters["shared_factor"]),
     )
 
 
-# q(φ) Π q(θ_i | φ), full covariance of φ, skewed, and of each θ_i, θ_i's mean linear in φ
+# q(φ) Π q(θ_i | φ), full covariance of φ and of each θ_i, θ_i's mean linear in φ
 structured = Guide("structured", _structured_start, _structured_draw, _structured_log_density)
 
 
@@ -209,7 +187,6 @@ def _low_rank_start(rank, fit: Fit):
     directions = _Directions(frame, jnp.asarray(kept), jnp.asarray(np.sqrt(variance)))
     zero = jnp.zeros_like(directions.alone)
     start = {"place": zero, "log_width": zero, "common": jnp.zeros_like(directions.common)}
-    start["shared_skew"] = jnp.zeros_like(frame.shared)
     return directions, start
 
 
@@ -219,11 +196,12 @@ def _low_rank_draw(parameters, directions: _Directions, key):
     width = directions.alone * jnp.exp(parameters["log_width"])
     common = directions.common + parameters["common"]
     dtype = width.dtype
-    x = width * jax.random.normal(of_alone, width.shape, dtype)
-    x += common @ jax.random.normal(of_common, common.shape[1:], dtype)
-    n = frame.image.size
-    x = parameters["place"] + x.at[n:].set(_skewed(x[n:], parameters["shared_skew"]))
-    image, shared = x[:n], x[n:]
+    x = (
+        parameters["place"]
+        + width * jax.random.normal(of_alone, width.shape, dtype)
+        + common @ jax.random.normal(of_common, common.shape[1:], dtype)
+    )
+    image, shared = x[: frame.image.size], x[frame.image.size :]
     image = jnp.einsum("nij,nj->ni", frame.image_factor, image.reshape(frame.image.shape))
     return frame.image + image, frame.shared + frame.shared_factor @ shared
 
@@ -233,17 +211,14 @@ def _low_rank_log_density(parameters, directions: _Directions, theta, phi):
     away = solve_triangular(frame.image_factor, (theta - frame.image)[..., None], lower=False)
     shared = solve_triangular(frame.shared_factor, phi - frame.shared, lower=True)
     width = directions.alone * jnp.exp(parameters["log_width"])
-    x = jnp.concatenate([away.reshape(-1), shared]) - parameters["place"]
-    n = frame.image.size
-    shared, log_slope = _unskewed(x[n:], parameters["shared_skew"])
-    x = x.at[n:].set(shared) / width
+    x = (jnp.concatenate([away.reshape(-1), shared]) - parameters["place"]) / width
     common = (directions.common + parameters["common"]) / width[:, None]
     # (1 + VVᵀ)⁻¹ and its determinant through 1 + VᵀV
     inner = jnp.eye(common.shape[1], dtype=x.dtype) + common.T @ common
     lower = jnp.linalg.cholesky(inner)
     along = common.T @ x
     log_det = jnp.log(width).sum() + jnp.log(jnp.diagonal(lower)).sum()
-    total = _unit(x) + 0.5 * along @ cho_solve((lower, True), along) - log_det + log_slope
+    total = _unit(x) + 0.5 * along @ cho_solve((lower, True), along) - log_det
     volume = log_volume(frame)
     return jnp.zeros(len(theta)), total - volume[0].sum() - volume[1]
 

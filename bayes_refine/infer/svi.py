@@ -1,4 +1,4 @@
-"""Variational inference from the MAP: a guide made as near the posterior as it can be."""
+"""Variational inference from the MAP: a Gaussian guide made as near the posterior as it can be."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def svi_fit(
     n_khat: int = 500,
     progress: Callable[[str], None] | None = None,
 ) -> GuideFit:
-    """Fit a guide to a model's posterior by stochastic variational inference.
+    """Fit a Gaussian guide to a model's posterior by stochastic variational inference.
 
     Adam on the evidence lower bound, its gradient along the draws alone (Roeder et al. 2017):
     without noise where the guide is the posterior.  Judged stretch by stretch (Dhaka et al.
