@@ -131,7 +131,8 @@ def draw(found, sites, out: Path) -> None:
     axes[1].set(xlabel="sd / NUTS's sd")
     axes[0].set_yticks(range(len(order)), [s.name for s in order])
     axes[0].invert_yaxis()
-    axes[1].legend(loc="lower left")
+    handles = axes[1].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=len(found))
     figure.savefig(out, dpi=110)
 
 
