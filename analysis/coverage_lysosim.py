@@ -51,10 +51,9 @@ def mean_orientation(draws, rng: np.random.Generator, blocks=None) -> np.ndarray
     eta, shape = np.exp(draws["log_mosaic_image_mrad"]), draws["mosaic_shape"]
     covariance = forward.mosaic_covariance(eta.reshape(-1), shape.reshape(-1, 5))
     lower = np.linalg.cholesky(covariance).reshape(*eta.shape[:2], 3, 3)
-    if blocks is None:
-        blocks = np.exp(draws["log_blocks"])[:, None, None]
+    speckle = np.maximum(draws["speckle"], 0)[:, None, None] if blocks is None else blocks**-0.5
     white = rng.standard_normal((*eta.shape[:2], 3))
-    return np.einsum("dnij,dnj->dni", lower, white) / np.sqrt(2 * blocks)
+    return np.einsum("dnij,dnj->dni", lower, white) * speckle / np.sqrt(2)
 
 
 def of_blocks(obs: Observations, values, n_blocks: int, rng: np.random.Generator) -> np.ndarray:
@@ -175,11 +174,12 @@ def main() -> None:
     sd = run.fit.sd("rotation_mrad")[good, 0]
     print(f"ω: Laplace sd {np.median(sd, 0).round(4)}, error {error[good].std(0).round(4)} mrad")
     values = run.fit.values()
-    blocks = float(np.exp(values["log_blocks"]))
+    speckle = float(values["speckle"])
     eta = float(np.median(np.exp(values["log_mosaic_image_mrad"])))
     print(
-        f"η {eta:.3f} mrad, {blocks:.1f} blocks (ln sd {float(run.fit.sd('log_blocks')):.3f}):"
-        f" mean orientation {eta / np.sqrt(2 * blocks):.3f} mrad an axis; needed"
+        f"η {eta:.3f} mrad, speckle {speckle:.4f} ± {float(run.fit.sd('speckle')):.4f},"
+        f" {speckle**-2:.1f} blocks:"
+        f" mean orientation {eta * speckle / np.sqrt(2):.3f} mrad an axis; needed"
         f" {np.sqrt(np.mean(error[good] ** 2 - sd**2)):.3f}, that is"
         f" {eta**2 / 2 / np.mean(error[good] ** 2 - sd**2):.1f} blocks"
     )
@@ -205,8 +205,8 @@ def main() -> None:
         off, off_sd, fit = block_replica(run, model, priors, n_blocks, options.replicas)
         print(
             f"replica with {n_blocks} blocks: ln G off by {off.std():.4f}, sd"
-            f" {np.median(off_sd):.4f}, pulls {(off / off_sd).std():.2f}; fitted blocks"
-            f" {np.exp(float(fit.values()['log_blocks'])):.0f}, model error"
+            f" {np.median(off_sd):.4f}, pulls {(off / off_sd).std():.2f}; fitted speckle"
+            f" {float(fit.values()['speckle']):.4f}, model error"
             f" {np.exp(float(fit.values()['log_model_error'])):.3f}"
         )
 

@@ -53,8 +53,8 @@ PRIORS = br.Priors(
     log_R1_sd=0.15,
     model_error=0.05,
     log_model_error_sd=0.3,
-    blocks=300.0,
-    log_blocks_sd=0.5,
+    speckle=0.06,
+    speckle_sd=0.015,
     position_error_px=0.03,
     log_position_error_sd=0.3,
     position_error_fall_sd_angstrom=2.0,
@@ -67,8 +67,8 @@ COUNTING = replace(
     PRIORS,
     model_error=1e-3,
     log_model_error_sd=0.05,
-    blocks=1e6,
-    log_blocks_sd=0.05,
+    speckle=1e-3,
+    speckle_sd=5e-5,
     position_error_px=1e-3,
     log_position_error_sd=0.05,
     position_error_fall_sd_angstrom=0.1,
@@ -176,7 +176,7 @@ def draw_unknowns(
         * [p.beam_center_sd_mm, p.beam_center_sd_mm, p.distance_sd_mm],
         "log_model_error": log(p.model_error, p.log_model_error_sd),
         "model_error_fall": p.model_error_fall_sd_angstrom * rng.standard_normal(),
-        "log_blocks": log(p.blocks, p.log_blocks_sd),
+        "speckle": p.speckle + p.speckle_sd * rng.standard_normal(),
         "log_position_error": log(p.position_error_px * pixel, p.log_position_error_sd, 2),
         "position_error_fall": p.position_error_fall_sd_angstrom * rng.standard_normal(2),
         "log_shape_error": log(p.shape_error, p.log_shape_error_sd),
@@ -227,8 +227,9 @@ def true_spots(setup: Setup, stills, truth: dict[str, np.ndarray], i: int):
 def with_discrepancies(setup: Setup, spots, relp, truth, rng: np.random.Generator):
     """Spots as bright, as wide and where the model's errors put them, independently.
 
-    J about J_model with variance a² + speckle/blocks, displaced by N(0, σ²) along e1 and along e2,
-    σ falling with resolution, R1² changed by a fraction: the discrepancies of ``models/still.py``.
+    J about J_model with variance a² + speckle²·(that of one block), displaced by N(0, σ²) along
+    e1 and along e2, σ falling with resolution, R1² changed by a fraction: the discrepancies of
+    ``models/still.py``.
     """
     wavelength = setup.beam.wavelength
     n = len(spots.J)
@@ -237,9 +238,9 @@ def with_discrepancies(setup: Setup, spots, relp, truth, rng: np.random.Generato
     k2 = relp.R0**2 + 0.5 * (relp.bandwidth * wavelength * norm_q**2) ** 2
     m2 = sigma[:, 0, 0] - k2
     power = 2 * spots.epsilon_r**2 * (1 / (k2 + m2) - 1 / (k2 + 2 * m2))
-    speckle = (k2 + m2) / np.sqrt(k2 * (k2 + 2 * m2)) * np.exp(power) - 1
+    of_one = (k2 + m2) / np.sqrt(k2 * (k2 + 2 * m2)) * np.exp(power) - 1
     error = np.exp(truth["log_model_error"] - truth["model_error_fall"] * (norm_q - 0.25))
-    variance = error**2 + speckle / np.exp(truth["log_blocks"])
+    variance = error**2 + of_one * max(truth["speckle"], 0.0) ** 2
     fall = np.exp(-np.outer(truth["position_error_fall"], norm_q - 0.25))
     delta = np.exp(truth["log_position_error"])[:, None] * fall * rng.standard_normal((2, n))
     wider = np.exp(truth["log_shape_error"]) * rng.standard_normal((n, 1))

@@ -35,7 +35,8 @@ class Priors:
         stretch_sd: ln of the ratio of a spot's widths, each of two components (model tensor).
         model_error, log_model_error_sd: fractional error of J_model at d = 4 Å, shared.
         model_error_fall_sd_angstrom: how fast ln of it falls with 1/d, about not at all, Å.
-        blocks, log_blocks_sd: mosaic blocks that share the beam: fewer, and p is speckled.
+        speckle, speckle_sd: 1/√(mosaic blocks that share the beam), the fewer the more uneven p
+            is, shared; normal, cut at zero.
         position_error_px, log_position_error_sd: centroid error beyond counting at d = 4 Å,
             radial and tangential, shared; position_error_fall_sd_angstrom: of ln of them with 1/d.
         shape_error, log_shape_error_sd: fractional error of R1² beyond counting, shared.
@@ -64,8 +65,8 @@ class Priors:
     model_error: float = 0.1
     log_model_error_sd: float = 1.0
     model_error_fall_sd_angstrom: float = 5.0
-    blocks: float = 100.0
-    log_blocks_sd: float = 2.0
+    speckle: float = 0.1
+    speckle_sd: float = 0.2
     position_error_px: float = 0.05
     log_position_error_sd: float = 1.0
     position_error_fall_sd_angstrom: float = 3.0

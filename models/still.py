@@ -62,7 +62,8 @@ def model(obs, priors, partiality=forward.partiality, spot_shape=round_spot, ter
     fall = numpyro.sample(
         "model_error_fall", dist.Normal(0.0, priors.model_error_fall_sd_angstrom)
     )  # with resolution, Å: errors of strong and of sharp spots are not those of weak and wide ones
-    blocks = log_normal("blocks", priors.blocks, priors.log_blocks_sd)
+    # not its logarithm: of no speckle data tell as well as of some
+    speckle = numpyro.sample("speckle", dist.Normal(priors.speckle, priors.speckle_sd))
     # radial and tangential: wavelengths smear spots radially, turned blocks mostly across
     position_error = log_normal(
         "position_error", priors.position_error_px * pixel, priors.log_position_error_sd, (2,)
@@ -116,12 +117,12 @@ def model(obs, priors, partiality=forward.partiality, spot_shape=round_spot, ter
 
     # the total: beyond counting, J_model is off by a fraction, spots by part of a pixel and of
     # R1²; T_k sees each by r_kj
-    speckle = forward.block_variance(spot, m2) / blocks
+    speckled = forward.block_variance(spot, m2) * jnp.maximum(speckle, 0.0) ** 2
     error = model_error * jnp.exp(-fall * (obs.norm_q - MIDDLE))
     places = [place / obs.width**2 for place in (place_1, place_2)]
     errors = jnp.stack([*places, *[shape_error**2 + 0 * places[0]] * 3], 1)[:, : terms - 1]
     seen = jnp.sum(obs.response[:, :terms, 1:terms] ** 2 * errors[:, None], 2)
-    relative = numpyro.deterministic("relative_variance", error**2 + speckle + seen[:, 0])
+    relative = numpyro.deterministic("relative_variance", error**2 + speckled + seen[:, 0])
     profile = forward.profile_statistics(obs, spot, terms, shape_error**2)
     counting = forward.counting_variance(obs, J_model, terms)
     unsure = relative + obs.reference_error**2

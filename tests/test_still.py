@@ -130,9 +130,9 @@ def replicas(fitted):
         "model_error": 0.1,
         "position_error": 0.05 * pixel,
         "shape_error": 0.1,
-        "blocks": 100.0,
     }.items():
         values[f"log_{name}"] = jnp.full(np.shape(values[f"log_{name}"]), np.log(value))
+    values["speckle"] = jnp.array(0.1)
     rotation = values["rotation_mrad"]
     assert np.abs(rotation[GOOD]).max() > 0.3  # so that its sign matters
 

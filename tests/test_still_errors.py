@@ -102,7 +102,7 @@ def true_values(off_px, fall, wider) -> dict:
         "detector_shift_mm": np.zeros(3),
         "log_model_error": np.log(1e-4),
         "model_error_fall": 0.0,
-        "log_blocks": np.log(1e6),
+        "speckle": 1e-3,
         "log_position_error": np.log(np.multiply(off_px, PIXEL)),
         "position_error_fall": np.array(fall),
         "log_shape_error": np.log(wider),

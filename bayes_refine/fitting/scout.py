@@ -54,7 +54,7 @@ def scout(run: Run, priors: Priors, say: Say) -> Start:
     # heavy tails while much is still wrong
     priors = replace(priors, log_student_t_nu_sd=HOLD)
     if run.running is not None:  # what the model errs by, and what intensities are, look the same
-        priors = replace(priors, log_model_error_sd=HOLD, log_blocks_sd=HOLD)
+        priors = replace(priors, log_model_error_sd=HOLD, speckle_sd=HOLD * priors.speckle)
         priors = replace(priors, model_error_fall_sd_angstrom=HOLD)
     hold = {"log_R0_sd": HOLD, "log_mosaic_spread_sd": HOLD, "log_bandwidth_sd": HOLD}
     state: State = {"log_R1": np.full((len(images), 1), spot_width(few, priors))}

@@ -35,7 +35,7 @@ NEAR = 3e-4  # Å⁻¹: reflections so near the sphere show an error of ε_r
 ERRORS = (
     "log_model_error",
     "model_error_fall",
-    "log_blocks",
+    "speckle",
     "log_position_error",
     "position_error_fall",
     "log_shape_error",

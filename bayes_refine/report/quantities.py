@@ -33,7 +33,7 @@ _KNOWN = {
     "model_error_fall": Quantity("its fall with 1/d", 1, "Å"),
     "nu": Quantity("degrees of freedom ν, intensities"),
     "nu_moments": Quantity("degrees of freedom ν, moments"),
-    "blocks": Quantity("mosaic blocks in the beam"),
+    "speckle": Quantity("speckle of p, 1/√(mosaic blocks)"),
     "dispersion_angstrom": Quantity("dispersion bλ/√2", 1e3, "10⁻³ Å"),
     "student_t_nu": Quantity("degrees of freedom ν"),
     "sigma_factor": Quantity("factor of the file's σ"),

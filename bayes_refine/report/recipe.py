@@ -18,7 +18,6 @@ _LOG_PRIORS = {  # shared unknowns: prior median, ln sd
     "R0_inv_angstrom": ("R0_inv_angstrom", "log_R0_sd"),
     "mosaic_mrad": ("mosaic_spread_mrad", "log_mosaic_spread_sd"),
     "model_error": ("model_error", "log_model_error_sd"),
-    "blocks": ("blocks", "log_blocks_sd"),
     "shape_error": ("shape_error", "log_shape_error_sd"),
     "nu": ("student_t_nu", "log_student_t_nu_sd"),
     "nu_moments": ("student_t_nu", "log_student_t_nu_sd"),
@@ -154,6 +153,8 @@ def _prior_of(name: str, priors: Mapping[str, Any]) -> str:
         return f"{number(unit.factor * median)} ×÷ {math.exp(sd):.2g}"
     if name == "bandwidth" and "log_bandwidth_sd" in priors:
         return f"input ×÷ {math.exp(priors['log_bandwidth_sd']):.2g}"
+    if name == "speckle" and "speckle_sd" in priors:
+        return f"{number(priors['speckle'])} ± {number(priors['speckle_sd'])}, not below 0"
     fall = re.match("(model_error|position_error)_fall", name)
     if fall and (key := f"{fall[0]}_sd_angstrom") in priors:
         return f"0 ± {number(priors[key])}"
