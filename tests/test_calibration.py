@@ -23,7 +23,7 @@ from bayes_refine.fitting import observe
 from bayes_refine.loading import load_model
 from bayes_refine.priors import Priors
 from bayes_refine.simulation.pixels import background_photons, spot_photons
-from bayes_refine.simulation.spots import predict_spots
+from bayes_refine.simulation.spots import predict_spots, relp_covariance
 from bayes_refine.simulation.truth import (
     Simulation,
     Truth,
@@ -56,8 +56,8 @@ PRIORS = Priors(
     model_error=0.08,
     log_model_error_sd=0.4,
     model_error_fall_sd_angstrom=3.0,
-    speckle=1e-3,
-    speckle_sd=1e-4,
+    speckle=0.1,
+    speckle_sd=0.04,
     position_error_px=0.02,
     log_position_error_sd=0.4,
     position_error_fall_sd_angstrom=3.0,
@@ -89,6 +89,7 @@ def drawn(rng: np.random.Generator) -> dict[str, np.ndarray]:
         "position_error_fall": p.position_error_fall_sd_angstrom * normal(2),
         "log_shape_error": np.log(p.shape_error) + p.log_shape_error_sd * normal(),
         "model_error_fall": p.model_error_fall_sd_angstrom * normal(),
+        "speckle": p.speckle + p.speckle_sd * normal(),
         "log_G": p.log_G_sd * normal((n, 1)),
         "B": p.B_mean + p.B_sd * normal((n, 1)),
         "rotation_mrad": p.rotation_sd_mrad * normal((n, 1, 3)),
@@ -97,6 +98,16 @@ def drawn(rng: np.random.Generator) -> dict[str, np.ndarray]:
         "mosaic_shape": p.mosaic_shape_sd * normal((n, 1, 5)),
         "log_R1": np.log(p.R1_px * PIXEL) + p.log_R1_sd * normal((n, 1)),
     }
+
+
+def of_one_block(relp, spots) -> np.ndarray:
+    """(n,) relative variance of the partiality of a crystal that is one mosaic block."""
+    norm_q = np.linalg.norm(spots.q, axis=1)
+    block2 = relp.R0**2 + 0.5 * (relp.bandwidth * relp.wavelength * norm_q**2) ** 2
+    mosaic2 = relp_covariance(relp, spots.q, spots.frame)[:, 0, 0] - block2
+    both, twice = block2 + mosaic2, block2 + 2 * mosaic2
+    peak = both / np.sqrt(block2 * twice)
+    return peak * np.exp(2 * spots.epsilon_r**2 * (1 / both - 1 / twice)) - 1
 
 
 def painted(truth, stills, reference, sphere, rng: np.random.Generator) -> np.ndarray:
@@ -135,6 +146,7 @@ def painted(truth, stills, reference, sphere, rng: np.random.Generator) -> np.nd
         bright = np.exp(
             2 * (truth["log_model_error"] - truth["model_error_fall"] * (norm_q - 0.25))
         )
+        bright += max(truth["speckle"], 0.0) ** 2 * of_one_block(relp, spots)
         fall = np.exp(-np.outer(truth["position_error_fall"], norm_q - 0.25))
         off = np.exp(truth["log_position_error"])[:, None] * fall
         delta = off * rng.standard_normal((2, n))
