@@ -12,36 +12,29 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import gemmi
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
-from ..indexing.leave_image_out import wilson_moments
-from ..merging.latent import Measured
+from ..merging.latent import AmplitudePrior, Measured, true_intensities
 from ..miller import find, pack_hkl, resolution
 from ..reference import Reference, wilson_mean
 from ..symmetry import absent, asu_keys, epsilon_centric
 
 START_B = 20.0  # Å², of the Wilson plot to start with; what it is off by, the images' B take up
-PASSES = 10  # of reweighting
 FOLDS = 16  # at most: with more images, an image is left out together with every sixteenth
 
 
-class Sums(NamedTuple):
-    """Σ w g²/v and Σ w g J/v, (1 + K, m), by key (m,), ascending: Gaussian summaries.
+class Known(NamedTuple):
+    """Posterior mean and sd of I, (1 + K, m), by key (m,), ascending.
 
     Row 0 of all images; row 1 + k without those of fold k, image modulo K.
     """
 
     key: np.ndarray
-    precision: np.ndarray
-    weighted: np.ndarray
-
-    def at(self, key: np.ndarray, row: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:
-        """Both sums (n,) of keys (n,), of rows (n,) or one; zero where there is none."""
-        if not len(self.key):
-            return np.zeros(len(key)), np.zeros(len(key))
-        i, here = find(key, self.key)
-        sums = self.precision[row, i], self.weighted[row, i]
-        return np.where(here, sums[0], 0.0), np.where(here, sums[1], 0.0)
+    mean: np.ndarray
+    sd: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -51,12 +44,12 @@ class Running:
     Attributes:
         reference: every reflection to the resolution limit, posterior means; where nothing was
             observed, Wilson's mean.
-        sums: what the images say, by unique reflection.
+        known: what the images say, by unique reflection; Wilson's prior holds of all others.
         n_folds: of images that are left out together.
     """
 
     reference: Reference
-    sums: Sums
+    known: Known
     n_folds: int
 
     def without(self, hkl: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -70,11 +63,14 @@ class Running:
         return self._of(hkl, 0)
 
     def _of(self, hkl, row):
-        prior = wilson_of(hkl, self.reference)
-        key = asu_keys(hkl, self.reference.space_group)
-        mean, sd = posterior(*self.sums.at(key, row), prior)
-        here = ~absent(hkl, self.reference.space_group)
-        return mean * here, sd * here
+        mean, centric = wilson_of(hkl, self.reference)
+        sd = mean * np.sqrt(1 + centric)
+        if len(self.known.key):
+            i, here = find(asu_keys(hkl, self.reference.space_group), self.known.key)
+            mean = np.where(here, self.known.mean[row, i], mean)
+            sd = np.where(here, self.known.sd[row, i], sd)
+        present = ~absent(hkl, self.reference.space_group)
+        return mean * present, sd * present
 
 
 def wilson_of(hkl: np.ndarray, reference: Reference) -> tuple[np.ndarray, np.ndarray]:
@@ -83,16 +79,6 @@ def wilson_of(hkl: np.ndarray, reference: Reference) -> tuple[np.ndarray, np.nda
     of_reference = reference.intensity / epsilon_centric(reference.hkl, reference.space_group)[0]
     d = resolution(hkl, reference.cell)
     return epsilon * wilson_mean(reference.d, of_reference, d), centric
-
-
-def posterior(precision, weighted, prior) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and sd (n,) of I, from sums (n,) and Wilson's prior."""
-    mean, centric = prior
-    # beyond a thousand times the prior's width an observation says nothing
-    found, variance = wilson_moments(
-        np.maximum(precision, (1e3 * mean) ** -2.0), weighted, mean, centric
-    )
-    return found, np.sqrt(variance)
 
 
 def start(
@@ -104,7 +90,7 @@ def start(
     d = cell.calculate_d_array(hkl)
     mean = epsilon_centric(hkl, space_group)[0] * np.exp(-START_B / (2 * d**2))
     n_folds = min(n_images, FOLDS)
-    none = Sums(np.zeros(0, np.int64), *np.zeros((2, 1 + n_folds, 0)))
+    none = Known(np.zeros(0, np.int64), *np.zeros((2, 1 + n_folds, 0)))
     reference = Reference(
         hkl, mean, cell, space_group, "Wilson statistics and the images themselves"
     )
@@ -114,32 +100,48 @@ def start(
 def renewed(old: Running, measured: Measured) -> Running:
     """The estimate from a run's observations, and from those of all folds but each.
 
-    Student-t residuals by reweighting, w = (ν + 1)/(ν + z²), about the posterior mean of each
-    reflection; times (ν + 1)/(ν + 3), which makes Σ w g²/s² the information that they hold (Lange,
-    Little & Taylor 1989).  Without a fold the weights are found anew: weights that had seen an
-    image would have its neighbours agree with it, and errors come out too small.
+    Posteriors by quadrature, each fold's without it from the start: weights of residuals that had
+    seen an image would have its neighbours agree with it, and errors come out too small.  No
+    search: errors grow with the intensity that is expected, so that one weak observation says of
+    a strong reflection that all the others are outliers, and a search from below believes it.
     """
-    hkl = np.asarray(measured.hkl)
-    key, prior = pack_hkl(hkl), wilson_of(hkl, old.reference)
-    expected = posterior(*old.sums.at(key, 0), prior)[0]
-    expected = np.tile(expected, (1 + old.n_folds, 1))
-    for _ in range(PASSES):
-        sums = [_sums(measured, k, old.n_folds, x) for k, x in enumerate(expected, start=-1)]
-        precision, weighted = np.stack(sums, axis=1)
-        every = (np.tile(x, len(expected)) for x in prior)
-        found = posterior(precision.ravel(), weighted.ravel(), tuple(every))[0]
-        expected = found.reshape(expected.shape)
-    now = replace(old, sums=Sums(key, precision, weighted))
-    intensity = now.together(now.reference.hkl)[0]
-    return replace(now, reference=replace(now.reference, intensity=intensity))
+    if not len(measured.code):
+        return old
+    now, key = old, pack_hkl(np.asarray(measured.hkl))
+    padded = _padded(measured)
+    # Σ(d) first, from what all images say
+    for folds in ((-1,), range(-1, old.n_folds)):
+        prior = _prior(padded.hkl, now.reference)
+        found = [_without(padded, prior, fold, old.n_folds) for fold in folds]
+        mean, sd = (np.stack(x)[:, : len(key)] for x in zip(*found, strict=True))
+        now = replace(now, known=Known(key, mean, sd))
+        intensity = now.together(now.reference.hkl)[0]
+        now = replace(now, reference=replace(now.reference, intensity=intensity))
+    return now
 
 
-def _sums(measured: Measured, fold: int, n_folds: int, expected) -> tuple[np.ndarray, np.ndarray]:
-    """Σ w g²/s² and Σ w g J/s² (m,) without a fold, about expected I (m,); fold −1 is nobody."""
-    J, g, code = (np.asarray(x) for x in (measured.intensity, measured.scale, measured.code))
-    at, nu, m = expected[code], measured.nu, len(expected)
-    variance = measured.variance_at(at)
-    w = (np.asarray(measured.image) % n_folds != fold).astype(float)
-    if np.isfinite(nu):
-        w *= (nu + 1) / (nu + (J - g * at) ** 2 / variance) * (nu + 1) / (nu + 3)
-    return np.bincount(code, w * g**2 / variance, m), np.bincount(code, w * g * J / variance, m)
+def _without(measured: Measured, prior: AmplitudePrior, fold: int, n_folds: int):
+    """Posterior mean and sd (m,) of I without a fold; −1 leaves out none."""
+    weight = measured.weight * (measured.image % n_folds != fold)
+    found = true_intensities(replace(measured, weight=weight), prior).posterior
+    return found.intensity, found.intensity_sd
+
+
+def _prior(hkl: Array, reference: Reference) -> AmplitudePrior:
+    mean, centric = wilson_of(np.asarray(hkl), reference)
+    zero = jnp.zeros(len(mean))
+    return AmplitudePrior(jnp.log(mean), jnp.asarray(centric), zero, zero)
+
+
+def _padded(measured: Measured) -> Measured:
+    """To powers of two, by what weighs nothing: shapes decide what has to be compiled again."""
+
+    def to_power(x):
+        if np.ndim(x) == 0:
+            return x
+        spare = (1 << (len(x) - 1).bit_length()) - len(x)
+        return jnp.pad(x, [(0, spare)] + [(0, 0)] * (x.ndim - 1), mode="edge")
+
+    padded = jax.tree.map(to_power, measured)
+    here = jnp.arange(len(padded.weight)) < len(measured.weight)
+    return replace(padded, weight=padded.weight * here)
