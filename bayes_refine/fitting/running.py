@@ -12,10 +12,8 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import gemmi
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from ..merging.latent import AmplitudePrior, Measured, true_intensities
 from ..miller import find, pack_hkl, resolution
@@ -23,6 +21,8 @@ from ..reference import Reference, wilson_mean
 from ..symmetry import absent, asu_keys, epsilon_centric
 
 START_B = 20.0  # Å², of the Wilson plot to start with; what it is off by, the images' B take up
+SHORTEST = 4096  # rows, of observations and of reflections
+COLUMNS = ("intensity", "scale", "variance", "per_photon", "fraction", "image", "weight")
 FOLDS = 16  # at most: with more images, an image is left out together with every sixteenth
 
 
@@ -107,41 +107,61 @@ def renewed(old: Running, measured: Measured) -> Running:
     """
     if not len(measured.code):
         return old
-    now, key = old, pack_hkl(np.asarray(measured.hkl))
-    padded = _padded(measured)
     # Σ(d) first, from what all images say
-    for folds in ((-1,), range(-1, old.n_folds)):
-        prior = _prior(padded.hkl, now.reference)
-        found = [_without(padded, prior, fold, old.n_folds) for fold in folds]
-        mean, sd = (np.stack(x)[:, : len(key)] for x in zip(*found, strict=True))
-        now = replace(now, known=Known(key, mean, sd))
-        intensity = now.together(now.reference.hkl)[0]
-        now = replace(now, reference=replace(now.reference, intensity=intensity))
-    return now
+    now = _knowing(old, measured, _posterior(measured, old.reference)[:, None])
+    whole = _posterior(measured, now.reference)
+    found = np.repeat(whole[:, None], 1 + old.n_folds, axis=1)
+    fold = np.asarray(measured.image) % old.n_folds
+    for k in range(old.n_folds):
+        seen, others = _others(measured, fold == k)
+        if seen.any():
+            found[:, 1 + k, seen] = _posterior(others, now.reference)
+    return _knowing(now, measured, found)
 
 
-def _without(measured: Measured, prior: AmplitudePrior, fold: int, n_folds: int):
-    """Posterior mean and sd (m,) of I without a fold; −1 leaves out none."""
-    weight = measured.weight * (measured.image % n_folds != fold)
-    found = true_intensities(replace(measured, weight=weight), prior).posterior
-    return found.intensity, found.intensity_sd
+def _knowing(old: Running, measured: Measured, found: np.ndarray) -> Running:
+    """With mean and sd ``found`` (2, rows, m)."""
+    now = replace(old, known=Known(pack_hkl(np.asarray(measured.hkl)), *found))
+    intensity = now.together(now.reference.hkl)[0]
+    return replace(now, reference=replace(now.reference, intensity=intensity))
 
 
-def _prior(hkl: Array, reference: Reference) -> AmplitudePrior:
-    mean, centric = wilson_of(np.asarray(hkl), reference)
+def _others(measured: Measured, left_out: np.ndarray) -> tuple[np.ndarray, Measured]:
+    """Which reflections (m,) the observations ``left_out`` (n,) are of, and all others of those."""
+    code = np.asarray(measured.code)
+    seen = np.zeros(len(measured.hkl), bool)
+    seen[code[left_out]] = True
+    rows = seen[code] & ~left_out
+    others = Measured(
+        **{name: getattr(measured, name)[rows] for name in COLUMNS},
+        nu=measured.nu,
+        code=jnp.asarray((np.cumsum(seen) - 1)[code[rows]]),
+        hkl=measured.hkl[seen],
+    )
+    return seen, others
+
+
+def _posterior(measured: Measured, reference: Reference) -> np.ndarray:
+    """Mean and sd (2, m) of I."""
+    padded = _padded(measured)
+    mean, centric = wilson_of(np.asarray(padded.hkl), reference)
     zero = jnp.zeros(len(mean))
-    return AmplitudePrior(jnp.log(mean), jnp.asarray(centric), zero, zero)
+    prior = AmplitudePrior(jnp.log(mean), jnp.asarray(centric), zero, zero)
+    found = true_intensities(padded, prior).posterior
+    return np.stack([found.intensity, found.intensity_sd])[:, : len(measured.hkl)]
 
 
 def _padded(measured: Measured) -> Measured:
-    """To powers of two, by what weighs nothing: shapes decide what has to be compiled again."""
-
-    def to_power(x):
-        if np.ndim(x) == 0:
-            return x
-        spare = (1 << (len(x) - 1).bit_length()) - len(x)
-        return jnp.pad(x, [(0, spare)] + [(0, 0)] * (x.ndim - 1), mode="edge")
-
-    padded = jax.tree.map(to_power, measured)
-    here = jnp.arange(len(padded.weight)) < len(measured.weight)
-    return replace(padded, weight=padded.weight * here)
+    """To one of few shapes, which decide what is compiled again, by observations of no weight."""
+    n, m = len(measured.code), len(measured.hkl)
+    spare, spare_hkl = (max(SHORTEST, 1 << (x - 1).bit_length()) - x for x in (n, m))
+    columns = {
+        name: jnp.pad(getattr(measured, name), (0, spare), constant_values=name != "weight")
+        for name in COLUMNS
+    }
+    return Measured(
+        **columns,
+        nu=measured.nu,
+        code=jnp.pad(measured.code, (0, spare), constant_values=m - 1),
+        hkl=jnp.pad(measured.hkl, ((0, spare_hkl), (0, 0)), mode="edge"),
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import gemmi
 import jax.numpy as jnp
 import numpy as np
@@ -115,6 +117,24 @@ def test_a_weak_observation_does_not_make_outliers_of_the_strong(before):
     )
     mean, sd = running.renewed(before, d).together(hkl)
     assert abs(mean[0] - 5 * S) < 2 * sd[0] < S
+
+
+def test_of_what_no_other_image_has_seen_there_is_wilson(before):
+    d = measured(before)
+    mine = np.asarray(d.image) == 0
+    code, first = np.unique(np.asarray(d.code)[mine], return_inverse=True)
+    names = running.COLUMNS
+    alone = replace(
+        d, **{k: getattr(d, k)[mine] for k in names}, code=jnp.asarray(first), hkl=d.hkl[code]
+    )
+    now = running.renewed(before, alone)
+    hkl, image = np.asarray(alone.hkl), np.zeros(len(code), int)
+    S, centric = running.wilson_of(hkl, now.reference)
+    mean, sd = now.without(hkl, image)
+    np.testing.assert_allclose(mean / S, 1, atol=0.3)  # Σ(d) as it was
+    np.testing.assert_allclose((sd / mean)[~centric], 1, rtol=1e-3)
+    np.testing.assert_allclose((sd / mean)[centric], np.sqrt(2), rtol=1e-3)
+    assert np.median(now.together(hkl)[1] / now.together(hkl)[0]) < 0.7
 
 
 def epsilon_of(now) -> np.ndarray:
