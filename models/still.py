@@ -62,7 +62,7 @@ def model(obs, priors, partiality=forward.partiality, spot_shape=round_spot, ter
     fall = numpyro.sample(
         "model_error_fall", dist.Normal(0.0, priors.model_error_fall_sd_angstrom)
     )  # with resolution, Å: errors of strong and of sharp spots are not those of weak and wide ones
-    # not its logarithm: of no speckle data tell as well as of some
+    # not its logarithm: data tell no speckle from some, but not none from next to none
     speckle = numpyro.sample("speckle", dist.Normal(priors.speckle, priors.speckle_sd))
     # radial and tangential: wavelengths smear spots radially, turned blocks mostly across
     position_error = log_normal(

@@ -21,7 +21,7 @@ from ..reference import Reference, wilson_mean
 from ..symmetry import absent, asu_keys, epsilon_centric
 
 START_B = 20.0  # Å², of the Wilson plot to start with; what it is off by, the images' B take up
-SHORTEST = 4096  # rows, of observations and of reflections
+SHORTEST = 4096  # observations or reflections in one quadrature, the fewest
 COLUMNS = ("intensity", "scale", "variance", "per_photon", "fraction", "image", "weight")
 FOLDS = 16  # at most: with more images, an image is left out together with every sixteenth
 
@@ -100,10 +100,10 @@ def start(
 def renewed(old: Running, measured: Measured) -> Running:
     """The estimate from a run's observations, and from those of all folds but each.
 
-    Posteriors by quadrature, each fold's without it from the start: weights of residuals that had
-    seen an image would have its neighbours agree with it, and errors come out too small.  No
-    search: errors grow with the intensity that is expected, so that one weak observation says of
-    a strong reflection that all the others are outliers, and a search from below believes it.
+    Posteriors by quadrature, each fold's without any of it: weights of residuals that had seen an
+    image would have its neighbours agree with it, and errors come out too small.  Reweighting
+    would not do: errors grow with the intensity that is expected, so that from below, one weak
+    observation makes outliers of all the strong ones.
     """
     if not len(measured.code):
         return old
