@@ -25,7 +25,7 @@ from lysosim import SHARED, load
 from pixel_start import thermolysin
 
 import bayes_refine as br
-from bayes_refine import forward, infer
+from bayes_refine import infer, physics
 
 SHELLS, PHASES = 8, 10
 
@@ -54,7 +54,7 @@ def centroids(run: br.RunFit, model, priors: br.Priors) -> dict[str, np.ndarray]
     beyond = np.exp(values["log_position_error"] - fall)
     eta = 1e-3 * np.exp(values["log_mosaic_image_mrad"])
     m2 = np.asarray((eta * obs.norm_q * obs.cos_theta) ** 2)
-    bw2 = np.asarray(forward.bandwidth_width(obs, np.exp(values["log_bandwidth"])) ** 2)
+    bw2 = np.asarray(physics.bandwidth_width(obs, np.exp(values["log_bandwidth"])) ** 2)
     rr = np.exp(2 * values["log_R0"]) + m2 + bw2
     tan = np.asarray(obs.sin_theta / obs.cos_theta)
     to_px = np.linalg.inv(r.frame[rows])

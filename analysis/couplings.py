@@ -26,7 +26,8 @@ import bayes_refine as br
 from bayes_refine import infer
 from bayes_refine.infer.curvature import fisher_curvature, fisher_slopes
 from bayes_refine.infer.density import place_of
-from bayes_refine.infer.pixelwise import spot_curvature, with_noise
+from bayes_refine.per_pixel import curvature, pixel_noise
+from bayes_refine.per_pixel.curvature import spot_curvature, with_noise
 from bayes_refine.per_pixel.pixels import frozen, pixels_of
 
 FACTORED, PER_PIXEL = br.load_model("still"), br.load_model("per_pixel")
@@ -166,13 +167,13 @@ def of_run(name, stills, reference, reader, settings):
     pixels = pixels_of(run, seen, state, priors)
     pixels = frozen(pixels, infer.evaluate(PER_PIXEL, state, pixels, priors)["spots"])
     noises = {
-        "Poisson": infer.poisson,
-        "expected variance": infer.expected_variance,
-        "observed variance": infer.observed_variance,
+        "Poisson": pixel_noise.poisson,
+        "expected variance": pixel_noise.expected_variance,
+        "observed variance": pixel_noise.observed_variance,
     }
     found = {"factored": (fit, alone(factored_curvature(fit, priors), fit, observed))}
     for label, noise in noises.items():
-        fit = infer.pixel_fit(PER_PIXEL, noise, pixels, priors, state)
+        fit = curvature.pixel_fit(PER_PIXEL, noise, pixels, priors, state)
         hessian = alone(pixel_curvature(fit, noise, priors), fit, pixels)
         found[f"per pixel, {label}"] = fit, hessian
     chance = by_chance(*found["factored"], priors, observed)

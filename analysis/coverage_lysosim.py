@@ -21,8 +21,8 @@ import numpy as np
 from lysosim import SHARED, load, robust_sd, rotation_error_mrad
 
 import bayes_refine as br
-from bayes_refine import forward, infer
-from bayes_refine.forward import Observations
+from bayes_refine import infer, physics
+from bayes_refine.physics.observations import Observations
 
 LEVELS = (0.5, 0.9, 0.95)
 N_DRAWS = 1000
@@ -49,7 +49,7 @@ def few(obs: Observations, images) -> Observations:
 def mean_orientation(draws, rng: np.random.Generator, blocks=None) -> np.ndarray:
     """Mean of the blocks' rotations about nominal, (d, n, 3) mrad: N(0, η²LLᵀ/2N)."""
     eta, shape = np.exp(draws["log_mosaic_image_mrad"]), draws["mosaic_shape"]
-    covariance = forward.mosaic_covariance(eta.reshape(-1), shape.reshape(-1, 5))
+    covariance = physics.mosaic_covariance(eta.reshape(-1), shape.reshape(-1, 5))
     lower = np.linalg.cholesky(covariance).reshape(*eta.shape[:2], 3, 3)
     speckle = np.maximum(draws["speckle"], 0)[:, None, None] if blocks is None else blocks**-0.5
     white = rng.standard_normal((*eta.shape[:2], 3))
@@ -68,19 +68,19 @@ def of_blocks(obs: Observations, values, n_blocks: int, rng: np.random.Generator
     where = values["rotation_mrad"][:, 0], values["strain"][:, 0], values["detector_shift_mm"]
     spread = jnp.tile(eta**2 * jnp.eye(3), (len(R1), 1, 1))
     round_spot = R1**2 / 2, R1**2 / 2, 0.0
-    spot, _ = forward.spot(obs, *where, R0, bandwidth, spread, round_spot)
-    G = jnp.exp(values["log_G"]) * forward.debye_waller(values["B"], obs.norm_q)
-    smooth = forward.partiality(spot.excitation_error, R0, spot.R0_eff)
+    spot, _ = physics.smeared_spot(obs, *where, R0, bandwidth, spread, round_spot)
+    G = jnp.exp(values["log_G"]) * physics.debye_waller(values["B"], obs.norm_q)
+    smooth = physics.conserving_partiality(spot.excitation_error, R0, spot.R0_eff)
     turned = 1e-3 * float(eta) / np.sqrt(2) * rng.standard_normal((n_blocks, len(R1), 3))
     lever = jnp.cross(obs.q, obs.s_hat, axis=1)
-    R_k = jnp.sqrt(R0**2 + forward.bandwidth_width(obs, bandwidth) ** 2)
+    R_k = jnp.sqrt(R0**2 + physics.bandwidth_width(obs, bandwidth) ** 2)
     p = 0.0
     for block in turned:  # (n, 3)
         moved = spot.excitation_error + jnp.einsum("ni,nim->nm", block, lever)
-        p += forward.partiality(moved, R0, R_k) / n_blocks
+        p += physics.conserving_partiality(moved, R0, R_k) / n_blocks
     J = G * smooth * obs.intensity_reference
     scatter = jnp.exp(2 * values["log_shape_error"])
-    mean = J[:, None] * forward.profile_statistics(obs, spot, 6, scatter)
+    mean = J[:, None] * physics.profile_statistics(obs, spot, 6, scatter)
     # the profile is the smooth one's, as bright as the blocks make it
     ratio = (p / jnp.maximum(smooth, 1e-30))[:, None]
     noise = jnp.sqrt(obs.variance_background + (J[:, None] * ratio) * obs.variance_signal)

@@ -22,10 +22,11 @@ import numpyro
 from lysosim import SHARED, load
 
 import bayes_refine as br
-from bayes_refine import measure
-from bayes_refine.fitting.pilot import tails
+from bayes_refine.fitting.state import tails
+from bayes_refine.measuring.weights import moment_weights, score_weights
+from bayes_refine.physics.observations import STATISTICS
 
-STATISTICS = measure.STATISTICS[:4]
+STATISTICS = STATISTICS[:4]
 BLOCKS = {
     "scale": ("log_G", "B", "log_R0", "log_mosaic_image_mrad"),
     "width": ("log_R1",),
@@ -180,7 +181,7 @@ def main() -> None:
     stills, reference, _ = load(options.data, options.images)
 
     shown = {}
-    for kind, weights in (("scores", measure.score_weights), ("moments", measure.moment_weights)):
+    for kind, weights in (("scores", score_weights), ("moments", moment_weights)):
         with br.ImageReader() as reader:
             settings = br.Settings(d_min=2.3, weights=weights)
             lysosim = br.fit_run(stills, reference, reader, model, priors, settings)

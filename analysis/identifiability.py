@@ -21,7 +21,7 @@ from lysosim import SHARED, load
 from robustness import near_sphere_rms
 
 import bayes_refine as br
-from bayes_refine.fitting.pilot import moved, pilot_geometry
+from bayes_refine.fitting.state import moved, pilot_geometry
 from bayes_refine.per_pixel import compare
 
 MODEL = br.load_model("still")

@@ -28,18 +28,25 @@ import numpy as np
 from lysosim import SHARED, gauge, load
 
 import bayes_refine as br
-from bayes_refine import infer, intensities, output
-from bayes_refine.fitting.fit_intensities import measured_of
-from bayes_refine.fitting.pilot import tails
+from bayes_refine import infer
+from bayes_refine.fitting.merge_fit import measured_of
+from bayes_refine.fitting.state import tails
 from bayes_refine.fitting.tables import mean_cell, usable_images
+from bayes_refine.geometry.symmetry import epsilon_centric
 from bayes_refine.merging import scaling
 from bayes_refine.merging.amplitude_prior import fit_prior
-from bayes_refine.merging.latent import AmplitudePrior, Measured, likelihood_only, true_intensities
+from bayes_refine.merging.latent import (
+    AmplitudePrior,
+    Measured,
+    intensity_posteriors,
+    likelihood_only,
+)
 from bayes_refine.merging.observations import prepare
-from bayes_refine.reference import wilson_mean
+from bayes_refine.physics import true_intensities
+from bayes_refine.physics.reference import wilson_mean
 from bayes_refine.results.fit import scale_uncertainty
 from bayes_refine.simulation.unmerged import UnmergedSimulation, simulate_unmerged
-from bayes_refine.symmetry import epsilon_centric
+from bayes_refine.util import output
 
 N_DRAWS = 1000
 MIN_SEEN = 3  # observations of a reflection, for the plain mean to have an error
@@ -121,14 +128,14 @@ class Judged:
 
 def ours(measured, prior, truth, at, d) -> Judged:
     """The posterior of the product of all observations."""
-    latent = true_intensities(measured, prior)
+    latent = intensity_posteriors(measured, prior)
     m = measured
 
     def log_density(F):
         everywhere = np.ones(len(m.hkl))
         everywhere[at] = F
         F = jnp.asarray(everywhere)[:, None]
-        log_likelihood = intensities.log_observations(
+        log_likelihood = true_intensities.log_observations(
             F, m.intensity, m.scale, m.variance, m.fraction, float(m.nu), m.code, m.weight,
             m.per_photon,
         )  # fmt: skip
@@ -147,13 +154,15 @@ def french_wilson(name, intensity, sigma, log_mean, centric, truth, d) -> Judged
     I, s, log_S = (jnp.asarray(x, float) for x in (intensity, sigma, log_mean))  # noqa: E741
 
     def integrand(F):
-        prior = intensities.log_wilson(F, log_S, jnp.asarray(centric))
-        return prior + intensities.log_gaussian(F, I, s)
+        prior = true_intensities.log_wilson(F, log_S, jnp.asarray(centric))
+        return prior + true_intensities.log_gaussian(F, I, s)
 
-    nodes = intensities.place_nodes(integrand, intensities.upper_amplitude(log_S, I, s), 48)
+    nodes = true_intensities.place_nodes(
+        integrand, true_intensities.upper_amplitude(log_S, I, s), 48
+    )
     values = integrand(nodes.amplitude)
-    p = jax.tree.map(np.asarray, intensities.posterior(values, nodes))
-    draws = np.asarray(intensities.draw_amplitudes(jax.random.key(1), values, nodes, N_DRAWS))
+    p = jax.tree.map(np.asarray, true_intensities.posterior(values, nodes))
+    draws = np.asarray(true_intensities.draw_amplitudes(jax.random.key(1), values, nodes, N_DRAWS))
 
     def log_density(F):
         return np.asarray(integrand(jnp.asarray(F)[:, None])[:, 0] - p.log_evidence)
@@ -191,7 +200,7 @@ def main() -> None:
     d = reference.cell.calculate_d_array(np.ascontiguousarray(hkl[at], np.int32))
     epsilon, centric = epsilon_centric(hkl[at], reference.space_group)
     posterior = ours(measured, prior, truth, at, d)
-    expected = true_intensities(measured, prior).posterior.intensity
+    expected = intensity_posteriors(measured, prior).posterior.intensity
     merged = likelihood_only(measured, prior, expected)
     row = {tuple(h): i for i, h in enumerate(merged.hkl.tolist())}
     rows = np.array([row[tuple(h)] for h in hkl[at].tolist()])

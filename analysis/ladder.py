@@ -20,17 +20,18 @@ import numpy as np
 from lysosim import SHARED, gauge, load
 
 import bayes_refine as br
-from bayes_refine import infer, measure
-from bayes_refine.fitting.fit_intensities import intensities_of_fit, measured_of
-from bayes_refine.fitting.pilot import tails
-from bayes_refine.fitting.run import prepare_run
-from bayes_refine.fitting.scout import BROAD_MARGIN, spot_width
-from bayes_refine.fitting.seen import MIN_COVERED, Kept, measured
+from bayes_refine import infer
+from bayes_refine.fitting.measure_run import MIN_COVERED, Kept, measured
+from bayes_refine.fitting.merge_fit import intensities_of_fit, measured_of
+from bayes_refine.fitting.problem import prepare_run
+from bayes_refine.fitting.start import BROAD_MARGIN, spot_width
+from bayes_refine.fitting.state import tails
 from bayes_refine.fitting.tables import mean_cell, usable_images
+from bayes_refine.geometry.miller import pack_hkl
 from bayes_refine.indexing.rough_scales import rough_scales
+from bayes_refine.measuring.weights import moment_weights, score_weights
 from bayes_refine.merging.agreement import pearson, r1_intensity
 from bayes_refine.merging.average import merge
-from bayes_refine.miller import pack_hkl
 from bayes_refine.results.fit import scale_uncertainty
 
 D_MIN = 2.3
@@ -50,7 +51,7 @@ def summation(template, gradient, moments, variance):
     """Weights of the plain sum over the shoebox; the other statistics as they are."""
     used = jnp.isfinite(variance)
     share = jnp.maximum(jnp.sum(template * used, axis=1, keepdims=True), 1e-3)
-    other = measure.moment_weights(template, gradient, moments, variance)
+    other = moment_weights(template, gradient, moments, variance)
     return other.at[:, 0].set(used / share)
 
 
@@ -82,7 +83,7 @@ def steps(stills, reader, group, cell):
     """(hkl, I) of each step, which reflections are near the sphere, and how well determined."""
     found = []
     summed = as_indexed(stills, reader, summation)
-    hkl, image, J, excitation = as_indexed(stills, reader, measure.score_weights)
+    hkl, image, J, excitation = as_indexed(stills, reader, score_weights)
     one = np.ones(len(hkl))
     found.append(averaged(*summed[:3], np.ones(len(summed[0])), group))
     found.append(averaged(hkl, image, J, one, group))

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.optimize import least_squares
 
 import bayes_refine as br
-from bayes_refine.crystal import rotation_vector_mrad
+from bayes_refine.geometry.crystal import rotation_vector_mrad
 from bayes_refine.io.images import read_bandwidth
 from bayes_refine.merging.agreement import pearson
 

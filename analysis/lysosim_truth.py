@@ -15,8 +15,8 @@ import numpy as np
 from lysosim import SHARED, errors, excitation_error, load, robust_sd, rotation_error_mrad
 
 import bayes_refine as br
-from bayes_refine import measure
-from bayes_refine.crystal import rotation_matrix
+from bayes_refine.geometry.crystal import rotation_matrix
+from bayes_refine.measuring.weights import moment_weights, score_weights
 
 
 def mosaic_floor(run, truth, sd_mrad, seed=0):
@@ -62,7 +62,7 @@ def main() -> None:
     jax.config.update("jax_enable_x64", True)
 
     stills, reference, truth = load(options.data, options.images)
-    weights = measure.moment_weights if options.moments else measure.score_weights
+    weights = moment_weights if options.moments else score_weights
     with br.ImageReader() as reader:
         run = br.fit_run(
             stills,

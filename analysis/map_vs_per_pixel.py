@@ -25,7 +25,7 @@ from pixel_start import at_start, thermolysin
 
 import bayes_refine as br
 from bayes_refine import infer
-from bayes_refine.per_pixel import compare
+from bayes_refine.per_pixel import compare, curvature, pixel_noise
 from bayes_refine.per_pixel.pixels import frozen, pixels_of
 
 FACTORED, PER_PIXEL = br.load_model("still"), br.load_model("per_pixel")
@@ -80,11 +80,11 @@ def race(stills, reference, reader, settings) -> dict[str, tuple[float, int]]:
         "factored, exact at the end": lambda: br.map_fit(*factored, init=state),
     }
     for name, noise in (
-        ("observed variance", infer.observed_variance),
-        ("expected variance", infer.expected_variance),
-        ("Poisson", infer.poisson),
+        ("observed variance", pixel_noise.observed_variance),
+        ("expected variance", pixel_noise.expected_variance),
+        ("Poisson", pixel_noise.poisson),
     ):
-        fits[f"per pixel, {name}"] = lambda noise=noise: infer.pixel_fit(
+        fits[f"per pixel, {name}"] = lambda noise=noise: curvature.pixel_fit(
             PER_PIXEL, noise, pixels, priors, state, max_iterations=400
         )
     found = {}

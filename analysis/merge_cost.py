@@ -67,14 +67,14 @@ def fit(n):
 
     from bayes_refine import load_model
     from bayes_refine.merging import scaling
-    from bayes_refine.merging.latent import true_intensities
+    from bayes_refine.merging.latent import intensity_posteriors
 
     obs = simulated(n)
     clock = time.process_time()
     run = scaling.fit_scales(obs, load_model("latent"))
     found = {"observations": n, "processor seconds of the fit": time.process_time() - clock}
     clock = time.process_time()
-    true_intensities(run.measured, run.prior)
+    intensity_posteriors(run.measured, run.prior)
     return found | {
         "of the intensities": time.process_time() - clock,
         "gradients": run.fit.iterations,

@@ -27,7 +27,9 @@ from fisher import thermolysin
 from lysosim import SHARED, load
 
 import bayes_refine as br
-from bayes_refine import forward, infer, measure
+from bayes_refine import infer, physics
+from bayes_refine.measuring.weights import score_weights
+from bayes_refine.physics.observations import STATISTICS
 
 
 class Assessed(NamedTuple):
@@ -79,7 +81,7 @@ def comparisons(name: str, run: br.RunFit, draws: int):
     found = {}
     for label, model, prior in (
         ("conserving, Student 4", still, priors),
-        ("peak, Student 4", partial(still, partiality=forward.peak_partiality), priors),
+        ("peak, Student 4", partial(still, partiality=physics.peak_partiality), priors),
         ("Student 16", still, replace(priors, student_t_nu=16.0)),
         ("normal", still, replace(priors, student_t_nu=float("inf"))),
         ("round", partial(still, terms=6), priors),
@@ -101,7 +103,7 @@ def comparisons(name: str, run: br.RunFit, draws: int):
         ("partiality", list(found)[:2], None),
         ("residuals", [next(iter(found)), *list(found)[2:4]], None),
         ("shape of R1, six statistics", list(found)[4:6], None),
-        ("shape of R1, the four shared", list(found)[4:6], measure.STATISTICS[:4]),
+        ("shape of R1, the four shared", list(found)[4:6], STATISTICS[:4]),
         ("terms, judged by the total", list(found)[6:], ("intensity",)),
     ):
         some = {label: by_reflection(found[label], scored) for label in labels}
@@ -144,7 +146,7 @@ def main() -> None:
         settings = br.Settings(d_min=2.3)
         lysosim = br.fit_run(stills, reference, reader, model, br.Priors(), settings)
     results = {"lysosim": comparisons("lysosim", lysosim, options.draws)}
-    measured = thermolysin(options.data, model, measure.score_weights)
+    measured = thermolysin(options.data, model, score_weights)
     results["thermolysin_xfel"] = comparisons("thermolysin_xfel", measured, options.draws)
     draw(results, options.out)
 

@@ -20,9 +20,12 @@ import numpy as np
 from lysosim import SHARED, load, robust_sd
 
 import bayes_refine as br
-from bayes_refine import forward, measure, predict
-from bayes_refine.crystal import Crystal
-from bayes_refine.detector import beam_frame
+from bayes_refine import physics
+from bayes_refine.geometry import predict
+from bayes_refine.geometry.crystal import Crystal
+from bayes_refine.geometry.detector import beam_frame
+from bayes_refine.measuring.shoebox import cut_shoeboxes, shoebox_for_width
+from bayes_refine.measuring.statistics import measure
 
 SHELLS = (0.02, 0.12, 0.20, 0.25, 0.33, 0.39, 0.435)  # |q|, Å⁻¹
 
@@ -40,7 +43,7 @@ def true_geometry(stills, truth):
 
 def normalised_intensities(stills, reference, truth, d_min=2.3):
     """ε_r, |q|, J/(G·B_term·pol) and I of all reflections within 1.5e-3 Å⁻¹."""
-    box = measure.shoebox_for_width(1.5)
+    box = shoebox_for_width(1.5)
     candidates = predict.candidate_indices(stills[0].crystal.cell, reference.space_group, d_min)
     candidates = candidates[reference.lookup(candidates) != 0]
     rows = []
@@ -49,10 +52,10 @@ def normalised_intensities(stills, reference, truth, d_min=2.3):
             p = predict.predict(still, candidates, d_min, lambda d: 1.5e-3 + 0 * d)
             image, mask = reader.read(still)
             claimed = np.abs(p.excitation_error) < 5e-4
-            boxes = measure.cut_shoeboxes(image, mask, p.panel, p.xy_px, claimed, box)
+            boxes = cut_shoeboxes(image, mask, p.panel, p.xy_px, claimed, box)
             m = np.full(len(p), (1.3 * 1.56e-3) ** 2 / 2)
             moment = np.stack([m, m, 0 * m], 1)
-            s = measure.measure(boxes, p.frame, moment, 0 * m, box)
+            s = measure(boxes, p.frame, moment, 0 * m, box)
             b_term = np.exp(-truth.B[i] / (4 * p.d**2))
             J = s.value[:, 0] / (truth.G[i] * b_term * p.polarisation)
             use = s.covered > 0.9
@@ -90,7 +93,10 @@ def main() -> None:
     figure.savefig(options.out, dpi=120)
 
     still = br.load_model("still")
-    for name, form in (("conserved", forward.partiality), ("peak", forward.peak_partiality)):
+    for name, form in (
+        ("conserved", physics.conserving_partiality),
+        ("peak", physics.peak_partiality),
+    ):
         with br.ImageReader() as reader:
             run = br.fit_run(
                 stills,

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 import bayes_refine as br
-from bayes_refine.fitting.run import prepare_run
-from bayes_refine.fitting.scout import scout
-from bayes_refine.fitting.seen import Kept, measured
+from bayes_refine.fitting.measure_run import Kept, measured
+from bayes_refine.fitting.problem import prepare_run
+from bayes_refine.fitting.start import scout
 
 
 def at_start(stills, reference, reader, model, settings, priors=None):

@@ -21,15 +21,15 @@ import matplotlib
 import numpy as np
 
 import bayes_refine as br
-from bayes_refine.fitting.run import prepare_run
-from bayes_refine.fitting.stills_alike import stills_alike
+from bayes_refine.fitting.index_alike import stills_alike
+from bayes_refine.fitting.problem import prepare_run
+from bayes_refine.geometry.symmetry import asu_map
 from bayes_refine.indexing import leave_image_out, reindex
 from bayes_refine.indexing.ambiguity import ambiguity, reindexed_stills, transformed
 from bayes_refine.indexing.unmerged_alike import roughly_scaled
-from bayes_refine.reference import Reference, free_set
+from bayes_refine.physics.reference import Reference, free_set
 from bayes_refine.simulation.spots import predict_spots
 from bayes_refine.simulation.truth import Simulation, draw_truth
-from bayes_refine.symmetry import asu_map
 
 SIMULATION = Simulation(
     n_images=240, cell=(90, 90, 60, 90, 90, 120), hall=" P 6c", d_min=3.0, mean_photons=1.0

@@ -23,9 +23,9 @@ from scipy.stats import norm
 from scipy.stats import t as student_t
 
 import bayes_refine as br
-from bayes_refine.fitting.pilot import tails
-from bayes_refine.miller import pack_hkl
-from bayes_refine.symmetry import asu_map
+from bayes_refine.fitting.state import tails
+from bayes_refine.geometry.miller import pack_hkl
+from bayes_refine.geometry.symmetry import asu_map
 
 SHARES = (0.5, 0.9, 0.95)
 

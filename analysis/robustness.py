@@ -27,19 +27,21 @@ from map_vs_per_pixel import simulated
 from pixel_start import at_mode, thermolysin
 
 import bayes_refine as br
-from bayes_refine import infer, measure
-from bayes_refine.crystal import Crystal, rotation_matrix
-from bayes_refine.fitting.pilot import moved, pilot_geometry
-from bayes_refine.per_pixel import compare
+from bayes_refine import infer
+from bayes_refine.fitting import measure_run
+from bayes_refine.fitting.state import moved, pilot_geometry
+from bayes_refine.geometry.crystal import Crystal, rotation_matrix
+from bayes_refine.measuring import statistics
+from bayes_refine.per_pixel import compare, curvature, pixel_noise
 from bayes_refine.per_pixel.fit import fit_pixels
 from bayes_refine.per_pixel.pixels import frozen, pixels_of
 
 FACTORED, PER_PIXEL = br.load_model("still"), br.load_model("per_pixel")
 METHODS = ("factored", "Poisson", "expected variance", "observed variance")
 NOISES = {
-    "Poisson": infer.poisson,
-    "expected variance": infer.expected_variance,
-    "observed variance": infer.observed_variance,
+    "Poisson": pixel_noise.poisson,
+    "expected variance": pixel_noise.expected_variance,
+    "observed variance": pixel_noise.observed_variance,
 }
 NAMES = ("log_G", "log_R0", "log_R1", "rotation_mrad")
 
@@ -85,7 +87,7 @@ def other_boxes(signal=0, ring=0):
     What is a neighbour's stays as it was: a spot that loses its own pixels loses information.
     Gives the radii (px) that were used.
     """
-    plain, radii = measure.shoebox_for_width, []
+    plain, radii = measure_run.shoebox_for_width, []
 
     def other(R1_px):
         box = plain(R1_px)
@@ -97,24 +99,24 @@ def other_boxes(signal=0, ring=0):
             ring_outer=box.ring_outer + ring,
         )
 
-    measure.shoebox_for_width = other
+    measure_run.shoebox_for_width = other
     yield radii
-    measure.shoebox_for_width = plain
+    measure_run.shoebox_for_width = plain
 
 
 @contextmanager
 def wrong_background(factor):
     """The ring says so many times what it should."""
-    plain = measure.ring_background
+    plain = statistics.ring_background
 
     def wrong(*args):
         background, *rest = plain(*args)
         return factor * background, *rest
 
-    measure.ring_background = wrong
+    statistics.ring_background = wrong
     jax.clear_caches()
     yield
-    measure.ring_background = plain
+    statistics.ring_background = plain
     jax.clear_caches()
 
 
@@ -136,7 +138,7 @@ def refit(fitted, reference, reader, settings):
     pixels = pixels_of(run, seen, state, priors)
     pixels = frozen(pixels, infer.evaluate(PER_PIXEL, state, pixels, priors)["spots"])
     for name, noise in NOISES.items():
-        found[name] = infer.pixel_fit(PER_PIXEL, noise, pixels, priors, state)
+        found[name] = curvature.pixel_fit(PER_PIXEL, noise, pixels, priors, state)
     return found
 
 
@@ -186,8 +188,8 @@ def loops(reference, reader, settings):
 
     return {
         "factored": lambda stills: br.fit_run(stills, *rest, br.Priors(), settings),
-        "Poisson": by_pixel(infer.poisson),
-        "observed variance": by_pixel(infer.observed_variance),
+        "Poisson": by_pixel(pixel_noise.poisson),
+        "observed variance": by_pixel(pixel_noise.observed_variance),
     }
 
 

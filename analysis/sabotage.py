@@ -19,10 +19,11 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 import pytest
 
-from bayes_refine import forward
+from bayes_refine import physics
+from bayes_refine.physics import spot
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = ("test_forward.py", "test_calibration.py", "test_still.py")
+TESTS = ("physics/test_forward.py", "models/test_calibration.py", "models/test_still.py")
 # tests that break the likelihood themselves say the same, inside the suite
 HONEST = "not broken and not noticed"
 
@@ -43,14 +44,14 @@ def no_log_sigma() -> None:
 
 def variance_of_J(factor: float) -> None:
     """Counting variance of the total."""
-    true = forward.counting_variance
-    forward.counting_variance = lambda *args: true(*args).at[:, 0].multiply(factor)
+    true = physics.counting_variance
+    physics.counting_variance = lambda *args: true(*args).at[:, 0].multiply(factor)
 
 
 def wrong_turn() -> None:
     """exp([ω]×) becomes exp(−[ω]×)."""
-    true = forward.rotation
-    forward.rotation = lambda rotation_mrad: true(-rotation_mrad)
+    true = spot.rotation_matrix_mrad
+    spot.rotation_matrix_mrad = lambda rotation_mrad: true(-rotation_mrad)
 
 
 BREAKS = {

@@ -22,7 +22,7 @@ from lysosim import SHARED, load, robust_sd
 from simulate_shoeboxes import InMemory
 
 import bayes_refine as br
-from bayes_refine.crystal import Crystal
+from bayes_refine.geometry.crystal import Crystal
 
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200)
 R0_TRUE = 3e-4  # Å⁻¹, of the simulated weak run

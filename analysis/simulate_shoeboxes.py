@@ -16,12 +16,13 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 import bayes_refine as br
-from bayes_refine import infer, predict
-from bayes_refine.crystal import strain_basis
-from bayes_refine.fitting.rounds import Movement, one_round
-from bayes_refine.fitting.run import Run
-from bayes_refine.fitting.seen import Batch, Kept, Seen
-from bayes_refine.forward import Observations
+from bayes_refine import infer
+from bayes_refine.fitting.measure_run import Batch, Kept, Seen
+from bayes_refine.fitting.one_round import Movement, one_round
+from bayes_refine.fitting.problem import Run
+from bayes_refine.geometry import predict
+from bayes_refine.geometry.crystal import strain_basis
+from bayes_refine.physics.observations import Observations
 from bayes_refine.simulation.pixels import background_photons, spot_photons
 from bayes_refine.simulation.spots import predict_spots, relp_covariance
 from bayes_refine.simulation.truth import (

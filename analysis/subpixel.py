@@ -24,9 +24,9 @@ from ladder import BEST, D_MIN
 from lysosim import SHARED, load
 
 import bayes_refine as br
+from bayes_refine.geometry.miller import pack_hkl
 from bayes_refine.merging.agreement import r1_intensity
-from bayes_refine.merging.latent import likelihood_only, true_intensities
-from bayes_refine.miller import pack_hkl
+from bayes_refine.merging.latent import intensity_posteriors, likelihood_only
 
 PERIODS = np.arange(1, 13)  # a pixel
 SAMPLED = 4  # points of a pixel that the simulator takes, in x and in y
@@ -59,7 +59,7 @@ def main() -> None:
     run, scale_sd = fit_pixels(stills, D_MIN)
     r = run.reflections
     measured, prior = latent_of(run, r, scale_sd, group)
-    found = true_intensities(measured, prior).posterior
+    found = intensity_posteriors(measured, prior).posterior
     hkl = np.asarray(measured.hkl)
     best = np.argsort(-found.intensity / found.intensity_sd)[:BEST]
 
@@ -92,7 +92,7 @@ def main() -> None:
     at = np.flatnonzero(np.isfinite(truth) & (truth > 0))
     d = reference.cell.calculate_d_array(np.ascontiguousarray(hkl, np.int32))
     for name, (what, wilson) in {"as it is": (measured, prior), "corrected": corrected}.items():
-        posterior = true_intensities(what, wilson).posterior
+        posterior = intensity_posteriors(what, wilson).posterior
         merged = likelihood_only(what, wilson, posterior.intensity)
         same = np.isin(pack_hkl(merged.hkl), pack_hkl(hkl[best]))
         R1 = [

@@ -15,7 +15,7 @@ import numpy as np
 from lysosim import SHARED
 
 import bayes_refine as br
-from bayes_refine import measure
+from bayes_refine.measuring.weights import moment_weights
 from bayes_refine.merging.agreement import pearson
 
 
@@ -71,7 +71,7 @@ def main() -> None:
         "no read-out noise": variant(settings=replace(settings, read_noise=0.0)),
         "no sensor (parallax)": variant(stills=stills),
         "no bandwidth": variant(priors=br.Priors(bandwidth=1e-6, log_bandwidth_sd=1e-3)),
-        "textbook moments": variant(settings=replace(settings, weights=measure.moment_weights)),
+        "textbook moments": variant(settings=replace(settings, weights=moment_weights)),
     }
     for name, (images, model, priors, chosen, gain) in variants.items():
         reader.gain = gain

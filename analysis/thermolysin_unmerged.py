@@ -16,13 +16,14 @@ import jax
 import matplotlib
 import numpy as np
 
-from bayes_refine import load_model, partiality
+from bayes_refine import load_model
+from bayes_refine.geometry.miller import rows_of
 from bayes_refine.io.mtz import read_unmerged
 from bayes_refine.io.reference import read_reference
 from bayes_refine.merging import scaling
 from bayes_refine.merging.agreement import pearson
 from bayes_refine.merging.observations import ScalingPriors, prepare
-from bayes_refine.miller import rows_of
+from bayes_refine.physics import partiality
 
 SHELLS = ((50, 3), (3, 2.4), (2.4, 2.0), (2.0, 1.8), (50, 1.8))
 TINY = 1e-7

@@ -10,19 +10,20 @@
 
 Fitting wants float64: ``jax.config.update("jax_enable_x64", True)`` is the caller's to switch on.
 
-Geometry, reflections and physics are modules of this package.  Sub-packages stand on them, and
-each needs only those before it: ``io``, ``infer``, ``simulation``, ``indexing``, ``merging``,
-``fitting``, ``per_pixel``, ``report``, ``results``, ``cli``.
+Each sub-package needs only those before it: ``util``, ``geometry``, ``physics``, ``measuring``,
+``io``, ``infer``, ``simulation``, ``indexing``, ``merging``, ``fitting``, ``per_pixel``,
+``report``, ``results``, ``cli``.
 """
 
-from .crystal import Crystal
-from .detector import Beam, Detector
-from .errors import InputError
-from .experiments import Experiments, Still
-from .fitting.draws import Draws
-from .fitting.fit import RunFit, fit_run
-from .fitting.run import Settings
+from .fitting.loop import RunFit, fit_run
+from .fitting.posterior_draws import Draws
+from .fitting.problem import Settings
 from .fitting.tables import image_table, shared_values
+from .geometry.crystal import Crystal
+from .geometry.detector import Beam, Detector
+from .geometry.experiments import Experiments, Still
+from .geometry.predict import Predictions
+from .geometry.symmetry import asu_map
 from .infer import (
     Fit,
     evaluate,
@@ -39,20 +40,19 @@ from .io.mtz import Unmerged, read_unmerged, write_merged, write_unmerged
 from .io.posterior import write_posterior
 from .io.reference import read_reference
 from .loading import load_model, model_names
+from .measuring.detector_noise import Noise, estimate_noise, noise_for
 from .merging.agreement import completeness, pearson, r_split, shell_edges, shell_table
 from .merging.average import Merged
 from .merging.merge import MergeRun, MergeSettings, merge_run
 from .merging.observations import ScalingPriors
-from .noise import Noise, estimate_noise, noise_for
-from .predict import Predictions
-from .priors import Priors, read_priors
-from .reference import Reference, free_set
+from .physics.priors import Priors, read_priors
+from .physics.reference import Reference, free_set
 from .results.fit import write_results
 from .results.merge import write_merge
 from .simulation.files import simulate_run
 from .simulation.truth import Simulation
 from .simulation.unmerged import UnmergedSimulation, simulate_unmerged
-from .symmetry import asu_map
+from .util.errors import InputError
 
 __version__ = "0.1.0"
 

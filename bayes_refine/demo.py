@@ -8,9 +8,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from .crystal import rotation_part
-from .fitting.fit import RunFit
+from .fitting.loop import RunFit
 from .fitting.tables import beam_place, image_table, shared_values, usable_images
+from .geometry.crystal import rotation_part
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from . import measure
-from .errors import InputError
-from .fitting.fit import RunFit
-from .fitting.seen import shoebox_for
+from .fitting.loop import RunFit
+from .fitting.measure_run import shoebox_for
 from .fitting.tables import image_table, usable_images
 from .io.images import ImageReader
+from .measuring.shoebox import Shoebox
+from .measuring.template import template_and_gradient
+from .util.errors import InputError
 
 BLUE, RED, ORANGE, GREY = "#1f5fa8", "#c8382c", "#e07a1f", "0.55"
 SHELLS = ("#1b4f8f", "#2a9d8f", ORANGE)  # low to high resolution
@@ -322,7 +323,7 @@ def _narrow(values: np.ndarray) -> bool:
     return bool(np.nanmax(values) < 8 * np.nanmin(values))
 
 
-def _shoebox(run: RunFit) -> measure.Shoebox:
+def _shoebox(run: RunFit) -> Shoebox:
     """The shoebox of the last round, to within its steps of a pixel."""
     shoebox = shoebox_for(run.reflections.frame, run.reflections.spot_moment.astype(float))
     assert shoebox is not None, "a fitted run has reflections"
@@ -373,7 +374,7 @@ def _draw_shoebox(run: RunFit, reader: ImageReader, k: int, axes: Sequence[Any])
     at = (p.panel[k], np.clip(y, 0, pixels.shape[1] - 1), np.clip(x, 0, pixels.shape[2] - 1))
     data = np.where(on & valid[at], pixels[at], np.nan)
     moment = p.spot_moment[[k]].astype(float) * 1e6
-    template = measure.template_and_gradient(
+    template = template_and_gradient(
         p.xy_px[[k]] - middle - 0.5,
         p.frame[[k]].astype(float) * 1e3,
         moment,

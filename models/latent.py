@@ -3,14 +3,15 @@
 J_i = G·exp(−B/4d²)·p·I_h + noise.  Shared by the run: the width of the partiality curve, the
 error model, and the mean intensity Σ(d).  One per image: G, B, and how wide its curve is.  One
 per reflection: I_h = F_h², with Wilson's prior; it is no site of this program, as the quadrature
-of :mod:`bayes_refine.intensities` sums over it.
+of :mod:`bayes_refine.physics.true_intensities` sums over it.
 """
 
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 
-from bayes_refine import forward, intensities, partiality
+from bayes_refine import physics
+from bayes_refine.physics import partiality, true_intensities
 
 
 def log_normal(name, median, log_sd):
@@ -20,7 +21,7 @@ def log_normal(name, median, log_sd):
 
 def wilson(F, log_mean, obs, priors):
     """ln π(F) without any reference."""
-    return intensities.log_wilson(F, log_mean, obs.centric)
+    return true_intensities.log_wilson(F, log_mean, obs.centric)
 
 
 def model(obs, priors, curve=partiality.log_lorentzian_curve, amplitude_prior=wilson):
@@ -52,19 +53,19 @@ def model(obs, priors, curve=partiality.log_lorentzian_curve, amplitude_prior=wi
     width = partiality.effective_width(R0, mosaic, dispersion, obs.norm_q)
     x = obs.excitation_error / (width * jnp.exp(log_width)[obs.image])
     p = numpyro.deterministic("partiality", R0 / width * jnp.exp(curve(x)))
-    g = jnp.exp(log_G)[obs.image] * forward.debye_waller(B[obs.image], obs.norm_q) * p
+    g = jnp.exp(log_G)[obs.image] * physics.debye_waller(B[obs.image], obs.norm_q) * p
     variance = (sigma_factor * obs.sigma) ** 2
     numpyro.deterministic("scale", g)
 
     # each reflection: prior × observations at the nodes, summed; the nodes follow Σ(d)
     log_mean = obs.log_epsilon + obs.knot_weight @ log_Sigma
     numpyro.deterministic("log_mean", log_mean)
-    nodes = intensities.stretch(obs.nodes, log_mean)
+    nodes = true_intensities.stretch(obs.nodes, log_mean)
     F = nodes.amplitude
-    observed = intensities.log_observations(
+    observed = true_intensities.log_observations(
         F, obs.intensity, g, variance, model_error, nu, obs.code, obs.weight
     )
     integrand = amplitude_prior(F, log_mean, obs, priors) + observed
     numpyro.deterministic("log_integrand", integrand)
-    evidence = intensities.log_evidence(integrand, nodes)
+    evidence = true_intensities.log_evidence(integrand, nodes)
     numpyro.factor("intensities", evidence.sum())

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 
-from bayes_refine import intensities, load_model
+from bayes_refine import load_model
+from bayes_refine.physics import true_intensities
 
 
 def double_wilson(F, log_mean, obs, priors):
@@ -19,7 +20,7 @@ def double_wilson(F, log_mean, obs, priors):
     D = numpyro.sample("correlation_B", dist.HalfNormal(priors.correlation_B_sd))
     r = r0 * jnp.exp(-0.25 * D * obs.norm_q_unique**2) * obs.informed
     numpyro.deterministic("correlation_unique", r)
-    return intensities.log_double_wilson(F, log_mean, obs.centric, obs.E_reference, r)
+    return true_intensities.log_double_wilson(F, log_mean, obs.centric, obs.E_reference, r)
 
 
 model = partial(load_model("latent"), amplitude_prior=double_wilson)

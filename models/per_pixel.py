@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 
-from bayes_refine import forward
-from bayes_refine.infer import poisson
+from bayes_refine import physics
+from bayes_refine.per_pixel.pixel_noise import poisson
 
 
 def log_normal(name, median, log_sd):
@@ -22,7 +22,7 @@ def log_normal(name, median, log_sd):
     return jnp.exp(numpyro.sample(f"log_{name}", dist.Normal(jnp.log(median), log_sd)))
 
 
-def model(pixels, priors, noise=poisson, partiality=forward.partiality):
+def model(pixels, priors, noise=poisson, partiality=physics.conserving_partiality):
     """Joint density of the unknowns and the photons of ``bayes_refine.per_pixel.pixels``."""
     obs = pixels.reflections
 
@@ -53,11 +53,11 @@ def model(pixels, priors, noise=poisson, partiality=forward.partiality):
 
     # each reflection: where, how wide, how bright
     moment = R1**2 / 2, R1**2 / 2, 0.0
-    spread = forward.mosaic_covariance(mosaic[:, 0], shape[:, 0])
+    spread = physics.mosaic_covariance(mosaic[:, 0], shape[:, 0])
     where = rotation[:, 0], strain[:, 0], shift
-    spot, _ = forward.spot(obs, *where, R0, bandwidth, spread, moment)
+    spot, _ = physics.smeared_spot(obs, *where, R0, bandwidth, spread, moment)
     p = partiality(spot.excitation_error, R0, spot.R0_eff)
-    scale = jnp.exp(log_G) * forward.debye_waller(B, obs.norm_q) * p
+    scale = jnp.exp(log_G) * physics.debye_waller(B, obs.norm_q) * p
     numpyro.deterministic("scale", scale)
     numpyro.deterministic("partiality", p)
     numpyro.deterministic("excitation_error", spot.excitation_error)

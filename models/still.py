@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 
-from bayes_refine import forward
-from bayes_refine.measure import STATISTICS
+from bayes_refine import physics
+from bayes_refine.physics.observations import STATISTICS
 
 MIDDLE = 0.25  # Å⁻¹, where model_error and position_error are what they say
 
@@ -43,7 +43,7 @@ def round_spot(obs, R1, priors):
     return R1**2 / 2, R1**2 / 2, 0.0
 
 
-def model(obs, priors, partiality=forward.partiality, spot_shape=round_spot, terms=4):
+def model(obs, priors, partiality=physics.conserving_partiality, spot_shape=round_spot, terms=4):
     """Joint density of the unknowns and the frozen statistics of ``obs`` (Observations).
 
     ``partiality`` and ``spot_shape`` are the two pieces of physics with rivals; ``terms`` is
@@ -104,11 +104,11 @@ def model(obs, priors, partiality=forward.partiality, spot_shape=round_spot, ter
         moment = m11 + place_1, m22 + place_2, m12
 
     # each reflection: where, how wide, how bright
-    spread = forward.mosaic_covariance(mosaic[:, 0], shape[:, 0])
+    spread = physics.mosaic_covariance(mosaic[:, 0], shape[:, 0])
     where = rotation[:, 0], strain[:, 0], shift
-    spot, m2 = forward.spot(obs, *where, R0, bandwidth, spread, moment)
+    spot, m2 = physics.smeared_spot(obs, *where, R0, bandwidth, spread, moment)
     p = partiality(spot.excitation_error, R0, spot.R0_eff)
-    scale = jnp.exp(log_G) * forward.debye_waller(B, obs.norm_q) * p
+    scale = jnp.exp(log_G) * physics.debye_waller(B, obs.norm_q) * p
     J_model = scale * obs.intensity_reference
     numpyro.deterministic("scale", scale)
     numpyro.deterministic("partiality", p)
@@ -117,14 +117,14 @@ def model(obs, priors, partiality=forward.partiality, spot_shape=round_spot, ter
 
     # the total: beyond counting, J_model is off by a fraction, spots by part of a pixel and of
     # R1²; T_k sees each by r_kj
-    speckled = forward.block_variance(spot, m2) * jnp.maximum(speckle, 0.0) ** 2
+    speckled = physics.block_variance(spot, m2) * jnp.maximum(speckle, 0.0) ** 2
     error = model_error * jnp.exp(-fall * (obs.norm_q - MIDDLE))
     places = [place / obs.width**2 for place in (place_1, place_2)]
     errors = jnp.stack([*places, *[shape_error**2 + 0 * places[0]] * 3], 1)[:, : terms - 1]
     seen = jnp.sum(obs.response[:, :terms, 1:terms] ** 2 * errors[:, None], 2)
     relative = numpyro.deterministic("relative_variance", error**2 + speckled + seen[:, 0])
-    profile = forward.profile_statistics(obs, spot, terms, shape_error**2)
-    counting = forward.counting_variance(obs, J_model, terms)
+    profile = physics.profile_statistics(obs, spot, terms, shape_error**2)
+    counting = physics.counting_variance(obs, J_model, terms)
     unsure = relative + obs.reference_error**2
     means, variances = [J_model * profile[:, 0]], [counting[:, 0] + unsure * J_model**2]
 
@@ -133,10 +133,10 @@ def model(obs, priors, partiality=forward.partiality, spot_shape=round_spot, ter
     gain = jnp.where(profile[:, 0] > 0, profile[:, 0], 1.0)  # none where there are no pixels
     measured, v = obs.statistics[:, 0] / gain, counting[:, 0] + seen[:, 0] * J_model**2
     tail = tail_factor((obs.statistics[:, 0] - means[0]) ** 2 / variances[0], nu)
-    J, J_variance = forward.given_total(
+    J, J_variance = physics.given_total(
         J_model, (unsure - seen[:, 0]) * tail, measured, v / gain**2
     )
-    counting = forward.counting_variance(obs, J, terms)
+    counting = physics.counting_variance(obs, J, terms)
     for k in range(1, terms):
         means.append(J * profile[:, k])
         beyond = seen[:, k] * J**2 + (seen[:, k] + profile[:, k] ** 2) * J_variance

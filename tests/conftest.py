@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import json
+import os
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -30,10 +31,17 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory) -> Iterator[None]:
-    """What one command line compiles the next one finds; the user's own cache is left alone."""
+def cache() -> Iterator[None]:
+    """Compiled code is kept between test runs, apart from the user's own.
+
+    JAX keys its entries by program, options and versions: what has changed is compiled anew.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = base / "bayes_refine_tests"
+    jax.config.update("jax_compilation_cache_dir", str(folder / "bayes_refine" / "jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", str(folder))
         yield
 
 

@@ -7,8 +7,8 @@ import os
 import pytest
 
 from bayes_refine import loading
-from bayes_refine.errors import InputError
 from bayes_refine.loading import load_model
+from bayes_refine.util.errors import InputError
 
 MODEL = "from dataclasses import dataclass\n\n@dataclass\nclass D:\n    x: 'int' = {n}\n"
 MODEL += "\ndef model():\n    return D().x\n"

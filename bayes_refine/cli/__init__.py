@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 
-from ..errors import InputError
+from ..util.errors import InputError
 from . import fit  # noqa: F401  the commands register themselves: fit is the first in the help
 
 # isort: split

@@ -10,12 +10,14 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from .. import loading, noise, output
-from ..fitting.run import Settings
+from .. import loading
+from ..fitting.problem import Settings
 from ..io.expt import read_experiments
 from ..io.images import ImageReader
+from ..measuring import detector_noise
 from ..per_pixel import compare
-from ..priors import Priors
+from ..physics.priors import Priors
+from ..util import output
 from . import options
 from .app import app, out_console, progress
 from .inputs import overridden, priors_from, reference_from, some_images
@@ -59,7 +61,7 @@ def compare_command(
     prior = priors_from(priors_file, Priors())
     stills = overridden(chosen.stills, bandwidth)
     with ImageReader(gain=gain) as reader, progress() as say:
-        found = noise.noise_for(reader, stills, gain, read_noise)
+        found = detector_noise.noise_for(reader, stills, gain, read_noise)
         reader.gain = found.gain
         settings = replace(settings, read_noise=found.read_noise)
         model, pixel_model = loading.load_model("still"), loading.load_model("per_pixel")

@@ -10,15 +10,18 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import loading, noise, output, reference
-from ..errors import InputError
-from ..experiments import Experiments, Still
-from ..fitting import fit, tables
-from ..fitting.run import Settings
+from .. import loading
+from ..fitting import loop, tables
+from ..fitting.problem import Settings
+from ..geometry.experiments import Experiments, Still
 from ..io.expt import read_experiments
 from ..io.images import ImageReader
-from ..priors import Priors
+from ..measuring import detector_noise
+from ..physics import reference
+from ..physics.priors import Priors
 from ..results import fit as results
+from ..util import output
+from ..util.errors import InputError
 from . import options
 from .app import app, out_console, progress
 from .inputs import overridden, priors_from, reference_from, some_images
@@ -199,20 +202,20 @@ def fit_and_write(
     gain: float | None = None,
     read_noise: float | None = None,
     **writing: Any,
-) -> fit.RunFit:
+) -> loop.RunFit:
     """Noise, fit, results, and what to tell about them."""
     seconds = {"read": time.perf_counter() - started}
     stills = experiments.stills
     with progress() as say:
         say("estimating gain and read-out noise")
         mark = time.perf_counter()
-        found = noise.noise_for(reader, stills, gain, read_noise)
+        found = detector_noise.noise_for(reader, stills, gain, read_noise)
         if gain is not None or all((s.detector.gain == s.detector.gain[0]).all() for s in stills):
             reader.gain = found.gain  # else each panel's own, of which found.gain is the mean
         settings = replace(settings, read_noise=found.read_noise)
         seconds["noise"] = time.perf_counter() - mark
         mark = time.perf_counter()
-        run = fit.fit_run(stills, ref, reader, model, prior, settings, progress=say)
+        run = loop.fit_run(stills, ref, reader, model, prior, settings, progress=say)
         seconds["fit"] = time.perf_counter() - mark
         summary = results.write_results(
             out,
@@ -232,7 +235,7 @@ def fit_and_write(
     return run
 
 
-def _report(out: Path, run: fit.RunFit, summary: dict[str, Any], seconds: float) -> None:
+def _report(out: Path, run: loop.RunFit, summary: dict[str, Any], seconds: float) -> None:
     counts, last = summary["counts"], summary["agreement"][-1]
     out_console.print(
         f"{counts['images_used']} of {counts['images']} images, {counts['reflections_measured']} "

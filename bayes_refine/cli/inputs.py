@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import InputError
-from ..experiments import Experiments, Still
+from ..geometry.experiments import Experiments, Still
 from ..io.images import read_bandwidth
 from ..io.reference import read_reference
-from ..priors import AnyPriors, read_priors
-from ..reference import Reference
+from ..physics.priors import AnyPriors, read_priors
+from ..physics.reference import Reference
+from ..util.errors import InputError
 
 
 def some_images(experiments: Experiments, chosen: str | None) -> Experiments:

@@ -9,14 +9,15 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import loading, output
-from ..errors import InputError
+from .. import loading
 from ..io.mtz import read_unmerged
 from ..merging import mates, merged_intensities
 from ..merging.merge import MergeSettings, merge_run
 from ..merging.observations import ScalingPriors
-from ..reference import check_symmetry
+from ..physics.reference import check_symmetry
 from ..results.merge import write_merge
+from ..util import output
+from ..util.errors import InputError
 from . import options
 from .app import app, out_console, progress
 from .inputs import priors_from, reference_from

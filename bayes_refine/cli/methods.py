@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from functools import partial
 
-from ..fitting import draws
+from ..fitting import posterior_draws
 from ..infer import guides
 
 
@@ -28,18 +28,18 @@ class GuideName(StrEnum):
 
 def method_of(
     name: MethodName, guide: GuideName, n_draws: int | None, chains: int, warmup: int
-) -> draws.Method:
+) -> posterior_draws.Method:
     """The method with its options bound; its own number of draws where that is None."""
-    found: draws.Method
+    found: posterior_draws.Method
     match name:
         case MethodName.map:
-            found = draws.at_mode
+            found = posterior_draws.at_mode
         case MethodName.laplace:
-            found = draws.laplace
+            found = posterior_draws.laplace
         case MethodName.svi:
-            found = partial(draws.svi, guide=_guide(guide))
+            found = partial(posterior_draws.svi, guide=_guide(guide))
         case MethodName.nuts:
-            found = partial(draws.nuts, n_chains=chains, n_warmup=warmup)
+            found = partial(posterior_draws.nuts, n_chains=chains, n_warmup=warmup)
     return found if n_draws is None else partial(found, n_draws=n_draws)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import InputError
+from ..util.errors import InputError
 
 DETECTOR, INFERENCE = "Beam and detector", "Model and inference"
 

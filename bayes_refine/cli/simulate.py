@@ -11,13 +11,15 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from .. import demo, loading, output, priors
-from ..fitting.run import Settings
+from .. import demo, loading
+from ..fitting.problem import Settings
 from ..io.expt import read_experiments
 from ..io.images import ImageReader
 from ..io.reference import read_reference
+from ..physics import priors
 from ..simulation.files import simulate_run
 from ..simulation.truth import Simulation
+from ..util import output
 from . import options
 from .app import app, out_console, progress
 from .fit import fit_and_write

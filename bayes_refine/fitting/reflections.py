@@ -8,11 +8,11 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from .. import infer
-from ..forward import Observations
-from ..priors import Priors
-from ..reference import Reference, wilson_mean
-from .pilot import State, images_of
-from .seen import MIN_COVERED, Batch
+from ..physics.observations import Observations
+from ..physics.priors import Priors
+from ..physics.reference import Reference, wilson_mean
+from .measure_run import MIN_COVERED, Batch
+from .state import State, images_of
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Reflections:
         expected: (N,) I to weight with: I_ref; for free reflections and those without a
             reference the mean intensity of their resolution, since no weight may know what it
             must not see; without any reference what all images together say.
-        background, covered, contested: (N,) as ``measure.Statistics``.
+        background, covered, contested: (N,) as ``measuring.statistics.Statistics``.
         intensity_reference: (N,) I_ref, NaN where unknown.
         free, informs: (N,) bool: the free set, and what the fit was conditioned on.
         scale: (N,) G·B_term·p·pol, photons per unit of I.

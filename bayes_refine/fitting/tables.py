@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import gemmi
 import numpy as np
 
-from ..experiments import Still
+from ..geometry.experiments import Still
 from ..infer import Fit, Site
 from ..merging.agreement import pearson
-from .fit import RunFit
+from .loop import RunFit
 
 
 class Axis(NamedTuple):

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 import gemmi
 import numpy as np
 
-from ..errors import InputError
-from ..experiments import Still
+from ..geometry.experiments import Still
+from ..geometry.symmetry import asu_map, reciprocal_rotations
 from ..io.mtz import Unmerged
-from ..symmetry import asu_map, reciprocal_rotations
+from ..util.errors import InputError
 
 MAX_OBLIQUITY_DEG = 1.0  # 1.7 % between two axes: what indexing of one still may get wrong
 DEN = gemmi.Op.DEN

@@ -21,10 +21,10 @@ import jax
 import numpy as np
 from scipy.special import gammaln, softmax
 
-from .. import intensities
-from ..miller import unique_hkl
-from ..reference import wilson_mean
-from ..symmetry import asu_map, epsilon_centric
+from ..geometry.miller import unique_hkl
+from ..geometry.symmetry import asu_map, epsilon_centric
+from ..physics import true_intensities
+from ..physics.reference import wilson_mean
 from .ambiguity import Ambiguity, transformed
 
 SCALE_SD = 0.5  # of γ about 1
@@ -212,7 +212,7 @@ def normal_moments(precision, total, S, centric):
     return (total + S * prior) * variance, variance
 
 
-_quadrature = jax.jit(intensities.wilson_posterior)
+_quadrature = jax.jit(true_intensities.wilson_posterior)
 
 
 def wilson_moments(precision, total, S, centric):

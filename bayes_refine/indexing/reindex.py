@@ -17,8 +17,8 @@ import gemmi
 import numpy as np
 from scipy.special import logsumexp, softmax
 
-from ..reference import Reference, free_set, wilson_mean
-from ..symmetry import epsilon_centric
+from ..geometry.symmetry import epsilon_centric
+from ..physics.reference import Reference, free_set, wilson_mean
 from .ambiguity import Ambiguity
 from .leave_image_out import (
     Beliefs,
@@ -162,7 +162,7 @@ def choose_by_reference(
     and ν are those of a grid under which the run is most probable.  The free set has r = 0.
 
     Args:
-        free_fraction, seed: of the free set (:func:`~bayes_refine.reference.free_set`).
+        free_fraction, seed: of the free set (:func:`~bayes_refine.physics.reference.free_set`).
 
     Raises:
         InputError: the mean intensity is positive nowhere.

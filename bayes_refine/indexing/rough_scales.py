@@ -12,7 +12,7 @@ from __future__ import annotations
 import gemmi
 import numpy as np
 
-from ..symmetry import epsilon_centric
+from ..geometry.symmetry import epsilon_centric
 
 N_Q, N_EXCITATION = 6, 8  # bins of equally many observations
 LOG_G_SD, B_SD = 2.0, 15.0  # priors of an image's scale about the run's; Å²

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..io.mtz import Unmerged
-from ..reference import Reference
+from ..physics.reference import Reference
 from .ambiguity import ambiguity, reindexed_unmerged
 from .leave_image_out import Integrated
 from .reindex import Reindexing, choose, choose_by_reference, nothing_to_choose

@@ -18,7 +18,7 @@ import numpyro
 import numpyro.distributions as dist
 from numpyro.distributions import biject_to
 
-from ..errors import InputError
+from ..util.errors import InputError
 
 Model = Callable[..., None]
 IMAGE = "image"  # name of the plate over images

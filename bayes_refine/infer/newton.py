@@ -27,15 +27,7 @@ from .curvature import (
     scaled,
     upward_inverse,
 )
-from .density import (
-    Model,
-    Site,
-    compiled_prior_means,
-    density,
-    find_sites,
-    flatten,
-    prior_density,
-)
+from .density import Model, Site, compiled_prior_means, density, find_sites, flatten, prior_density
 from .laplace import Fit
 from .steps import Slope, Steps, steps_of
 

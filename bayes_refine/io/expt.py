@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from ..crystal import Crystal
-from ..detector import Beam, Detector
-from ..errors import InputError
-from ..experiments import Experiments, Still
+from ..geometry.crystal import Crystal
+from ..geometry.detector import Beam, Detector
+from ..geometry.experiments import Experiments, Still
+from ..util.errors import InputError
 
 _VOLUME_RANGE = (20.0, 1e9)  # Å³, of a unit cell that can exist
 _STALE = ("recalculated_", "A_at_scan_points", "B_covariance")  # of the crystal before refinement

@@ -16,8 +16,8 @@ import h5py
 import hdf5plugin  # noqa: F401  importing it registers the filters
 import numpy as np
 
-from ..errors import InputError
-from ..experiments import Still
+from ..geometry.experiments import Still
+from ..util.errors import InputError
 
 _OPEN_FILES = 4
 _HDF5_SUFFIXES = (".h5", ".hdf5", ".nxs", ".cxi")

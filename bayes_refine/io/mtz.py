@@ -10,9 +10,9 @@ import gemmi
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..errors import InputError
-from ..experiments import Still
-from ..symmetry import asu_map, original_index
+from ..geometry.experiments import Still
+from ..geometry.symmetry import asu_map, original_index
+from ..util.errors import InputError
 
 # Columns of unmerged.mtz and their MTZ types (SPEC section 7).
 UNMERGED_TYPES = {
@@ -40,7 +40,7 @@ class Unmerged:
 
     Attributes:
         hkl: (n, 3) int32 indices as observed, not reduced.
-        hkl_asu, isym: (n, 3), (n,) int32, as :func:`~bayes_refine.symmetry.asu_map` gives them.
+        hkl_asu, isym: (n, 3), (n,) int32, as ``symmetry.asu_map`` gives them.
         intensity, sigma: (n,) float64, on the file's scale.
         batch: (n,) int batch numbers of the file.
         image: (n,) int index of the image, 0..n_images − 1, in the order of batch numbers.

@@ -15,7 +15,7 @@ import h5netcdf
 import h5py
 import numpy as np
 
-from ..errors import InputError
+from ..util.errors import InputError
 
 Pointwise = Mapping[str, tuple[np.ndarray, np.ndarray]]
 BLOCK = 1024  # reflections in a chunk of the file

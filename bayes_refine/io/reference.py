@@ -10,10 +10,10 @@ from pathlib import Path
 import gemmi
 import numpy as np
 
-from ..errors import InputError
-from ..miller import unique_hkl
-from ..reference import Reference
-from ..symmetry import absent, asu_map, miller_array
+from ..geometry.miller import unique_hkl
+from ..geometry.symmetry import absent, asu_map, miller_array
+from ..physics.reference import Reference
+from ..util.errors import InputError
 
 K_SOL, B_SOL = 0.35, 46.0  # flat bulk solvent, e/Å³ and Å²: the usual means over the PDB
 MTZ_INTENSITIES = ("IREF", "IMEAN", "I", "I-obs", "IOBS")

@@ -16,9 +16,9 @@ from typing import Any
 import gemmi
 import numpy as np
 
-from ..miller import pack_hkl, resolution
-from ..output import jsonable
-from ..symmetry import asu_keys
+from ..geometry.miller import pack_hkl, resolution
+from ..geometry.symmetry import asu_keys
+from ..util.output import jsonable
 from .average import Merged
 
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.optimize import minimize
 
-from .. import intensities
-from ..reference import Reference, free_set, wilson_mean
-from ..symmetry import epsilon_centric
+from ..geometry.symmetry import epsilon_centric
+from ..physics import true_intensities
+from ..physics.reference import Reference, free_set, wilson_mean
 from .latent import AmplitudePrior, Measured, likelihood_at_nodes
 
 N_KNOTS = 8
@@ -97,7 +97,9 @@ def _prior_of(x, weights, log_epsilon, quarter_q2, centric, E_reference, informe
 def _cost(x, start, log_likelihood, nodes, *fixed):
     """−ln p of the prior's numbers, in the coordinates of :func:`_prior_of`."""
     prior = _prior_of(x, *fixed)
-    evidence = intensities.log_evidence(log_likelihood + prior.log_density(nodes.amplitude), nodes)
+    evidence = true_intensities.log_evidence(
+        log_likelihood + prior.log_density(nodes.amplitude), nodes
+    )
     n, (a, b) = len(x) - 2, CORRELATION_BETA
     ln_p = a * jax.nn.log_sigmoid(x[n]) + b * jax.nn.log_sigmoid(-x[n])
     ln_p += x[n + 1] - 0.5 * (jnp.exp(x[n + 1]) / CORRELATION_B_SD) ** 2

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..miller import unique_hkl
+from ..geometry.miller import unique_hkl
 
 
 @dataclass(frozen=True)

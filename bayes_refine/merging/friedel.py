@@ -21,7 +21,7 @@ import numpy as np
 from jax import Array
 from scipy.optimize import minimize
 
-from .. import intensities
+from ..physics import true_intensities
 
 OUTER, INNER = 24, 20  # nodes over the better known mate, and over the other one given it
 BLOCK = 256  # pairs in memory at a time, each with OUTER·INNER nodes
@@ -141,11 +141,11 @@ def _one_block(pairs: Pairs, correlation: Array) -> PairPosterior:
     (I_b, I_o), (s_b, s_o) = back(pairs.intensity).T, back(pairs.sigma).T
 
     def log_better(F):
-        wilson = intensities.log_wilson(F, pairs.log_mean, jnp.zeros(p, bool))
-        return wilson + intensities.log_gaussian(F, I_b, s_b)
+        wilson = true_intensities.log_wilson(F, pairs.log_mean, jnp.zeros(p, bool))
+        return wilson + true_intensities.log_gaussian(F, I_b, s_b)
 
-    upper = intensities.upper_amplitude(pairs.log_mean, I_b, s_b)
-    outer = intensities.place_nodes(log_better, upper, OUTER)
+    upper = true_intensities.upper_amplitude(pairs.log_mean, I_b, s_b)
+    outer = true_intensities.place_nodes(log_better, upper, OUTER)
     F_b = outer.amplitude
 
     log_S, I_o, s_o, rho = (jnp.repeat(x, OUTER) for x in (pairs.log_mean, I_o, s_o, correlation))
@@ -153,15 +153,15 @@ def _one_block(pairs: Pairs, correlation: Array) -> PairPosterior:
 
     def log_other(F, rho):
         acentric = jnp.zeros(len(F), bool)
-        rice = intensities.log_double_wilson(F, log_S, acentric, E_b, rho)
-        return rice + intensities.log_gaussian(F, I_o, s_o)
+        rice = true_intensities.log_double_wilson(F, log_S, acentric, E_b, rho)
+        return rice + true_intensities.log_gaussian(F, I_o, s_o)
 
     held = jax.lax.stop_gradient(rho)
     reach = F_b.ravel() + 7 * jnp.exp(0.5 * log_S) * jnp.sqrt(1 - held**2)
     reach = jnp.maximum(reach, jnp.sqrt(jnp.maximum(I_o + 9 * s_o, 0)))
-    inner = intensities.place_nodes(lambda F: log_other(F, held), reach, INNER)
+    inner = true_intensities.place_nodes(lambda F: log_other(F, held), reach, INNER)
     values = log_other(inner.amplitude, rho)
-    log_Z = intensities.log_evidence(values, inner).reshape(p, OUTER)
+    log_Z = true_intensities.log_evidence(values, inner).reshape(p, OUTER)
     weight = jax.nn.softmax(values + inner.log_weight, axis=1)
     one, two, four = ((weight * inner.amplitude**k).sum(1).reshape(p, OUTER) for k in (1, 2, 4))
     total = log_better(F_b) + log_Z
@@ -189,7 +189,7 @@ def _one_block(pairs: Pairs, correlation: Array) -> PairPosterior:
         mean_amplitude_sd=sd((I.sum(1) + 2 * cross_F) / 4, F.mean(1)),
         difference=jnp.where(better[:, 0] == 0, apart, -apart),
         difference_sd=sd(I.sum(1) - 2 * cross_F, apart),
-        log_evidence=intensities.log_evidence(total, outer),
+        log_evidence=true_intensities.log_evidence(total, outer),
     )
 
 

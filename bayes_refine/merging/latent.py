@@ -1,7 +1,7 @@
 """From observations whose scales are known to true intensities: what ``fit`` and ``merge`` share.
 
-Measured + AmplitudePrior → :func:`true_intensities` → posteriors; :func:`likelihood_only` beside
-them.
+Measured + AmplitudePrior → :func:`intensity_posteriors` → posteriors;
+:func:`likelihood_only` beside them.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from .. import intensities
-from ..intensities import Nodes, Posterior
+from ..physics import true_intensities
+from ..physics.true_intensities import Nodes, Posterior
 from .average import Merged, merge, split_images
 
 # Of 40 reflections with 200 Student-t observations (ν = 3), the worst ln Z is off by 3e-4.
@@ -70,7 +70,7 @@ class AmplitudePrior:
 
     def log_density(self, F: Array) -> Array:
         """ln π(F), (m, K)."""
-        return intensities.log_double_wilson(
+        return true_intensities.log_double_wilson(
             F, self.log_mean, self.centric, self.E_reference, self.correlation
         )
 
@@ -90,10 +90,12 @@ class Latent:
     def draws(self, seed: int, n_draws: int) -> np.ndarray:
         """(n_draws, m) of F; I = F²."""
         key = jax.random.key(seed)
-        return np.asarray(intensities.draw_amplitudes(key, self.log_integrand, self.nodes, n_draws))
+        return np.asarray(
+            true_intensities.draw_amplitudes(key, self.log_integrand, self.nodes, n_draws)
+        )
 
 
-def true_intensities(measured: Measured, prior: AmplitudePrior, n_nodes: int = NODES) -> Latent:
+def intensity_posteriors(measured: Measured, prior: AmplitudePrior, n_nodes: int = NODES) -> Latent:
     """Posterior of I and F of each reflection by quadrature over F.
 
     p(F_h | J) ∝ π(F_h)·Π_i t_ν(J_i; g_i F_h², s_i²(F_h)) (SPEC section 6); the mixture that a
@@ -101,7 +103,7 @@ def true_intensities(measured: Measured, prior: AmplitudePrior, n_nodes: int = N
     """
     nodes, log_likelihood = likelihood_at_nodes(measured, prior, n_nodes)
     values = log_likelihood + prior.log_density(nodes.amplitude)
-    post = jax.tree.map(np.asarray, intensities.posterior(values, nodes))
+    post = jax.tree.map(np.asarray, true_intensities.posterior(values, nodes))
     return Latent(post, nodes, values)
 
 
@@ -118,7 +120,7 @@ def _likelihood(measured: Measured, prior: AmplitudePrior, nu, n_nodes: int):
     m = len(d.hkl)
 
     def log_likelihood(F):
-        return intensities.log_observations(
+        return true_intensities.log_observations(
             F, d.intensity, d.scale, d.variance, d.fraction, nu, d.code, d.weight, d.per_photon
         )
 
@@ -127,8 +129,8 @@ def _likelihood(measured: Measured, prior: AmplitudePrior, nu, n_nodes: int):
 
     information = jnp.maximum(total(d.scale**2), 1e-30)
     estimate = total(d.scale * d.intensity) / information
-    upper = intensities.upper_amplitude(prior.log_mean, estimate, information**-0.5)
-    nodes = intensities.place_nodes(
+    upper = true_intensities.upper_amplitude(prior.log_mean, estimate, information**-0.5)
+    nodes = true_intensities.place_nodes(
         lambda F: prior.log_density(F) + log_likelihood(F), upper, n_nodes
     )
     return nodes, log_likelihood(nodes.amplitude)
@@ -180,7 +182,7 @@ def likelihood_only(
     apart = np.zeros(len(code))
     for k in (0, 1):
         mine = replace(measured, weight=measured.weight * (half == k))
-        post = np.asarray(true_intensities(mine, prior).posterior.intensity)
+        post = np.asarray(intensity_posteriors(mine, prior).posterior.intensity)
         apart = np.where(half == k, post[code], apart)
     halves = merged_at(apart)
     return replace(whole, half_intensity=halves.half_intensity, half_sigma=halves.half_sigma)

@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..miller import resolution, rows_of, unique_hkl
-from ..output import jsonable
-from ..symmetry import asu_map
+from ..geometry.miller import resolution, rows_of, unique_hkl
+from ..geometry.symmetry import asu_map
+from ..util.output import jsonable
 from . import friedel
 from .agreement import mean_intensity, pearson, shell_index, signal_share
 from .average import Merged
-from .latent import AmplitudePrior, Measured, likelihood_only, true_intensities
+from .latent import AmplitudePrior, Measured, intensity_posteriors, likelihood_only
 from .merged_intensities import Intensities, Mates, taken
 
 
@@ -32,7 +32,7 @@ def apart(
     :func:`latent.likelihood_only`, which has ``merged`` of the two together too; single mates
     and centric reflections keep the posterior under ``prior``.
     """
-    alone = true_intensities(measured, prior)
+    alone = intensity_posteriors(measured, prior)
     expected = alone.posterior.intensity
     each = likelihood_only(measured, prior, expected, seed=seed)
     at = rows_of(each.hkl, np.asarray(measured.hkl))

@@ -10,12 +10,12 @@ from functools import cached_property
 import numpy as np
 
 from .. import infer
+from ..geometry.miller import find, pack_hkl, resolution
+from ..geometry.symmetry import asu_keys
 from ..indexing.reindex import Reindexing
 from ..indexing.unmerged_alike import unmerged_alike
 from ..io.mtz import Unmerged
-from ..miller import find, pack_hkl, resolution
-from ..reference import Reference, check_symmetry, free_set
-from ..symmetry import asu_keys
+from ..physics.reference import Reference, check_symmetry, free_set
 from .agreement import pearson
 from .merged_intensities import Estimate, Intensities, together
 from .observations import ScalingPriors, prepare

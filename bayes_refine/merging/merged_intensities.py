@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize
 
-from .. import intensities
-from ..intensities import Posterior
-from ..miller import rows_of
+from ..geometry.miller import rows_of
+from ..physics import true_intensities
+from ..physics.true_intensities import Posterior
 from .amplitude_prior import knot_weights
 from .average import Merged
-from .latent import AmplitudePrior, Latent, Measured, likelihood_only, true_intensities
+from .latent import AmplitudePrior, Latent, Measured, intensity_posteriors, likelihood_only
 
 TAU_KNOTS, LOG_TAU_SD = 4, 2.0
 
@@ -81,7 +81,7 @@ def together(
     seed: int,
 ) -> Intensities:
     """Each reflection under ``prior``, Wilson's or double-Wilson; ``seed``: of the halves."""
-    latent = true_intensities(measured, prior)
+    latent = intensity_posteriors(measured, prior)
     merged = likelihood_only(measured, prior, latent.posterior.intensity, seed=seed)
     at = rows_of(merged.hkl, np.asarray(measured.hkl))
     return Intensities(merged, taken(latent.posterior, at), latent, np.asarray(measured.hkl), {})
@@ -102,7 +102,7 @@ def near_reference(
     likelihood.  Free reflections, and those without a reference, have Wilson's mean and
     variance for I_ref and τ².  I may come out negative; F = √I is of the part I ≥ 0.
     """
-    start = true_intensities(measured, prior)
+    start = intensity_posteriors(measured, prior)
     merged = likelihood_only(measured, prior, start.posterior.intensity, seed=seed)
     hkl = np.asarray(measured.hkl)
     at = rows_of(merged.hkl, hkl)
@@ -119,14 +119,14 @@ def near_reference(
         return jnp.where(informed, jnp.exp(weights @ x), jnp.where(centric, 2**0.5, 1.0)) * mean
 
     def cost(x):
-        log_z = intensities.gaussian_reference(I, sigma, reference, tau(x))[2]
+        log_z = true_intensities.gaussian_reference(I, sigma, reference, tau(x))[2]
         return 0.5 * (x @ x) / LOG_TAU_SD**2 - jnp.where(informed, log_z, 0).sum()
 
     slope = jax.jit(jax.value_and_grad(cost))
     found = minimize(
         lambda x: tuple(map(np.asarray, slope(x))), np.zeros(TAU_KNOTS), jac=True, method="L-BFGS-B"
     )
-    post_I, post_sd, log_z = intensities.gaussian_reference(I, sigma, reference, tau(found.x))
+    post_I, post_sd, log_z = true_intensities.gaussian_reference(I, sigma, reference, tau(found.x))
     of_F = _square_root(post_I, post_sd)
     post = Posterior(post_I, post_sd, of_F.posterior.amplitude, of_F.posterior.amplitude_sd, log_z)
     numbers = {"tau_over_Sigma": np.exp(found.x).tolist()}
@@ -137,11 +137,11 @@ def _square_root(mean, sd) -> Latent:
     """F = √I where I ~ N(mean, sd²) cut at zero, (m,)."""
 
     def log_density(F):
-        return jnp.log(2 * F) + intensities.log_gaussian(F, mean, sd)
+        return jnp.log(2 * F) + true_intensities.log_gaussian(F, mean, sd)
 
-    nodes = intensities.place_nodes(log_density, jnp.sqrt(jnp.maximum(mean, 0) + 9 * sd))
+    nodes = true_intensities.place_nodes(log_density, jnp.sqrt(jnp.maximum(mean, 0) + 9 * sd))
     values = log_density(nodes.amplitude)
-    return Latent(_arrays(intensities.posterior(values, nodes)), nodes, values)
+    return Latent(_arrays(true_intensities.posterior(values, nodes)), nodes, values)
 
 
 # -- columns --------------------------------------------------------------------------------

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ..errors import InputError
-from ..intensities import Nodes
+from ..geometry.miller import pack_hkl, resolution, unique_hkl
+from ..geometry.symmetry import asu_map, epsilon_centric
 from ..io.mtz import Unmerged
-from ..miller import pack_hkl, resolution, unique_hkl
-from ..reference import Reference, wilson_mean
-from ..symmetry import asu_map, epsilon_centric
+from ..physics.reference import Reference, wilson_mean
+from ..physics.true_intensities import Nodes
+from ..util.errors import InputError
 from .amplitude_prior import N_KNOTS, knot_weights, normalised_reference
 
 # Of 40 reflections with 200 Student-t observations (ν = 3), the worst ln Z is off by 2e-3 while

@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from .. import infer, intensities
+from .. import infer
+from ..geometry.miller import rows_of
 from ..infer.coupled import coupled_fit
-from ..intensities import Nodes, Posterior
-from ..miller import rows_of
+from ..physics import true_intensities
+from ..physics.true_intensities import Nodes, Posterior
 from .average import Merged, split_images
-from .latent import AmplitudePrior, Measured, likelihood_only, true_intensities
+from .latent import AmplitudePrior, Measured, intensity_posteriors, likelihood_only
 from .observations import FIT_DROP, FIT_NODES, Observations, ScalingPriors
 
 N_DRAWS, N_SCALE_DRAWS = 200, 25  # for sd of images' unknowns; of every ln g, to a seventh
@@ -59,7 +60,7 @@ class Scaled:
     @cached_property
     def posterior(self) -> Posterior:
         """Of I and F under ``prior``, (m,) arrays."""
-        return true_intensities(self.measured, self.prior).posterior
+        return intensity_posteriors(self.measured, self.prior).posterior
 
     @cached_property
     def merged(self) -> Merged:
@@ -138,9 +139,9 @@ def compiled_renewal(model: infer.Model, n_nodes: int, drop: float):
             obs.weight * g * obs.intensity / obs.sigma**2, obs.code, len(obs.hkl)
         )
         safe = jnp.maximum(information, 1e-30)
-        upper = intensities.upper_amplitude(log_mean, total / safe, safe**-0.5)
+        upper = true_intensities.upper_amplitude(log_mean, total / safe, safe**-0.5)
         upper = upper * jnp.exp(-0.5 * log_mean)
-        return replace(obs, nodes=intensities.place_nodes(log_integrand, upper, n_nodes, drop))
+        return replace(obs, nodes=true_intensities.place_nodes(log_integrand, upper, n_nodes, drop))
 
     return jax.jit(renew)
 

@@ -13,20 +13,21 @@ import h5py
 import numpy as np
 
 from .. import infer
-from ..crystal import rotation_vector_mrad
-from ..errors import InputError
-from ..experiments import Still
 from ..fitting import tables
-from ..fitting.fit import RunFit, fit_run
-from ..fitting.pilot import State
-from ..fitting.run import Say, Settings
+from ..fitting.loop import RunFit, fit_run
+from ..fitting.problem import Say, Settings
+from ..fitting.state import State
+from ..geometry.crystal import rotation_vector_mrad
+from ..geometry.experiments import Still
+from ..geometry.symmetry import asu_map
 from ..io.images import ImageReader
 from ..merging.agreement import pearson, r1_intensity
 from ..merging.average import merge
-from ..output import all_or_none, jsonable, versions, write_summary, write_table
-from ..priors import Priors
-from ..reference import Reference, free_set
-from ..symmetry import asu_map
+from ..physics.priors import Priors
+from ..physics.reference import Reference, free_set
+from ..util.errors import InputError
+from ..util.output import all_or_none, jsonable, versions, write_summary, write_table
+from . import pixel_noise
 from .fit import fit_pixels
 from .pixels import Pixels
 
@@ -117,7 +118,7 @@ def compare(
             from the second on there is nothing left to compile.
 
     Raises:
-        InputError: as :func:`~bayes_refine.fitting.fit.fit_run`.
+        InputError: as :func:`~bayes_refine.fitting.loop.fit_run`.
     """
     say = progress or (lambda line: None)
 
@@ -136,7 +137,7 @@ def compare(
     errors: State = {name: values[name] for name in ERRORS if name in values}
     for name, noise in noises(values, priors).items():
 
-        def call(noise: infer.Noise = noise) -> tuple[RunFit, Pixels]:
+        def call(noise: pixel_noise.PixelLikelihood = noise) -> tuple[RunFit, Pixels]:
             return fit_pixels(
                 run.indexed, ref, reader, model, pixel_model, noise, priors, settings, errors, say
             )
@@ -148,18 +149,18 @@ def compare(
     return found
 
 
-def noises(values: State, priors: Priors) -> dict[str, infer.Noise]:
+def noises(values: State, priors: Priors) -> dict[str, pixel_noise.PixelLikelihood]:
     """How pixels may scatter, by name; the robust one takes the fractional error that the
     factored fit learned (``values``), which pixels by themselves would not tell.
     """
-    found: dict[str, infer.Noise] = {
-        "observed variance": infer.observed_variance,
-        "expected variance": infer.expected_variance,
-        "Poisson": infer.poisson,
+    found: dict[str, pixel_noise.PixelLikelihood] = {
+        "observed variance": pixel_noise.observed_variance,
+        "expected variance": pixel_noise.expected_variance,
+        "Poisson": pixel_noise.poisson,
     }
     if "log_model_error" in values and math.isfinite(priors.student_t_nu):
         a = float(np.exp(values["log_model_error"]))
-        found["Student-t"] = partial(infer.student_t, nu=priors.student_t_nu, model_error=a)
+        found["Student-t"] = partial(pixel_noise.student_t, nu=priors.student_t_nu, model_error=a)
     return found
 
 

@@ -10,17 +10,18 @@ from functools import partial
 import numpy as np
 
 from .. import infer
-from ..experiments import Still
-from ..fitting.fit import RunFit, refine
-from ..fitting.pilot import State
-from ..fitting.rounds import Round, movement_of
-from ..fitting.run import Run, Say, Settings, prepare_run
-from ..fitting.seen import Kept, measured
+from ..fitting.loop import RunFit, refine
+from ..fitting.measure_run import Kept, measured
+from ..fitting.one_round import Round, movement_of
+from ..fitting.problem import Run, Say, Settings, prepare_run
+from ..fitting.state import State
+from ..geometry.experiments import Still
 from ..indexing.ambiguity import ambiguity
 from ..indexing.reindex import nothing_to_choose
 from ..io.images import ImageReader
-from ..priors import Priors
-from ..reference import Reference
+from ..physics.priors import Priors
+from ..physics.reference import Reference
+from . import curvature, pixel_noise
 from .pixels import Pixels, frozen, pixels_of
 
 
@@ -37,17 +38,17 @@ def fit_pixels(
     reader: ImageReader,
     factored: infer.Model,
     model: infer.Model,
-    noise: infer.Noise,
+    noise: pixel_noise.PixelLikelihood,
     priors: Priors,
     settings: Settings,
     errors: State | None = None,
     progress: Say | None = None,
 ) -> tuple[RunFit, Pixels]:
-    """Refine a run as :func:`~bayes_refine.fitting.fit.fit_run` does, but to the pixels themselves.
+    """Refine a run as ``fitting.loop.fit_run`` does, but to the pixels themselves.
 
     The scouts, the start, the reflections, shoeboxes, backgrounds, free set and rounds are the
-    same; σ of ``infer.expected_variance`` is frozen where a round starts.  Reflections come from
-    the statistics of the last round's boxes at the state found.
+    same; σ of ``pixel_noise.expected_variance`` is frozen where a round starts.  Reflections come
+    from the statistics of the last round's boxes at the state found.
 
     Args:
         stills: indexed alike.
@@ -69,7 +70,7 @@ def fit_pixels(
 
 def pixel_round(
     model: infer.Model,
-    noise: infer.Noise,
+    noise: pixel_noise.PixelLikelihood,
     errors: State,
     run: Run,
     state: State,
@@ -84,7 +85,7 @@ def pixel_round(
 
     Args:
         model, noise, errors: as of :func:`fit_pixels`; the state has ``errors`` after the last.
-        run, state, priors, status, kept, margin, last: as of ``rounds.one_round``.
+        run, state, priors, status, kept, margin, last: as of ``one_round``.
     """
     seen = measured(run, state, priors, status, kept, margin, say)
     begun = time.perf_counter()
@@ -92,7 +93,7 @@ def pixel_round(
     cut = time.perf_counter()
     old = {**state, "log_G": seen.log_G}
     pixels = frozen(pixels, infer.evaluate(model, old, pixels, priors)["spots"])
-    fit = infer.pixel_fit(
+    fit = curvature.pixel_fit(
         model, noise, pixels, priors, old, tolerance=1e-2 if last else 0.5, progress=say
     )
     seconds = cut - begun, time.perf_counter() - cut

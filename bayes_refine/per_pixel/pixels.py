@@ -9,14 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import measure, profile
-from ..experiments import Still
-from ..fitting.pilot import State, partiality_width
-from ..fitting.predicted import stills_at
-from ..fitting.run import Run
-from ..fitting.seen import Batch, Seen, cut, shoebox_for
-from ..forward import Observations, Spot
-from ..priors import Priors
+from ..fitting.measure_run import Batch, Seen, cut, shoebox_for
+from ..fitting.problem import Run
+from ..fitting.state import State, partiality_width
+from ..fitting.statistics_of_images import stills_at
+from ..geometry.experiments import Still
+from ..measuring.shoebox import Shoebox
+from ..physics.observations import Observations
+from ..physics.priors import Priors
+from ..physics.spot import Spot
+from . import profile
 
 Array = jax.Array | np.ndarray
 MIN_BACKGROUND = 0.01  # photons a pixel: of a hundred ring pixels one photon, or none
@@ -82,7 +84,7 @@ def pixels_of(run: Run, seen: Seen, state: State, priors: Priors) -> Pixels:
     Their variance is that of the background until it is :func:`frozen`.
 
     Args:
-        seen: what ``seen.measured`` found at ``state`` with ``priors``.
+        seen: what ``measure_run.measured`` found at ``state`` with ``priors``.
     """
     batches, first = list(seen.batches), seen.observations.parts[0]
     moment = batches[0].where.flat(first.pilot_moment)
@@ -128,7 +130,7 @@ def frozen(pixels: Pixels, spots: Array) -> Pixels:
 _expected = jax.jit(Pixels.expected)
 
 
-def _of_batch(run: Run, batch: Batch, stills: Sequence[Still], width, shoebox: measure.Shoebox):
+def _of_batch(run: Run, batch: Batch, stills: Sequence[Still], width, shoebox: Shoebox):
     """Photons, which of them are usable, background, centre and d(x, y)/d(ε_1, ε_2), padded."""
     p, informs, pad = batch.predictions, batch.informs, batch.where.pad
     bounds = np.searchsorted(p.image, np.arange(len(stills) + 1))

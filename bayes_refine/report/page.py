@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError
+from ..util.errors import InputError
 
 
 @dataclass(frozen=True)

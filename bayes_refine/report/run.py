@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ..detector import pixel_to_lab
-from ..fitting.fit import RunFit
+from ..fitting.loop import RunFit
 from ..fitting.tables import image_table, number_names, usable_images
+from ..geometry.detector import pixel_to_lab
 from ..io.images import ImageReader
 from . import glance, images, recipe, sections
 from .charts import Compared

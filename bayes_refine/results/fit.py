@@ -16,25 +16,25 @@ from typing import Any
 import numpy as np
 
 from .. import infer, report
-from ..errors import InputError
-from ..experiments import Experiments
-from ..fitting.draws import Method, describe, laplace, of_batch, with_spread
-from ..fitting.fit import RunFit
-from ..fitting.fit_intensities import intensities_of_fit, measured_of
-from ..fitting.pilot import tails
-from ..fitting.run import Settings
+from ..fitting.loop import RunFit
+from ..fitting.merge_fit import intensities_of_fit, measured_of
+from ..fitting.posterior_draws import Method, describe, laplace, of_batch, with_spread
+from ..fitting.problem import Settings
+from ..fitting.state import tails
 from ..fitting.tables import image_table, mean_cell, shared_values, usable_images
+from ..geometry.experiments import Experiments
+from ..geometry.miller import resolution
 from ..io.expt import write_experiments
 from ..io.images import ImageReader
 from ..io.mtz import write_merged, write_unmerged
+from ..measuring.detector_noise import Noise
 from ..merging.agreement import shell_edges, shell_table
 from ..merging.mates import anomalous_table
 from ..merging.merged_intensities import Intensities, merged_columns
-from ..miller import resolution
-from ..noise import Noise
-from ..output import all_or_none, jsonable, versions, write_summary, write_table
-from ..priors import Priors
-from ..reference import Reference, free_set
+from ..physics.priors import Priors
+from ..physics.reference import Reference, free_set
+from ..util.errors import InputError
+from ..util.output import all_or_none, jsonable, versions, write_summary, write_table
 from .posterior import write_draws
 
 N_SHELLS = 10

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import infer
+from ..geometry.miller import find, pack_hkl
 from ..io.mtz import write_merged
 from ..io.posterior import Variable, write_posterior
 from ..merging.agreement import pearson, shell_edges, shell_index, shell_table
@@ -22,10 +23,9 @@ from ..merging.merge import MergeRun, MergeSettings, image_table, shared_draws, 
 from ..merging.merged_intensities import merged_columns
 from ..merging.observations import ScalingPriors
 from ..merging.scaling import compiled_sites, pinned_draws
-from ..miller import find, pack_hkl
-from ..output import all_or_none, jsonable, versions, write_summary, write_table
-from ..reference import Reference
+from ..physics.reference import Reference
 from ..report import Compared, run_report
+from ..util.output import all_or_none, jsonable, versions, write_summary, write_table
 
 N_SHELLS = 10
 N_DRAWS = 100

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from .. import infer
-from ..fitting.draws import Draws, of_batch
-from ..fitting.fit import RunFit
+from ..fitting.loop import RunFit
+from ..fitting.posterior_draws import Draws, of_batch
 from ..fitting.tables import AXES
 from ..io.posterior import Variable, write_posterior
-from ..measure import STATISTICS
-from ..priors import Priors
+from ..physics.observations import STATISTICS
+from ..physics.priors import Priors
 
 N_POINTWISE = 400  # draws with log likelihoods and replicates: enough for PSIS-LOO
 

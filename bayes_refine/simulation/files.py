@@ -13,7 +13,7 @@ import h5py
 import hdf5plugin
 import numpy as np
 
-from ..crystal import Crystal, refined_crystal, space_group_from_hall
+from ..geometry.crystal import Crystal, refined_crystal, space_group_from_hall
 from .pixels import background_photons, simulate_image
 from .truth import Reference, Simulation, Truth, draw_truth, square_detector
 

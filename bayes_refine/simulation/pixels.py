@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..detector import Beam, Detector
+from ..geometry.detector import Beam, Detector
 from .spots import N_WIDTHS, Spots, predict_spots
 from .truth import Simulation, Truth
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import gemmi
 import numpy as np
 
-from ..crystal import Crystal, space_group_from_hall, strain_basis
-from ..detector import Beam, Detector
-from ..errors import InputError
+from ..geometry.crystal import Crystal, space_group_from_hall, strain_basis
+from ..geometry.detector import Beam, Detector
+from ..util.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Simulation:
         R0, R1: widths of the relp along ŝ and across, Å⁻¹, exp(−x²/R²).
         aspect_ratio: of the spot, radial over tangential width.
         mosaic_rad: η, exp(−φ²/η²) about each axis, rad.
-        mosaic_shape: of the spread about the three axes, ``forward.mosaic_covariance``'s numbers.
+        mosaic_shape: of the spread about the three axes, ``physics.mosaic_covariance``'s numbers.
         mean_photons: expected I_ref averaged over the unique reflections, photons.
         wilson_B: fall-off of I_ref, exp(−B/(2d²)), Å².
         ln_G_sd, B_mean, B_sd: ln G ~ N(0, sd); B ~ N(mean, sd), Å².
@@ -109,7 +109,7 @@ class Truth:
         A: (N, 3, 3) Å⁻¹, columns a*, b*, c* in the lab.
         G, B: (N,) scale, and Debye–Waller B in Å².
         rotation_mrad, strain: (N, 3), (N, K): the error of indexing, indexed from true, as
-            :func:`~bayes_refine.crystal.refined_crystal` applies them.
+            :func:`~bayes_refine.geometry.crystal.refined_crystal` applies them.
         beam, detector: as they are, not as indexed.
         reference, sphere: unique reflections; all their equivalents and Friedel mates.
         bad: (P, height, width) masked pixels.

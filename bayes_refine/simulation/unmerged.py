@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import gemmi
 import numpy as np
 
+from ..geometry.symmetry import asu_map, epsilon_centric
 from ..io.mtz import Unmerged
-from ..partiality import effective_width
-from ..reference import Reference
-from ..symmetry import asu_map, epsilon_centric
+from ..physics.partiality import effective_width
+from ..physics.reference import Reference
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,10 @@ import gemmi
 import numpy as np
 import pytest
 
-from bayes_refine.crystal import Crystal
-from bayes_refine.errors import InputError
-from bayes_refine.experiments import Still
+from bayes_refine.geometry.crystal import Crystal
+from bayes_refine.geometry.experiments import Still
+from bayes_refine.geometry.predict import candidate_indices, predict
+from bayes_refine.geometry.symmetry import asu_map
 from bayes_refine.indexing.ambiguity import (
     ambiguity,
     reindexed_stills,
@@ -14,10 +15,9 @@ from bayes_refine.indexing.ambiguity import (
     transformed,
 )
 from bayes_refine.io.mtz import Unmerged
-from bayes_refine.predict import candidate_indices, predict
 from bayes_refine.simulation.truth import Simulation
 from bayes_refine.simulation.truth import draw_truth as draw
-from bayes_refine.symmetry import asu_map
+from bayes_refine.util.errors import InputError
 
 HEXAGONAL = (90, 90, 60, 90, 90, 120)
 

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 import bayes_refine as br
-from bayes_refine.fitting.run import prepare_run
-from bayes_refine.fitting.stills_alike import stills_alike
+from bayes_refine.fitting.index_alike import stills_alike
+from bayes_refine.fitting.problem import prepare_run
+from bayes_refine.geometry.symmetry import asu_map
 from bayes_refine.indexing.ambiguity import ambiguity, reindexed_stills
 from bayes_refine.indexing.unmerged_alike import roughly_scaled
 from bayes_refine.simulation.files import simulate_run
 from bayes_refine.simulation.truth import Simulation
-from bayes_refine.symmetry import asu_map
 
 
 @pytest.mark.slow

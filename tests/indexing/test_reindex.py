@@ -10,15 +10,15 @@ import pytest
 from scipy.integrate import quad
 from scipy.stats import multivariate_normal
 
+from bayes_refine.geometry.symmetry import asu_map
 from bayes_refine.indexing import leave_image_out, reindex
 from bayes_refine.indexing.ambiguity import Ambiguity, ambiguity, reindexed_unmerged
 from bayes_refine.indexing.rough_scales import rough_scales
 from bayes_refine.indexing.unmerged_alike import unmerged_alike
 from bayes_refine.io.mtz import Unmerged
-from bayes_refine.reference import Reference, free_set
+from bayes_refine.physics.reference import Reference, free_set
 from bayes_refine.simulation.spots import predict_spots
 from bayes_refine.simulation.truth import Simulation, draw_truth
-from bayes_refine.symmetry import asu_map
 
 P63, P3 = (" P 6c", "P 63"), (" P 3", "P 3")
 CELL = (70, 70, 50, 90, 90, 120)

@@ -12,8 +12,8 @@ import numpyro.distributions as dist
 import pytest
 from numpyro.infer.util import log_density, potential_energy, unconstrain_fn
 
-from bayes_refine.errors import InputError
 from bayes_refine.infer import Batches, evaluate, laplace_draws, map_fit, predictive_draws
+from bayes_refine.util.errors import InputError
 
 N, M = 5, 6  # images and observations an image of the toys
 NOISE, TAU = 1.0, 0.3

@@ -11,11 +11,11 @@ import h5py
 import numpy as np
 import pytest
 
-from bayes_refine.crystal import Crystal, rotation_matrix
-from bayes_refine.detector import ray_to_pixel
-from bayes_refine.errors import InputError
-from bayes_refine.experiments import Experiments
+from bayes_refine.geometry.crystal import Crystal, rotation_matrix
+from bayes_refine.geometry.detector import ray_to_pixel
+from bayes_refine.geometry.experiments import Experiments
 from bayes_refine.io.expt import read_experiments, write_experiments
+from bayes_refine.util.errors import InputError
 
 
 def panel(origin, **changes):

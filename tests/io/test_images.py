@@ -12,12 +12,12 @@ import hdf5plugin
 import numpy as np
 import pytest
 
-from bayes_refine.crystal import Crystal
-from bayes_refine.detector import Beam, Detector
-from bayes_refine.errors import InputError
-from bayes_refine.experiments import Still
+from bayes_refine.geometry.crystal import Crystal
+from bayes_refine.geometry.detector import Beam, Detector
+from bayes_refine.geometry.experiments import Still
 from bayes_refine.io.expt import read_experiments
 from bayes_refine.io.images import ImageReader, read_bandwidth
+from bayes_refine.util.errors import InputError
 
 NY, NX = 6, 8
 

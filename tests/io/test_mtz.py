@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import reciprocalspaceship as rs
 
-from bayes_refine.crystal import Crystal, rotation_matrix
-from bayes_refine.detector import Beam, Detector
-from bayes_refine.errors import InputError
-from bayes_refine.experiments import Still
+from bayes_refine.geometry.crystal import Crystal, rotation_matrix
+from bayes_refine.geometry.detector import Beam, Detector
+from bayes_refine.geometry.experiments import Still
 from bayes_refine.io.mtz import read_unmerged, write_merged, write_unmerged
+from bayes_refine.util.errors import InputError
 
 GROUP = gemmi.SpaceGroup("P 61 2 2")
 CELL = gemmi.UnitCell(93.99, 93.99, 130.87, 90, 90, 120)

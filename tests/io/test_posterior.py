@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from numpyro.infer import log_likelihood
 
-from bayes_refine.errors import InputError
 from bayes_refine.io.posterior import Variable, write_posterior
+from bayes_refine.util.errors import InputError
 
 TERMS = ["intensity", "centroid_radial", "centroid_tangential", "spread"]
 

@@ -6,8 +6,8 @@ import gemmi
 import numpy as np
 import pytest
 
-from bayes_refine.errors import InputError
 from bayes_refine.io.reference import read_reference
+from bayes_refine.util.errors import InputError
 
 HEXAGONAL = gemmi.UnitCell(93.99, 93.99, 130.87, 90, 90, 120)
 

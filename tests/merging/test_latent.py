@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from scipy import integrate, special, stats
 
+from bayes_refine.geometry.miller import pack_hkl
+from bayes_refine.geometry.symmetry import asu_map, epsilon_centric
 from bayes_refine.merging import friedel
 from bayes_refine.merging.amplitude_prior import fit_prior, normalised_reference
-from bayes_refine.merging.latent import Measured, likelihood_only, true_intensities
+from bayes_refine.merging.latent import Measured, intensity_posteriors, likelihood_only
 from bayes_refine.merging.mates import anomalous_table, apart
 from bayes_refine.merging.merged_intensities import near_reference, together
-from bayes_refine.miller import pack_hkl
 from bayes_refine.simulation.unmerged import UnmergedSimulation, simulate_unmerged
-from bayes_refine.symmetry import asu_map, epsilon_centric
 
 NU, FRACTION = 5.0, 0.15
 
@@ -91,7 +91,7 @@ def test_posterior_matches_brute_force(per_photon):
     measured, run = known_scales(n_images=20, n_unique=60)
     prior, _ = wilson_of(measured, run)
     measured = replace(measured, per_photon=jnp.full(len(measured.scale), per_photon))
-    post = true_intensities(measured, prior).posterior
+    post = intensity_posteriors(measured, prior).posterior
     for h in range(0, 60, 3):
         mean, sd = moments_by_brute_force(measured, prior, h, per_photon)
         assert post.intensity[h] == pytest.approx(mean, rel=2e-3)
@@ -119,12 +119,12 @@ def test_a_good_reference_is_believed_and_a_wrong_one_is_not():
         E, informed = normalised_reference(hkl, d, reference, 0.05, 0)
         prior = fit_prior(measured, d, *kinds, E, informed)
         assert not np.asarray(prior.correlation)[~informed].any() and (~informed).sum() > 20
-        post = true_intensities(measured, prior).posterior
+        post = intensity_posteriors(measured, prior).posterior
         found[name] = (
             np.median(np.asarray(prior.correlation)[informed]),
             np.abs(post.intensity - true)[informed].mean(),
         )
-    wilson = true_intensities(measured, wilson_of(measured, run)[0]).posterior
+    wilson = intensity_posteriors(measured, wilson_of(measured, run)[0]).posterior
     error = np.abs(wilson.intensity - true)[informed].mean()
     assert found["good"][0] > 0.97 and found["wrong"][0] < 0.35
     assert found["good"][1] < 0.7 * error and found["wrong"][1] < 1.05 * error
@@ -145,7 +145,7 @@ def check_calibrated(value, sd, truth, width=0.1, coverage=0.03):
 def test_posteriors_at_known_scales_are_calibrated():
     measured, run = known_scales(n_images=150, n_unique=None)
     prior, _ = wilson_of(measured, run)
-    latent = true_intensities(measured, prior)
+    latent = intensity_posteriors(measured, prior)
     F = amplitudes_of(np.asarray(measured.hkl), run)[:, 0]
     post = latent.posterior
     check_calibrated(post.intensity, post.intensity_sd, F**2)
@@ -163,7 +163,7 @@ def test_posteriors_at_known_scales_are_calibrated():
 def test_sigmas_without_a_prior_are_calibrated_and_not_from_the_data():
     measured, run = known_scales(n_images=400, n_unique=800)
     prior, _ = wilson_of(measured, run)
-    expected = true_intensities(measured, prior).posterior.intensity
+    expected = intensity_posteriors(measured, prior).posterior.intensity
     merged = likelihood_only(measured, prior, expected)
     F2 = amplitudes_of(merged.hkl, run)[:, 0] ** 2
     known = merged.sigma < 0.5 * F2.mean()

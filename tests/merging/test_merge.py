@@ -21,7 +21,7 @@ from bayes_refine.io.mtz import read_unmerged, write_merged
 from bayes_refine.merging import merge
 from bayes_refine.merging.agreement import pearson
 from bayes_refine.merging.observations import prepare
-from bayes_refine.reference import free_set
+from bayes_refine.physics.reference import free_set
 from bayes_refine.simulation.unmerged import UnmergedSimulation, simulate_unmerged
 
 FILES = ["images.csv", "merged.mtz", "posterior.nc", "report.html", "summary.json"]

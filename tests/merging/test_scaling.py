@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from bayes_refine import load_model
+from bayes_refine.geometry.miller import pack_hkl
 from bayes_refine.infer.lbfgs import minimise
 from bayes_refine.merging import scaling
 from bayes_refine.merging.agreement import pearson
-from bayes_refine.merging.latent import true_intensities
+from bayes_refine.merging.latent import intensity_posteriors
 from bayes_refine.merging.observations import prepare
-from bayes_refine.miller import pack_hkl
 from bayes_refine.simulation.unmerged import UnmergedSimulation, simulate_unmerged
 
 N_IMAGES = 40
@@ -65,7 +65,7 @@ def test_pulls_of_intensities_whose_scales_were_fitted():
         k = (weight * post.intensity) @ true / ((weight * true) @ true)  # the gauge
         pulls.append((post.intensity - k * true) / post.intensity_sd)
         centric.append(np.asarray(fit.prior.centric))
-        draws = true_intensities(fit.measured, fit.prior).draws(seed, 199)
+        draws = intensity_posteriors(fit.measured, fit.prior).draws(seed, 199)
         ranks.append((draws < np.sqrt(k * true)).mean(axis=0))
     pull, is_centric, rank = map(np.concatenate, (pulls, centric, ranks))
     for chosen in (is_centric, ~is_centric, is_centric | True):

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from bayes_refine import cli
-from bayes_refine.crystal import rotation_matrix
 from bayes_refine.demo import errors
-from bayes_refine.errors import InputError
+from bayes_refine.geometry.crystal import rotation_matrix
 from bayes_refine.per_pixel import compare
 from bayes_refine.simulation.files import simulate_run
 from bayes_refine.simulation.truth import Simulation
+from bayes_refine.util.errors import InputError
 
 
 @pytest.fixture(scope="module")

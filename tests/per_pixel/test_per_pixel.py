@@ -13,21 +13,23 @@ import numpy as np
 import pytest
 from scipy.optimize import least_squares
 
-from bayes_refine import infer, measure, profile
-from bayes_refine.fitting.run import Run
-from bayes_refine.fitting.seen import Kept, Seen
-from bayes_refine.forward import Spot
+from bayes_refine import infer
+from bayes_refine.fitting.measure_run import Kept, Seen
+from bayes_refine.fitting.problem import Run
 from bayes_refine.infer import density as densities
 from bayes_refine.infer.curvature import fisher_curvature
-from bayes_refine.infer.pixelwise import spot_curvature, spot_sums, with_noise
 from bayes_refine.loading import load_model
+from bayes_refine.measuring.shoebox import Shoebox
+from bayes_refine.per_pixel import curvature, pixel_noise, profile
+from bayes_refine.per_pixel.curvature import spot_curvature, spot_sums, with_noise
 from bayes_refine.per_pixel.pixels import Pixels, frozen, pixels_of
+from bayes_refine.physics.spot import Spot
 
 GOOD = slice(0, 4)  # images of ``small_run`` that nobody spoiled
 NOISES = (
-    infer.moving_variance,
-    infer.poisson,
-    partial(infer.student_t, nu=4.0, model_error=0.1),
+    pixel_noise.moving_variance,
+    pixel_noise.poisson,
+    partial(pixel_noise.student_t, nu=4.0, model_error=0.1),
 )
 
 
@@ -97,7 +99,7 @@ def fitted(seen, model):
     """Poisson, from where nothing is known of the images."""
     pixels, state, priors = seen
     start = {k: v for k, v in state.items() if k in ("log_G", "log_R1")}
-    return infer.pixel_fit(model, infer.poisson, pixels, priors, start)
+    return curvature.pixel_fit(model, pixel_noise.poisson, pixels, priors, start)
 
 
 def test_the_truth_is_within_four_posterior_sd(fitted, small_run):
@@ -143,7 +145,9 @@ def test_least_squares_agree_with_scipy(seen, model):
     pixels, state, priors = seen
     one = jax.tree.map(lambda x: x[:1] if np.ndim(x) > 1 and len(x) == 8 else x, pixels)
     start = {k: v[:1] if np.ndim(v) > 1 else v for k, v in state.items()}
-    fit = infer.pixel_fit(model, infer.expected_variance, one, priors, start, tolerance=1e-3)
+    fit = curvature.pixel_fit(
+        model, pixel_noise.expected_variance, one, priors, start, tolerance=1e-3
+    )
     sites, k = fit.sites, fit.image.shape[1]
     mean, sd = prior_numbers(sites, priors, one)
 
@@ -212,7 +216,7 @@ def prior_numbers(sites, priors, pixels):
 
 def replicates(J, background, m=8000):
     """Pixels of m spots of the same truth, and those spots (1, 6, m)."""
-    offsets = measure.Shoebox(4.0, 5.0, 8.0, 4.0).signal_offsets.astype(float)
+    offsets = Shoebox(4.0, 5.0, 8.0, 4.0).signal_offsets.astype(float)
     row = np.array([J, 0.2, -0.1, 0.6, 0.5, 0.05])
     spots = jnp.asarray(np.repeat(row[:, None], m, 1)[None])
     mean = profile.photons(offsets, spots[:, :, :1], jnp.full((1, 1), background), 3)
@@ -266,9 +270,9 @@ def test_observed_variance_is_biased_low_by_a_photon_a_pixel():
     bias = -np.sum(template / mean) / np.sum(template**2 / mean)
     assert bias < -3  # photons: it matters
     for noise, steps, expected, slack in (
-        (infer.observed_variance, 1, bias, 0.15 * abs(bias)),
-        (infer.expected_variance, 1, 0.0, 0.0),
-        (infer.poisson, 5, 0.0, 0.0),
+        (pixel_noise.observed_variance, 1, bias, 0.15 * abs(bias)),
+        (pixel_noise.expected_variance, 1, 0.0, 0.0),
+        (pixel_noise.poisson, 5, 0.0, 0.0),
     ):
         J = intensities(noise, pixels, spots, steps)
         error = J.std() / np.sqrt(len(J))
@@ -280,9 +284,9 @@ def test_poisson_and_expected_variance_agree_and_observed_variance_at_high_count
     """Frozen at the truth, weights by expectation are Poisson's to first order at any count."""
     for J, background, high in ((1e5, 300.0, True), (20.0, 0.3, False)):
         pixels, spots, _ = replicates(J, background)
-        poisson = intensities(infer.poisson, pixels, spots, 8)
-        expected = intensities(infer.expected_variance, pixels, spots, 1)
-        observed = intensities(infer.observed_variance, pixels, spots, 1)
+        poisson = intensities(pixel_noise.poisson, pixels, spots, 8)
+        expected = intensities(pixel_noise.expected_variance, pixels, spots, 1)
+        observed = intensities(pixel_noise.observed_variance, pixels, spots, 1)
         apart = [np.sqrt(np.mean((x - poisson) ** 2)) / poisson.std() for x in (expected, observed)]
         assert apart[0] < 0.05, apart
         assert (apart[1] < 0.1) == high, apart
@@ -293,8 +297,8 @@ def test_poisson_takes_charge_of_a_detector_with_read_noise():
     pixels, spots, mean = replicates(J=400.0, background=2.0)
     noise = 0.8 * np.random.default_rng(3).standard_normal(pixels.photons.shape)
     read = replace(pixels, photons=pixels.photons + noise, read_variance=jnp.array(0.64))
-    distribution, value = infer.poisson(jnp.asarray(mean)[None, :, None], read)
+    distribution, value = pixel_noise.poisson(jnp.asarray(mean)[None, :, None], read)
     assert float(read.photons.min()) < 0
     assert np.all(np.isfinite(distribution.log_prob(value)))
-    J = intensities(infer.poisson, read, spots, 5)
+    J = intensities(pixel_noise.poisson, read, spots, 5)
     assert abs(J.mean() - 400.0) < 4 * J.std() / np.sqrt(len(J))

@@ -14,15 +14,15 @@ import reciprocalspaceship as rs
 
 from bayes_refine import plots
 from bayes_refine.demo import errors
-from bayes_refine.errors import InputError
-from bayes_refine.fitting import draws, tables
+from bayes_refine.fitting import posterior_draws, tables
 from bayes_refine.io.expt import read_experiments
 from bayes_refine.io.mtz import read_unmerged
 from bayes_refine.io.reference import read_reference
 from bayes_refine.merging.average import merge
-from bayes_refine.reference import free_set
+from bayes_refine.physics.reference import free_set
 from bayes_refine.results import fit as results
 from bayes_refine.results import posterior
+from bayes_refine.util.errors import InputError
 
 FILES = (
     "images.csv",
@@ -230,7 +230,7 @@ def test_a_failure_leaves_nothing_that_looks_complete(small_run, tmp_path, monke
 
 
 def test_map_holds_the_scales_fixed(small_run, tmp_path):
-    method = partial(draws.at_mode, n_draws=4)
+    method = partial(posterior_draws.at_mode, n_draws=4)
     arguments = {"method": method, "reader": None, "out_dir": tmp_path}
     results.write_results(**{**small_run.arguments, **arguments})
     fixed, free = (mtz_columns(f / "merged.mtz")[1] for f in (tmp_path, small_run.out))

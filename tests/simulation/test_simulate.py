@@ -11,9 +11,8 @@ import hdf5plugin  # noqa: F401  (bitshuffle)
 import numpy as np
 import pytest
 
-from bayes_refine.crystal import cell_from_real_axes, rotation_matrix
-from bayes_refine.detector import pixel_to_q
-from bayes_refine.errors import InputError
+from bayes_refine.geometry.crystal import cell_from_real_axes, rotation_matrix
+from bayes_refine.geometry.detector import pixel_to_q
 from bayes_refine.simulation.files import simulate_run
 from bayes_refine.simulation.pixels import simulate_image, spot_photons
 from bayes_refine.simulation.spots import Spots, diffraction_frame, predict_spots, relp_covariance
@@ -24,6 +23,7 @@ from bayes_refine.simulation.truth import (
     reference_intensities,
     whole_sphere,
 )
+from bayes_refine.util.errors import InputError
 
 
 def one(spots: Spots, i: int) -> Spots:

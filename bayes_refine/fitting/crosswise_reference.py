@@ -1,0 +1,167 @@
+"""The running estimate of true intensities, where no reference says what they are.
+
+Each image sees as its reference what Wilson's statistics and the *other* images say of a true
+intensity, with its sd (SPEC section 6); of many images a sixteenth is left out at a time.  The
+likelihood of a run is then the product of the images' predictive densities p(J_i | J of the
+others): no image agrees with itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import gemmi
+import jax.numpy as jnp
+import numpy as np
+
+from ..geometry.miller import find, pack_hkl, resolution
+from ..geometry.symmetry import absent, asu_keys, epsilon_centric
+from ..merging.latent import AmplitudePrior, Measured, intensity_posteriors
+from ..physics.reference import Reference, wilson_mean
+
+START_B = 20.0  # Å², of the Wilson plot to start with; what it is off by, the images' B take up
+SHORTEST = 4096  # observations or reflections in one quadrature, the fewest
+COLUMNS = ("intensity", "scale", "variance", "per_photon", "fraction", "image", "weight")
+FOLDS = 16  # at most: with more images, an image is left out together with every sixteenth
+
+
+class Known(NamedTuple):
+    """Posterior mean and sd of I, (1 + K, m), by key (m,), ascending.
+
+    Row 0 of all images; row 1 + k without those of fold k, image modulo K.
+    """
+
+    key: np.ndarray
+    mean: np.ndarray
+    sd: np.ndarray
+
+
+@dataclass(frozen=True)
+class Running:
+    """Intensities as the images say, and what they would say without each image.
+
+    Attributes:
+        reference: every reflection to the resolution limit, posterior means; where nothing was
+            observed, Wilson's mean.
+        known: what the images say, by unique reflection; Wilson's prior holds of all others.
+        n_folds: of images that are left out together.
+    """
+
+    reference: Reference
+    known: Known
+    n_folds: int
+
+    def without(self, hkl: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Posterior mean and sd (n,) of I of ``hkl`` (n, 3), from the folds that do not have
+        ``image`` (n,).
+        """
+        return self._of(hkl, 1 + np.asarray(image) % self.n_folds)
+
+    def together(self, hkl: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Posterior mean and sd (n,) of I from all images."""
+        return self._of(hkl, 0)
+
+    def _of(self, hkl, row):
+        mean, centric = wilson_of(hkl, self.reference)
+        sd = mean * np.sqrt(1 + centric)
+        if len(self.known.key):
+            i, here = find(asu_keys(hkl, self.reference.space_group), self.known.key)
+            mean = np.where(here, self.known.mean[row, i], mean)
+            sd = np.where(here, self.known.sd[row, i], sd)
+        present = ~absent(hkl, self.reference.space_group)
+        return mean * present, sd * present
+
+
+def wilson_of(hkl: np.ndarray, reference: Reference) -> tuple[np.ndarray, np.ndarray]:
+    """Mean intensity ε·Σ(d) and whether centric, (n,), of ``hkl`` (n, 3)."""
+    epsilon, centric = epsilon_centric(hkl, reference.space_group)
+    of_reference = reference.intensity / epsilon_centric(reference.hkl, reference.space_group)[0]
+    d = resolution(hkl, reference.cell)
+    return epsilon * wilson_mean(reference.d, of_reference, d), centric
+
+
+def start(
+    cell: gemmi.UnitCell, space_group: gemmi.SpaceGroup, d_min: float, n_images: int
+) -> Running:
+    """Before anything is measured: Wilson's mean intensity, ε·exp(−B/2d²) with B = 20 Å²."""
+    hkl = np.asarray(gemmi.make_miller_array(cell, space_group, d_min), np.int32)
+    hkl = hkl[~absent(hkl, space_group)]
+    d = cell.calculate_d_array(hkl)
+    mean = epsilon_centric(hkl, space_group)[0] * np.exp(-START_B / (2 * d**2))
+    n_folds = min(n_images, FOLDS)
+    none = Known(np.zeros(0, np.int64), *np.zeros((2, 1 + n_folds, 0)))
+    reference = Reference(
+        hkl, mean, cell, space_group, "Wilson statistics and the images themselves"
+    )
+    return Running(reference, none, n_folds)
+
+
+def renewed(old: Running, measured: Measured) -> Running:
+    """The estimate from a run's observations, and from those of all folds but each.
+
+    Posteriors by quadrature, each fold's without any of it: weights of residuals that had seen an
+    image would have its neighbours agree with it, and errors come out too small.  Reweighting
+    would not do: errors grow with the intensity that is expected, so that from below, one weak
+    observation makes outliers of all the strong ones.
+    """
+    if not len(measured.code):
+        return old
+    # Σ(d) first, from what all images say
+    now = _knowing(old, measured, _posterior(measured, old.reference)[:, None])
+    whole = _posterior(measured, now.reference)
+    found = np.repeat(whole[:, None], 1 + old.n_folds, axis=1)
+    fold = np.asarray(measured.image) % old.n_folds
+    for k in range(old.n_folds):
+        seen, others = _others(measured, fold == k)
+        if seen.any():
+            found[:, 1 + k, seen] = _posterior(others, now.reference)
+    return _knowing(now, measured, found)
+
+
+def _knowing(old: Running, measured: Measured, found: np.ndarray) -> Running:
+    """With mean and sd ``found`` (2, rows, m)."""
+    now = replace(old, known=Known(pack_hkl(np.asarray(measured.hkl)), *found))
+    intensity = now.together(now.reference.hkl)[0]
+    return replace(now, reference=replace(now.reference, intensity=intensity))
+
+
+def _others(measured: Measured, left_out: np.ndarray) -> tuple[np.ndarray, Measured]:
+    """Which reflections (m,) the observations ``left_out`` (n,) are of, and all others of those."""
+    code = np.asarray(measured.code)
+    seen = np.zeros(len(measured.hkl), bool)
+    seen[code[left_out]] = True
+    rows = seen[code] & ~left_out
+    others = Measured(
+        **{name: getattr(measured, name)[rows] for name in COLUMNS},
+        nu=measured.nu,
+        code=jnp.asarray((np.cumsum(seen) - 1)[code[rows]]),
+        hkl=measured.hkl[seen],
+    )
+    return seen, others
+
+
+def _posterior(measured: Measured, reference: Reference) -> np.ndarray:
+    """Mean and sd (2, m) of I."""
+    padded = _padded(measured)
+    mean, centric = wilson_of(np.asarray(padded.hkl), reference)
+    zero = jnp.zeros(len(mean))
+    prior = AmplitudePrior(jnp.log(mean), jnp.asarray(centric), zero, zero)
+    found = intensity_posteriors(padded, prior).posterior
+    return np.stack([found.intensity, found.intensity_sd])[:, : len(measured.hkl)]
+
+
+def _padded(measured: Measured) -> Measured:
+    """To one of few shapes, which decide what is compiled again, by observations of no weight."""
+    n, m = len(measured.code), len(measured.hkl)
+    spare, spare_hkl = (max(SHORTEST, 1 << (x - 1).bit_length()) - x for x in (n, m))
+    columns = {
+        name: jnp.pad(getattr(measured, name), (0, spare), constant_values=name != "weight")
+        for name in COLUMNS
+    }
+    return Measured(
+        **columns,
+        nu=measured.nu,
+        code=jnp.pad(measured.code, (0, spare), constant_values=m - 1),
+        hkl=jnp.pad(measured.hkl, ((0, spare_hkl), (0, 0)), mode="edge"),
+    )

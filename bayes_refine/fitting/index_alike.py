@@ -1,0 +1,71 @@
+"""Indexing all stills of a run alike before any fit: measure, rough scales, choose, apply."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..geometry.experiments import Still
+from ..indexing.ambiguity import ambiguity, reindexed_stills
+from ..indexing.leave_image_out import Integrated
+from ..indexing.reindex import Reindexing, choose, choose_by_reference, nothing_to_choose
+from ..indexing.rough_scales import rough_scales
+from ..physics.priors import Priors
+from .measure_run import MIN_COVERED, Batch, Kept, measured
+from .problem import BATCH, Run, Say
+from .start import BROAD_MARGIN, spot_width
+
+
+def stills_alike(
+    run: Run, priors: Priors, say: Say, by_reference: bool = True
+) -> tuple[tuple[Still, ...], Reindexing]:
+    """The stills of a run with every one indexed alike, and what was chosen; before any fit.
+
+    Every still is measured once, at the geometry that it was indexed with.  What is refined
+    afterwards never sees intensities of a wrong reflection.
+
+    Args:
+        by_reference: choose by ``run.ref``, less the free set; else, where it says nothing of
+            strong and weak, by comparing the images with each other.
+
+    Raises:
+        InputError: the reference's cell does not have its symmetry, or no image can be used.
+    """
+    n = len(run.stills)
+    ways = ambiguity(run.ref.cell, run.ref.space_group)
+    if len(ways) == 1:
+        return run.stills, nothing_to_choose(ways, n)
+    say(f"indexing is ambiguous ({' | '.join(ways.names)}): measuring {n} images to choose by")
+    few = run.few(np.unique(np.linspace(0, n - 1, BATCH).astype(int)))
+    state = {"log_R1": np.full((n, 1), spot_width(few, priors))}
+    unusable = np.full(n, "", dtype=object)
+    seen = measured(run, state, priors, unusable, Kept(), BROAD_MARGIN, say)
+
+    hkl, image, J, excitation, polarisation, variance, variance_signal = (
+        np.concatenate(column) for column in zip(*map(_columns, seen.batches), strict=True)
+    )
+    g = rough_scales(hkl, image, J / polarisation, excitation, run.ref.cell, run.ref.space_group)
+    obs = Integrated(hkl, image, J, g * polarisation, variance, variance_signal, n)
+    settings = run.settings
+    if by_reference:
+        choice = choose_by_reference(
+            obs, ways, run.ref, free_fraction=settings.free_fraction, seed=settings.seed
+        )
+    else:
+        choice = choose(obs, ways, run.ref.cell, seed=settings.seed)
+    say(str(choice))
+    return reindexed_stills(run.stills, ways, choice.operation), choice
+
+
+def _columns(batch: Batch) -> tuple[np.ndarray, ...]:
+    """What there is to choose by of the reflections of a batch that were measured."""
+    p, s = batch.predictions, batch.statistics
+    columns = (
+        p.hkl,
+        p.image + batch.images.start,
+        s.value[:, 0],
+        p.excitation_error,
+        p.polarisation,
+        s.variance_background[:, 0],
+        s.variance_signal[:, 0],
+    )
+    return tuple(column[s.covered > MIN_COVERED] for column in columns)

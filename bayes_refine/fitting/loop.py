@@ -1,0 +1,190 @@
+"""The one loop: predict → measure → fit, until nothing moves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+
+from .. import infer
+from ..geometry.experiments import Still
+from ..indexing.reindex import Reindexing
+from ..io.images import ImageReader
+from ..physics.observations import Observations
+from ..physics.priors import Priors
+from ..physics.reference import Reference
+from ..util.store import Store
+from . import crosswise_reference
+from .crosswise_reference import Running
+from .index_alike import stills_alike
+from .measure_run import Batch, Seen
+from .merge_fit import measured_of
+from .one_round import Movement, Round, one_round
+from .problem import Run, Say, Settings, prepare_run
+from .reflections import Reflections, reflections_of
+from .start import BROAD_MARGIN, scout
+from .state import State, moved, pilot_geometry, tails
+
+LEARNING_ROUNDS = 2  # more, where the intensities are learned too
+MAX_LOG_G_SD = 0.25  # a scale that is less than four of its sd from zero is none
+
+
+@dataclass(frozen=True)
+class RunFit:
+    """A fitted run: n images.
+
+    Attributes:
+        stills: refined geometry; indexed: as they came in, but all indexed alike.
+        reindexing: which of several ways of indexing each image's is.
+        reference: the intensities it was fitted to: the given ones, or what the images say
+            together.
+        status: (n,) "converged" or why an image is not to be trusted.
+        fit: the posterior mode; an image that could not be used stays in, at its priors.
+        reflections: all that were predicted in the last round.
+        batches: the same with everything that was measured; observed: what the fit was
+            conditioned on.  Both on disk.
+        movement: one entry a round.
+    """
+
+    stills: tuple[Still, ...]
+    indexed: tuple[Still, ...]
+    reindexing: Reindexing
+    reference: Reference
+    status: np.ndarray
+    fit: infer.Fit
+    reflections: Reflections
+    batches: Store[Batch]
+    observed: infer.Batches
+    movement: tuple[Movement, ...]
+
+    @property
+    def observations(self) -> Observations:
+        """What the fit was conditioned on, all images together in memory."""
+        return self.observed.whole()
+
+
+def fit_run(
+    stills: Sequence[Still],
+    ref: Reference | None,
+    reader: ImageReader,
+    model: infer.Model,
+    priors: Priors | None = None,
+    settings: Settings | None = None,
+    progress: Say | None = None,
+) -> RunFit:
+    """Refine a run of stills: predict → measure → fit.
+
+    Where the lattice has more symmetry than the crystal, all stills are indexed alike first.
+
+    Args:
+        ref: reference intensities; None for a fit without: each image then sees as its reference
+            what the others say of a true intensity (``crosswise_reference``), and two rounds more
+            are taken.
+        reader: gives photons; what it cannot read is reported in ``RunFit.status``.
+        model: NumPyro program of ``(observations, priors)``, :func:`load_model`.
+        progress: called with a line now and then.
+
+    Raises:
+        InputError: the reference does not fit the crystals, or no image can be used.
+    """
+    priors, settings = priors or Priors(), settings or Settings()
+    say = progress or (lambda line: None)
+    run = prepare_run(stills, ref, reader, model, priors, settings)
+    alike, reindexing = stills_alike(run, priors, say, by_reference=ref is not None)
+    if reindexing.changed.any():
+        run = prepare_run(alike, ref, reader, model, priors, settings)
+    return refine(run, reindexing, priors, one_round, say)[0]
+
+
+R = TypeVar("R", bound=Round)
+
+
+def refine(
+    run: Run, reindexing: Reindexing, priors: Priors, step: Callable[..., R], say: Say
+) -> tuple[RunFit, R]:
+    """The loop: scouts, then one round after the other, from a broad curve to convergence.
+
+    Args:
+        run: its stills indexed alike, as ``reindexing`` says.
+        step: what one round is: ``one_round``, or another of its signature.
+
+    Returns:
+        The fitted run, and its last round.
+    """
+    settings, start = run.settings, scout(run, priors, say)
+    state, now, margin = start.state, start.broad, BROAD_MARGIN
+    if settings.rounds == 1:  # no round to spare for a broad curve
+        state, now, margin = {**state, **start.after}, priors, settings.margin
+    status = np.full(len(run.stills), "", dtype=object)
+    movement: list[Movement] = []
+    found: R | None = None
+    kept = start.kept
+    rounds = settings.rounds + (LEARNING_ROUNDS if run.running else 0)
+    for round_ in range(1, rounds + 1):
+        say(f"round {round_} of {rounds}: {len(run.stills)} images")
+        last = round_ == rounds
+        found = None  # the last round's need not stay in memory through this one
+        found = step(run, state, now, status, kept, margin, last, say)
+        state, kept = found.state, found.seen.kept
+        movement.append(found.movement)
+        say(f"round {round_}: {found.movement}")
+        if run.running is not None:
+            state = state if last else _pinned(state, found.seen)
+            run = _renewed(run, run.running, found.seen, state, priors)
+        if round_ == 1 and not last:
+            state = {**state, **start.after}
+        now, margin = priors, settings.margin
+
+    assert found is not None, "a fit has at least one round"
+    fitted = RunFit(
+        stills=moved(run.stills, *pilot_geometry(run.stills, state)),
+        indexed=run.stills,
+        reindexing=reindexing,
+        reference=run.ref,
+        status=np.where(status == "", _judged(found.fit), status),
+        fit=found.fit,
+        reflections=_reflections(run, found.seen, state, priors),
+        batches=found.seen.batches,
+        observed=found.seen.observations,
+        movement=tuple(movement),
+    )
+    return fitted, found
+
+
+def _reflections(run: Run, seen: Seen, state: State, priors: Priors) -> Reflections:
+    parts = seen.batches, seen.observations.parts
+    return reflections_of(*parts, run.ref, run.model, state, priors)
+
+
+def _renewed(run: Run, old: Running, seen: Seen, state: State, priors: Priors) -> Run:
+    """The run with the intensities that the images say after a round."""
+    r = _reflections(run, seen, state, priors)
+    rows = np.flatnonzero(r.informs)
+    nu = tails(state, priors)
+    now = crosswise_reference.renewed(old, measured_of(r, rows, run.ref.space_group, 0.0, nu))
+    return replace(run, ref=now.reference, running=now)
+
+
+def _pinned(state: State, seen: Seen) -> State:
+    """A common factor and a common B of all images are the intensities': means stay in place."""
+    usable = seen.counts > 0
+    pinned = dict(state)
+    for name, mean in (("log_G", seen.kept.log_G0 or 0.0), ("B", 0.0)):
+        if name in state:
+            pinned[name] = state[name] - np.mean(state[name][usable]) + mean
+    return pinned
+
+
+def _judged(fit: infer.Fit) -> np.ndarray:
+    """(n,) status: the fit's, or that an image shows nothing of what is expected on it.
+
+    A blank or misindexed image has a perfectly good mode too, at a scale next to nothing.
+    """
+    status = fit.status.copy()
+    if any(site.name == "log_G" for site in fit.sites):
+        sd = fit.sd("log_G").reshape(len(status))
+        for i in np.flatnonzero((sd > MAX_LOG_G_SD) & (status == "converged")):
+            status[i] = f"no signal (ln G known to {sd[i]:.2f} only)"
+    return status

@@ -1,0 +1,284 @@
+"""What the images of a run show at a state: predicted, measured; a few in memory at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from .. import infer
+from ..geometry.experiments import Still
+from ..geometry.predict import Predictions
+from ..measuring.shoebox import Boxes, Shoebox, cut_shoeboxes, shoebox_for_width
+from ..measuring.statistics import Statistics, measure
+from ..physics import reference
+from ..physics.observations import Observations
+from ..physics.priors import Priors
+from ..util.errors import InputError
+from ..util.store import Store
+from . import padding
+from .problem import Run, Say
+from .state import State, Width, images_of, partiality_width
+from .statistics_of_images import geometry_at, pixel_size, predictions_of, stills_at
+
+MIN_COVERED = 0.6  # of a spot's template on usable pixels, for it to inform the fit
+CLAIM = 1.5  # |ε_r| in R0_eff (p > 10 %) up to which a spot spoils its neighbours
+MIN_REFLECTIONS = 30  # in an image's fit: three for each of its ~ten unknowns
+
+
+class Kept(NamedTuple):
+    """What later rounds take over from the scouts or the first.
+
+    Attributes:
+        slots: padding (``padding.slots``), the shape that is compiled.
+        log_G0: ln G of the run. pixel_inv_angstrom: size of a pixel.
+    """
+
+    slots: int = 0
+    log_G0: float | None = None
+    pixel_inv_angstrom: float | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a few images show in one round: N reflections, flat.
+
+    Attributes:
+        images: of the run; ``Predictions.image`` counts from the first of them.
+        where: the places of flat reflections in the padded observations.
+        intensity: (N,) I_ref, NaN where unknown; free, informs: (N,) bool.
+    """
+
+    images: slice
+    where: padding.Layout
+    predictions: Predictions
+    statistics: Statistics
+    intensity: np.ndarray
+    intensity_sd: np.ndarray
+    free: np.ndarray
+    informs: np.ndarray
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one round is conditioned on, n images.
+
+    Attributes:
+        batches, observations: of the same images, on disk.
+        counts: (n,) reflections that inform the fit. log_G: (n, 1) where the scales start.
+        kept: for the next round.
+    """
+
+    batches: Store[Batch]
+    observations: infer.Batches
+    counts: np.ndarray
+    log_G: np.ndarray
+    kept: Kept
+
+
+def measured(
+    run: Run,
+    state: State,
+    priors: Priors,
+    status: np.ndarray,
+    kept: Kept,
+    margin: float,
+    say: Say,
+) -> Seen:
+    """Predict and measure at a state.
+
+    Args:
+        state: sites that are missing start at their prior mean, scales at what is measured.
+        status: (n,) words; gets one for each image that turns out not to be usable.
+        kept: from the round before, ``Seen.kept``.
+        margin: |ε_r| up to which reflections are taken, in R0_eff.
+
+    Raises:
+        InputError: nothing is predicted on the detector, or no image can be used.
+    """
+    batches, n = run.batches(), len(run.stills)
+    predicted: Store[Predictions] = Store()
+    for images in batches:
+        predicted.append(predictions_of(run, state, priors, margin, images))
+    counts = np.concatenate([np.bincount(p.image, minlength=run.size) for p in predicted])[:n]
+    if not counts.any():
+        raise InputError("no reflection is predicted on the detector; check d_min and the geometry")
+    kept = kept._replace(slots=padding.slots(counts, kept.slots))
+    pixel = kept.pixel_inv_angstrom
+    if pixel is None:
+        pixel = pixel_size(next(p for p in predicted if len(p)))
+        kept = kept._replace(pixel_inv_angstrom=pixel)
+
+    found: Store[Batch] = Store()
+    observed: Store[Observations] = Store()
+    log_G, informing, shoebox = np.zeros((n, 1)), np.zeros(n, int), None
+    for images, predictions in zip(batches, predicted, strict=True):
+        batch, obs, log_G[images], kept, shoebox = _measured_batch(
+            run, state, priors, status, kept, pixel, predictions, images, shoebox
+        )
+        found.append(batch)
+        observed.append(obs)
+        informing[images] = np.bincount(
+            predictions.image[batch.informs], minlength=images.stop - images.start
+        )
+        if len(batches) > 1:
+            say(f"step: measured {images.stop} of {n} images")
+    if not informing.any():
+        raise InputError(f"no image can be used; the first one: {status[0]}")
+
+    return Seen(found, infer.Batches(observed, run.size, n), informing, log_G, kept)
+
+
+def _measured_batch(run, state, priors, status, kept: Kept, pixel, predictions, images, shoebox):
+    """One batch, its observations and starting scales, and what the first settles for all."""
+    where, obs = geometry_at(run, state, predictions, images, kept.slots, pixel)
+    n, here = images.stop - images.start, images_of(state, images, run.size)
+    scaled = "log_G" in state
+    sites = infer.evaluate(run.model, {"log_G": np.zeros((run.size, 1)), **here}, obs, priors)
+    intensity, sd, free, expected = references(run, predictions, images)
+    J = where.flat(sites["scale"]) * predictions.polarisation * expected
+    moment = where.flat(sites["spot_moment"])
+    shoebox = shoebox or shoebox_for(predictions.frame, moment)
+    # without scales nothing is expected yet: flat weights
+    statistics, failed = statistics_of(
+        run,
+        stills_at(run, state, images),
+        predictions,
+        J * scaled,
+        moment,
+        partiality_width(state, priors),
+        shoebox,
+    )
+    said = status[images]  # a view
+    for i, why in failed.items():
+        said[i] = why
+    informs = np.isfinite(intensity) & ~free & (statistics.covered > MIN_COVERED)
+    counts = np.bincount(predictions.image[informs], minlength=n)
+    for k in np.flatnonzero((counts < MIN_REFLECTIONS) & (said == "")):
+        said[k] = f"too few reflections ({counts[k]})"
+    informs &= (said == "")[predictions.image]
+    log_G0 = kept.log_G0
+    if scaled and log_G0 is not None:
+        log_G = here["log_G"][:n]
+    else:
+        log_G, log_G0 = _first_scales(
+            statistics.value[:, 0], J, informs, predictions.image, n, log_G0
+        )
+    obs = padding.with_statistics(
+        obs,
+        where,
+        statistics,
+        moment,
+        predictions.polarisation * np.where(np.isfinite(intensity), intensity, 0.0),
+        np.divide(sd, intensity, out=np.zeros(len(sd)), where=intensity > 0),
+        informs,
+        log_G0 if log_G0 is not None else 0.0,
+    )
+    batch = Batch(images, where, predictions, statistics, intensity, sd, free, informs)
+    return batch, obs, log_G, kept._replace(log_G0=log_G0), shoebox
+
+
+def _first_scales(total, J1, informs, image, n, log_G0):
+    """ln G (n, 1) from Σ T J1/Σ J1², J1 expected at G = 1, and the run's, for an image without."""
+    use = informs & (J1 > 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.bincount(image[use], (total * J1)[use], n) / np.bincount(
+            image[use], J1[use] ** 2, n
+        )
+        log_G = np.log(ratio)
+    usable = np.isfinite(log_G)
+    if log_G0 is None and use.any():
+        if not usable.any():
+            raise InputError(
+                "no image has more photons at the predicted spots than beside them; "
+                "check that experiments, images and reference belong together"
+            )
+        log_G0 = float(np.median(log_G[usable]))
+    typical = log_G0 or 0.0
+    log_G = np.where(usable, np.clip(log_G, typical - 3, typical + 3), typical)
+    return log_G[:, None], log_G0
+
+
+def references(run: Run, predictions: Predictions, images: slice):
+    """I_ref (NaN where unknown) and its sd, the free set, and what to expect without looking at
+    free I_ref, (N,) each.
+
+    Without a reference an image's is what the others say, and there is nothing to keep from it.
+    """
+    hkl, settings = predictions.hkl, run.settings
+    if run.running is not None:
+        mean, sd = run.running.without(hkl, predictions.image + images.start)
+        return mean, sd, np.zeros(len(hkl), bool), mean
+    intensity = run.ref.lookup(hkl)
+    free = reference.free_set(hkl, settings.free_fraction, settings.seed, run.ref.space_group)
+    mean = reference.wilson_mean(run.ref.d, run.ref.intensity, predictions.d)
+    expected = np.where(np.isfinite(intensity) & ~free, intensity, mean)
+    return intensity, np.zeros(len(hkl)), free, expected
+
+
+def shoebox_for(frame: np.ndarray, moment: np.ndarray) -> Shoebox | None:
+    """The shoebox for spots with ``frame`` (N, 2, 2) and second moments (N, 3); None for none."""
+    if not len(moment):
+        return None
+    area = np.abs(np.linalg.det(frame))
+    width_px = float(np.sqrt(np.median((moment[:, 0] + moment[:, 1]) / area)))
+    return shoebox_for_width(width_px)
+
+
+def cut(
+    image: np.ndarray,
+    mask: np.ndarray,
+    still: Still,
+    predictions: Predictions,
+    rows: slice,
+    R0_eff: Width,
+    shoebox: Shoebox,
+) -> Boxes:
+    """Pixels of an image's shoeboxes, those of bright neighbours known as such.
+
+    Args:
+        image, mask: (P, ny, nx) photons and validity.
+        rows: of ``predictions``, the image's.
+        R0_eff: ``state.partiality_width``.
+    """
+    near = CLAIM * R0_eff(predictions.d[rows], still.beam)
+    claimed = np.abs(predictions.excitation_error[rows]) < near
+    panel, xy_px = predictions.panel[rows], predictions.xy_px[rows]
+    return cut_shoeboxes(image, mask, panel, xy_px, claimed, shoebox)
+
+
+def statistics_of(
+    run: Run, stills, predictions: Predictions, expected, moment, R0_eff, shoebox
+) -> tuple[Statistics, dict[int, str]]:
+    """Statistics of some images' reflections.
+
+    Returns the statistics and, for images that cannot be read, why: their spots count as
+    uncovered.
+    """
+    if not len(predictions):
+        return Statistics.none(), {}
+    bounds = np.searchsorted(predictions.image, np.arange(len(stills) + 1))
+    failed: dict[int, str] = {}
+    boxes = []
+    for i, still in enumerate(stills):
+        rows = slice(*bounds[i : i + 2])
+        if rows.start == rows.stop:
+            continue
+        try:
+            image, mask = run.reader.read(still)
+        except InputError as error:
+            failed[i] = str(error)
+            image = np.zeros((still.detector.n_panels, *still.detector.shape[0]), np.float32)
+            mask = np.zeros(image.shape, bool)
+        boxes.append(cut(image, mask, still, predictions, rows, R0_eff, shoebox))
+    statistics = measure(
+        Boxes(*(np.concatenate(x) for x in zip(*boxes, strict=True))),
+        predictions.frame,
+        moment,
+        expected,
+        shoebox,
+        run.settings.read_noise,
+        run.settings.weights,
+    )
+    return statistics, failed

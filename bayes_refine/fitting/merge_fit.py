@@ -1,0 +1,79 @@
+"""True intensities at the end of a fit, from its own J, scales and expected variances."""
+
+from __future__ import annotations
+
+import gemmi
+import jax.numpy as jnp
+import numpy as np
+
+from ..geometry.miller import pack_hkl, resolution, unique_hkl
+from ..geometry.symmetry import asu_map, epsilon_centric
+from ..merging.amplitude_prior import fit_prior, normalised_reference
+from ..merging.latent import Measured
+from ..merging.mates import apart
+from ..merging.merged_intensities import Intensities, together
+from ..physics.reference import Reference
+from .reflections import Reflections
+
+
+def measured_of(
+    r: Reflections,
+    rows: np.ndarray,
+    space_group: gemmi.SpaceGroup,
+    scale_sd: np.ndarray | float,
+    nu: float,
+    anomalous: bool = False,
+) -> Measured:
+    """The reflections ``rows`` of a fit, sorted by what they are observations of.
+
+    Variances are counting's and the model's, as functions of I; the uncertainty of the scale g
+    (``scale_sd``, fractional, (N,) or a number) is a fractional error beside the model's.
+
+    Args:
+        nu: degrees of freedom of the residuals, ``state.tails``.
+        anomalous: Friedel mates apart, I− at −h.
+    """
+    hkl = asu_map(r.hkl[rows], space_group, anomalous)[0]
+    order = np.argsort(pack_hkl(hkl), kind="stable")
+    rows, hkl = rows[order], hkl[order]
+    first, code = unique_hkl(hkl)
+    sd = np.broadcast_to(scale_sd, len(r))[rows]
+    columns = {
+        "intensity": r.J[rows],
+        "scale": r.scale[rows],
+        "variance": r.variance_background[rows],
+        "per_photon": r.variance_signal[rows],
+        "fraction": np.sqrt(r.relative_variance[rows] + sd**2),
+        "weight": np.ones(len(rows)),
+    }
+    return Measured(
+        **{name: jnp.asarray(values, float) for name, values in columns.items()},
+        nu=nu,
+        code=jnp.asarray(code),
+        image=jnp.asarray(r.image[rows]),
+        hkl=jnp.asarray(hkl[first]),
+    )
+
+
+def intensities_of_fit(
+    measured: Measured,
+    cell: gemmi.UnitCell,
+    space_group: gemmi.SpaceGroup,
+    reference: Reference | None,
+    free_fraction: float,
+    seed: int,
+    anomalous: bool = False,
+) -> Intensities:
+    """Likelihood-only and posterior intensities at a fit's scales.
+
+    Wilson's prior without a reference, the double-Wilson one with it, but for the free set;
+    Σ(d) and r(d) of the greatest marginal likelihood.  With ``anomalous``, as ``measured`` must
+    be then, the bivariate Wilson prior of Friedel mates.
+    """
+    hkl = np.asarray(measured.hkl)
+    d = resolution(hkl, cell)
+    informing = None if anomalous else reference
+    E, informed = normalised_reference(hkl, d, informing, free_fraction, seed)
+    prior = fit_prior(measured, d, *epsilon_centric(hkl, space_group), E, informed)
+    estimate = apart if anomalous else together
+    return estimate(measured, prior, cell, space_group, seed)

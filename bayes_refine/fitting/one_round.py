@@ -1,0 +1,120 @@
+"""One round of a fit: predict at a state, measure there, fit."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from .. import infer
+from ..physics.priors import Priors
+from .measure_run import Kept, Seen, measured
+from .problem import Run, Say
+from .state import State
+
+
+@dataclass(frozen=True)
+class Movement:
+    """How far the pilot moved in one round: rms over images, and what was used.
+
+    Attributes:
+        rotation_mrad, log_R1, log_G: rms changes.
+        iterations: Newton steps. seconds_measure, seconds_fit: wall time.
+    """
+
+    rotation_mrad: float
+    log_R1: float
+    log_G: float
+    iterations: int
+    seconds_measure: float
+    seconds_fit: float
+
+    def __str__(self) -> str:
+        return (
+            f"orientations moved by {self.rotation_mrad:.3g} mrad, ln G by {self.log_G:.2g},"
+            f" ln R1 by {self.log_R1:.2g}; {self.iterations} steps; measured in"
+            f" {self.seconds_measure:.1f} s, fitted in {self.seconds_fit:.1f} s"
+        )
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round came to.
+
+    Attributes:
+        state: the new one. fit: that it is of. seen: what was measured for it.
+        movement: from the state before.
+    """
+
+    state: State
+    fit: infer.Fit
+    seen: Seen
+    movement: Movement
+
+
+def one_round(
+    run: Run,
+    state: State,
+    priors: Priors,
+    status: np.ndarray,
+    kept: Kept,
+    margin: float,
+    last: bool,
+    say: Say,
+) -> Round:
+    """Predict, measure and fit the statistics once from a state.
+
+    Args:
+        state, status, kept, margin: as ``measure_run.measured`` takes them.
+        last: fit to convergence, with the exact curvature, and what is shared at its marginal mode.
+
+    Raises:
+        InputError: as ``measure_run.measured``.
+    """
+    started = time.perf_counter()
+    seen = measured(run, state, priors, status, kept, margin, say)
+    ready = time.perf_counter()
+    old = {**state, "log_G": seen.log_G}
+    fit = infer.map_fit(
+        run.model,
+        seen.observations,
+        priors,
+        init=old,
+        tolerance=1e-2 if last else 0.5,
+        stragglers=0.0 if last else 0.05,
+        exact=last,
+        progress=say,
+    )
+    if last:
+        fit = infer.marginal_fit(run.model, seen.observations, priors, fit=fit, progress=say)
+    seconds = (ready - started, time.perf_counter() - ready)
+    new = fit.values()
+    return Round(new, fit, seen, movement_of(old, new, seen, fit, *seconds))
+
+
+def movement_of(
+    old: State,
+    new: State,
+    seen: Seen,
+    fit: infer.Fit,
+    seconds_measure: float,
+    seconds_fit: float,
+) -> Movement:
+    """What changed in a round, over the images that could be used."""
+    usable = seen.counts > 0
+
+    def rms(name):
+        if name not in new:
+            return 0.0
+        change = np.asarray(new[name]) - np.asarray(old.get(name, 0.0))
+        return float(np.sqrt(np.mean(change[usable] ** 2)))
+
+    return Movement(
+        rotation_mrad=rms("rotation_mrad"),
+        log_R1=rms("log_R1"),
+        log_G=rms("log_G"),
+        iterations=fit.iterations,
+        seconds_measure=seconds_measure,
+        seconds_fit=seconds_fit,
+    )

@@ -1,0 +1,160 @@
+"""From predictions and statistics (flat) to what a model is conditioned on (padded by image)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..geometry.crystal import rotation_matrix, strain_basis
+from ..geometry.detector import beam_frame
+from ..geometry.experiments import Still
+from ..geometry.predict import Predictions
+from ..measuring.statistics import Statistics
+from ..physics.observations import Observations
+
+WASTE = 10_000  # empty slots that cost less than a compilation: 3 s of 10 on two cores
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each of n flat reflections sits in the padded (n_image, m) arrays.
+
+    Attributes:
+        image, slot: (n,); shape: (n_image, m).
+    """
+
+    image: np.ndarray
+    slot: np.ndarray
+    shape: tuple[int, int]
+
+    def pad(self, values: np.ndarray, fill: float = 0.0) -> np.ndarray:
+        """(n, ...) to (n_image, ..., m): reflections become the last axis."""
+        values = np.asarray(values)
+        out = np.full((*self.shape, *values.shape[1:]), fill, dtype=values.dtype)
+        out[self.image, self.slot] = values
+        return np.ascontiguousarray(np.moveaxis(out, 1, -1))
+
+    def flat(self, padded: np.ndarray) -> np.ndarray:
+        """(n_image, ..., m) to (n, ...)."""
+        return np.moveaxis(np.asarray(padded), -1, 1)[self.image, self.slot]
+
+
+def slots(counts: np.ndarray, at_least: int = 0, n_images: int | None = None) -> int:
+    """Slots an image for reflections of which image i has ``counts[i]``.
+
+    Shapes decide what has to be compiled again, so their number grows in steps of 32 and stays
+    at ``at_least``, the last round's, where that wastes less time than compiling would take.
+
+    Args:
+        n_images: in this shape; those of ``counts`` if not more.
+    """
+    m = -(-int(np.max(counts, initial=1)) // 32) * 32
+    n_images = len(counts) if n_images is None else n_images
+    return max(m, at_least) if n_images * (at_least - m) < WASTE else m
+
+
+def layout(image: np.ndarray, n_image: int, m: int) -> Layout:
+    """Slots for reflections sorted by image; ``image`` (n,) from 0."""
+    start = np.searchsorted(image, np.arange(n_image))
+    return Layout(image, np.arange(len(image)) - start[image], (n_image, m))
+
+
+def geometry_observations(
+    stills: list[Still],
+    predictions: Predictions,
+    where: Layout,
+    rotation_mrad: np.ndarray,
+    strain: np.ndarray,
+    shift_mm: np.ndarray,
+    pixel_inv_angstrom: float,
+) -> Observations:
+    """Observations with the geometry filled in and the statistics still zero.
+
+    Args:
+        stills: as indexed, of one bandwidth; the last one stands in for images that are only
+            room.
+        predictions: made at the pilot state.
+        rotation_mrad: (n_image, 3), strain: (n_image, K), shift_mm: (3,), the pilot state.
+        pixel_inv_angstrom: of the run.
+    """
+    room = where.shape[0] - len(stills)
+    stills = [*stills, *stills[-1:] * room]
+    rotation_mrad, strain = (
+        np.concatenate([x, np.repeat(x[-1:], room, axis=0)]) for x in (rotation_mrad, strain)
+    )
+    basis = np.stack([strain_basis(still.crystal) for still in stills])
+    stretch = np.eye(3) + np.einsum("nk,nkij->nij", strain, basis)
+    axes = np.stack([beam_frame(s.beam, s.detector) for s in stills]) * np.array([[-1], [-1], [1]])
+    p, image = predictions, predictions.image
+    e12 = np.stack([p.e1, p.e2], axis=1)
+    detector_axes = p.inv_range[:, None, None] * np.einsum("nai,nki->nak", e12, axes[image])
+    column = np.linalg.inv(p.frame) / np.linalg.norm(np.linalg.inv(p.frame), axis=1, keepdims=True)
+    q_indexed = np.einsum("nij,nj->ni", np.stack([s.crystal.A for s in stills])[image], p.hkl)
+    pad = where.pad
+    n, m = n_m = where.shape
+    return Observations(
+        fit=np.zeros(n_m, bool),
+        statistics=np.zeros((n, 6, m)),
+        response=np.zeros((n, 6, 6, m)),
+        variance_background=np.ones((n, 6, m)),
+        variance_signal=np.zeros((n, 6, m)),
+        width=np.ones(n_m),
+        saturation=np.ones(n_m),
+        pilot_moment=np.zeros((n, 3, m)),
+        intensity_reference=np.zeros(n_m),
+        reference_error=np.zeros(n_m),
+        norm_q=pad(np.linalg.norm(p.q, axis=1), 0.1),
+        sin_theta=pad(p.sin_theta, 0.1),
+        cos_theta=pad(p.cos_theta, 1.0),
+        e1=pad(p.e1),
+        e2=pad(p.e2),
+        s_hat=pad(p.s_hat),
+        q=pad(q_indexed),
+        excitation_error=pad(p.excitation_error),
+        detector_axes=pad(detector_axes),
+        azimuth=pad(column[:, :, 0]),
+        wavevector=np.array([[1 / s.beam.wavelength] for s in stills]),
+        bandwidth=np.array(stills[0].beam.bandwidth),
+        strain_basis=basis,
+        pilot_setting=rotation_matrix(rotation_mrad) @ stretch,
+        pilot_shift=np.broadcast_to(shift_mm, (n, 3)),
+        log_G0=np.array(0.0),
+        pixel_inv_angstrom=np.array(pixel_inv_angstrom),
+    )
+
+
+def with_statistics(
+    obs: Observations,
+    where: Layout,
+    statistics: Statistics,
+    moment: np.ndarray,
+    intensity_reference: np.ndarray,
+    reference_error: np.ndarray,
+    fit: np.ndarray,
+    log_G0: float,
+) -> Observations:
+    """The observations after measuring.
+
+    Args:
+        moment: (n, 3) second moment of the templates, Å⁻².
+        intensity_reference: (n,) polarisation × I_ref; reference_error: (n,) its relative sd.
+        fit: (n,) bool.
+    """
+    pad = where.pad
+    # a spot without pixels has no variance, which nothing asks for but everything divides by
+    variance = np.where(statistics.covered[:, None] > 0, statistics.variance_background, 1.0)
+    return replace(
+        obs,
+        fit=pad(fit),
+        statistics=pad(statistics.value),
+        response=pad(statistics.response),
+        variance_background=pad(variance, 1.0),
+        variance_signal=pad(statistics.variance_signal),
+        width=pad(statistics.width, 1.0),
+        saturation=pad(statistics.saturation, 1.0),
+        pilot_moment=pad(moment),
+        intensity_reference=pad(intensity_reference),
+        reference_error=pad(reference_error),
+        log_G0=np.array(log_G0),
+    )

@@ -1,0 +1,224 @@
+"""Draws from the posterior of a fitted run: about its mode, from a guide, or by NUTS.
+
+A *method* is a function of (run, model, priors, rng, say) that returns ``Draws``; what else it
+takes is bound with ``functools.partial``.  All draw from the posterior of the same frozen
+statistics, those of the fit's last round.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from .. import infer
+from ..infer.diagnostics import bfmi, chain_summary, extreme
+from ..infer.guides import Guide, structured
+from ..physics.priors import Priors
+from .loop import RunFit
+
+Say = Callable[[str], None]
+IN_MEMORY = 512  # images whose statistics a method may hold at once: about 1 GB
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Draws of the unknowns of a run, c chains of d, and whether to believe them.
+
+    Attributes:
+        method: "map", "laplace", "svi" or "nuts", or in words.
+        values: (c, d, ...) by site, constrained.
+        scales_vary: whether the scales' uncertainty goes into merged sigmas.
+        of_laplace: whether they are of the normal about the mode, whose moments the fit knows.
+        stats: (c, d) each, by ArviZ's names of ``sample_stats``; none but for NUTS.
+        converged, message: a judgement and one sentence why; None and "" if there is none.
+        numbers: the diagnostics behind it.
+        seconds: wall time, compilation included.
+    """
+
+    method: str
+    values: Mapping[str, np.ndarray]
+    scales_vary: bool = True
+    of_laplace: bool = False
+    stats: Mapping[str, np.ndarray] = field(default_factory=dict)
+    converged: bool | None = None
+    message: str = ""
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Chains, and draws of each."""
+        return np.shape(next(iter(self.values.values())))[:2]  # type: ignore[return-value]
+
+    def flat(self, at_most: int | None = None) -> dict[str, np.ndarray]:
+        """(D, ...) by site, the chains one after the other; ``at_most`` so many, evenly spaced."""
+        c, d = self.shape
+        rows = np.arange(c * d)
+        if at_most is not None and at_most < c * d:
+            rows = np.linspace(0, c * d - 1, at_most).astype(int)
+        return {k: v.reshape(-1, *v.shape[2:])[rows] for k, v in self.values.items()}
+
+
+Method = Callable[[RunFit, infer.Model, Priors, np.random.Generator, Say], Draws]
+
+
+def laplace(
+    run: RunFit,
+    model: infer.Model,
+    priors: Priors,
+    rng: np.random.Generator,
+    say: Say,
+    n_draws: int = 100,
+) -> Draws:
+    """Independent draws from the normal with the mode's curvature."""
+    started = time.perf_counter()
+    values = infer.laplace_draws(run.fit, rng, n_draws)
+    seconds = time.perf_counter() - started
+    return Draws("laplace", _one_chain(values), of_laplace=True, seconds=seconds)
+
+
+def at_mode(
+    run: RunFit,
+    model: infer.Model,
+    priors: Priors,
+    rng: np.random.Generator,
+    say: Say,
+    n_draws: int = 100,
+) -> Draws:
+    """The same, but merged sigmas take the scales at the mode as known."""
+    return replace(laplace(run, model, priors, rng, say, n_draws), method="map", scales_vary=False)
+
+
+def svi(
+    run: RunFit,
+    model: infer.Model,
+    priors: Priors,
+    rng: np.random.Generator,
+    say: Say,
+    n_draws: int = 100,
+    guide: Guide = structured,
+) -> Draws:
+    """Independent draws from a guide fitted to the posterior (``infer.svi_fit``).
+
+    Runs of more than 512 images are read a batch at a time; smaller ones are held in memory.
+    """
+    obs = _statistics(run) if len(run.stills) <= IN_MEMORY else run.observed
+    found = infer.svi_fit(run.fit, rng, model, obs, priors, guide=guide, progress=say)
+    return Draws(
+        "svi",
+        _one_chain(found.draws(rng, n_draws)),
+        converged=found.converged,
+        message=found.message,
+        numbers={
+            "guide": guide.name,
+            "steps": len(found.elbo),
+            "elbo": found.evidence,
+            "elbo_sd": found.evidence_sd,
+            "khat": found.khat,
+        },
+        seconds=found.seconds,
+    )
+
+
+def nuts(
+    run: RunFit,
+    model: infer.Model,
+    priors: Priors,
+    rng: np.random.Generator,
+    say: Say,
+    n_draws: int = 1000,
+    n_chains: int = 4,
+    n_warmup: int = 500,
+) -> Draws:
+    """Chains of ``n_draws`` by NUTS from the mode (``infer.nuts_fit``), statistics in memory."""
+    found = infer.nuts_fit(
+        run.fit,
+        rng,
+        model,
+        _statistics(run),
+        priors,
+        n_chains=n_chains,
+        n_draws=n_draws,
+        n_warmup=n_warmup,
+        progress=say,
+    )
+    worst = {what: extreme(found.summary, what) for what in ("rhat", "ess_bulk", "ess_tail")}
+    return Draws(
+        "nuts",
+        found.draws,
+        stats=found.stats,
+        converged=found.converged,
+        message=found.message,
+        numbers={
+            "warmup": n_warmup,
+            "divergences": int(found.stats["diverging"].sum()),
+            "rhat_max": worst["rhat"][1],
+            "ess_bulk_min": worst["ess_bulk"][1],
+            "ess_tail_min": worst["ess_tail"][1],
+            "bfmi_min": float(bfmi(found.stats["energy"]).min()),
+        },
+        seconds=found.seconds,
+    )
+
+
+@dataclass(frozen=True)
+class _Sampled(infer.Fit):
+    """A mode whose sd are those of draws."""
+
+    spread: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def sd(self, name: str) -> np.ndarray:
+        return self.spread[name]
+
+
+def with_spread(fit: infer.Fit, draws: Draws) -> infer.Fit:
+    """The mode with the sd of the draws for its own, where those are not Laplace's anyway."""
+    if draws.of_laplace:
+        return fit
+    known = {f.name: getattr(fit, f.name) for f in fields(infer.Fit)}
+    flat = draws.flat()
+    spread = {s.name: np.reshape(flat[s.name].std(0), np.shape(fit.sd(s.name))) for s in fit.sites}
+    return _Sampled(**known, spread=spread)
+
+
+def describe(draws: Draws, sites: tuple[infer.Site, ...]) -> dict[str, Any]:
+    """What ``summary.json`` says of the draws; mean and sd of each shared unknown among them."""
+    chains, each = draws.shape
+    shared = {}
+    for site in sites:
+        if not site.per_image:
+            x = np.asarray(draws.values[site.name], float)
+            found = {"mean": x.mean((0, 1)), "sd": x.std((0, 1))}
+            if chains > 1:
+                found |= chain_summary({site.name: x})[site.name]
+            shared[site.name] = {name: np.asarray(value).tolist() for name, value in found.items()}
+    return {
+        "chains": chains,
+        "draws": each,
+        "converged": draws.converged,
+        "message": draws.message,
+        **draws.numbers,
+        "shared": shared,
+    }
+
+
+def of_batch(run: RunFit, values: Mapping[str, np.ndarray], images: slice) -> dict[str, np.ndarray]:
+    """Flat draws of a batch of images, the last image again where the batch has room for more."""
+    rows = np.minimum(np.arange(images.start, images.start + run.observed.size), images.stop - 1)
+    return {
+        s.name: values[s.name][:, rows] if s.per_image else values[s.name] for s in run.fit.sites
+    }
+
+
+def _statistics(run: RunFit):
+    """All images' in memory, on the device once."""
+    return jax.device_put(run.observations)
+
+
+def _one_chain(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value)[None] for name, value in values.items()}

@@ -1,0 +1,131 @@
+"""Where a run starts: found on a few of its images before all are fitted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .. import infer
+from ..physics.priors import Priors
+from ..util.errors import InputError
+from .measure_run import MIN_COVERED, Kept, references, shoebox_for, statistics_of
+from .one_round import one_round
+from .padding import slots
+from .problem import BATCH, Run, Say
+from .state import State, partiality_width, widths
+from .statistics_of_images import geometry_at, pixel_size, predictions_of, stills_at
+
+HOLD = 0.05  # sd of ln of what is held: R0, η and bandwidth while the curve is broad, ν all along
+BROAD_MARGIN = 1.5  # |ε_r| in R0_eff up to which reflections are taken then (p = 10 %)
+# errors to start from: too large is soon mended, too small is not
+ROUGH = {"log_model_error": [0.5], "log_position_error": [5e-4] * 2, "log_shape_error": [0.5]}
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where to start and what to expect.
+
+    Attributes:
+        state: for the first round, on a broad partiality curve.
+        broad: the priors that hold it broad.
+        after: sites to put in the state once the first round is done.
+        kept: what the scouts settled for all.
+    """
+
+    state: State
+    broad: Priors
+    after: State
+    kept: Kept
+
+
+def scout(run: Run, priors: Priors, say: Say) -> Start:
+    """Fit a batch of images from all over the run to learn where all may start.
+
+    Orientations that are off look like mosaic spread, so the first round of a run is fitted
+    with η² + 2⟨ω²⟩ in place of η² and both widths held: a curve so broad that every image is
+    found on it.  ⟨ω²⟩, the widths, the detector and the errors come from the scouts, whose own
+    first round has the priors' widths.
+    """
+    n = len(run.stills)
+    images = np.unique(np.linspace(0, n - 1, BATCH).astype(int))
+    few = run.few(images)
+    say(f"finding the width of spots and of the partiality curve on {len(images)} images")
+    # heavy tails while much is still wrong
+    priors = replace(priors, log_student_t_nu_sd=HOLD)
+    if run.running is not None:  # what the model errs by, and what intensities are, look the same
+        priors = replace(priors, log_model_error_sd=HOLD, speckle_sd=HOLD * priors.speckle)
+        priors = replace(priors, model_error_fall_sd_angstrom=HOLD)
+    hold = {"log_R0_sd": HOLD, "log_mosaic_spread_sd": HOLD, "log_bandwidth_sd": HOLD}
+    state: State = {"log_R1": np.full((len(images), 1), spot_width(few, priors))}
+    state |= {name: np.log(np.squeeze(value)) for name, value in ROUGH.items()}
+    status, shared = np.full(len(images), "", dtype=object), []
+    wide, narrow = (
+        np.bincount(predictions_of(few, state, priors, margin, slice(0, len(images))).image)
+        for margin in (run.settings.margin, BROAD_MARGIN)
+    )
+    # a small run has one shape for all its rounds, a large one shapes that waste little
+    kept = Kept(slots(narrow, slots(wide), n))
+    for now, margin in ((replace(priors, **hold), BROAD_MARGIN), (priors, run.settings.margin)):
+        found = one_round(few, state, now, status, kept, margin, False, say)
+        state, kept = found.state, found.seen.kept
+        sites = found.fit.sites
+        shared.append({site.name: state[site.name] for site in sites if not site.per_image})
+        say(f"scouts: {found.movement}")
+    rough, after = shared
+
+    turned = np.asarray(state.get("rotation_mrad", 0.0))
+    R0, eta = widths(after, priors)
+    eta = float(np.hypot(eta, np.sqrt(2 * np.mean(turned**2))))
+    start = {**rough, "log_R0": np.log(R0), "log_mosaic_mrad": np.log(eta)}
+    start |= {k: after[k] for k in ("detector_shift_mm",) if k in after}
+    if "strain" in state:  # the cell goes with the distance
+        start["strain"] = np.repeat(np.median(state["strain"], axis=0)[None], n, axis=0)
+    if "log_R1" in state:
+        start["log_R1"] = np.full((n, 1), np.median(state["log_R1"]))
+    if "log_mosaic_image_mrad" in state:
+        after["log_mosaic_image_mrad"] = np.full((n, 1), after["log_mosaic_mrad"])
+    broad = replace(priors, **hold, R0_inv_angstrom=R0, mosaic_spread_mrad=eta)
+    return Start(start, broad, after, kept)
+
+
+def spot_width(run: Run, priors: Priors) -> float:
+    """ln R1 (Å⁻¹) of a run from the summed spread Σ T_spread J1/Σ T_total J1.
+
+    Flat weights, J1 the expected intensity at G = 1; four times, since the template has to be
+    about right for its answer to be.
+    """
+    n = len(run.stills)
+    images = slice(0, n)
+    state: State = {}
+    log_R1 = 0.0
+    for attempt in range(4):
+        predictions = predictions_of(run, state, priors, BROAD_MARGIN, images)
+        if not len(predictions):
+            raise InputError(
+                "no reflection is predicted on the detector; check d_min and the geometry"
+            )
+        pixel = pixel_size(predictions)
+        m = slots(np.bincount(predictions.image))
+        where, obs = geometry_at(run, state, predictions, images, m, pixel)
+        sites = infer.evaluate(run.model, {**state, "log_G": np.zeros((n, 1))}, obs, priors)
+        expected = references(run, predictions, images)[3]
+        J1 = where.flat(sites["scale"]) * predictions.polarisation * expected
+        moment = where.flat(sites["spot_moment"])
+        found, _ = statistics_of(
+            run,
+            stills_at(run, state, images),
+            predictions,
+            0 * J1,
+            moment,
+            partiality_width(state, priors),
+            shoebox_for(predictions.frame, moment),
+        )
+        J1 = np.where(found.covered > MIN_COVERED, J1, 0.0)
+        total, spread = np.sum(found.value[:, [0, 3]] * J1[:, None], axis=0)
+        eta = np.clip(spread / total if total > 0 else 0.0, -0.3, 0.45)
+        if attempt == 0:
+            log_R1 = float(np.log(priors.R1_px * pixel))
+        log_R1 += 0.5 * float(np.log1p(2 * eta / (1 - eta)))
+        state = {"log_R1": np.full((n, 1), log_R1)}
+    return log_R1

@@ -1,0 +1,55 @@
+"""The reflections of some images of a run, predicted at a state."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..geometry import predict
+from ..geometry.experiments import Still
+from ..geometry.predict import Predictions
+from ..physics.observations import Observations
+from ..physics.priors import Priors
+from . import padding
+from .problem import Run
+from .state import State, images_of, moved, partiality_width, pilot_geometry
+
+
+def predictions_of(
+    run: Run, state: State, priors: Priors, margin: float, images: slice
+) -> Predictions:
+    """Reflections of some images at a state, up to |ε_r| of ``margin`` R0_eff."""
+    stills, width = stills_at(run, state, images), partiality_width(state, priors)
+    return predict.concatenate(
+        [
+            predict.predict(s, hkl, run.settings.d_min, lambda d, s=s: margin * width(d, s.beam), i)
+            for i, (s, hkl) in enumerate(zip(stills, run.candidates[images], strict=True))
+        ]
+    )
+
+
+def pixel_size(predictions: Predictions) -> float:
+    """Median size of a pixel in ε_t, Å⁻¹."""
+    return float(np.median(np.sqrt(np.abs(np.linalg.det(predictions.frame)))))
+
+
+def stills_at(run: Run, state: State, images: slice) -> tuple[Still, ...]:
+    """Some stills of a run with the geometry of a state."""
+    some = run.stills[images]
+    return moved(some, *pilot_geometry(some, images_of(state, images, len(some))))
+
+
+def geometry_at(
+    run: Run,
+    state: State,
+    predictions: Predictions,
+    images: slice,
+    slots: int,
+    pixel_inv_angstrom: float,
+) -> tuple[padding.Layout, Observations]:
+    """Observations without statistics of some images' reflections, and where those are."""
+    some = run.stills[images]
+    where = padding.layout(predictions.image, run.size, slots)
+    pilot = pilot_geometry(some, images_of(state, images, len(some)))
+    return where, padding.geometry_observations(
+        list(some), predictions, where, *pilot, pixel_inv_angstrom
+    )

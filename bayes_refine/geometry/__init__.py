@@ -1,0 +1,1 @@
+"""Crystals, beams, detectors, reflections: float64 NumPy, no probability."""

@@ -1,0 +1,147 @@
+"""Crystal geometry: cell, orientation, small rotations and strain, hkl to q.
+
+Reference geometry is float64 NumPy; the refined deltas (:func:`rotate`,
+:func:`strain_basis`) are what models work with.  Reciprocal lengths carry no 2π.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import gemmi
+import numpy as np
+
+from ..util.errors import InputError
+
+
+@dataclass(frozen=True)
+class Crystal:
+    """One crystal in one orientation (SPEC section 1).
+
+    Attributes:
+        A: (3, 3) reciprocal-space setting matrix in the lab frame; its columns are
+            a*, b*, c* in Å⁻¹, so that q = A·h.
+        hall: Hall symbol of the space group.
+    """
+
+    A: np.ndarray
+    hall: str
+
+    @cached_property
+    def space_group(self) -> gemmi.SpaceGroup:
+        """The space group, reference setting where the Hall symbol carries a shift of origin."""
+        return space_group_from_hall(self.hall)
+
+    @cached_property
+    def cell(self) -> gemmi.UnitCell:
+        """Unit cell, Å and degrees."""
+        return cell_from_real_axes(np.linalg.inv(self.A))
+
+    @cached_property
+    def U(self) -> np.ndarray:
+        """(3, 3) rotation of the crystal's Cartesian frame (PDB convention) into the lab."""
+        B = np.array(self.cell.frac.mat.tolist()).T
+        return rotation_part(self.A @ np.linalg.inv(B))
+
+
+def cell_from_real_axes(axes: np.ndarray) -> gemmi.UnitCell:
+    """Unit cell (Å, degrees) of the rows a, b, c of ``axes``, shape (3, 3), Å."""
+    lengths = np.linalg.norm(axes, axis=1)
+    if not np.all(np.isfinite(axes)) or np.any(lengths <= 0):
+        raise InputError("a crystal's real-space axes must be three finite, non-zero vectors")
+    unit = axes / lengths[:, None]
+    cosines = [unit[1] @ unit[2], unit[0] @ unit[2], unit[0] @ unit[1]]
+    return gemmi.UnitCell(*lengths, *np.degrees(np.arccos(np.clip(cosines, -1, 1))))
+
+
+def space_group_from_hall(hall: str) -> gemmi.SpaceGroup:
+    """Space group of a Hall symbol; a change-of-basis suffix such as ``(x,y,z+5/12)`` is allowed.
+
+    Raises:
+        InputError: the symbol is no space group known to gemmi.
+    """
+    symbol = " ".join(hall.split())
+    try:
+        ops = gemmi.symops_from_hall(symbol)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"{hall!r} is not a Hall symbol: {error}") from None
+    found = gemmi.find_spacegroup_by_ops(ops)
+    if found is None:  # an origin that is not in the tables: same group, tabulated origin
+        found = gemmi.find_spacegroup_by_ops(gemmi.symops_from_hall(symbol.split("(")[0]))
+    if found is None:
+        raise InputError(f"Hall symbol {hall!r} is no tabulated space group")
+    return found
+
+
+def cross_matrix(v: np.ndarray) -> np.ndarray:
+    """[v]×, shape (..., 3, 3), of vectors (..., 3): ``cross_matrix(v) @ u = v × u``."""
+    v = np.asarray(v, dtype=float)
+    out = np.zeros((*v.shape, 3))
+    out[..., 0, 1], out[..., 0, 2] = -v[..., 2], v[..., 1]
+    out[..., 1, 0], out[..., 1, 2] = v[..., 2], -v[..., 0]
+    out[..., 2, 0], out[..., 2, 1] = -v[..., 1], v[..., 0]
+    return out
+
+
+def rotation_matrix(rotation_mrad: np.ndarray) -> np.ndarray:
+    """exp([ω]×), shape (..., 3, 3), of rotation vectors ω (..., 3) in mrad (Rodrigues)."""
+    w = np.asarray(rotation_mrad, dtype=float) * 1e-3
+    angle = np.linalg.norm(w, axis=-1)[..., None, None]
+    K = cross_matrix(w)
+    return np.eye(3) + np.sinc(angle / np.pi) * K + 0.5 * np.sinc(angle / (2 * np.pi)) ** 2 * K @ K
+
+
+def rotation_part(change: np.ndarray) -> np.ndarray:
+    """The rotation (3, 3) nearest to a matrix (3, 3): that of its polar decomposition."""
+    u, _, vt = np.linalg.svd(change)
+    return u @ vt
+
+
+def rotation_vector_mrad(change: np.ndarray) -> np.ndarray:
+    """(3,) mrad, lab axes: the rotation part of a small change (3, 3) of setting."""
+    r = rotation_part(change)
+    return 500 * np.array([r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1]])
+
+
+def strain_basis(crystal: Crystal) -> np.ndarray:
+    """Orthonormal strains that keep the crystal system, in the lab frame.
+
+    The symmetric 3×3 tensors invariant under the point group: one for cubic, two for
+    tetragonal and hexagonal (in and along the axis), ... six for triclinic.  In order of the
+    first of xx, yy, zz, yz, xz, xy that each adds, which it has positive: components of like
+    crystals compare.
+
+    Returns:
+        (K, 3, 3), dimensionless: q → (1 + Σ_k e_k E_k) q.
+    """
+    orth = np.array(crystal.cell.orth.mat.tolist())
+    frac = np.linalg.inv(orth)
+    ops = crystal.space_group.operations().derive_symmorphic()
+    rotations = np.array([orth @ (np.array(op.rot) / op.DEN) @ frac for op in ops])
+    upper = [(0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1)]
+    basis = np.zeros((6, 3, 3))
+    for k, (i, j) in enumerate(upper):
+        basis[k, i, j] = basis[k, j, i] = 1.0 if i == j else np.sqrt(0.5)
+    averaged = np.mean(rotations[:, None] @ basis @ np.swapaxes(rotations, 1, 2)[:, None], axis=0)
+    projector = np.einsum("aij,bij->ab", basis, averaged)
+    values, vectors = np.linalg.eigh((projector + projector.T) / 2)
+    kept = vectors[:, values > 0.5]
+    orthonormal: list[np.ndarray] = []  # Gram-Schmidt: eigenvectors of one value have no order
+    for column in (kept @ kept.T).T:
+        rest = column - sum(((e @ column) * e for e in orthonormal), np.zeros(6))
+        if (length := np.linalg.norm(rest)) > 0.1:
+            orthonormal.append(rest / length)
+    invariant = np.einsum("ka,aij->kij", orthonormal, basis)
+    return crystal.U @ invariant @ crystal.U.T
+
+
+def refined_crystal(crystal: Crystal, rotation_mrad: np.ndarray, strain: np.ndarray) -> Crystal:
+    """The crystal after A → exp([ω]×)(1 + Σ e_k E_k) A, with E_k of :func:`strain_basis`.
+
+    Args:
+        rotation_mrad: (3,) mrad.
+        strain: (K,) dimensionless.
+    """
+    stretch = np.eye(3) + np.einsum("k,kij->ij", np.asarray(strain, float), strain_basis(crystal))
+    return Crystal(A=rotation_matrix(rotation_mrad) @ stretch @ crystal.A, hall=crystal.hall)

@@ -1,0 +1,1 @@
+"""From pixels to frozen statistics: shoeboxes, templates, weights, background, detector noise."""

@@ -1,0 +1,66 @@
+"""What the model of stills is conditioned on: statistics and geometry, padded by image (JAX)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+Array = jax.Array | np.ndarray
+
+STATISTICS = ("intensity", "centroid_radial", "centroid_tangential", "spread", "plus", "cross")
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Observations:
+    """What a model is conditioned on: n images, up to m reflections each, padded.
+
+    Reflections are the last axis throughout, so that arithmetic on them is contiguous.
+
+    Attributes:
+        fit: (n, m) bool, reflections that inform the fit (padding and the free set do not).
+        statistics: (n, 6, m) frozen T_k; response (n, 6, 6, m); variance_background,
+            variance_signal (n, 6, m); width, saturation (n, m): as ``Statistics``.
+        pilot_moment: (n, 3, m) second moment of the template, Å⁻².
+        intensity_reference: (n, m) polarisation × I_ref; reference_error: (n, m) its relative sd.
+        norm_q (n, m): 1/d, Å⁻¹; sin_theta, cos_theta (n, m); e1, e2, s_hat (n, 3, m).
+        q: (n, 3, m) A as indexed times h, Å⁻¹. excitation_error: (n, m) at the pilot, Å⁻¹.
+        detector_axes: (n, 2, 3, m) change of (ε_1, ε_2) at a fixed pixel, Å⁻¹ per mm of beam
+            centre x, beam centre y and distance.
+        azimuth: (n, 2, m) cos and sin of the angle from the panel's fast axis to e1.
+        wavevector: (n, 1) 1/λ, Å⁻¹; bandwidth: rms fraction that the run is expected to have.
+        strain_basis: (n, K, 3, 3); pilot_setting (n, 3, 3): exp([ω]×)(1+E) at the pilot;
+        pilot_shift: (n, 3) beam centre x, y and distance at the pilot, mm.
+        log_G0: ln of the run's first estimate of G.
+        pixel_inv_angstrom: median size of a pixel in ε_t, Å⁻¹.
+    """
+
+    fit: Array
+    statistics: Array
+    response: Array
+    variance_background: Array
+    variance_signal: Array
+    width: Array
+    saturation: Array
+    pilot_moment: Array
+    intensity_reference: Array
+    reference_error: Array
+    norm_q: Array
+    sin_theta: Array
+    cos_theta: Array
+    e1: Array
+    e2: Array
+    s_hat: Array
+    q: Array
+    excitation_error: Array
+    detector_axes: Array
+    azimuth: Array
+    wavevector: Array
+    bandwidth: Array
+    strain_basis: Array
+    pilot_setting: Array
+    pilot_shift: Array
+    log_G0: Array
+    pixel_inv_angstrom: Array

@@ -1,0 +1,137 @@
+"""Where a reflection is and how wide its spot: the Gaussian reciprocal-lattice point (JAX).
+
+The reciprocal-lattice point is a three-dimensional Gaussian.  With r along ŝ and 1, 2 along
+e1, e2 (``Predictions``), in the exp(−x²/R²) convention,
+
+    Σ = R0² r̂r̂ᵀ + R1² (1 − r̂r̂ᵀ)                    size of the blocks, beam, point spread
+      + m² (t tᵀ + e2 e2ᵀ),  t = (cosθ, −sinθ, 0)     mosaic spread, m = η|q|, the same about
+                                                      all axes; else (q×a)ᵀ C (q×b) along a and b
+      + R_bw² w wᵀ,          w = (1, cotθ, 0)·∓       bandwidth, R_bw = bλ/(√2 d²)
+
+Its marginal along r is the partiality, its conditional given ε_r the spot: a mean that moves
+with ε_r along e1 (and e2), and a second moment.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from .observations import Array, Observations
+
+
+class Spot(NamedTuple):
+    """Where a reflection is and how wide: arrays (n, m), Å⁻¹ and Å⁻².
+
+    Attributes:
+        excitation_error: ε_r. R0_eff: width of the partiality curve.
+        shift_1, shift_2: centroid from the pilot centre. m11, m22, m12: second moment.
+    """
+
+    excitation_error: Array
+    R0_eff: Array
+    shift_1: Array
+    shift_2: Array
+    m11: Array
+    m22: Array
+    m12: Array
+
+
+def rotation_matrix_mrad(rotation_mrad: Array) -> Array:
+    """exp([ω]×), (..., 3, 3), of rotation vectors (..., 3) in mrad, differentiable at zero."""
+    w = rotation_mrad * 1e-3
+    zero = jnp.zeros_like(w[..., 0])
+    rows = [
+        [zero, -w[..., 2], w[..., 1]],
+        [w[..., 2], zero, -w[..., 0]],
+        [-w[..., 1], w[..., 0], zero],
+    ]
+    K = jnp.stack([jnp.stack(row, -1) for row in rows], -2)
+    angle2 = jnp.sum(w * w, -1)[..., None, None]
+    # series of sinx/x and (1−cosx)/x²: below 1e-12 for angles of a refinement (< 0.1 rad)
+    a = 1 - angle2 / 6 * (1 - angle2 / 20 * (1 - angle2 / 42))
+    b = 0.5 * (1 - angle2 / 12 * (1 - angle2 / 30 * (1 - angle2 / 56)))
+    return jnp.eye(3, dtype=w.dtype) + a * K + b * (K @ K)
+
+
+def crystal_setting(strain_basis: Array, rotation_mrad: Array, strain: Array) -> Array:
+    """exp([ω]×)(1 + Σ e_k E_k), (n, 3, 3); rotation (n, 3) mrad, strain (n, K)."""
+    stretch = jnp.eye(3) + jnp.einsum("nk,nkij->nij", strain, strain_basis)
+    return rotation_matrix_mrad(rotation_mrad) @ stretch
+
+
+def excitation_and_shift(
+    obs: Observations, rotation_mrad, strain, shift_mm
+) -> tuple[Array, Array, Array]:
+    """ε_r and the predicted centre's shift from the pilot centre along e1 and e2, each (n, m), Å⁻¹.
+
+    Args:
+        rotation_mrad: (n, 3) and strain (n, K): about the crystal as indexed.
+        shift_mm: (3,) beam centre x, y and distance about nominal.
+    """
+    change = crystal_setting(obs.strain_basis, rotation_mrad, strain) - obs.pilot_setting
+    dq = change @ obs.q  # (n, 3, m)
+    length = obs.wavevector + obs.excitation_error
+    gained = 2 * length * jnp.sum(obs.s_hat * dq, 1) + jnp.sum(dq * dq, 1)
+    excitation = obs.excitation_error + gained / (length + jnp.sqrt(length**2 + gained))
+    moved = jnp.sum(obs.detector_axes * (shift_mm - obs.pilot_shift)[:, None, :, None], 2)
+    scale = obs.wavevector / length
+    shift_1 = jnp.sum(obs.e1 * dq, 1) * scale - moved[:, 0]
+    shift_2 = jnp.sum(obs.e2 * dq, 1) * scale - moved[:, 1]
+    return excitation, shift_1, shift_2
+
+
+def bandwidth_width(obs: Observations, bandwidth: Array | float) -> Array:
+    """R_bw = bλ/(√2 d²), (n, m), Å⁻¹, for an rms bandwidth b."""
+    return bandwidth * obs.norm_q**2 / (jnp.sqrt(2.0) * obs.wavevector)
+
+
+def smeared_spot(
+    obs: Observations, rotation_mrad, strain, shift_mm, R0, bandwidth, mosaic_mrad2, R1_moment
+) -> tuple[Spot, Array]:
+    """Marginal and conditional of the Gaussian relp (module docstring), and m² (n, m), the part
+    of R0_eff² that is mosaic spread.
+
+    Blocks turned by ω move a relp by ω×q, along a by ω·(q×a).
+
+    Args:
+        rotation_mrad, strain, shift_mm: as :func:`excitation_and_shift`.
+        R0: Å⁻¹; bandwidth: rms fraction; mosaic_mrad2: (n, 3, 3) twice the covariance of the
+            blocks' rotations, mrad²: η² for the same spread about all axes; R1_moment: (M11,
+            M22, M12) of the spot without mosaic spread and bandwidth, broadcastable to (n, m),
+            Å⁻²: R1²/2, R1²/2, 0 for round spots.
+    """
+    excitation, shift_1, shift_2 = excitation_and_shift(obs, rotation_mrad, strain, shift_mm)
+    q = obs.pilot_setting @ obs.q
+    turned = jnp.stack([jnp.cross(q, a, axis=1) for a in (obs.s_hat, obs.e1, obs.e2)], 1) * 1e-3
+    m = jnp.einsum("naim,nij,nbjm->nabm", turned, mosaic_mrad2, turned)  # twice the covariance
+    bw2 = bandwidth_width(obs, bandwidth) ** 2
+    cot = obs.cos_theta / obs.sin_theta
+    rr = R0**2 + m[:, 0, 0] + bw2
+    r1, r2 = -m[:, 0, 1] - bw2 * cot, -m[:, 0, 2]  # less their covariance with r: Δ_r = −ε_r
+    found = Spot(
+        excitation_error=excitation,
+        R0_eff=jnp.sqrt(rr),
+        shift_1=shift_1 + r1 / rr * excitation,
+        shift_2=shift_2 + r2 / rr * excitation,
+        m11=R1_moment[0] + 0.5 * (m[:, 1, 1] + bw2 * cot**2 - r1**2 / rr),
+        m22=R1_moment[1] + 0.5 * (m[:, 2, 2] - r2**2 / rr),
+        m12=R1_moment[2] + 0.5 * (m[:, 1, 2] - r1 * r2 / rr),
+    )
+    return found, m[:, 0, 0]
+
+
+def mosaic_covariance(mosaic_mrad, shape) -> Array:
+    """η²·LLᵀ (n, 3, 3), mrad², of η (n,) and five numbers (n, 5), zero for the same spread about
+    all axes: L is lower triangular with det L = 1.
+
+    That of a few blocks, drawn from a wide distribution with one η, varies as Wishart's does:
+    ln L_ii by 1/√(2·blocks), the rest by √2 of that.
+    """
+    d1, d2 = shape[:, 0], shape[:, 1]
+    zero = jnp.zeros_like(d1)
+    a, b, c = jnp.sqrt(2.0) * shape[:, 2:].T
+    rows = [[jnp.exp(d1), zero, zero], [a, jnp.exp(d2), zero], [b, c, jnp.exp(-d1 - d2)]]
+    lower = mosaic_mrad[:, None, None] * jnp.stack([jnp.stack(row, -1) for row in rows], -2)
+    return lower @ jnp.swapaxes(lower, 1, 2)

@@ -1,0 +1,1 @@
+"""Folders of results, sequences on disk, the one exception a user reads."""
