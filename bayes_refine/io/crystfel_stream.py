@@ -1,0 +1,302 @@
+"""CrystFEL streams (``.stream``, also ``.gz``): one chunk an image, read one at a time.
+
+Format 2.3 as ``libcrystfel/src/stream.c`` of CrystFEL 0.12 writes it.  Reciprocal axes are in the
+laboratory frame of the geometry file (z along the beam, y up).
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from ..util.errors import InputError
+
+FIRST_LINE = "CrystFEL stream format "
+_BEGIN_CHUNK, _END_CHUNK = "----- Begin chunk -----", "----- End chunk -----"
+_BEGIN_CRYSTAL, _END_CRYSTAL = "--- Begin crystal", "--- End crystal"
+_PEAKS, _END_PEAKS = "Peaks from peak search", "End of peak list"
+_REFLECTIONS, _END_REFLECTIONS = "Reflections measured after indexing", "End of reflections"
+_SECTIONS = {
+    "geometry": ("----- Begin geometry file -----", "----- End geometry file -----"),
+    "cell": ("----- Begin unit cell -----", "----- End unit cell -----"),
+}
+_NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
+_AXIS = re.compile(rf"([abc])star = {_NUMBER} {_NUMBER} {_NUMBER} nm\^-1")
+_SHIFT = re.compile(rf"predict_refine/det_shift x = {_NUMBER} y = {_NUMBER} mm")
+_VALUE = re.compile(rf"(\w+) = {_NUMBER}")
+
+
+@dataclass(frozen=True)
+class StreamHeader:
+    """What stands before the first chunk.
+
+    Attributes:
+        version: of the format. geometry, cell: text of the geometry and unit-cell files, "" where
+            the stream has none. source: file.
+    """
+
+    version: str
+    geometry: str
+    cell: str
+    source: str
+
+
+@dataclass(frozen=True)
+class IntegratedReflections:
+    """The table of one crystal, n reflections.
+
+    Attributes:
+        hkl: (n, 3) int32. intensity, sigma, peak, background: (n,) detector units.
+        array_px: (n, 2) predicted place, fast and slow, in the data array (not the panel);
+            0.5 is the middle of its first pixel. panel: (n,) names.
+    """
+
+    hkl: np.ndarray
+    intensity: np.ndarray
+    sigma: np.ndarray
+    peak: np.ndarray
+    background: np.ndarray
+    array_px: np.ndarray
+    panel: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.hkl)
+
+
+@dataclass(frozen=True)
+class StreamCrystal:
+    """One crystal of an image.
+
+    Attributes:
+        A: (3, 3) columns a*, b*, c*, Å⁻¹, laboratory. lattice_type, centering, unique_axis: as
+            the stream says, "" where it does not.
+        shift_mm: (x, y) of the detector, added to its corners for this crystal alone.
+        profile_radius: Å⁻¹, resolution_limit: Å⁻¹; NaN where not said.
+        reflections: integrated.
+    """
+
+    A: np.ndarray
+    lattice_type: str
+    centering: str
+    unique_axis: str
+    shift_mm: tuple[float, float]
+    profile_radius: float
+    resolution_limit: float
+    reflections: IntegratedReflections
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One image.
+
+    Attributes:
+        image_file, event: name of the file and of the frame in it ("" for a file of one frame;
+            ``//12`` for frame 12). serial: number in the stream.
+        photon_energy_ev, camera_length_m, bandwidth: NaN where not said.
+        crystals: none for an image that was not indexed. line: of the chunk's start.
+    """
+
+    image_file: str
+    event: str
+    serial: int
+    photon_energy_ev: float
+    camera_length_m: float
+    bandwidth: float
+    crystals: tuple[StreamCrystal, ...]
+    line: int
+
+    @property
+    def frame(self) -> int:
+        """Index of the frame in its file, from the numbers after ``//``; 0 without any."""
+        numbers = re.findall(r"\d+", self.event.rpartition("//")[2])
+        return int(numbers[-1]) if numbers else 0
+
+    @property
+    def name(self) -> str:
+        """A name for the image: its file and its event."""
+        return f"{self.image_file} {self.event}".strip()
+
+
+def open_text(path: Path) -> IO[str]:
+    """A text file that may be compressed, told by its first bytes."""
+    try:
+        with path.open("rb") as file:
+            magic = file.read(3)
+        opener: Any = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open}.get(magic[:2], open)
+        return opener(path, "rt", encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def is_stream(path: Path) -> bool:
+    """Whether a file begins as a stream does, compressed or not."""
+    try:
+        with open_text(path) as file:
+            return file.read(len(FIRST_LINE)) == FIRST_LINE
+    except (OSError, EOFError, InputError):
+        return False
+
+
+@dataclass
+class _Lines:
+    """Lines of a file, counted, for messages."""
+
+    file: IO[str]
+    path: Path
+    number: int = 0
+    pushed: list[str] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        if self.pushed:
+            return self.pushed.pop()
+        try:
+            line = next(self.file)
+        except (OSError, EOFError) as error:
+            raise InputError(f"{self.path}: damaged after line {self.number} ({error})") from None
+        self.number += 1
+        return line.rstrip("\n")
+
+    def until(self, end: str, what: str) -> list[str]:
+        """The lines before ``end``.
+
+        Raises:
+            InputError: the file ends first.
+        """
+        found = []
+        for line in self:
+            if line.startswith(end):
+                return found
+            found.append(line)
+        raise InputError(f"{self.path}: the file ends inside {what}; is it complete?")
+
+
+def read_stream(path: str | Path) -> tuple[StreamHeader, Iterator[Chunk]]:
+    """The header of a stream, and its chunks one at a time.
+
+    Raises:
+        InputError: no stream, or (from the iterator) a chunk that cannot be read, with its line.
+    """
+    path = Path(path)
+    lines = _Lines(open_text(path), path)
+    first = next(lines, "")
+    if not first.startswith(FIRST_LINE):
+        raise InputError(f"{path}: not a CrystFEL stream (it does not begin with {FIRST_LINE!r})")
+    sections = dict.fromkeys(_SECTIONS, "")
+    for line in lines:
+        for name, (begin, end) in _SECTIONS.items():
+            if line == begin:
+                sections[name] = "\n".join(lines.until(end, f"the {name} section"))
+        if line == _BEGIN_CHUNK:
+            lines.pushed.append(line)
+            break
+    header = StreamHeader(first.removeprefix(FIRST_LINE).strip(), **sections, source=str(path))
+    return header, _chunks(lines)
+
+
+def _chunks(lines: _Lines) -> Iterator[Chunk]:
+    with lines.file:
+        for line in lines:
+            if line == _BEGIN_CHUNK:
+                yield _chunk(lines)
+
+
+def _chunk(lines: _Lines) -> Chunk:
+    start, words, values = lines.number, {}, {}  # type: ignore[var-annotated]
+    crystals: list[StreamCrystal] = []
+    for line in lines:
+        if line == _END_CHUNK:
+            return Chunk(
+                image_file=words.get("Image filename", ""),
+                event=words.get("Event", ""),
+                serial=int(float(words.get("Image serial number", "0") or 0)),
+                photon_energy_ev=values.get("photon_energy_eV", np.nan),
+                camera_length_m=values.get("average_camera_length", np.nan),
+                bandwidth=values.get("beam_bandwidth", np.nan),
+                crystals=tuple(crystals),
+                line=start,
+            )
+        if line.startswith(_BEGIN_CRYSTAL):
+            crystals.append(_crystal(lines))
+        elif line.startswith(_PEAKS):
+            lines.until(_END_PEAKS, "a list of peaks")
+        elif ": " in line:
+            name, _, value = line.partition(": ")
+            words[name] = value.strip()
+        elif found := _VALUE.match(line):
+            values[found[1]] = float(found[2])
+    raise InputError(
+        f"{lines.path}: the file ends inside the chunk of line {start}; is it complete?"
+    )
+
+
+def _crystal(lines: _Lines) -> StreamCrystal:
+    start, axes, words, values = lines.number, {}, {}, {}  # type: ignore[var-annotated]
+    shift, table = (0.0, 0.0), _NOTHING
+    for line in lines:
+        if line.startswith(_END_CRYSTAL):
+            if set(axes) != set("abc"):
+                raise InputError(
+                    f"{lines.path}: the crystal of line {start} lacks astar, bstar or cstar"
+                )
+            return StreamCrystal(
+                A=np.array([axes[k] for k in "abc"]).T * 0.1,
+                lattice_type=words.get("lattice_type", ""),
+                centering=words.get("centering", ""),
+                unique_axis=words.get("unique_axis", ""),
+                shift_mm=shift,
+                profile_radius=0.1 * values.get("profile_radius", np.nan),
+                resolution_limit=0.1 * values.get("diffraction_resolution_limit", np.nan),
+                reflections=table,
+            )
+        if line.startswith(_REFLECTIONS):
+            table = _table(lines)
+        elif found := _AXIS.match(line):
+            axes[found[1]] = [float(x) for x in found.groups()[1:]]
+        elif found := _SHIFT.match(line):
+            shift = float(found[1]), float(found[2])
+        elif found := _VALUE.match(line):
+            values[found[1]] = float(found[2])
+        elif " = " in line:
+            name, _, value = line.partition(" = ")
+            words[name] = value.strip()
+    raise InputError(
+        f"{lines.path}: the file ends inside the crystal of line {start}; is it complete?"
+    )
+
+
+def _table(lines: _Lines) -> IntegratedReflections:
+    """``h k l I sigma(I) peak background fs/px ss/px panel`` of each reflection."""
+    start = lines.number
+    rows = lines.until(_END_REFLECTIONS, "a list of reflections")[1:]
+    words = " ".join(rows).split()
+    if len(words) != 10 * len(rows):
+        raise InputError(
+            f"{lines.path}: the reflections after line {start} do not have ten columns"
+        )
+    try:
+        numbers = np.array([words[k::10] for k in range(9)], dtype=np.float64).T
+    except ValueError:
+        raise InputError(
+            f"{lines.path}: a reflection after line {start} has a word for a number"
+        ) from None
+    return IntegratedReflections(
+        numbers[:, :3].astype(np.int32),
+        *numbers[:, 3:7].T,
+        array_px=numbers[:, 7:9],
+        panel=np.array(words[9::10], dtype=object),
+    )
+
+
+_NOTHING = IntegratedReflections(
+    np.zeros((0, 3), np.int32), *np.zeros((4, 0)), np.zeros((0, 2)), np.zeros(0, object)
+)

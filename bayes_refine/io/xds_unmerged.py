@@ -1,0 +1,73 @@
+"""Integrated intensities of XDS and nXDS (``XDS_ASCII.HKL``, ``INTEGRATE.HKL``), read by gemmi."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gemmi
+import numpy as np
+
+from ..geometry.symmetry import asu_map
+from ..util.errors import InputError
+from .mtz import Unmerged
+
+FIRST_WORDS = (b"!FORMAT=XDS_ASCII", b"!OUTPUT_FILE=")
+
+
+def is_xds(path: Path) -> bool:
+    """Whether a file begins as those of XDS do."""
+    try:
+        with path.open("rb") as file:
+            return file.read(64).startswith(FIRST_WORDS)
+    except OSError:
+        return False
+
+
+def unmerged_of_xds(
+    path: str | Path,
+    space_group: gemmi.SpaceGroup | None = None,
+    cell: gemmi.UnitCell | None = None,
+) -> Unmerged:
+    """Observations of an XDS file; an image is a frame, the whole part of ZD.
+
+    The file has no Ewald offset.  Rows with a negative sigma are XDS's misfits and are left out.
+
+    Args:
+        space_group, cell: instead of the file's.
+
+    Raises:
+        InputError: not such a file, merged, or no space group.
+    """
+    try:
+        xds = gemmi.read_xds_ascii(str(path))
+    except (RuntimeError, ValueError, OSError) as error:
+        raise InputError(f"{path}: not a file of XDS that gemmi can read ({error})") from None
+    group = space_group or gemmi.find_spacegroup_by_number(xds.spacegroup_number)
+    if group is None or (xds.spacegroup_number == 0 and space_group is None):
+        raise InputError(f"{path}: no space group in this file; give --space-group")
+    sigma = np.array(xds.sigma_array, float)
+    keep = np.isfinite(sigma) & (sigma > 0)
+    if not keep.any():
+        raise InputError(f"{path}: no reflection with a positive sigma")
+    hkl = np.array(xds.miller_array, np.int32)[keep]
+    frame = np.floor(np.array(xds.zd_array, float)[keep]).astype(int)
+    if (frame == frame[0]).all() and len(np.unique(hkl, axis=0)) == len(hkl):
+        raise InputError(f"{path}: merged intensities (MERGE=TRUE); give the unmerged ones")
+    asu, isym = asu_map(hkl, group)
+    dataset = np.array(xds.iset_array, int)[keep]  # nXDS, XSCALE: a number each
+    _, image = np.unique(np.stack([dataset, frame], 1), axis=0, return_inverse=True)
+    return Unmerged(
+        hkl=hkl,
+        hkl_asu=asu,
+        isym=isym,
+        intensity=np.array(xds.iobs_array, float)[keep],
+        sigma=sigma[keep],
+        batch=image.ravel() + 1,
+        image=image.ravel(),
+        excitation_error=None,
+        xy_px=np.stack([np.array(xds.xd_array), np.array(xds.yd_array)], 1)[keep],
+        cell=cell or gemmi.UnitCell(*xds.cell_constants),
+        space_group=group,
+        source=str(path),
+        wavelength=float(xds.wavelength),
+    )
