@@ -172,7 +172,7 @@ class _Lines:
         Raises:
             InputError: the file ends first.
         """
-        found = []
+        found: list[str] = []
         for line in self:
             if line.startswith(end):
                 return found
@@ -289,14 +289,19 @@ def _table(lines: _Lines) -> IntegratedReflections:
         raise InputError(
             f"{lines.path}: a reflection after line {start} has a word for a number"
         ) from None
+    intensity, sigma, peak, background = numbers[:, 3:7].T
     return IntegratedReflections(
-        numbers[:, :3].astype(np.int32),
-        *numbers[:, 3:7].T,
+        hkl=numbers[:, :3].astype(np.int32),
+        intensity=intensity,
+        sigma=sigma,
+        peak=peak,
+        background=background,
         array_px=numbers[:, 7:9],
         panel=np.array(words[9::10], dtype=object),
     )
 
 
+_NONE = np.zeros(0)
 _NOTHING = IntegratedReflections(
-    np.zeros((0, 3), np.int32), *np.zeros((4, 0)), np.zeros((0, 2)), np.zeros(0, object)
+    np.zeros((0, 3), np.int32), _NONE, _NONE, _NONE, _NONE, np.zeros((0, 2)), np.zeros(0, object)
 )

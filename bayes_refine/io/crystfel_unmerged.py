@@ -10,7 +10,8 @@ import numpy as np
 from ..geometry.crystal import cell_from_real_axes
 from ..geometry.symmetry import asu_map
 from ..util.errors import InputError
-from .crystfel_geometry import HC_EV_ANGSTROM, Geometry, parse_geometry
+from .crystfel_geometry import HC_EV_ANGSTROM, Geometry
+from .crystfel_geometry_text import parse_geometry
 from .crystfel_stream import Chunk, StreamCrystal, read_stream
 from .mtz import Unmerged
 
@@ -37,7 +38,9 @@ def unmerged_of_stream(
     header, chunks = read_stream(path)
     geometry = parse_geometry(header.geometry, f"{path} (geometry)") if header.geometry else None
     parts: list[tuple[np.ndarray, ...]] = []
-    cells, wavelengths, names = [], [], []
+    cells: list[tuple[float, ...]] = []
+    wavelengths: list[float] = []
+    names: list[str] = []
     for chunk in chunks:
         if not chunk.crystals:
             continue

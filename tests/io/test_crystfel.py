@@ -13,6 +13,7 @@ from bayes_refine.geometry.detector import Beam, ray_to_pixel
 from bayes_refine.io import crystfel_geometry as geom
 from bayes_refine.io import crystfel_stream as streams
 from bayes_refine.io import crystfel_write as writing
+from bayes_refine.io.crystfel_geometry_text import parse_geometry
 from bayes_refine.io.crystfel_unmerged import cell_of_header, unmerged_of_stream
 from bayes_refine.util.errors import InputError
 
@@ -61,7 +62,7 @@ badrow/panel = right
 
 
 def two_panels():
-    return geom.parse_geometry(TWO_PANELS, "two.geom")
+    return parse_geometry(TWO_PANELS, "two.geom")
 
 
 def test_a_geometry_in_the_laboratory():
@@ -81,7 +82,7 @@ def test_a_geometry_in_the_laboratory():
 
 
 def test_what_is_known_only_to_the_image_file():
-    g = geom.parse_geometry(
+    g = parse_geometry(
         TWO_PANELS.replace("149.0 mm", "/LCLS/enc").replace("9.7 keV", "/LCLS/energy eV")
     )
     assert g.camera_length_m == geom.Quantity(path="/LCLS/enc", factor=1e-3)  # mm without a unit
@@ -104,7 +105,7 @@ def test_what_is_known_only_to_the_image_file():
 )
 def test_a_geometry_that_is_none(old, new, said):
     with pytest.raises(InputError, match=said):
-        geom.parse_geometry(TWO_PANELS.replace(old, new), "two.geom")
+        parse_geometry(TWO_PANELS.replace(old, new), "two.geom")
 
 
 def crystal(**changes):
@@ -195,7 +196,7 @@ def test_a_detector_written_as_a_geometry_predicts_the_same_places():
     )
     beam = Beam(1.278, np.array([0.0, 0, -1]), np.array([0.0, 1, 0]))
     np.testing.assert_allclose(writing.crystfel_frame(beam), turn, atol=1e-12)
-    again = geom.parse_geometry(writing.geometry_text(writing.geometry_of(there, beam)))
+    again = parse_geometry(writing.geometry_text(writing.geometry_of(there, beam)))
     detector = again.detector(again.camera_length_m.value, again.wavelength.value)
     rays = np.random.default_rng(0).normal([-0.02, 0, 1], [0.02, 0.02, 0], (200, 3))
     rays /= np.linalg.norm(rays, axis=1)[:, None]
@@ -237,7 +238,7 @@ def test_a_stream_of_cheetah_and_xgandalf(shared_data):
     path = shared_data / "formats" / "crystfel_5ht2b_32crystals.stream"
     header, chunks = streams.read_stream(path)
     chunks = list(chunks)
-    g = geom.parse_geometry(header.geometry)
+    g = parse_geometry(header.geometry)
     assert len(g.panels) == 64 and len(chunks) == 70
     assert chunks[0].photon_energy_ev == pytest.approx(9510, abs=100)
     off = []
