@@ -1,7 +1,8 @@
 """CrystFEL geometry files (``.geom``): panels, beam, masks, where pixels lie in a data file.
 
 As CrystFEL 0.12's manual page ``crystfel_geometry(5)`` has it; the grammar is in
-``crystfel_geometry_text``.  Laboratory frame: z along the beam, y up, x completes a right-handed set.
+``crystfel_geometry_text``.  Laboratory frame: z along the beam, y up, x completes a right-handed
+set.
 """
 
 from __future__ import annotations
