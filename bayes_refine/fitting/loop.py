@@ -15,6 +15,7 @@ from ..io.images import ImageReader
 from ..physics.observations import Observations
 from ..physics.priors import Priors
 from ..physics.reference import Reference
+from ..util.status import Kind, Status
 from ..util.store import Store
 from . import crosswise_reference
 from .crosswise_reference import Running
@@ -40,7 +41,7 @@ class RunFit:
         reindexing: which of several ways of indexing each image's is.
         reference: the intensities it was fitted to: the given ones, or what the images say
             together.
-        status: (n,) "converged" or why an image is not to be trusted.
+        status: (n,) ``util.status.Status``: converged, or why an image is not to be trusted.
         fit: the posterior mode; an image that could not be used stays in, at its priors.
         reflections: all that were predicted in the last round.
         batches: the same with everything that was measured; observed: what the fit was
@@ -185,6 +186,6 @@ def _judged(fit: infer.Fit) -> np.ndarray:
     status = fit.status.copy()
     if any(site.name == "log_G" for site in fit.sites):
         sd = fit.sd("log_G").reshape(len(status))
-        for i in np.flatnonzero((sd > MAX_LOG_G_SD) & (status == "converged")):
-            status[i] = f"no signal (ln G known to {sd[i]:.2f} only)"
+        for i in np.flatnonzero((sd > MAX_LOG_G_SD) & (status == Kind.CONVERGED)):
+            status[i] = Status(Kind.NO_SIGNAL, f"ln G known to {sd[i]:.2f} only")
     return status

@@ -16,6 +16,7 @@ from ..physics import reference
 from ..physics.observations import Observations
 from ..physics.priors import Priors
 from ..util.errors import InputError
+from ..util.status import Kind, Status
 from ..util.store import Store
 from . import padding
 from .problem import Run, Say
@@ -90,7 +91,8 @@ def measured(
 
     Args:
         state: sites that are missing start at their prior mean, scales at what is measured.
-        status: (n,) words; gets one for each image that turns out not to be usable.
+        status: (n,) ``util.status.Status`` or "", which becomes one for each image that turns out
+            not to be usable.
         kept: from the round before, ``Seen.kept``.
         margin: |ε_r| up to which reflections are taken, in R0_eff.
 
@@ -152,11 +154,11 @@ def _measured_batch(run, state, priors, status, kept: Kept, pixel, predictions, 
     )
     said = status[images]  # a view
     for i, why in failed.items():
-        said[i] = why
+        said[i] = Status(Kind.NOT_READ, why)
     informs = np.isfinite(intensity) & ~free & (statistics.covered > MIN_COVERED)
     counts = np.bincount(predictions.image[informs], minlength=n)
     for k in np.flatnonzero((counts < MIN_REFLECTIONS) & (said == "")):
-        said[k] = f"too few reflections ({counts[k]})"
+        said[k] = Status(Kind.TOO_FEW, str(counts[k]))
     informs &= (said == "")[predictions.image]
     log_G0 = kept.log_G0
     if scaled and log_G0 is not None:

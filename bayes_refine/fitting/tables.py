@@ -1,6 +1,6 @@
 """The numbers of a fit by name: each image's, and those that the images share.
 
-An image is *usable* if its status is "converged" or "not converged".
+An image is *usable* if its status says so (``util.status.Kind.usable``).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from ..geometry.experiments import Still
 from ..infer import Fit, Site
 from ..merging.agreement import pearson
+from ..util.status import Kind, usable
 from .loop import RunFit
 
 
@@ -40,14 +41,14 @@ UNITS = {"R0": "R0_inv_angstrom"}
 
 def usable_images(run: RunFit) -> np.ndarray:
     """(n,) bool: images that were fitted and found a maximum."""
-    return np.isin(run.status, ["converged", "not converged"])
+    return usable(run.status)
 
 
 def fitted_images(run: RunFit) -> np.ndarray:
     """(n,) bool: images with a posterior mode, were it only to say that nothing is seen."""
     r = run.reflections
     informed = np.bincount(r.image[r.informs], minlength=len(run.stills)) > 0
-    return informed & (run.status != "no maximum")
+    return informed & (run.status != Kind.NO_MAXIMUM)
 
 
 def mean_cell(run: RunFit) -> gemmi.UnitCell:

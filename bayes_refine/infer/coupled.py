@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..util.status import settled
 from .density import Model, Site, density, find_sites, flatten, prior_density, unflatten
 from .laplace import Fit
 from .lbfgs import Minimum, minimise
@@ -191,7 +192,7 @@ def _fit(sites, theta, phi, arrow: Arrow, last: Minimum, evaluations, tolerance)
     by_image = last.gradient[: n * k].reshape(n, k)
     distance = np.sqrt(np.maximum(np.einsum("ni,nij,nj->n", by_image, blocks, by_image), 0))
     by_shared = last.gradient[n * k :]
-    settled = (distance < 0.3) & (last.promise < 10 * tolerance)
+    at_mode = (distance < 0.3) & (last.promise < 10 * tolerance)
     return Fit(
         sites=sites,
         image=theta,
@@ -201,7 +202,7 @@ def _fit(sites, theta, phi, arrow: Arrow, last: Minimum, evaluations, tolerance)
         shared_covariance=shared,
         distance=distance,
         shared_distance=float(np.sqrt(max(by_shared @ shared @ by_shared, 0.0))),
-        status=np.where(settled, "converged", "not converged").astype(object),
+        status=settled(at_mode),
         iterations=evaluations,
         log_density=-last.value,
     )

@@ -26,7 +26,7 @@ class Fit:
         shared_covariance: (s, s), Laplace, the images' unknowns integrated out.
         distance: (n,) of each image's unknowns to the mode, in posterior sd (0 at the mode).
         shared_distance: the same of the shared unknowns.
-        status: (n,) "converged", or what is wrong with the image.
+        status: (n,) ``util.status.Status``: converged, or what is wrong with the image.
         iterations: Newton steps taken.
         log_density: ln p at the mode.
         image_shift: (n, k) and shared_shift: (s,), posterior mean less mode; 0 where not known.

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..util.status import Kind
 from .batches import one_by_one
 from .curvature import WIDEST, exact_curvature, upward_inverse, upward_root
 from .density import Model, Site, density
@@ -63,10 +64,10 @@ def marginal_fit(
     Returns:
         The fit there; images that had not converged stay where they were, and are not integrated.
     """
-    if not np.any(fit.status == "converged"):
+    if not np.any(fit.status == Kind.CONVERGED):
         return fit
     search = Search(model, args, fit.values())
-    usable = search.weight * search.data.padded(1.0 * (fit.status == "converged"))
+    usable = search.weight * search.data.padded(1.0 * (fit.status == Kind.CONVERGED))
     state = search.start._replace(damping=np.zeros(len(usable)), shared_damping=0.0)
     here = search.look(state, exact_curvature)
     best, slope = _marginal(search, state, here, usable)

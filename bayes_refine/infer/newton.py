@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..util.status import Kind, Status, settled
 from .batches import Batches, one_by_one
 from .curvature import (
     Arrow,
@@ -350,9 +351,8 @@ def fit_at(search: Search, state: State, here: Look, iterations: int, tolerance:
     is_mode = np.linalg.eigvalsh(scaled(blocks))[:, 0] > 0
     upward = np.linalg.inv(upward_inverse(blocks, np.zeros(n), np))
     steps = steps_of(slope, arrow)
-    status = np.where(steps.distance < max(tolerance, 0.1), "converged", "not converged")
-    status = status.astype(object)
-    status[~is_mode] = "no maximum"
+    status = settled(steps.distance < max(tolerance, 0.1))
+    status[~is_mode] = Status(Kind.NO_MAXIMUM)
     return Fit(
         sites=search.sites,
         image=state.theta[:n],

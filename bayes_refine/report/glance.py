@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..util.status import Kind
 from .charts import Compared, expected_half_width
 from .images import failed
 from .page import Section, number, with_sd
@@ -88,13 +89,13 @@ def attention(
     """Sentences about what a careful reader would stop at; empty if there is nothing."""
     found, counts, overall = [], summary.get("counts", {}), _overall(summary)
     if counts.get("images_failed"):
-        kinds = {k: v for k, v in counts.get("status", {}).items() if "converged" not in k}
+        kinds = {k: v for k, v in counts.get("status", {}).items() if not Kind(k).usable}
         why = ", ".join(f"{v} {k}" for k, v in sorted(kinds.items(), key=lambda x: -x[1]))
         found.append(
             f"{counts['images_failed']} of {counts['images']} images failed and were left out"
             + (f" ({why})." if why else ".")
         )
-    if late := counts.get("status", {}).get("not converged"):
+    if late := counts.get("status", {}).get(Kind.NOT_CONVERGED):
         found.append(f"{late} images are used although their fit did not converge.")
     rounds = summary.get("convergence", {}).get("rounds") or []
     if rounds and _larger(rounds[-1].get("rotation_mrad"), 0.1):

@@ -9,6 +9,7 @@ from html import escape
 
 import numpy as np
 
+from ..util.status import Kind, Status, usable
 from . import run_charts
 from .charts import Compared
 from .drawing import MAX_HOVER
@@ -22,7 +23,7 @@ PRINTED_ROWS = 60  # of the table of images; page.js has the same number
 
 def failed(table: Mapping[str, np.ndarray]) -> np.ndarray:
     """(n,) bool: images that were left out."""
-    return ~np.isin(np.asarray(table["status"], str), ["converged", "not converged"])
+    return ~usable(table["status"])
 
 
 def images(table: Mapping[str, np.ndarray], r: Compared | None = None) -> Section | None:
@@ -100,7 +101,7 @@ def _what_failed(table: Mapping[str, np.ndarray], bad: np.ndarray) -> str:
         return ""
     status = np.asarray(table["status"], str)
     where = np.flatnonzero(bad)
-    kinds = [re.sub(r"[\d.]+|\S*/\S*", "", status[i]) for i in where]
+    kinds = [Status.parse(status[i]).kind for i in where]
     seen = np.array([kinds[:k].count(kind) for k, kind in enumerate(kinds[:2000])])
     shown = np.sort(where[: len(seen)][np.argsort(seen, kind="stable")[:MAX_FAILED]])
     lines = "".join(
@@ -121,7 +122,7 @@ def _short(status: str, most: int = 34) -> str:
 
 def _image_table(table: Mapping[str, np.ndarray], numeric: Sequence[str], bad: np.ndarray) -> str:
     status = np.asarray(table["status"], str)
-    late = ~bad & (status != "converged")
+    late = ~bad & (status != Kind.CONVERGED)
     order = np.lexsort((np.arange(len(bad)), ~late, ~bad))[:MAX_ROWS]
     sort = ' class="text"'
     head = heading("image", "", ' data-name="image"', True)

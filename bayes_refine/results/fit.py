@@ -258,7 +258,7 @@ def _summary(
             "images": len(run.stills),
             "images_used": int(usable.sum()),
             "images_failed": int((~usable).sum()),
-            "status": dict(Counter(_kind(s) for s in run.status)),
+            "status": dict(Counter(str(s.kind) for s in run.status)),
             "reflections_predicted": len(r),
             "reflections_measured": int(r.measured.sum()),
             "reflections_fitted": int(r.informs.sum()),
@@ -275,9 +275,3 @@ def _summary(
             "rounds": [asdict(round_) for round_ in run.movement],
         },
     }
-
-
-def _kind(status: str) -> str:
-    """A status without what is special to the image."""
-    known = ("converged", "not converged", "no maximum", "too few reflections")
-    return next((k for k in known if status.startswith(k)), "not read")

@@ -314,7 +314,7 @@ def test_many_reflections_become_a_histogram():
 def test_an_image_without_numbers_and_a_run_that_failed_altogether(tmp_path):
     table = {
         "identifier": np.array(["a", "b"], object),
-        "status": np.array(["no file", "too few reflections (0)"], object),
+        "status": np.array(["not read (no file)", "too few reflections (0)"], object),
         "n_reflections": np.array([0, 0]),
         "G": np.full(2, np.nan),
         "G_sd": np.full(2, np.nan),

@@ -193,7 +193,8 @@ def test_summary(small_run):
     for name in ("R0_inv_angstrom", "model_error", "distance_mm", "beam_center_x_px"):
         assert summary["globals"][name]["sd"] > 0
     assert summary["counts"]["images_failed"] == 4
-    assert summary["counts"]["status"]["not read"] == 3
+    kinds = summary["counts"]["status"]
+    assert kinds["not read"] == 3 and kinds["too few reflections"] == 1
     assert [row["shell"] for row in summary["agreement"]] == [*range(10), "all"]
     assert summary["noise"] == {"gain": 1.0, "read_noise": 0.0}
     assert len(summary["convergence"]["rounds"]) == 2
