@@ -1,0 +1,111 @@
+"""Integrated stills of any program, as ``merge`` takes them; the format is told by content."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import gemmi
+import numpy as np
+
+from ..util.errors import InputError
+from .crystfel_unmerged import unmerged_of_stream
+from .dials_reflections import unmerged_of_dials
+from .mtz import Unmerged, read_unmerged
+from .recognise import Kind, expanded, kind_of
+from .xds_unmerged import unmerged_of_xds
+
+PER_REFLECTION = ("hkl", "hkl_asu", "isym", "intensity", "sigma")
+
+
+def open_unmerged(
+    paths: Sequence[str | Path],
+    space_group: gemmi.SpaceGroup | None = None,
+    cell: gemmi.UnitCell | None = None,
+) -> Unmerged:
+    """The integrated stills of one or more files, patterns or lists of files.
+
+    MTZ, CrystFEL streams, XDS files, or DIALS ``.expt`` with the ``.refl`` of the same name beside
+    (either may be named).  Images are numbered through in the order of the files.
+
+    Args:
+        space_group, cell: instead of the files'; a stream has no space group of its own.
+
+    Raises:
+        InputError: a file that is none of these, or several that do not belong together.
+    """
+    files = list(dict.fromkeys(expanded(paths)))
+    kinds = {file: kind_of(file) for file in files}
+    parts = []
+    if pairs := _dials_pairs(files, kinds):
+        parts.append(unmerged_of_dials(pairs, space_group, cell))
+    for file, kind in kinds.items():
+        if kind is Kind.MTZ:
+            parts.append(read_unmerged(file))
+        elif kind is Kind.XDS:
+            parts.append(unmerged_of_xds(file, space_group, cell))
+        elif kind is Kind.STREAM:
+            if space_group is None:
+                raise InputError(
+                    f"{file}: a stream has no space group; give --space-group (a point group such"
+                    " as 4/mmm is enough)"
+                )
+            parts.append(unmerged_of_stream(file, space_group, cell))
+        elif kind not in (Kind.EXPERIMENTS, Kind.REFLECTIONS):
+            raise InputError(
+                f"{file}: {kind.value}, and no integrated stills; give an MTZ, a .stream, an XDS"
+                " file, or .expt with .refl"
+            )
+    return parts[0] if len(parts) == 1 else _together(parts)
+
+
+def _dials_pairs(files: Sequence[Path], kinds: dict[Path, Kind]) -> list[tuple[Path, Path]]:
+    """``.expt`` and ``.refl`` of the same name, in the order given."""
+    pairs = []
+    for file in files:
+        if kinds[file] not in (Kind.EXPERIMENTS, Kind.REFLECTIONS):
+            continue
+        pair = file.with_suffix(".expt"), file.with_suffix(".refl")
+        if kinds[file] is Kind.EXPERIMENTS and file.suffix != ".expt":
+            pair = file, pair[1]
+        elif kinds[file] is Kind.REFLECTIONS and file.suffix != ".refl":
+            pair = pair[0], file
+        for other in pair:
+            if not other.is_file():
+                raise InputError(f"{file}: needs {other.name} beside it, which does not exist")
+        if pair not in pairs:
+            pairs.append(pair)
+    return pairs
+
+
+def _together(parts: Sequence[Unmerged]) -> Unmerged:
+    """Several runs as one, images numbered through."""
+    first = parts[0]
+    for part in parts[1:]:
+        if part.space_group.hm != first.space_group.hm:
+            raise InputError(
+                f"{part.source}: space group {part.space_group.hm}, but {first.source} has"
+                f" {first.space_group.hm}; give --space-group or merge them apart"
+            )
+    counts = [int(part.image.max()) + 1 for part in parts]
+    starts = np.cumsum([0, *counts[:-1]])
+    image = np.concatenate([p.image + s for p, s in zip(parts, starts, strict=True)])
+    weights = np.array(counts) / sum(counts)
+    cells = np.array([p.cell.parameters for p in parts])
+    return Unmerged(
+        **{name: np.concatenate([getattr(p, name) for p in parts]) for name in PER_REFLECTION},
+        batch=image + 1,
+        image=image,
+        excitation_error=_of_all([p.excitation_error for p in parts]),
+        xy_px=_of_all([p.xy_px for p in parts]),
+        cell=gemmi.UnitCell(*(weights @ cells)),
+        space_group=first.space_group,
+        source=f"{first.source} and {len(parts) - 1} more",
+        wavelength=float(weights @ [p.wavelength for p in parts]),
+    )
+
+
+def _of_all(columns: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    """The columns end to end; None where a file lacks it."""
+    there = [column for column in columns if column is not None]
+    return np.concatenate(there) if len(there) == len(columns) else None

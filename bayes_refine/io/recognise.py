@@ -1,0 +1,109 @@
+"""What a file is, told by its content and never by its name."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable, Iterator
+from enum import StrEnum
+from pathlib import Path
+
+from ..util.errors import InputError
+from .crystfel_stream import FIRST_LINE, is_stream
+from .dials_reflections import is_refl
+from .xds_unmerged import is_xds
+
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+WILDCARDS = set("*?[")
+
+
+class Kind(StrEnum):
+    """Kinds of files that this program meets; the value is what a message calls them."""
+
+    EXPERIMENTS = "a DIALS experiment list"
+    REFLECTIONS = "a DIALS reflection table"
+    STREAM = "a CrystFEL stream"
+    GEOMETRY = "a CrystFEL geometry file"
+    MTZ = "an MTZ file"
+    XDS = "integrated intensities of XDS"
+    HDF5 = "an HDF5 file"
+    CIF = "a CIF file"
+    PDB = "a PDB file"
+    LIST = "a list of files"
+    UNKNOWN = "a file of no kind that this program knows"
+
+
+def kind_of(path: str | Path) -> Kind:
+    """What a file is.
+
+    Raises:
+        InputError: there is no such file, or it cannot be read.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise InputError(
+                f"{path}: a folder; give a file in it, or a pattern such as '{path}/*'"
+            )
+        with path.open("rb") as file:
+            start = file.read(4096)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    if start.startswith(HDF5_SIGNATURE):
+        return Kind.HDF5
+    if start.startswith(b"MTZ "):
+        return Kind.MTZ
+    if is_refl(path):
+        return Kind.REFLECTIONS
+    if is_xds(path):
+        return Kind.XDS
+    if start.startswith(FIRST_LINE.encode()) or is_stream(path):
+        return Kind.STREAM
+    return _kind_of_text(start.decode("utf-8", errors="replace"), path)
+
+
+def _kind_of_text(text: str, path: Path) -> Kind:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if text.lstrip().startswith("{"):
+        return Kind.EXPERIMENTS
+    if any(line.startswith("data_") for line in lines[:200]):
+        return Kind.CIF
+    if any(line.startswith(("CRYST1", "ATOM  ", "HETATM", "HEADER")) for line in lines[:200]):
+        return Kind.PDB
+    code = [line.split(";")[0].strip() for line in lines]
+    code = [line for line in code if line]
+    if code and sum("=" in line for line in code) > 0.9 * len(code):
+        return Kind.GEOMETRY
+    if code and "\0" not in text and _listed(code[0], path).is_file():
+        return Kind.LIST
+    return Kind.UNKNOWN
+
+
+def _listed(line: str, path: Path) -> Path:
+    """The first file that a line of a list names, relative to the list's folder."""
+    return path.parent / line.split()[0]
+
+
+def expanded(paths: Iterable[str | Path]) -> Iterator[Path]:
+    """Every file that is meant: patterns with ``*`` sorted, lists of files line by line.
+
+    Raises:
+        InputError: a pattern that no file matches, or a listed file that does not exist.
+    """
+    for path in paths:
+        text = str(path)
+        if WILDCARDS & set(text) and not Path(text).exists():
+            found = sorted(glob.glob(text))
+            if not found:
+                raise InputError(f"{text}: no file matches this pattern")
+            yield from expanded(found)
+        elif kind_of(text) is Kind.LIST:
+            for line in Path(text).read_text(encoding="utf-8").splitlines():
+                if line.strip():
+                    for word in line.split():
+                        if not (Path(text).parent / word).is_file():
+                            raise InputError(f"{text}: lists {word}, which does not exist")
+                        yield Path(text).parent / word
+        else:
+            yield Path(text)
