@@ -18,8 +18,8 @@ import numpy as np
 
 from bayes_refine import load_model
 from bayes_refine.geometry.miller import rows_of
-from bayes_refine.io.mtz import read_unmerged
 from bayes_refine.io.reference import read_reference
+from bayes_refine.io.unmerged_mtz import read_unmerged
 from bayes_refine.merging import scaling
 from bayes_refine.merging.agreement import pearson
 from bayes_refine.merging.observations import ScalingPriors, prepare

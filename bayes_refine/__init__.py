@@ -36,9 +36,11 @@ from .infer import (
 )
 from .io.expt import read_experiments, write_experiments
 from .io.images import ImageReader, read_bandwidth
-from .io.mtz import Unmerged, read_unmerged, write_merged, write_unmerged
+from .io.mtz import write_merged, write_unmerged
 from .io.posterior import write_posterior
 from .io.reference import read_reference
+from .io.unmerged import Unmerged
+from .io.unmerged_mtz import read_unmerged
 from .loading import load_model, model_names
 from .measuring.detector_noise import Noise, estimate_noise, noise_for
 from .merging.agreement import completeness, pearson, r_split, shell_edges, shell_table

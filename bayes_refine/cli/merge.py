@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import loading
-from ..io.mtz import read_unmerged
+from ..io.unmerged_mtz import read_unmerged
 from ..merging import mates, merged_intensities
 from ..merging.merge import MergeSettings, merge_run
 from ..merging.observations import ScalingPriors

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..geometry.experiments import Still
 from ..geometry.symmetry import asu_map, reciprocal_rotations
-from ..io.mtz import Unmerged
+from ..io.unmerged import Unmerged
 from ..util.errors import InputError
 
 MAX_OBLIQUITY_DEG = 1.0  # 1.7 % between two axes: what indexing of one still may get wrong

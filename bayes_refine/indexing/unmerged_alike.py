@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..io.mtz import Unmerged
+from ..io.unmerged import Unmerged
 from ..physics.reference import Reference
 from .ambiguity import ambiguity, reindexed_unmerged
 from .leave_image_out import Integrated

@@ -10,12 +10,13 @@ from functools import cached_property
 import numpy as np
 
 from .. import infer
-from ..geometry.miller import find, pack_hkl, resolution
+from ..geometry.miller import find, pack_hkl, resolution, unique_hkl
 from ..geometry.symmetry import asu_keys
 from ..indexing.reindex import Reindexing
 from ..indexing.unmerged_alike import unmerged_alike
-from ..io.mtz import Unmerged
+from ..io.unmerged import Unmerged
 from ..physics.reference import Reference, check_symmetry, free_set
+from ..util.errors import InputError
 from .agreement import pearson
 from .merged_intensities import Estimate, Intensities, together
 from .observations import ScalingPriors, prepare
@@ -105,6 +106,7 @@ def merge_run(
         seconds[name] = time.perf_counter() - started
         return value
 
+    data = _mergeable(data, settings.d_min)
     data, reindexing = unmerged_alike(data, reference, settings.free_fraction, settings.seed)
     if len(reindexing.ambiguity) > 1:
         say(str(reindexing))
@@ -135,7 +137,7 @@ def merge_run(
             lambda: refit_halves(obs, model, priors, settings.seed),
         )
     hkl = found.merged.hkl
-    return MergeRun(
+    run = MergeRun(
         data=data,
         reindexing=reindexing,
         scaled=scaled,
@@ -145,6 +147,29 @@ def merge_run(
         halves=halves,
         seconds=seconds,
     )
+    check_finite(run)
+    return run
+
+
+def _mergeable(data: Unmerged, d_min: float) -> Unmerged:
+    """The observations to d_min (Å); InputError where they cannot be scaled or merged."""
+    d = resolution(data.hkl_asu, data.cell)
+    near = d >= d_min * (1 - 1e-6)
+    if not near.any():
+        raise InputError(f"{data.source}: no reflection to {d_min:g} Å; the best is {d.min():.2f}")
+    data = data.select(near, f"beyond {d_min:g} Å")
+    n, n_images = len(data), int(data.image.max()) + 1
+    if n_images < 2:
+        raise InputError(
+            f"{data.source}: all {n} usable rows are of one image, batch {data.batch[0]}: scaling "
+            "and merging need two or more"
+        )
+    if n == len(unique_hkl(data.hkl_asu)[0]):
+        raise InputError(
+            f"{data.source}: no reflection occurs twice among {n} rows of {n_images} images: there "
+            "is nothing to merge"
+        )
+    return data
 
 
 def image_table(run: MergeRun) -> dict[str, np.ndarray]:
@@ -174,6 +199,53 @@ def image_table(run: MergeRun) -> dict[str, np.ndarray]:
         "cc_model": np.array([pearson(J[k], expected[k]) for k in parts]),
     }
     return columns | (run.reindexing.columns() if len(run.reindexing.ambiguity) > 1 else {})
+
+
+def all_images(run: MergeRun, table: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The columns of :func:`image_table` with a row for each image without a usable observation.
+
+    Its status says so, its numbers are NaN; all in the order of batch numbers.
+    """
+    empty = run.data.empty
+    fitted = np.unique(run.data.batch)
+    order = np.argsort(np.r_[fitted, empty], kind="stable")
+    blank: dict[str, object] = {"status": "no usable reflection", "n_reflections": 0, "reindex": ""}
+
+    def more(name: str) -> np.ndarray:
+        if name == "identifier":
+            return np.array([str(b) for b in empty], object)
+        return np.full(len(empty), blank.get(name, np.nan), object)
+
+    if not len(empty):
+        return dict(table)
+    return {
+        name: np.r_[np.asarray(column, object), more(name)][order] for name, column in table.items()
+    }
+
+
+def check_finite(run: MergeRun) -> None:
+    """InputError where a scale, a shared number or an intensity did not come out finite.
+
+    The last look before anything is written: no file of a merge holds inf, and NaN only where it
+    stands for "not measured".
+    """
+    s, post, merged = run.scaled, run.intensities.posterior, run.intensities.merged
+    numbers = {
+        "the scale of an image": (s.log_G, s.log_G_sd, s.B, s.B_sd, s.log_width, s.log_width_sd),
+        "a number that images share": tuple(x for pair in s.shared.values() for x in pair),
+        "a posterior intensity": tuple(
+            getattr(post, name)
+            for name in ("intensity", "intensity_sd", "amplitude", "amplitude_sd")
+        ),
+        "a merged intensity": (merged.intensity, merged.sigma),
+    }
+    largest = float(np.finfo(np.float32).max)  # of an MTZ file
+    for what, arrays in numbers.items():
+        if not all((np.abs(np.asarray(x, float)) < largest).all() for x in arrays):
+            raise InputError(
+                f"{run.data.source}: {what} did not come out finite, and nothing was written; "
+                "leave out images or rows that are far from the others"
+            )
 
 
 NATURAL = {"R0": "R0_inv_angstrom", "dispersion": "dispersion_angstrom", "nu": "student_t_nu"}

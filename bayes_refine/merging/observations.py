@@ -11,7 +11,7 @@ from jax import Array
 
 from ..geometry.miller import pack_hkl, resolution, unique_hkl
 from ..geometry.symmetry import asu_map, epsilon_centric
-from ..io.mtz import Unmerged
+from ..io.unmerged import Unmerged
 from ..physics.reference import Reference, wilson_mean
 from ..physics.true_intensities import Nodes
 from ..util.errors import InputError

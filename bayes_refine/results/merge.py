@@ -19,7 +19,14 @@ from ..io.mtz import write_merged
 from ..io.posterior import Variable, write_posterior
 from ..merging.agreement import pearson, shell_edges, shell_index, shell_table
 from ..merging.mates import anomalous_table
-from ..merging.merge import MergeRun, MergeSettings, image_table, shared_draws, shared_values
+from ..merging.merge import (
+    MergeRun,
+    MergeSettings,
+    all_images,
+    image_table,
+    shared_draws,
+    shared_values,
+)
 from ..merging.merged_intensities import merged_columns
 from ..merging.observations import ScalingPriors
 from ..merging.scaling import compiled_sites, pinned_draws
@@ -101,7 +108,7 @@ def _write_tables(work: Path, run: MergeRun, table: Mapping[str, np.ndarray]) ->
         data.space_group,
         data.wavelength,
     )
-    write_table(work / "images.csv", table)
+    write_table(work / "images.csv", all_images(run, table))
 
 
 def _compared(run: MergeRun) -> Compared:
@@ -225,9 +232,10 @@ def _summary(run: MergeRun, reference: Reference | None, draws) -> dict[str, Any
         "space_group": data.space_group.hm,
         "reference": reference.source if reference is not None else None,
         "counts": {
-            "images": len(n),
+            "images": len(n) + len(data.empty),
             "images_used": int((n > 0).sum()),
-            "status": dict(Counter(map(str, fit.status))),
+            "status": dict(Counter(map(str, all_images(run, {"status": fit.status})["status"]))),
+            "rows_left_out": dict(data.left_out),
             "reflections_measured": len(scaled.measured.intensity),
             "reflections_merged": len(merged),
             "reflections_free": int(run.free.sum()),

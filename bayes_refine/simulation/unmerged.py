@@ -8,7 +8,7 @@ import gemmi
 import numpy as np
 
 from ..geometry.symmetry import asu_map, epsilon_centric
-from ..io.mtz import Unmerged
+from ..io.unmerged import Unmerged
 from ..physics.partiality import effective_width
 from ..physics.reference import Reference
 

@@ -14,7 +14,7 @@ from bayes_refine.indexing.ambiguity import (
     reindexed_unmerged,
     transformed,
 )
-from bayes_refine.io.mtz import Unmerged
+from bayes_refine.io.unmerged import Unmerged
 from bayes_refine.simulation.truth import Simulation
 from bayes_refine.simulation.truth import draw_truth as draw
 from bayes_refine.util.errors import InputError

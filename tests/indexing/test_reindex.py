@@ -15,7 +15,7 @@ from bayes_refine.indexing import leave_image_out, reindex
 from bayes_refine.indexing.ambiguity import Ambiguity, ambiguity, reindexed_unmerged
 from bayes_refine.indexing.rough_scales import rough_scales
 from bayes_refine.indexing.unmerged_alike import unmerged_alike
-from bayes_refine.io.mtz import Unmerged
+from bayes_refine.io.unmerged import Unmerged
 from bayes_refine.physics.reference import Reference, free_set
 from bayes_refine.simulation.spots import predict_spots
 from bayes_refine.simulation.truth import Simulation, draw_truth

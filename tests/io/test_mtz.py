@@ -10,7 +10,8 @@ import reciprocalspaceship as rs
 from bayes_refine.geometry.crystal import Crystal, rotation_matrix
 from bayes_refine.geometry.detector import Beam, Detector
 from bayes_refine.geometry.experiments import Still
-from bayes_refine.io.mtz import read_unmerged, write_merged, write_unmerged
+from bayes_refine.io.mtz import write_merged, write_unmerged
+from bayes_refine.io.unmerged_mtz import read_unmerged
 from bayes_refine.util.errors import InputError
 
 GROUP = gemmi.SpaceGroup("P 61 2 2")
@@ -160,7 +161,7 @@ def test_bad_files_are_named(tmp_path, shared_data):
     (tmp_path / "text.mtz").write_text("hello " * 50)
     with pytest.raises(InputError, match=r"text\.mtz: not an MTZ"):
         read_unmerged(tmp_path / "text.mtz")
-    with pytest.raises(InputError, match=r"reference\.mtz: no column I;"):
+    with pytest.raises(InputError, match=r"reference\.mtz: this is a merged MTZ"):
         read_unmerged(shared_data / "thermolysin_unmerged" / "reference.mtz")
     empty = gemmi.Mtz(with_base=True)
     empty.spacegroup = GROUP

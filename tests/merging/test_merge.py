@@ -17,7 +17,8 @@ import reciprocalspaceship as rs
 import xarray as xr
 
 from bayes_refine import cli, load_model
-from bayes_refine.io.mtz import read_unmerged, write_merged
+from bayes_refine.io.mtz import write_merged
+from bayes_refine.io.unmerged_mtz import read_unmerged
 from bayes_refine.merging import merge
 from bayes_refine.merging.agreement import pearson
 from bayes_refine.merging.observations import prepare

@@ -16,8 +16,8 @@ from bayes_refine import plots
 from bayes_refine.demo import errors
 from bayes_refine.fitting import posterior_draws, tables
 from bayes_refine.io.expt import read_experiments
-from bayes_refine.io.mtz import read_unmerged
 from bayes_refine.io.reference import read_reference
+from bayes_refine.io.unmerged_mtz import read_unmerged
 from bayes_refine.merging.average import merge
 from bayes_refine.physics.reference import free_set
 from bayes_refine.results import fit as results

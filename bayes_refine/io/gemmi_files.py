@@ -1,0 +1,163 @@
+"""Opening files through gemmi: sizes are compared first, and whatever it raises is one sentence."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import gemmi
+import numpy as np
+
+from ..util.errors import InputError
+
+MAX_BYTES = 2 << 30  # of one unpacked file: ten times the largest that is deposited
+
+
+@contextmanager
+def in_one_sentence(path: str | Path, what: str) -> Iterator[None]:
+    """Turn what a library raises into ``InputError("path: what: ...")``, on one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except MemoryError:
+        raise InputError(f"{path}: {what}: it needs more memory than there is") from None
+    except Exception as error:  # gemmi has no class of its own for a bad file
+        said = " ".join(str(error).replace(str(path), "").split())[:300]
+        raise InputError(f"{path}: {what}: {said.strip(' :') or type(error).__name__}") from None
+
+
+def content(path: str | Path, n_bytes: int = 1 << 16) -> bytes:
+    """The first ``n_bytes`` of a file, unpacked if it is gzipped.
+
+    Raises:
+        InputError: there is no such file, it is empty or damaged, or it unpacks to more than
+            2 GiB.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file")
+    if not path.is_file():
+        raise InputError(f"{path}: not a file")
+    with in_one_sentence(path, "cannot be read"):
+        with path.open("rb") as file:
+            start = file.read(n_bytes)
+        size = path.stat().st_size
+        if start[:2] == b"\x1f\x8b":
+            start, size = b"", 0
+            try:
+                with gzip.open(path) as unpacked:
+                    while part := unpacked.read(1 << 20):
+                        start, size = start or part[:n_bytes], size + len(part)
+                        if size > MAX_BYTES:
+                            break
+            except (EOFError, zlib.error, OSError) as error:
+                raise InputError(f"{path}: damaged gzip file: {error}") from None
+    if size > MAX_BYTES:
+        raise InputError(f"{path}: unpacks to more than {MAX_BYTES >> 30} GiB, and was not read")
+    if not start:
+        raise InputError(f"{path}: the file is empty")
+    return start
+
+
+def read_mtz(path: str | Path) -> gemmi.Mtz:
+    """An MTZ file with its data; at least one reflection.
+
+    Raises:
+        InputError: not an MTZ file, truncated, without reflections.
+    """
+    if content(path)[:4] != b"MTZ ":
+        raise InputError(f"{path}: not an MTZ file")
+    with in_one_sentence(path, "damaged MTZ file"):
+        header = gemmi.read_mtz_file(str(path), with_data=False)
+        n, width = header.nreflections, len(header.columns)
+        if n <= 0:
+            raise InputError(f"{path}: no reflections in this file")
+        if 4 * n * width > MAX_BYTES or (
+            Path(path).suffix != ".gz" and 4 * n * width > Path(path).stat().st_size
+        ):
+            raise InputError(
+                f"{path}: damaged MTZ file: its header promises {n} rows of {width} columns, "
+                "which the file does not hold"
+            )
+        mtz = gemmi.read_mtz_file(str(path))
+        for label in mtz.column_labels():
+            label.encode()  # a name that is no text fails here
+        return mtz
+
+
+def mtz_indices(mtz: gemmi.Mtz) -> np.ndarray:
+    """(n, 3) float64 H, K, L as they stand, which may be no whole numbers."""
+    return np.array(mtz.array[:, :3], float)
+
+
+def whole_indices(hkl: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n, 3) int32 indices, and where they are the indices of a reflection (n,) bool.
+
+    Whole numbers below 10⁵, and not 0 0 0; others become 0 0 0.
+    """
+    hkl = np.asarray(hkl, float).reshape(-1, 3)
+    good = (np.abs(hkl) < 1e5).all(axis=1) & hkl.any(axis=1)
+    good &= (hkl == np.rint(np.where(good[:, None], hkl, 0.0))).all(axis=1)
+    return np.where(good[:, None], hkl, 0).astype(np.int32), good
+
+
+def space_group_of(name: str) -> gemmi.SpaceGroup:
+    """The space group of a name ("P 43 21 2", "P43212") or a number ("96").
+
+    Raises:
+        InputError: there is none.
+    """
+    name = name.strip()
+    found = None
+    if name.isascii():
+        number = int(name) if name.isdigit() and len(name) < 4 else 0
+        found = (
+            gemmi.find_spacegroup_by_number(number)
+            if 1 <= number <= 230
+            else gemmi.find_spacegroup_by_name(name)
+            if name and not name.isdigit()
+            else None
+        )
+    if found is None:
+        raise InputError(f"--space-group {name}: no such space group; write P43212 or 96")
+    return found
+
+
+def cell_of(text: str) -> gemmi.UnitCell:
+    """A unit cell of six numbers, Å and degrees, with commas or blanks between.
+
+    Raises:
+        InputError: not six numbers, or not the edges and angles of a cell.
+    """
+    parts = [part for part in re.split(r"[,\s]+", text.strip()) if part]
+    try:
+        numbers = [float(part) for part in parts]
+    except ValueError:
+        numbers = []
+    if len(numbers) != 6:
+        raise InputError(f"--cell {text}: write six numbers, such as 79,79,38,90,90,90")
+    cell = gemmi.UnitCell(*numbers)
+    if not is_cell(cell):
+        raise InputError(f"--cell {text}: these are not the edges (Å) and angles (°) of a cell")
+    return cell
+
+
+def is_cell(cell: gemmi.UnitCell) -> bool:
+    """Whether edges of 1 to 10⁵ Å and angles of 1 to 179° span a volume; 1 1 1 90 90 90 stands
+    for no cell.
+    """
+    numbers = np.array(cell.parameters)
+    good = np.isfinite(numbers).all() and ((numbers >= 1) & (numbers <= 1e5)).all()
+    return bool(
+        good
+        and (numbers[3:] < 179).all()
+        and (numbers[:3] > 1).any()
+        and cell.is_crystal()
+        and np.isfinite(cell.volume)
+        and cell.volume > 1
+    )

@@ -1,0 +1,177 @@
+"""Integrated observations of a run, whatever file they came from, and which rows are usable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+
+import gemmi
+import numpy as np
+
+from ..geometry.miller import resolution
+from ..geometry.symmetry import asu_map
+from ..util.errors import InputError
+from .gemmi_files import whole_indices
+
+SPAN = 2.0**24  # of a float32's significand: beside 2²⁴ units, one unit is lost
+SQUARES = 1e18  # numbers whose squares, and those of their reciprocals, float32 can hold
+
+
+@dataclass(frozen=True)
+class Unmerged:
+    """Integrated observations of a run, flat over images (n in all).
+
+    Attributes:
+        hkl: (n, 3) int32 indices as observed, not reduced.
+        hkl_asu, isym: (n, 3), (n,) int32, as ``symmetry.asu_map`` gives them.
+        intensity, sigma: (n,) float64, on the file's scale.
+        batch: (n,) int batch numbers of the file.
+        image: (n,) int index of the image, 0..n_images − 1, in the order of batch numbers.
+        excitation_error: (n,) Å⁻¹, or None where the file has no such column.
+        xy_px: (n, 2) detector position as the file has it, or None.
+        cell: Å and degrees. space_group: of the file. source: the file.
+        wavelength: Å, the mean over batches or data sets that have one; 0 if none has.
+        left_out: how many rows were set aside, by reason.
+        empty: (k,) int batch numbers of images with no usable observation; no index counts them.
+    """
+
+    hkl: np.ndarray
+    hkl_asu: np.ndarray
+    isym: np.ndarray
+    intensity: np.ndarray
+    sigma: np.ndarray
+    batch: np.ndarray
+    image: np.ndarray
+    excitation_error: np.ndarray | None
+    xy_px: np.ndarray | None
+    cell: gemmi.UnitCell
+    space_group: gemmi.SpaceGroup
+    source: str
+    wavelength: float = 0.0
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    empty: np.ndarray = field(default_factory=lambda: np.zeros(0, int))
+
+    def __len__(self) -> int:
+        return len(self.hkl)
+
+    def select(self, keep: np.ndarray, reason: str) -> Unmerged:
+        """The observations of a boolean mask (n,); the others are counted under ``reason``."""
+        if keep.all():
+            return self
+        rows = {
+            f.name: value[keep]
+            for f in fields(self)
+            if f.name != "empty" and isinstance(value := getattr(self, f.name), np.ndarray)
+        }
+        left, image = np.unique(rows["batch"], return_inverse=True)
+        return replace(
+            self,
+            **(rows | {"image": image}),
+            left_out={**self.left_out, reason: int((~keep).sum())},
+            empty=np.union1d(self.empty, np.setdiff1d(self.batch, left)),
+        )
+
+    def describe(self) -> str:
+        """One line: how many rows of the file are used, and why others are not."""
+        n_images = int(self.image.max(initial=-1)) + 1
+        line = f"{self.source}: {len(self)} observations on {n_images} images"
+        if self.left_out:
+            why = ", ".join(f"{n} {reason}" for reason, n in self.left_out.items())
+            line += f"; {sum(self.left_out.values())} rows left out: {why}"
+        if len(self.empty):
+            line += f"; {len(self.empty)} images have no usable row"
+        return line
+
+
+def usable_observations(
+    columns: Mapping[str, np.ndarray | None],
+    cell: gemmi.UnitCell,
+    space_group: gemmi.SpaceGroup,
+    source: str,
+    wavelength: float = 0.0,
+    batches: np.ndarray | tuple[int, ...] = (),
+) -> Unmerged:
+    """The rows of a file that are observations; each of the others is counted by what it lacks.
+
+    A row is set aside where a number it needs is missing, σ ≤ 0, the offset is longer than the
+    reciprocal-lattice vector (|ε_r| ≤ |q| by the triangle inequality), d < λ/2, or I or σ is
+    2²⁴ times the median or σ less than the median by as much, beside which float32 has no digit
+    left for the others.  None is set aside for being weak.
+
+    Args:
+        columns: hkl (n, 3) as observed; intensity, sigma, batch (n,); excitation_error (n,) Å⁻¹
+            and xy_px (n, 2), or None.
+        cell: Å and degrees. wavelength: Å, 0 where unknown.
+        batches: numbers of all images of the file, with observations or not.
+
+    Raises:
+        InputError: no row is usable, or most rows show that a column is something else.
+    """
+    hkl, good = whole_indices(np.asarray(columns["hkl"]))
+    intensity, sigma, batch = (
+        np.asarray(columns[name], float) for name in ("intensity", "sigma", "batch")
+    )
+    offset, xy = columns.get("excitation_error"), columns.get("xy_px")
+    if offset is not None and not np.isfinite(offset).any():
+        offset = None  # a column without a value is none
+    norm_q = 1 / np.where(good, resolution(hkl, cell), np.inf).clip(1e-9)
+    keep, left_out = np.ones(len(hkl), bool), {}
+
+    def set_aside(bad: np.ndarray, reason: str, most: str = "") -> None:
+        nonlocal keep
+        bad = keep & bad
+        if not bad.any():
+            return
+        if most and 2 * bad.sum() > keep.sum():
+            raise InputError(f"{source}: {bad.sum()} of {keep.sum()} rows {most}")
+        left_out[reason] = int(bad.sum())
+        keep = keep & ~bad
+
+    set_aside(~good, "without whole indices H K L")
+    whole = (np.abs(batch) < 2.0**31) & (batch == np.rint(batch))
+    set_aside(~whole, "without a batch number")
+    set_aside(~np.isfinite(intensity), "without an intensity")
+    set_aside(~np.isfinite(sigma), "without a sigma")
+    set_aside(~(sigma > 0), "with a sigma that is not positive")
+    if wavelength > 0:
+        limit = 2.06 / wavelength  # cells of images differ by a few per cent
+        most = f"have d below half the wavelength, {wavelength:.4f} Å: check the cell"
+        set_aside(norm_q > limit, "with d below half the wavelength", most)
+    if offset is not None:
+        offset = np.asarray(offset, float)
+        set_aside(~np.isfinite(offset), "without an Ewald offset")
+        most = "have an Ewald offset longer than 1/d: the column is not in Å⁻¹"
+        set_aside(np.abs(offset) > norm_q, "with an Ewald offset longer than 1/d", most)
+    if keep.any():
+        size = np.abs(intensity[keep & (intensity != 0)])
+        level = max(float(np.median(size)) if len(size) else 0.0, float(np.median(sigma[keep])))
+        if not 1 / SQUARES < level < SQUARES:
+            raise InputError(
+                f"{source}: intensities of {level:.1e} are beyond float32: rescale them"
+            )
+        beyond = np.maximum(np.abs(intensity), sigma) > SPAN * level
+        set_aside(beyond, f"with I or sigma beyond {SPAN * level:.1e}")
+        set_aside(sigma < level / SPAN, f"with a sigma below {level / SPAN:.1e}")
+    if not keep.any():
+        why = ", ".join(f"{n} {reason}" for reason, n in left_out.items())
+        raise InputError(f"{source}: no reflection with an intensity and a positive sigma ({why})")
+    asu, isym = asu_map(hkl[keep], space_group)
+    used, image = np.unique(batch[keep].astype(int), return_inverse=True)
+    named = np.union1d(np.asarray(batches, int), batch[whole].astype(int))
+    return Unmerged(
+        hkl=hkl[keep],
+        hkl_asu=asu,
+        isym=isym,
+        intensity=intensity[keep],
+        sigma=sigma[keep],
+        batch=batch[keep].astype(int),
+        image=image,
+        excitation_error=None if offset is None else offset[keep],
+        xy_px=None if xy is None else np.asarray(xy, float)[keep],
+        cell=cell,
+        space_group=space_group,
+        source=source,
+        wavelength=wavelength,
+        left_out=left_out,
+        empty=np.setdiff1d(named, used),
+    )
