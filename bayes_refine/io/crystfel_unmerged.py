@@ -13,7 +13,7 @@ from ..util.errors import InputError
 from .crystfel_geometry import HC_EV_ANGSTROM, Geometry
 from .crystfel_geometry_text import parse_geometry
 from .crystfel_stream import Chunk, StreamCrystal, read_stream
-from .mtz import Unmerged
+from .unmerged import Unmerged
 
 AXIS_NM = {"a": "a", "b": "b", "c": "c", "al": "alpha", "be": "beta", "ga": "gamma"}
 

@@ -16,7 +16,7 @@ from ..geometry.experiments import Still
 from ..geometry.symmetry import asu_map
 from ..util.errors import InputError
 from .expt import read_experiments
-from .mtz import Unmerged
+from .unmerged import Unmerged
 
 KIND = "dials::af::reflection_table"
 # type in the file: NumPy's, and numbers a row

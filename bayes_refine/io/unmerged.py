@@ -83,6 +83,21 @@ class Unmerged:
         return line
 
 
+def usable(data: Unmerged) -> Unmerged:
+    """The observations that :func:`usable_observations` lets pass, whatever file they are from."""
+    columns = {
+        name: getattr(data, name)
+        for name in ("hkl", "intensity", "sigma", "batch", "excitation_error", "xy_px")
+    }
+    every = np.union1d(data.empty, data.batch)
+    found = usable_observations(
+        columns, data.cell, data.space_group, data.source, data.wavelength, every
+    )
+    if len(found) == len(data):
+        return data
+    return replace(found, left_out={**data.left_out, **found.left_out})
+
+
 def usable_observations(
     columns: Mapping[str, np.ndarray | None],
     cell: gemmi.UnitCell,

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..geometry.symmetry import asu_map
 from ..util.errors import InputError
-from .mtz import Unmerged
+from .unmerged import Unmerged
 
 FIRST_WORDS = (b"!FORMAT=XDS_ASCII", b"!OUTPUT_FILE=")
 

@@ -14,9 +14,10 @@ from ..geometry.miller import find, pack_hkl, resolution, unique_hkl
 from ..geometry.symmetry import asu_keys
 from ..indexing.reindex import Reindexing
 from ..indexing.unmerged_alike import unmerged_alike
-from ..io.unmerged import Unmerged
+from ..io.unmerged import Unmerged, usable
 from ..physics.reference import Reference, check_symmetry, free_set
 from ..util.errors import InputError
+from ..util.status import Kind, Status
 from .agreement import pearson
 from .merged_intensities import Estimate, Intensities, together
 from .observations import ScalingPriors, prepare
@@ -153,6 +154,7 @@ def merge_run(
 
 def _mergeable(data: Unmerged, d_min: float) -> Unmerged:
     """The observations to d_min (Å); InputError where they cannot be scaled or merged."""
+    data = usable(data)
     d = resolution(data.hkl_asu, data.cell)
     near = d >= d_min * (1 - 1e-6)
     if not near.any():
@@ -209,7 +211,8 @@ def all_images(run: MergeRun, table: Mapping[str, np.ndarray]) -> dict[str, np.n
     empty = run.data.empty
     fitted = np.unique(run.data.batch)
     order = np.argsort(np.r_[fitted, empty], kind="stable")
-    blank: dict[str, object] = {"status": "no usable reflection", "n_reflections": 0, "reindex": ""}
+    none = Status(Kind.TOO_FEW, "no usable row")
+    blank: dict[str, object] = {"status": none, "n_reflections": 0, "reindex": ""}
 
     def more(name: str) -> np.ndarray:
         if name == "identifier":
