@@ -11,8 +11,9 @@ import numpy as np
 from ..util.errors import InputError
 from .crystfel_unmerged import unmerged_of_stream
 from .dials_reflections import unmerged_of_dials
-from .mtz import Unmerged, read_unmerged
 from .recognise import Kind, expanded, kind_of
+from .unmerged import Unmerged
+from .unmerged_mtz import Overrides, read_unmerged
 from .xds_unmerged import unmerged_of_xds
 
 PER_REFLECTION = ("hkl", "hkl_asu", "isym", "intensity", "sigma")
@@ -41,7 +42,7 @@ def open_unmerged(
         parts.append(unmerged_of_dials(pairs, space_group, cell))
     for file, kind in kinds.items():
         if kind is Kind.MTZ:
-            parts.append(read_unmerged(file))
+            parts.append(read_unmerged(file, Overrides(cell, space_group)))
         elif kind is Kind.XDS:
             parts.append(unmerged_of_xds(file, space_group, cell))
         elif kind is Kind.STREAM:
