@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -93,8 +94,16 @@ def _together(parts: Sequence[Unmerged]) -> Unmerged:
     image = np.concatenate([p.image + s for p, s in zip(parts, starts, strict=True)])
     weights = np.array(counts) / sum(counts)
     cells = np.array([p.cell.parameters for p in parts])
+    rows = {name: np.concatenate([getattr(p, name) for p in parts]) for name in PER_REFLECTION}
+    left_out: Counter[str] = Counter()
+    for part in parts:
+        left_out.update(part.left_out)
     return Unmerged(
-        **{name: np.concatenate([getattr(p, name) for p in parts]) for name in PER_REFLECTION},
+        hkl=rows["hkl"],
+        hkl_asu=rows["hkl_asu"],
+        isym=rows["isym"],
+        intensity=rows["intensity"],
+        sigma=rows["sigma"],
         batch=image + 1,
         image=image,
         excitation_error=_of_all([p.excitation_error for p in parts]),
@@ -103,6 +112,7 @@ def _together(parts: Sequence[Unmerged]) -> Unmerged:
         space_group=first.space_group,
         source=f"{first.source} and {len(parts) - 1} more",
         wavelength=float(weights @ [p.wavelength for p in parts]),
+        left_out=dict(left_out),
     )
 
 
