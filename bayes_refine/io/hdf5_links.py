@@ -1,0 +1,117 @@
+"""Links of HDF5 files followed by hand: which file a data set lies in, and which file is missing.
+
+HDF5 says of a link to an absent file that there is no such object, and fills the part of a virtual
+data set whose source is absent with zeros; neither names the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from ..util.errors import InputError
+from .boundary import refusing, regular_file
+
+
+def open_hdf5(path: Path) -> h5py.File:
+    """The open file.
+
+    Raises:
+        InputError: it does not exist or is no HDF5 file.
+    """
+    if not regular_file(path):
+        raise InputError(f"{path} does not exist; put it where the file that points to it expects")
+    try:
+        return h5py.File(path, "r")
+    except Exception as error:
+        said = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} is not a readable HDF5 file: {said}; copy it anew") from None
+
+
+def locate(name: str, beside: Path) -> Path:
+    """The file that HDF5 opens for a link in the file ``beside``, or the place it should be at."""
+    given = Path(name)
+    places = [beside.parent / given, beside.parent / given.name, given]
+    return next((place for place in places if regular_file(place)), places[0])
+
+
+def child(group: h5py.Group, name: str, path: Path) -> Any:
+    """The object ``name`` of ``group``, links followed; None where there is none.
+
+    Raises:
+        InputError: a link points to a file or an object that does not exist; named.
+    """
+    link = group.get(name, getlink=True)
+    if link is None:
+        return None
+    if isinstance(link, h5py.ExternalLink):
+        target = locate(link.filename, path)
+        if not regular_file(target):
+            raise InputError(
+                f"{path} points to {name} in {target}, which does not exist and cannot be opened; "
+                "put it beside the master"
+            )
+    try:
+        return group[name]
+    except Exception as error:
+        where = f" in {link.filename}" if isinstance(link, h5py.ExternalLink) else ""
+        said = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{path} points to {name}{where}, which cannot be opened ({said}); copy it anew"
+        ) from None
+
+
+def text_of(value: Any) -> str:
+    """An attribute as text; empty where it is none."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return value if isinstance(value, str) else ""
+
+
+def attribute(thing: Any, name: str) -> str:
+    """The text attribute ``name``; empty where it is absent, unreadable or no text."""
+    try:
+        return text_of(thing.attrs.get(name, ""))
+    except Exception:  # an attribute of a type that h5py does not know says nothing
+        return ""
+
+
+def groups(parent: h5py.Group, nx_class: str, name: str) -> Iterator[h5py.Group]:
+    """Children of ``parent`` of this class, or of none and with a name that starts with ``name``.
+
+    A link that cannot be followed is passed over.
+    """
+    for key in parent:
+        try:
+            group = child(parent, key, Path(parent.file.filename)) if _may(parent, key) else None
+        except InputError:
+            continue
+        if isinstance(group, h5py.Group):
+            given = attribute(group, "NX_class")
+            if given == nx_class or (not given and key.startswith(name)):
+                yield group
+
+
+def _may(parent: h5py.Group, key: str) -> bool:
+    """Whether ``key`` can be a group: data sets are told without being opened."""
+    link = parent.get(key, getlink=True)
+    return not isinstance(link, h5py.HardLink) or parent.get(key, getclass=True) is h5py.Group
+
+
+def numbers(dataset: Any, path: Path, what: str) -> h5py.Dataset:
+    """``dataset``, if it holds numbers.
+
+    Raises:
+        InputError: it is a group, or of text, complex numbers, compounds or references.
+    """
+    if not isinstance(dataset, h5py.Dataset):
+        raise InputError(f"{path}: {what} is a {type(dataset).__name__}, not numbers; copy it anew")
+    with refusing(path):
+        if dataset.dtype.kind not in "biuf" or dataset.shape is None:
+            raise InputError(
+                f"{path}: {what} holds {dataset.dtype}, not real numbers; copy it anew"
+            )
+    return dataset
