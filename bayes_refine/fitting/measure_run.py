@@ -271,7 +271,7 @@ def statistics_of(
             image, mask = run.reader.read(still)
         except InputError as error:
             failed[i] = str(error)
-            image = np.zeros((still.detector.n_panels, *still.detector.shape[0]), np.float32)
+            image = np.zeros(still.detector.image_shape, np.float32)
             mask = np.zeros(image.shape, bool)
         boxes.append(cut(image, mask, still, predictions, rows, R0_eff, shoebox))
     statistics = measure(

@@ -36,7 +36,7 @@ class Beam:
 
 @dataclass(frozen=True)
 class Detector:
-    """A stack of P panels in the lab frame, all with the same number of pixels.
+    """A stack of P panels in the lab frame.
 
     Attributes:
         origin_mm: (P, 3) outer corner of pixel (0, 0).
@@ -48,6 +48,8 @@ class Detector:
         pedestal: (P,) counts.
         thickness_mm, mu_per_mm: (P,) sensor thickness and attenuation, 0 for no parallax.
         untrusted: for each panel, rectangles (x0, y0, x1, y1) of masked pixels.
+        raw_image_offset: for each panel, (x, y) of its pixel (0, 0) in the image array where
+            panels are tiles of one array; empty, or all 0, where they are a stack.
     """
 
     origin_mm: np.ndarray
@@ -61,6 +63,13 @@ class Detector:
     thickness_mm: np.ndarray
     mu_per_mm: np.ndarray
     untrusted: tuple[tuple[tuple[int, int, int, int], ...], ...] = ()
+    raw_image_offset: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(P, ny, nx) of an image on the panels; ny, nx of the largest where sizes differ."""
+        ny, nx = (int(n) for n in self.shape.max(axis=0))
+        return self.n_panels, ny, nx
 
     @property
     def n_panels(self) -> int:

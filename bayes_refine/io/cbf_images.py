@@ -74,7 +74,7 @@ def read_cbf(path: Path, shape: ImageShape, data: bytes) -> np.ndarray:
             found = (sections[0].ny, sections[0].nx)
         shape.check(found, path, "an image")
         panels = [_pixels(section, path) for section in sections]
-        return np.concatenate(panels).reshape(shape.array)
+        return shape.on_panels(np.concatenate(panels).reshape(found), path, "an image")
 
 
 def _sections(data: bytes, path: Path) -> list[_Section]:

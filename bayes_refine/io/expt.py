@@ -195,7 +195,8 @@ def _detector(entry: dict[str, Any]) -> Detector:
         if sorted(frames) != list(range(len(panels))):
             raise InputError("the detector hierarchy does not hold each panel once")
     sizes = {tuple(panel["image_size"]) for panel in panels}
-    if len(sizes) != 1:
+    offsets = tuple(tuple(panel.get("raw_image_offset", (0, 0))) for panel in panels)
+    if len(sizes) != 1 and len(set(offsets)) == 1:
         raise InputError(f"panels of one size are needed, these have {sorted(sizes)} pixels")
     pixel_size = np.array([panel["pixel_size"] for panel in panels], dtype=float)
     if not np.all(pixel_size > 0):
@@ -217,6 +218,7 @@ def _detector(entry: dict[str, Any]) -> Detector:
         thickness_mm=_values(panels, "thickness") * parallax,
         mu_per_mm=_values(panels, "mu") * parallax,
         untrusted=tuple(tuple(tuple(r) for r in panel.get("mask", ())) for panel in panels),
+        raw_image_offset=offsets,
     )
 
 

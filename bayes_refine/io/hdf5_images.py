@@ -83,9 +83,12 @@ class Hdf5Images:
     def _good(self, mask: h5py.Dataset, index: int) -> np.ndarray:
         """Pixels where a mask, of all images or of each, is 0."""
         shape = mask.shape
-        if self.shape.fits(shape) or (len(shape) and shape[0] == 1 and self.shape.fits(shape[1:])):
+        one = len(shape) > 0 and shape[0] == 1 and self.shape.fits(shape[1:])
+        if one or self.shape.fits(shape):
             if self._of_all is None:
-                self._of_all = (np.asarray(mask[()]) == 0).reshape(self.shape.array)
+                good = np.asarray(mask[()]) == 0
+                good = good[0] if one else good
+                self._of_all = self.shape.on_panels(good, self.path, "a pixel_mask")
             return self._of_all
         self.shape.check(shape[1:] if len(shape) > 2 else shape, self.path, "a pixel_mask")
         if not 0 <= index < shape[0]:

@@ -18,12 +18,17 @@ class ImageShape:
     """Panels, rows and columns of an image as the detector has them.
 
     Attributes:
-        panels, ny, nx: numbers of panels, and of rows and columns of each.
+        panels, ny, nx: numbers of panels, and of rows and columns of the largest.
+        tiles: for each panel its first row, first column, rows and columns in the array of an
+            image whose tiles the panels are; empty where no array has tiles.
+        equal: whether all panels have ny rows and nx columns.
     """
 
     panels: int
     ny: int
     nx: int
+    tiles: tuple[tuple[int, int, int, int], ...] = ()
+    equal: bool = True
 
     @classmethod
     def of(cls, detector: Detector, path: Path) -> ImageShape:
@@ -32,8 +37,9 @@ class ImageShape:
         Raises:
             InputError: the detector has no pixels, or more than any computer can hold.
         """
-        ny, nx = (int(n) for n in detector.shape[0])
-        shape = cls(detector.n_panels, ny, nx)
+        equal = bool((detector.shape == detector.shape[0]).all())
+        shape = cls(*detector.image_shape, _tiles(detector), equal)
+        ny, nx = (int(n) for n in detector.shape.min(axis=0))
         if not (ny > 0 and nx > 0) or shape.pixels > _MOST_PIXELS:
             raise InputError(
                 f"{path}: no image has (panel, y, x) = {shape.array} pixels; "
@@ -48,12 +54,25 @@ class ImageShape:
 
     @property
     def pixels(self) -> int:
-        """Number of pixels of all panels."""
-        return self.panels * self.ny * self.nx
+        """Number of pixels of all panels, or of the least array that has them as tiles."""
+        rows = max((y + ny for y, _, ny, _ in self.tiles), default=0)
+        columns = max((x + nx for _, x, _, nx in self.tiles), default=0)
+        return max(self.panels * self.ny * self.nx, rows * columns)
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether an array of this shape is one image."""
-        return shape == self.array or (self.panels == 1 and shape == self.array[1:])
+        """Whether an array of this shape is one image: panels, the one panel, or their tiles."""
+        return self._is_stack(shape) or self._holds_tiles(shape)
+
+    def _is_stack(self, shape: tuple[int, ...]) -> bool:
+        one = self.panels == 1 and shape == self.array[1:]
+        return self.equal and (shape == self.array or one)
+
+    def _holds_tiles(self, shape: tuple[int, ...]) -> bool:
+        if len(shape) == 3 and shape[0] == 1:
+            shape = shape[1:]
+        if len(shape) != 2 or not self.tiles or shape[0] * shape[1] > _MOST_PIXELS:
+            return False
+        return all(y + ny <= shape[0] and x + nx <= shape[1] for y, x, ny, nx in self.tiles)
 
     def check(self, shape: tuple[int, ...], path: Path, what: str) -> None:
         """Refuse an array that is not one image.
@@ -68,10 +87,30 @@ class ImageShape:
             )
 
     def on_panels(self, array: np.ndarray, path: Path, what: str) -> np.ndarray:
-        """``array`` as (panel, y, x); no copy.
+        """``array`` as (panel, y, x): a stack is not copied; 0 beyond a smaller tile.
 
         Raises:
             InputError: it is not one image.
         """
         self.check(array.shape, path, what)
-        return array.reshape(self.array)
+        if self._is_stack(array.shape):
+            return array.reshape(self.array)
+        flat = array.reshape(array.shape[-2:])
+        out = np.zeros(self.array, array.dtype)
+        for panel, (y, x, ny, nx) in enumerate(self.tiles):
+            out[panel, :ny, :nx] = flat[y : y + ny, x : x + nx]
+        return out
+
+
+def _tiles(detector: Detector) -> tuple[tuple[int, int, int, int], ...]:
+    """Where the panels lie in one array, empty where offsets are not given or tiles overlap."""
+    start = np.array(detector.raw_image_offset, int).reshape(-1, 2)[:, ::-1]
+    if len(start) != detector.n_panels or not start.any() or (start < 0).any():
+        return ()
+    end = start + detector.shape
+    apart = (start[:, None] >= end[None]).any(2)
+    apart |= apart.T
+    if not apart[~np.eye(len(start), dtype=bool)].all():
+        return ()
+    rows = np.hstack([start, detector.shape])
+    return tuple((int(y), int(x), int(ny), int(nx)) for y, x, ny, nx in rows)

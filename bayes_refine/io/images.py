@@ -203,8 +203,9 @@ def _trusted(raw: _Raw, still: Still) -> np.ndarray:
 
 def _mask_edges(valid: np.ndarray, still: Still) -> None:
     """Outermost rows and columns, and untrusted rectangles, in place."""
-    valid[:, [0, -1], :] = False
-    valid[:, :, [0, -1]] = False
+    for panel, (ny, nx) in enumerate(still.detector.shape):
+        valid[panel, 0], valid[panel, ny - 1 :] = False, False
+        valid[panel, :, 0], valid[panel, :, nx - 1 :] = False, False
     for panel, rectangles in enumerate(still.detector.untrusted):
         for x0, y0, x1, y1 in rectangles:
             valid[panel, max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] = False

@@ -331,3 +331,23 @@ def test_refuses_a_chunk_that_does_not_decompress(tmp_path):
     path.write_bytes(content)
     np.testing.assert_array_equal(read(path)[0][0], frames(2)[0])
     refused(path, "cannot be read as frame 1 ", frame=1)
+
+
+def test_tiles_of_one_array_are_masked_each_at_its_own_edges(tmp_path):
+    """Two tiles of unequal size, (6, 3) and (4, 5), of a stack of 6 × 8 images, and their mask."""
+    data, mask = frames(2), np.zeros((NY, NX), np.uint32)
+    mask[2, 5] = 1
+    path = nexus(tmp_path / "a.h5", data, pixel_mask=mask)
+    tiles = {
+        "shape": np.array([[6, 3], [4, 5]]),
+        "raw_image_offset": ((0, 0), (3, 1)),
+        "untrusted": (((1, 1, 2, 3),), ()),
+    }
+    pixels, valid = read(path, frame=1, panels=2, **tiles)
+    np.testing.assert_array_equal(pixels[0, :, :3], data[1, :, :3])
+    np.testing.assert_array_equal(pixels[1, :4], data[1, 1:5, 3:])
+    expected = np.zeros((2, 6, 5), bool)
+    expected[0, 1:5, 1] = expected[1, 1:3, 1:4] = True
+    expected[0, 1:3, 1] = False  # the rectangle
+    expected[1, 1, 2] = False  # row 2, column 5 of the array
+    np.testing.assert_array_equal(valid, expected)
