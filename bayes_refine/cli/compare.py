@@ -12,15 +12,15 @@ from rich.table import Table
 
 from .. import loading
 from ..fitting.problem import Settings
-from ..io.expt import read_experiments
 from ..io.images import ImageReader
 from ..measuring import detector_noise
 from ..per_pixel import compare
 from ..physics.priors import Priors
 from ..util import output
+from ..util.errors import InputError
 from . import options
 from .app import app, out_console, progress
-from .inputs import overridden, priors_from, reference_from, some_images
+from .inputs import overridden, priors_from, reference_from, some_images, usable_experiments
 
 
 @app.command("compare")
@@ -50,10 +50,12 @@ def compare_command(
 ) -> None:
     """Fit a run to factored statistics and to its pixels; write and print one table of both."""
     output.prepare_folder(out)
-    whole = read_experiments(experiments)
+    whole = usable_experiments(experiments)
     chosen = some_images(whole, images)
     truth = None
     if truth_file is not None:
+        if whole.left_out:
+            raise InputError(f"{experiments}: --truth needs all of its stills; {whole.left_out[0]}")
         first = next(i for i, still in enumerate(whole.stills) if still is chosen.stills[0])
         truth = compare.read_truth(truth_file, slice(first, first + len(chosen)))
     ref = reference_from(reference_file, None, d_min)

@@ -14,7 +14,6 @@ from .. import loading
 from ..fitting import loop, tables
 from ..fitting.problem import Settings
 from ..geometry.experiments import Experiments, Still
-from ..io.expt import read_experiments
 from ..io.images import ImageReader
 from ..measuring import detector_noise
 from ..physics import reference
@@ -24,7 +23,7 @@ from ..util import output
 from ..util.errors import InputError
 from . import options
 from .app import app, out_console, progress
-from .inputs import overridden, priors_from, reference_from, some_images
+from .inputs import overridden, priors_from, reference_from, some_images, usable_experiments
 from .methods import GuideName, MethodName, method_of
 from .options import DETECTOR, INFERENCE
 
@@ -154,7 +153,7 @@ def fit_command(
     chosen = priors_from(priors_file, Priors())
     if student_t is not None:
         chosen = replace(chosen, student_t_nu=student_t)
-    run_of = some_images(read_experiments(experiments), images)
+    run_of = some_images(usable_experiments(experiments), images)
     if reference_file is None and d_min is None:
         raise InputError("without --reference, say how far to go: give --d-min, in Å")
     if d_min and d_min > _d_max(run_of.stills[0]):

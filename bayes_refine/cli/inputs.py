@@ -7,11 +7,27 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..geometry.experiments import Experiments, Still
+from ..io.expt import read_experiments
 from ..io.images import read_bandwidth
 from ..io.reference import read_reference
 from ..physics.priors import AnyPriors, read_priors
 from ..physics.reference import Reference
 from ..util.errors import InputError
+from .app import err_console
+
+
+def usable_experiments(path: Path) -> Experiments:
+    """The experiments of a file; how many are left out, and why the first, is said."""
+    experiments = read_experiments(path)
+    if (n := len(experiments.left_out)) > 0:
+        which = "one experiment is" if n == 1 else f"{n} experiments are"
+        first = experiments.left_out[0].removeprefix(f"{path}, ")
+        err_console.print(
+            f"{path}: {which} left out of {n + len(experiments)}; the first, {first}",
+            markup=False,
+            soft_wrap=True,
+        )
+    return experiments
 
 
 def some_images(experiments: Experiments, chosen: str | None) -> Experiments:

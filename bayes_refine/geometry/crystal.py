@@ -7,12 +7,15 @@ Reference geometry is float64 NumPy; the refined deltas (:func:`rotate`,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import gemmi
 import numpy as np
 
 from ..util.errors import InputError
+
+_VOLUME_RANGE = (20.0, 1e9)  # Å³, of a unit cell that can exist
+_MAX_STRAIN = 0.1  # of a cell under its own symmetry: cells that are indexed freely have 0.01
 
 
 @dataclass(frozen=True)
@@ -55,23 +58,104 @@ def cell_from_real_axes(axes: np.ndarray) -> gemmi.UnitCell:
     return gemmi.UnitCell(*lengths, *np.degrees(np.arccos(np.clip(cosines, -1, 1))))
 
 
+@lru_cache(maxsize=1024)
 def space_group_from_hall(hall: str) -> gemmi.SpaceGroup:
-    """Space group of a Hall symbol; a change-of-basis suffix such as ``(x,y,z+5/12)`` is allowed.
+    """Space group of a Hall symbol; one with a shift of origin, ``(x,y,z+5/12)``, is that group.
+
+    Raises:
+        InputError: the symbol is no space group known to gemmi, or of a cell that is not
+            tabulated (see :func:`tabulated_setting`).
+    """
+    tabulated, change = tabulated_setting(hall)
+    if not np.array_equal(change, np.eye(3)):
+        raise InputError(f"Hall symbol {hall!r} is of a cell that is not tabulated")
+    found = gemmi.find_spacegroup_by_ops(gemmi.symops_from_hall(tabulated))
+    assert found is not None
+    return found
+
+
+@lru_cache(maxsize=1024)
+def tabulated_setting(hall: str) -> tuple[str, np.ndarray]:
+    """The tabulated setting of a space group whose Hall symbol may carry a change of basis.
+
+    ``C 2y (x-y,x+y,z)`` says that positions x' = V·x belong to C 2y, as DIALS writes the
+    primitive cell of a centred lattice.  Since h·x stays, h = Vᵀh', and A = A'·V⁻ᵀ.
+
+    Returns:
+        hall: of the tabulated setting. change: (3, 3) V, from tabulated positions to the
+            symbol's; the identity where the symbol is tabulated but for its origin.
 
     Raises:
         InputError: the symbol is no space group known to gemmi.
     """
     symbol = " ".join(hall.split())
+    base, _, suffix = symbol.partition("(")
     try:
-        ops = gemmi.symops_from_hall(symbol)
-    except (ValueError, RuntimeError) as error:
-        raise InputError(f"{hall!r} is not a Hall symbol: {error}") from None
-    found = gemmi.find_spacegroup_by_ops(ops)
-    if found is None:  # an origin that is not in the tables: same group, tabulated origin
-        found = gemmi.find_spacegroup_by_ops(gemmi.symops_from_hall(symbol.split("(")[0]))
-    if found is None:
-        raise InputError(f"Hall symbol {hall!r} is no tabulated space group")
-    return found
+        operations, plain = gemmi.symops_from_hall(symbol), gemmi.symops_from_hall(base)
+    except (ValueError, RuntimeError, TypeError) as error:  # TypeError: text that is none
+        raise InputError(f"{hall!r} is not a Hall symbol: {str(error)[:80]}") from None
+    if gemmi.find_spacegroup_by_ops(operations) is not None:
+        return symbol, np.eye(3)
+    if gemmi.find_spacegroup_by_ops(plain) is not None:
+        if _lattice_and_rotations(operations) == _lattice_and_rotations(plain):
+            return base, np.eye(3)
+        try:
+            op = gemmi.Op(suffix.removesuffix(")"))
+        except (ValueError, RuntimeError):
+            op = gemmi.Op()
+        change = np.array(op.rot) / op.DEN
+        if np.linalg.det(change) > 0:
+            plain.change_basis_forward(op)
+            if _lattice_and_rotations(operations) == _lattice_and_rotations(plain):
+                return base, change
+    raise InputError(f"Hall symbol {hall!r} is no tabulated space group")
+
+
+def _lattice_and_rotations(operations: gemmi.GroupOps) -> tuple[set, set]:
+    """Centring vectors and rotations of a space group, whatever its origin."""
+    centring = {tuple(x % gemmi.Op.DEN for x in c) for c in operations.cen_ops}
+    return centring, {tuple(map(tuple, op.rot)) for op in operations.sym_ops}
+
+
+def crystal_of_axes(axes: np.ndarray, hall: str) -> Crystal:
+    """The crystal with real-space axes a, b, c, rows of ``axes`` (3, 3), Å, in the laboratory.
+
+    Where the Hall symbol is of a cell that is not tabulated, the crystal is reindexed to the
+    tabulated one: A = A'·V⁻ᵀ of :func:`tabulated_setting`.
+
+    Raises:
+        InputError: the axes are coplanar, left-handed, not finite, of no possible volume, or
+            not those of the space group; no space group has this symbol.
+    """
+    axes = np.asarray(axes, float)
+    if axes.shape != (3, 3) or not np.all(np.isfinite(axes)):
+        raise InputError("the crystal's axes are not three finite vectors; index the image again")
+    volume = float(np.linalg.det(axes))
+    flatness = volume / max(float(np.prod(np.linalg.norm(axes, axis=1))), 1e-300)
+    if flatness < 1e-3:
+        raise InputError("the crystal's axes are coplanar or left-handed; index the image again")
+    if not _VOLUME_RANGE[0] < volume < _VOLUME_RANGE[1]:
+        raise InputError(f"a cell volume of {volume:.3g} Å³ cannot be; index the image again")
+    tabulated, change = tabulated_setting(hall)
+    A = np.linalg.inv(axes)
+    if not np.array_equal(change, np.eye(3)):
+        A, hall = A @ np.linalg.inv(change).T, tabulated
+    crystal = Crystal(A=A, hall=hall)
+    if (strain := symmetry_strain(crystal)) > _MAX_STRAIN:
+        cell = " ".join(f"{x:.4g}" for x in crystal.cell.parameters)
+        raise InputError(
+            f"the cell {cell} does not have the symmetry of {crystal.space_group.xhm()}: "
+            f"it is {100 * strain:.0f} % off; index the image again"
+        )
+    return crystal
+
+
+def symmetry_strain(crystal: Crystal) -> float:
+    """Largest strain that an operation of the space group puts the cell to: max|RᵀR − 1|/2."""
+    orth = np.array(crystal.cell.orth.mat.tolist())
+    ops = crystal.space_group.operations().sym_ops
+    R = orth @ (np.array([op.rot for op in ops]) / gemmi.Op.DEN) @ np.linalg.inv(orth)
+    return float(np.max(np.abs(np.swapaxes(R, 1, 2) @ R - np.eye(3))) / 2)
 
 
 def cross_matrix(v: np.ndarray) -> np.ndarray:

@@ -86,6 +86,14 @@ class Detector:
         return replace(self, origin_mm=self.origin_mm + np.asarray(shift_mm, float))
 
 
+def lies_ahead(detector: Detector, beam: Beam) -> bool:
+    """Whether any corner of a panel is ahead of the sample, at 2θ < 90°."""
+    size = (detector.shape[:, ::-1] * detector.pixel_size_mm)[:, :, None]
+    edges = np.stack([detector.fast, detector.slow], axis=1) * size  # (P, 2, 3), mm
+    corners = np.array([[0, 0], [0, 1], [1, 0], [1, 1]]) @ edges + detector.origin_mm[:, None]
+    return bool(np.max(corners @ beam.s0_direction) > 0)
+
+
 def beam_frame(beam: Beam, detector: Detector) -> np.ndarray:
     """Axes (3, 3), rows, of the detector's rigid shift: beam-centre x, y and distance.
 
@@ -93,10 +101,21 @@ def beam_frame(beam: Beam, detector: Detector) -> np.ndarray:
     the beam.  Moving the beam centre by +1 mm along fast is moving the detector by −1 mm.
     """
     along = beam.s0_direction
-    x = detector.fast[0] - (detector.fast[0] @ along) * along
-    x /= np.linalg.norm(x)
-    y = detector.slow[0] - (detector.slow[0] @ along) * along - (detector.slow[0] @ x) * x
-    return np.stack([x, y / np.linalg.norm(y), along])
+    x = _across([detector.fast[0], detector.normal[0]], [along])
+    y = _across([detector.slow[0], detector.normal[0]], [along, x])
+    return np.stack([x, y, along])
+
+
+def _across(axes: list[np.ndarray], others: list[np.ndarray]) -> np.ndarray:
+    """Unit vector of the first of ``axes`` with a part normal to the orthonormal ``others``.
+
+    A panel that is seen edge-on has an axis along the beam; its normal then takes that place.
+    """
+    for axis in axes:
+        part = axis - sum((axis @ other) * other for other in others)
+        if (length := np.linalg.norm(part)) > 1e-3:
+            return part / length
+    raise AssertionError("two of three orthogonal axes have a part across the beam")
 
 
 def parallax_mm(detector: Detector, panel: np.ndarray, s_hat: np.ndarray) -> np.ndarray:

@@ -37,11 +37,13 @@ class Experiments:
         stills: in the file's order.
         path: where they were read from.
         document: the parsed JSON, kept so that what is written back loses nothing.
+        left_out: a sentence for each experiment of the file that has no still.
     """
 
     stills: tuple[Still, ...]
     path: Path
     document: dict[str, Any] = field(repr=False)
+    left_out: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.stills)

@@ -1,0 +1,139 @@
+"""From the checked entries of an ``.expt`` file to beams, detectors and crystals, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ...geometry.crystal import Crystal, crystal_of_axes
+from ...geometry.detector import Beam, Detector, lies_ahead
+from ...util.errors import InputError
+from .schema import BeamEntry, CrystalEntry, DetectorEntry, Node, PanelEntry
+
+_NEAREST_MM = 0.1  # of a panel's plane to the sample: nearer, it is seen edge-on
+
+
+def beam_of(entry: BeamEntry) -> Beam:
+    """The beam, which travels against ``direction``; its bandwidth, not in the file, is 0.
+
+    Raises:
+        InputError: a direction of no length, or a normal of polarisation along the beam.
+    """
+    along = -unit(entry.direction, "direction")
+    normal = unit(entry.polarization_normal, "polarization_normal")
+    if abs(normal @ along) > 0.5:
+        raise InputError("polarization_normal lies along the beam, it must be normal to it")
+    return Beam(entry.wavelength, along, normal, entry.polarization_fraction)
+
+
+def crystal_of(entry: CrystalEntry) -> Crystal:
+    """The crystal, in a tabulated setting.
+
+    Raises:
+        InputError: as :func:`bayes_refine.geometry.crystal.crystal_of_axes`.
+    """
+    axes = np.array([entry.real_space_a, entry.real_space_b, entry.real_space_c])
+    return crystal_of_axes(axes, entry.space_group_hall_symbol)
+
+
+def detector_of(entry: DetectorEntry) -> Detector:
+    """The panels in the laboratory, their hierarchy composed.
+
+    Raises:
+        InputError: frames that are none, panels through the sample, maps of displaced pixels.
+    """
+    panels = entry.panels
+    frames = {n: _frame(panel, f"panels[{n}]") for n, panel in enumerate(panels)}
+    root = entry.hierarchy
+    if root is not None and (root.children or root.fast_axis is not None):
+        leaves = list(_lab_frames(root, np.eye(4), frames, "hierarchy"))
+        frames = dict(leaves)
+        if sorted(n for n, _ in leaves) != list(range(len(panels))):
+            raise InputError("hierarchy: it does not hold each panel once")
+    lab = np.stack([frames[n] for n in range(len(panels))])
+    distance = np.abs(np.einsum("pi,pi->p", lab[:, :3, 3], lab[:, :3, 2]))
+    if (near := np.flatnonzero(distance < _NEAREST_MM)).size:
+        raise InputError(
+            f"panels[{near[0]}]: its plane passes through the sample ({distance[near[0]]:.3g} mm)"
+        )
+    offsets = tuple(panel.raw_image_offset or (0, 0) for panel in panels)
+    sizes = sorted({panel.image_size for panel in panels})
+    if len(sizes) > 1 and len(set(offsets)) == 1:
+        raise InputError(
+            f"panels: sizes differ ({sizes[0]} and {sizes[1]} pixels) and no raw_image_offset says "
+            "where they lie in the image"
+        )
+    strategies = [p.px_mm_strategy.type if p.px_mm_strategy else "" for p in panels]
+    if any(strategy.startswith("Offset") for strategy in strategies):
+        raise InputError("panels: pixels are displaced by maps dx and dy, which cannot be used")
+    parallax = np.array(["Parallax" in strategy for strategy in strategies], float)
+    return Detector(
+        origin_mm=lab[:, :3, 3],
+        fast=lab[:, :3, 0],
+        slow=lab[:, :3, 1],
+        pixel_size_mm=np.array([panel.pixel_size for panel in panels]),
+        shape=np.array([panel.image_size[::-1] for panel in panels]),
+        trusted_range=np.array([panel.trusted_range for panel in panels]),
+        gain=np.array([panel.gain for panel in panels]),
+        pedestal=np.array([panel.pedestal for panel in panels]),
+        thickness_mm=np.array([panel.thickness for panel in panels]) * parallax,
+        mu_per_mm=np.array([panel.mu for panel in panels]) * parallax,
+        untrusted=tuple(tuple(_rectangles(panel)) for panel in panels),
+        raw_image_offset=offsets,
+    )
+
+
+def check_in_the_beam(beam: Beam, detector: Detector) -> None:
+    """Refuse a detector that no forward-scattered photon meets: a sign is wrong somewhere."""
+    if not lies_ahead(detector, beam):
+        raise InputError(
+            "the whole detector lies behind the sample, where the beam comes from; check the signs "
+            "of the beam's direction and of the panels' origins"
+        )
+
+
+def unit(vector: tuple[float, ...], name: str) -> np.ndarray:
+    """(3,) unit vector; InputError where the vector has no length."""
+    v = np.array(vector, float)
+    length = float(np.linalg.norm(v))
+    if not length > 1e-9:
+        raise InputError(f"{name}: {vector} is not a direction")
+    return v / length
+
+
+def _rectangles(panel: PanelEntry) -> Iterator[tuple[int, int, int, int]]:
+    """Masked rectangles, clipped to the panel."""
+    width, height = panel.image_size
+    for x0, y0, x1, y1 in panel.mask or ():
+        clipped = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
+        if clipped[0] < clipped[2] and clipped[1] < clipped[3]:
+            yield clipped
+
+
+def _lab_frames(
+    group: Node, parent: np.ndarray, panels: dict[int, np.ndarray], place: str
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(panel index, (4, 4) lab frame) of the leaves below ``group``."""
+    frame = parent @ _frame(group, place)
+    for n, child in enumerate(group.children):
+        if child.panel is None:
+            yield from _lab_frames(child, frame, panels, f"{place}.children[{n}]")
+        elif child.panel in panels:
+            yield child.panel, frame @ panels[child.panel]
+        else:
+            raise InputError(f"{place}.children[{n}]: there is no panels[{child.panel}]")
+
+
+def _frame(entry: PanelEntry | Node, place: str) -> np.ndarray:
+    """(4, 4) affine matrix with columns fast, slow, fast × slow and origin (mm)."""
+    if entry.fast_axis is None or entry.slow_axis is None or entry.origin is None:
+        raise InputError(f"{place}: fast_axis, slow_axis or origin is missing")
+    fast = unit(entry.fast_axis, f"{place}.fast_axis")
+    slow = unit(entry.slow_axis, f"{place}.slow_axis")
+    if abs(fast @ slow) > 1e-3:
+        raise InputError(f"{place}: fast_axis and slow_axis are not perpendicular")
+    frame = np.eye(4)
+    frame[:3, :3] = np.stack([fast, slow, np.cross(fast, slow)], axis=1)
+    frame[:3, 3] = entry.origin
+    return frame

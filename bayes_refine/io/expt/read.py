@@ -1,0 +1,165 @@
+"""Reading ``.expt`` files."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ...geometry.crystal import Crystal
+from ...geometry.detector import Beam, Detector
+from ...geometry.experiments import Experiments, Still
+from ...util.errors import InputError
+from .frames import Frames
+from .models import beam_of, check_in_the_beam, crystal_of, detector_of
+from .names import Named, unique_names
+from .schema import checked
+
+_MAX_DEPTH = 100  # of nested lists in a file
+
+
+def read_experiments(path: str | Path) -> Experiments:
+    """The stills of a DIALS ``.expt`` file.
+
+    Lengths mm and Å as in the file; ``Beam.bandwidth``, which the format does not hold, is 0.
+    Identifiers that are empty or shared are replaced by ``stem#frame`` of the image, with
+    ``.crystalN`` added where several crystals lie on it.  Experiments that have no crystal, one
+    that cannot be, or that are there twice, are left out (``Experiments.left_out``).  Crystals in
+    a setting that is not tabulated are reindexed.
+
+    Raises:
+        InputError: the file is missing, not an experiment list, without a usable experiment,
+            rotation data, or holds a beam, detector or image set that cannot be used; the
+            message names the place in the file.
+    """
+    path = Path(path)
+    document = _load(path)
+    contents = parse(document, path)
+    for mask in contents.masks:
+        warnings.warn(
+            f"{path}: the mask file {mask} is not read; put its bad pixels in the image file's "
+            "pixel_mask or the panels' mask",
+            stacklevel=2,
+        )
+    return Experiments(contents.stills, path, document, contents.left_out)
+
+
+class Contents(NamedTuple):
+    """What an experiment list holds.
+
+    Attributes:
+        stills: in the file's order. numbers: of their experiments in the file.
+        left_out: a sentence for each experiment that cannot be used.
+        masks: mask files, which are not read.
+    """
+
+    stills: tuple[Still, ...]
+    numbers: tuple[int, ...]
+    left_out: tuple[str, ...]
+    masks: list[str]
+
+
+def parse(document: dict[str, Any], path: Path) -> Contents:
+    """The contents of a document that was read from ``path``; raises as the reader."""
+    entries = checked(document, path)
+    frames = Frames(entries, path)
+    beam = _once("beam", entries.beam, beam_of, path)
+    detector = _once("detector", entries.detector, detector_of, path)
+    crystal = _once("crystal", entries.crystal, crystal_of, path)
+    paired: set[tuple[int, int]] = set()
+    left_out: list[str] = []
+    seen: dict[tuple[str, Path, int, bytes], int] = {}
+    parts: list[tuple[int, Path, int, Beam, Detector, Crystal]] = []
+    for n, entry in enumerate(entries.experiment):
+        b, d = beam(entry.beam), detector(entry.detector)
+        try:
+            if (entry.beam, entry.detector) not in paired:
+                check_in_the_beam(b, d)
+                paired.add((entry.beam, entry.detector))
+            file, frame = frames.of(n)
+        except InputError as error:
+            raise InputError(f"{path}, experiment[{n}], {error}") from None
+        if entry.crystal is None:
+            left_out.append(f"{path}, experiment[{n}]: it has no crystal; index the image first")
+            continue
+        try:
+            c = crystal(entry.crystal)
+        except InputError as error:
+            left_out.append(str(error))
+            continue
+        if entry.identifier:
+            twin = seen.setdefault((entry.identifier, file, frame, c.A.tobytes()), n)
+            if twin != n:
+                left_out.append(f"{path}, experiment[{n}]: it is experiment[{twin}] once more")
+                continue
+        parts.append((n, file, frame, b, d, c))
+    if not parts:
+        raise InputError(left_out[0])
+    names = unique_names(
+        [
+            Named(entries.experiment[n].identifier or "", (file, frame), tuple(c.A.ravel()))
+            for n, file, frame, _, _, c in parts
+        ]
+    )
+    stills = tuple(Still(name, *part[1:]) for name, part in zip(names, parts, strict=True))
+    return Contents(stills, tuple(part[0] for part in parts), tuple(left_out), frames.masks())
+
+
+def _once(key: str, entries: list, make: Callable[[Any], Any], path: Path) -> Callable[[int], Any]:
+    """Makes each of ``entries`` when it is first asked for, and says which one cannot be made."""
+    made: dict[int, Any] = {}
+
+    def at(index: int) -> Any:
+        if index not in made:
+            try:
+                made[index] = make(entries[index])
+            except InputError as error:
+                made[index] = InputError(f"{path}, {key}[{index}]: {error}")
+        if isinstance(made[index], InputError):
+            raise made[index]
+        return made[index]
+
+    return at
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is not a file; give a DIALS .expt file")
+        with path.open("rb") as file:
+            start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+            if start not in (b"{", b"["):  # before gigabytes of something else are read
+                what = "is not JSON" if start else "is empty"
+                raise InputError(f"{path} {what}; give a DIALS .expt file")
+            file.seek(0)
+            document = json.loads(file.read().decode("utf-8-sig"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}; check the path") from None
+    except InputError:
+        raise
+    except (ValueError, RecursionError, MemoryError) as error:  # not UTF-8, not JSON
+        why = str(error) or type(error).__name__
+        raise InputError(f"{path} is not JSON ({why}); give a DIALS .expt file") from None
+    if not isinstance(document, dict) or document.get("__id__") != "ExperimentList":
+        raise InputError(f"{path} is not a DIALS experiment list; give a DIALS .expt file")
+    if not _nested_at_most(document, _MAX_DEPTH):
+        raise InputError(f"{path}: its lists are nested too deep; write the file anew with DIALS")
+    if document.get("experiment") == []:
+        raise InputError(f"{path} holds no experiments; index some images first")
+    return document
+
+
+def _nested_at_most(value: Any, depth: int) -> bool:
+    level = [value]
+    for _ in range(depth):
+        level = [
+            child
+            for item in level
+            for child in (item.values() if isinstance(item, dict) else item)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return True
+    return False
