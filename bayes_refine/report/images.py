@@ -41,10 +41,10 @@ def images(table: Mapping[str, np.ndarray], r: Compared | None = None) -> Sectio
         with np.errstate(invalid="ignore", divide="ignore"):
             rms = np.sqrt(square / np.bincount(r.image[r.fitted], minlength=n))
         table = {**table, "pull_rms": rms}
-    numeric = [k for k in table if k not in ("identifier", "status") and not k.endswith("_sd")]
-    front = [k for k in ("n_reflections", "cc_model", "pull_rms") if k in numeric]
-    numeric = front + [k for k in numeric if k not in front]
-    shown = [k for k in numeric if k not in ("n_reflections", "pull_rms")]
+    columns = [k for k in table if k not in ("identifier", "status") and not k.endswith("_sd")]
+    front = [k for k in ("n_reflections", "cc_model", "pull_rms") if k in columns]
+    columns = front + [k for k in columns if k not in front]
+    shown = [k for k in columns if k not in ("n_reflections", "pull_rms") and not _text(table[k])]
     families: list[tuple[str, ...]] = []
     for name in shown:
         if name.startswith("rot_"):
@@ -61,7 +61,7 @@ def images(table: Mapping[str, np.ndarray], r: Compared | None = None) -> Sectio
     return Section(
         "images",
         "Images",
-        _what_failed(table, bad) + _image_table(table, numeric, bad) + figures(*strips),
+        _what_failed(table, bad) + _image_table(table, columns, bad) + figures(*strips),
         "Images that failed stand first. Click a heading to sort; point at a row or at a dot to "
         "find the same image elsewhere.",
     )
@@ -120,18 +120,19 @@ def _short(status: str, most: int = 34) -> str:
     return escape(text if len(text) <= most else f"{text[: most - 1].rstrip()}…")
 
 
-def _image_table(table: Mapping[str, np.ndarray], numeric: Sequence[str], bad: np.ndarray) -> str:
+def _image_table(table: Mapping[str, np.ndarray], names: Sequence[str], bad: np.ndarray) -> str:
     status = np.asarray(table["status"], str)
     late = ~bad & (status != Kind.CONVERGED)
     order = np.lexsort((np.arange(len(bad)), ~late, ~bad))[:MAX_ROWS]
     sort = ' class="text"'
     head = heading("image", "", ' data-name="image"', True)
     head += heading("identifier", "", sort, True) + heading("status", "", sort, True)
-    for name in numeric:
+    for name in names:
         unit = quantity(name)
-        marks = f' data-name="{name}" data-unit="{escape(unit.unit)}"'
+        marks = sort * _text(table[name])
+        marks += f' data-name="{name}" data-unit="{escape(unit.unit)}"'
         head += heading(unit.label, unit.unit, marks, True)
-    columns = [_cells(table, name) for name in numeric]
+    columns = [_cells(table, name) for name in names]
     lines = []
     for rank, i in enumerate(order):
         kinds = ["bad"] * bool(bad[i]) + ["poor"] * bool(late[i])
@@ -162,9 +163,17 @@ def _image_table(table: Mapping[str, np.ndarray], numeric: Sequence[str], bad: n
     )
 
 
+def _text(column: np.ndarray) -> bool:
+    """Whether a column of the table is of words."""
+    return np.asarray(column).dtype.kind in "OUS"
+
+
 def _cells(table: Mapping[str, np.ndarray], name: str) -> list[str]:
-    """The cells of a column: values in the unit of the heading, ± sd where there is one."""
+    """The cells of a column: text, or values in the heading's unit, ± sd where there is one."""
     values = np.asarray(table[name])
+    if _text(values):
+        words = [escape(str(v)) for v in values]
+        return [f'<td class="text" data-v="{word}">{word}</td>' for word in words]
     if values.dtype.kind in "iu":
         return [f'<td data-v="{v}">{v}</td>' for v in values]
     factor = quantity(name).factor

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 from io import StringIO
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ..util.errors import InputError
+
+T = TypeVar("T")
+_failed: ContextVar[list[str] | None] = ContextVar("failed", default=None)
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,37 @@ def write_report(
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
+# -- what cannot be drawn -------------------------------------------------------------------
+
+
+@contextmanager
+def failures() -> Iterator[list[str]]:
+    """The list that ``chart`` and ``attempt`` add a sentence to for whatever fails inside."""
+    found: list[str] = []
+    token = _failed.set(found)
+    try:
+        yield found
+    finally:
+        _failed.reset(token)
+
+
+def attempt(what: str, make: Callable[[], T]) -> T | None:
+    """``make()``, or None where it fails: the failure is told (``failures``), never raised."""
+    try:
+        return make()
+    except Exception as error:
+        _tell(what, error)
+        return None
+
+
+def _tell(what: str, error: Exception) -> str:
+    """Add a failure to the list, and return why in words."""
+    why = " ".join(f"{error}".split()) or type(error).__name__
+    if (told := _failed.get()) is not None:
+        told.append(f"{what} could not be drawn: {why}")
+    return why
+
+
 # -- pictures -------------------------------------------------------------------------------
 
 
@@ -100,7 +136,8 @@ def chart(
             figure = draw(figure) or figure
             drawn = _svg(figure, name, caption)
     except Exception as error:
-        drawn = f"<p>This picture could not be drawn: {escape(f'{error}')}.</p>"
+        why = _tell(f"picture '{name}'", error)
+        drawn = f"<p>This picture could not be drawn: {escape(why)}.</p>"
         kind += " failed"
     return (
         f'<figure id="{name}" class="chart{kind}"{data}>\n{drawn}\n'

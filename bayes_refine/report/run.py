@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from ..geometry.detector import pixel_to_lab
 from ..io.images import ImageReader
 from . import glance, images, recipe, sections
 from .charts import Compared
-from .page import chart, write_report
+from .page import Section, attempt, chart, failures, write_report
 
 
 def fit_report(
@@ -24,27 +24,29 @@ def fit_report(
     summary: Mapping[str, Any],
     draws: Mapping[str, np.ndarray] | None = None,
     reader: ImageReader | None = None,
-) -> None:
-    """Write the report of a fit.
+) -> list[str]:
+    """Write the report of a fit; what cannot be drawn is left out and told.
 
     Args:
         summary: the content of ``summary.json``.
         draws: (draws, ...) by site, constrained: Laplace's, a guide's or NUTS's.
         reader: for the pictures of pixels; none without it.
 
+    Returns:
+        A sentence for each picture or section that could not be made.
+
     Raises:
         InputError: ``path`` cannot be written.
     """
-    run_report(
-        path,
-        "bayes-refine fit",
-        summary,
-        image_table(run),
-        compared(run),
-        shared_draws(run, draws or {}),
-        couplings(run),
-        *_pixels(run, reader),
-    )
+    with failures() as failed:
+        arrays = (
+            attempt("the images", lambda: image_table(run)),
+            attempt("the reflections", lambda: compared(run)),
+            attempt("the draws", lambda: shared_draws(run, draws or {})),
+            attempt("the couplings", lambda: couplings(run)),
+            *(attempt("the pixels", lambda: _pixels(run, reader)) or (None, None)),
+        )
+    return run_report(path, "bayes-refine fit", summary, *arrays, already=failed)
 
 
 def run_report(
@@ -57,7 +59,8 @@ def run_report(
     correlation: tuple[list[str], np.ndarray] | None = None,
     gallery: str | None = None,
     overview: str | None = None,
-) -> None:
+    already: Sequence[str] = (),
+) -> list[str]:
     """Write a report from plain arrays; sections without data are left out.
 
     Args:
@@ -65,6 +68,10 @@ def run_report(
         table: columns of ``images.csv``. reflections: what was measured and expected.
         draws: name to (n,) draws of what the images share. correlation: ``couplings``.
         gallery, overview: pictures of pixels, ``chart``.
+        already: what failed before, in sentences.
+
+    Returns:
+        A sentence for each picture or section that could not be made; the page has them too.
 
     Raises:
         InputError: ``path`` cannot be written.
@@ -80,23 +87,24 @@ def run_report(
         if (version := summary.get("versions", {}).get("bayes-refine"))
         else "",
     ]
-    write_report(
-        path,
-        title,
-        [
-            glance.headline(summary, table, r),
-            recipe.what_was_run(summary),
-            recipe.shared_unknowns(summary),
-            images.images(table, r) if table else None,
-            sections.intensities(r),
-            sections.residuals(r, n_images),
-            sections.shoeboxes(gallery, overview),
-            sections.agreement(summary.get("agreement")),
-            sections.calibration(r, glance.likelihood_nu(summary)),
-            sections.posterior(draws, correlation),
-        ],
-        " · ".join(part for part in parts if part),
-    )
+    made: dict[str, Callable[[], Section | None]] = {
+        "at a glance": lambda: glance.headline(summary, table, r),
+        "what was run": lambda: recipe.what_was_run(summary),
+        "shared by all images": lambda: recipe.shared_unknowns(summary),
+        "images": lambda: images.images(table, r) if table else None,
+        "intensities": lambda: sections.intensities(r),
+        "residuals": lambda: sections.residuals(r, n_images),
+        "pixels": lambda: sections.shoeboxes(gallery, overview),
+        "agreement": lambda: sections.agreement(summary.get("agreement")),
+        "calibration": lambda: sections.calibration(r, glance.likelihood_nu(summary)),
+        "posterior": lambda: sections.posterior(draws, correlation),
+    }
+    with failures() as failed:
+        parts_made = [attempt(f"section '{name}'", make) for name, make in made.items()]
+    missing = sections.not_drawn([*already, *failed])
+    subtitle = " · ".join(part for part in parts if part)
+    write_report(path, title, [missing, *parts_made], subtitle)
+    return [*already, *failed]
 
 
 # -- plain arrays of a fit ------------------------------------------------------------------

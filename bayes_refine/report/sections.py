@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,19 @@ from .charts import Compared
 from .drawing import MAX_HOVER
 from .page import Section, chart, figures, heading
 from .quantities import quantity
+
+
+def not_drawn(failures: Sequence[str]) -> Section | None:
+    """What could not be drawn, and why; the files beside the page are complete without it."""
+    if not failures:
+        return None
+    lines = "".join(f"<li>{escape(line)}.</li>\n" for line in failures)
+    return Section(
+        "failures",
+        "What could not be drawn",
+        f'<ul class="attention">\n{lines}</ul>',
+        "The other files of the run are complete: pictures are made after them.",
+    )
 
 
 def intensities(r: Compared | None) -> Section | None:

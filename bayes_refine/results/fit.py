@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from ..physics.priors import Priors
 from ..physics.reference import Reference, free_set
 from ..util.errors import InputError
 from ..util.output import all_or_none, jsonable, versions, write_summary, write_table
+from .pictures import PICTURES, draw_pictures
 from .posterior import write_draws
 
 N_SHELLS = 10
@@ -61,7 +63,8 @@ def write_results(
 ) -> dict[str, Any]:
     """Write the files of a fit (SPEC section 7) and return the content of ``summary.json``.
 
-    All of them or none (``output.all_or_none``).
+    All of them or none (``output.all_or_none``); then the pictures, ``overview.png`` and
+    ``report.html``: where one fails, a sentence says so and the results stay.
 
     Args:
         out_dir: made if absent; results in it are replaced.
@@ -85,7 +88,7 @@ def write_results(
         timed[name] = time.perf_counter() - started
         return value
 
-    with all_or_none(out_dir) as work:
+    with all_or_none(out_dir, PICTURES) as work:
         rng = np.random.default_rng(settings.seed)
         draws = method(run, model, priors, rng, say)
         timed["draws"] = draws.seconds
@@ -97,8 +100,6 @@ def write_results(
         told = replace(run, fit=with_spread(run.fit, draws))  # every sd is the method's
         stage("tables", _write_tables, work, told, experiments, found, settings)
         stage("posterior", write_draws, work / "posterior.nc", run, model, priors, draws, rng)
-        if reader is not None:
-            stage("pictures", _write_picture, work / "overview.png", run, reader)
         summary = {
             "command": list(command),
             "versions": versions(),
@@ -112,9 +113,12 @@ def write_results(
             "seconds": timed,
         }
         summary = jsonable(summary)
-        shown = draws.flat(at_most=N_SHOWN)
-        stage("report", report.fit_report, work / "report.html", told, summary, shown, reader)
         write_summary(work / "summary.json", summary)
+    shown = draws.flat(at_most=N_SHOWN)
+    drawn = {"report.html": lambda p: report.fit_report(p, told, summary, shown, reader)}
+    if reader is not None:
+        drawn["overview.png"] = partial(_write_picture, run=run, reader=reader)
+    draw_pictures(Path(out_dir), drawn, say)
     return summary
 
 
@@ -225,10 +229,11 @@ def _write_tables(work: Path, run: RunFit, experiments, found: Intensities, sett
 # -- overview.png ---------------------------------------------------------------------------
 
 
-def _write_picture(path: Path, run: RunFit, reader: ImageReader) -> None:
+def _write_picture(path: Path, run: RunFit, reader: ImageReader) -> list[str]:
     from .. import plots
 
     plots.save(plots.overview(run, reader), path)
+    return []
 
 
 # -- summary.json ---------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from ..merging.scaling import compiled_sites, pinned_draws
 from ..physics.reference import Reference
 from ..report import Compared, run_report
 from ..util.output import all_or_none, jsonable, versions, write_summary, write_table
+from .pictures import PICTURES, draw_pictures
 
 N_SHELLS = 10
 N_DRAWS = 100
@@ -53,7 +54,8 @@ def write_merge(
 ) -> dict[str, Any]:
     """Write the files of a merge (SPEC section 7) and return the content of ``summary.json``.
 
-    All of them or none (``output.all_or_none``).
+    All of them or none (``output.all_or_none``); then ``report.html``: where a picture fails, a
+    sentence says so and the results stay.
 
     Args:
         run, model, priors, settings: as given to and returned by ``merge_run``.
@@ -69,7 +71,7 @@ def write_merge(
     say, timed = progress or (lambda line: None), {**(seconds or {}), **run.seconds}
     table = image_table(run)
     draws = pinned_draws(run.scaled.fit, settings.seed, n_draws or N_DRAWS)
-    with all_or_none(out_dir) as work:
+    with all_or_none(out_dir, PICTURES) as work:
 
         def stage(name: str, call: Callable, *args):
             say(f"writing: {name}")
@@ -89,9 +91,13 @@ def write_merge(
             "seconds": timed,
         }
         summary = jsonable(summary)
-        stage("report", run_report, work / "report.html", "bayes-refine merge", summary, table,
-              _compared(run), shared_draws(draws))  # fmt: skip
-        write_summary(work / "summary.json", jsonable({**summary, "seconds": timed}))
+        write_summary(work / "summary.json", summary)
+
+    def page(path: Path) -> list[str]:
+        shared = shared_draws(draws)
+        return run_report(path, "bayes-refine merge", summary, table, _compared(run), shared)
+
+    draw_pictures(Path(out_dir), {"report.html": page}, say)
     return summary
 
 

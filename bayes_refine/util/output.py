@@ -9,7 +9,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,10 +23,13 @@ PACKAGES = ("bayes-refine", "numpy", "jax", "numpyro", "arviz", "gemmi", "h5py",
 
 
 @contextmanager
-def all_or_none(out_dir: str | Path) -> Iterator[Path]:
+def all_or_none(out_dir: str | Path, outdated: Sequence[str] = ()) -> Iterator[Path]:
     """A folder to write into; its files go to ``out_dir`` at the end, ``summary.json`` last.
 
     Where that file is, the others are complete and belong to it.
+
+    Args:
+        outdated: names of files of an earlier run that go when the new ones come.
 
     Raises:
         InputError: the folder cannot be written.
@@ -35,7 +38,8 @@ def all_or_none(out_dir: str | Path) -> Iterator[Path]:
     work = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=out))
     try:
         yield work
-        (out / "summary.json").unlink(missing_ok=True)
+        for name in ("summary.json", *outdated):
+            (out / name).unlink(missing_ok=True)
         for file in sorted(work.iterdir(), key=lambda f: f.name == "summary.json"):
             os.replace(file, out / file.name)
     except OSError as error:

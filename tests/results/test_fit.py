@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from functools import partial
+from html import unescape
 
 import gemmi
 import h5py
@@ -20,6 +21,7 @@ from bayes_refine.io.reference import read_reference
 from bayes_refine.io.unmerged_mtz import read_unmerged
 from bayes_refine.merging.average import merge
 from bayes_refine.physics.reference import free_set
+from bayes_refine.report import charts, sections
 from bayes_refine.results import fit as results
 from bayes_refine.results import posterior
 from bayes_refine.util.errors import InputError
@@ -228,6 +230,38 @@ def test_a_failure_leaves_nothing_that_looks_complete(small_run, tmp_path, monke
         results.write_results(**{**small_run.arguments, "out_dir": tmp_path})
     assert [f.name for f in tmp_path.iterdir()] == ["images.csv"]
     assert (tmp_path / "images.csv").read_text() == "of an earlier run"
+
+
+def test_a_failing_picture_loses_no_result(small_run, tmp_path, monkeypatch):
+    def broken(*_args, **_kwargs):
+        raise ValueError("no\nfont")
+
+    monkeypatch.setattr(plots, "overview", broken)
+    monkeypatch.setattr(sections, "agreement", broken)
+    monkeypatch.setattr(charts, "pull_histogram", broken)
+    (tmp_path / "overview.png").write_text("of an earlier run")
+    told: list[str] = []
+    arguments = {"out_dir": tmp_path, "progress": told.append}
+    results.write_results(**{**small_run.arguments, **arguments})
+    assert sorted(f.name for f in tmp_path.iterdir()) == sorted(set(FILES) - {"overview.png"})
+    failed = [line for line in told if line.endswith("; all other results are complete")]
+    for name in (
+        "report.html: section 'agreement'",
+        "report.html: picture 'pulls'",
+        "overview.png",
+    ):
+        (line,) = [line for line in failed if line.startswith(f"{name} could not be drawn")]
+        assert "no font" in line
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert "What could not be drawn" in page and "section 'agreement' could" in unescape(page)
+    assert page.count("This picture could not be drawn: no font.") == 1
+
+
+def test_a_report_that_cannot_be_written_loses_no_result(small_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(results.report, "fit_report", lambda path, *_: path.write_text(1))
+    results.write_results(**{**small_run.arguments, "out_dir": tmp_path, "reader": None})
+    left = set(FILES) - {"overview.png", "report.html"}
+    assert sorted(f.name for f in tmp_path.iterdir()) == sorted(left)
 
 
 def test_map_holds_the_scales_fixed(small_run, tmp_path):

@@ -1,0 +1,43 @@
+"""Pictures of a run: drawn after its results are complete, so that none can lose them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+PICTURES = ("overview.png", "report.html")
+
+
+def draw_pictures(
+    out: Path,
+    drawn: Mapping[str, Callable[[Path], Sequence[str] | None]],
+    say: Callable[[str], None],
+) -> list[str]:
+    """Draw each picture into ``out``, whole or not at all, and go on where one fails.
+
+    Args:
+        out: where the results are.
+        drawn: by file name, what writes a picture to a path; it may return sentences about
+            parts that are missing.
+        say: told each failure in one sentence.
+
+    Returns:
+        Those sentences.
+    """
+    failed: list[str] = []
+    for name, draw in drawn.items():
+        say(f"step: drawing {name}")
+        part = out / f".unfinished-{name}"
+        try:
+            found = [f"{name}: {line}" for line in draw(part) or ()]
+            os.replace(part, out / name)
+        except Exception as error:  # whatever a library raises: the results are there
+            why = " ".join(f"{error}".split()) or type(error).__name__
+            found = [f"{name} could not be drawn: {why}"]
+        finally:
+            part.unlink(missing_ok=True)
+        for line in found:
+            say(f"{line}; all other results are complete")
+        failed += found
+    return failed
