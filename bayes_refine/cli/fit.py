@@ -16,6 +16,7 @@ from ..fitting.problem import Settings
 from ..geometry.experiments import Experiments, Still
 from ..io.images import ImageReader
 from ..measuring import detector_noise
+from ..merging.merged_columns import blank_sentence
 from ..physics import reference
 from ..physics.priors import Priors
 from ..results import fit as results
@@ -249,6 +250,9 @@ def _report(out: Path, run: loop.RunFit, summary: dict[str, Any], seconds: float
             markup=False,
             soft_wrap=True,
         )
+    if blank := counts["reflections_blank"]:
+        line = blank_sentence(blank, counts["reflections_merged"])
+        out_console.print(line, markup=False, soft_wrap=True)
     numbers = {
         "CC(J, J_model), median": summary["cc_model_median"],
         "CC1/2": last["cc_half"],

@@ -13,6 +13,7 @@ from .. import loading
 from ..io.unmerged_mtz import read_unmerged
 from ..merging import mates, merged_intensities
 from ..merging.merge import MergeSettings, merge_run
+from ..merging.merged_columns import blank_sentence
 from ..merging.observations import ScalingPriors
 from ..physics.reference import check_symmetry
 from ..results.merge import write_merge
@@ -146,6 +147,9 @@ def _report(out: Path, summary: dict[str, Any], seconds: float) -> None:
         f"{counts['images_used']} images, {counts['reflections_measured']} observations of "
         f"{counts['reflections_merged']} unique reflections, to {last['d_min']:.2f} Å"
     )
+    if blank := counts["reflections_blank"]:
+        line = blank_sentence(blank, counts["reflections_merged"])
+        out_console.print(line, markup=False, soft_wrap=True)
     numbers = {
         "CC1/2": "cc_half",
         "R_split": "r_split",

@@ -16,6 +16,14 @@ from ..physics.reference import Reference
 from .reflections import Reflections
 
 
+def observed_rows(
+    r: Reflections, rows: np.ndarray, space_group: gemmi.SpaceGroup, anomalous: bool = False
+) -> np.ndarray:
+    """The reflections ``rows`` of a fit in the order that :func:`measured_of` has them in."""
+    hkl = asu_map(r.hkl[rows], space_group, anomalous)[0]
+    return rows[np.argsort(pack_hkl(hkl), kind="stable")]
+
+
 def measured_of(
     r: Reflections,
     rows: np.ndarray,
@@ -33,9 +41,8 @@ def measured_of(
         nu: degrees of freedom of the residuals, ``state.tails``.
         anomalous: Friedel mates apart, I− at −h.
     """
+    rows = observed_rows(r, rows, space_group, anomalous)
     hkl = asu_map(r.hkl[rows], space_group, anomalous)[0]
-    order = np.argsort(pack_hkl(hkl), kind="stable")
-    rows, hkl = rows[order], hkl[order]
     first, code = unique_hkl(hkl)
     sd = np.broadcast_to(scale_sd, len(r))[rows]
     columns = {

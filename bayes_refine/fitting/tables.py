@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import gemmi
 import numpy as np
 
+from ..geometry.detector import pixel_to_lab
 from ..geometry.experiments import Still
 from ..infer import Fit, Site
 from ..merging.agreement import pearson
@@ -59,6 +60,17 @@ def mean_cell(run: RunFit) -> gemmi.UnitCell:
         if good
     ]
     return gemmi.UnitCell(*np.mean(cells, axis=0))
+
+
+def lab_positions(run: RunFit) -> np.ndarray:
+    """(N, 2) predicted centres, x and y in the lab frame, mm: one frame for all panels."""
+    r, n = run.reflections, len(run.stills)
+    by_image = np.split(np.arange(len(r)), np.searchsorted(r.image, np.arange(1, n)))
+    parts = [
+        pixel_to_lab(still.detector, r.panel[k], r.xy_px[k].astype(float))[:, :2]
+        for still, k in zip(run.stills, by_image, strict=True)
+    ]
+    return np.concatenate(parts)
 
 
 def image_table(run: RunFit) -> dict[str, np.ndarray]:

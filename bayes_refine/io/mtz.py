@@ -25,6 +25,7 @@ UNMERGED_TYPES = {
     "XDET": "R",
     "YDET": "R",
     "PANEL": "I",
+    "SCALEUSED": "R",
     "FREE": "I",
 }
 
@@ -45,7 +46,8 @@ def write_unmerged(
     Args:
         hkl: (n, 3) integers as observed.
         columns: (n,) arrays by label, of ``UNMERGED_TYPES``; BATCH (still index + 1), I and
-            SIGI must be there.  EPSILON_R in Å⁻¹, XDET and YDET in px, FREE 1 in the free set.
+            SIGI must be there.  EPSILON_R in Å⁻¹, XDET and YDET in mm in the lab frame,
+            FREE 1 in the free set, SCALEUSED what raw intensities were multiplied by.
         cell: mean cell of the run, Å and degrees.
         stills: of the run, with crystals as refined.
 

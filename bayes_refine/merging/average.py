@@ -20,6 +20,7 @@ class Merged:
         half_intensity, half_sigma: (m, 2) the same from each half of the images, NaN where a
             half has no observation.
         half_of_image: (n_images,) int, 0 or 1: the half each image went to.
+        weight: (n,) w·g²/σ² of each observation, in the order they were given.
     """
 
     hkl: np.ndarray
@@ -29,6 +30,7 @@ class Merged:
     half_intensity: np.ndarray
     half_sigma: np.ndarray
     half_of_image: np.ndarray
+    weight: np.ndarray
 
     def __len__(self) -> int:
         return len(self.hkl)
@@ -85,6 +87,7 @@ def merge(
         half_intensity=halves[0].reshape(m, 2)[keep],
         half_sigma=halves[1].reshape(m, 2)[keep],
         half_of_image=half_of_image,
+        weight=w * g**2 / var,
     )
 
 

@@ -174,7 +174,10 @@ def likelihood_only(
         robust = (nu + 3) / (nu + z2)  # w over its (ν + 1)/(ν + 3)
         columns = (measured.intensity, variance * (nu + 3) / (nu + 1), measured.scale, robust)
         J, var, g, w = (np.asarray(x)[taken] for x in columns)
-        return merge(of[taken], J, var, g, image[taken], w, seed, len(half_of_image))
+        found = merge(of[taken], J, var, g, image[taken], w, seed, len(half_of_image))
+        weight = np.zeros(len(taken))
+        weight[taken] = found.weight
+        return replace(found, weight=weight)
 
     half_of_image = split_images(int(image.max()) + 1, seed)
     whole = merged_at(np.asarray(expected)[code])

@@ -84,7 +84,9 @@ def apart(
         difference_sd=difference_sd[keep],
         correlation=correlation[keep],
     )
-    return Intensities(merged, taken(whole, keep), alone, np.asarray(measured.hkl), numbers, mates)
+    mean = np.nanmean(mates_of(np.exp(log_mean)), axis=1)[keep]
+    own = np.asarray(measured.hkl)
+    return Intensities(merged, mean, taken(whole, keep), alone, own, numbers, mates)
 
 
 def anomalous_table(

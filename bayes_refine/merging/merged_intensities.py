@@ -1,4 +1,4 @@
-"""What goes into ``merged.mtz``: likelihood-only and posterior intensities of unique reflections.
+"""Likelihood-only and posterior intensities of unique reflections.
 
 :func:`together` has Wilson's or the double-Wilson prior, :func:`near_reference` the conjugate
 Gaussian one, ``mates.apart`` keeps Friedel mates apart.  ``fit`` and ``merge`` use the same ones.
@@ -13,7 +13,6 @@ import gemmi
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import ArrayLike
 from scipy.optimize import minimize
 
 from ..geometry.miller import rows_of
@@ -55,6 +54,7 @@ class Intensities:
 
     Attributes:
         merged: likelihood only, mates together; its halves at common scales.
+        prior_mean: (m,) ε·Σ(d), in the same order: what resolution alone says of I.
         posterior: five arrays (m,) in the same order; where mates are apart, of their mean.
         latent: what draws are made from, in the order of ``latent_hkl`` (k, 3), mates apart if
             they are; the pairs' own correlation is not in it.
@@ -63,6 +63,7 @@ class Intensities:
     """
 
     merged: Merged
+    prior_mean: np.ndarray
     posterior: Posterior
     latent: Latent
     latent_hkl: np.ndarray
@@ -83,8 +84,10 @@ def together(
     """Each reflection under ``prior``, Wilson's or double-Wilson; ``seed``: of the halves."""
     latent = intensity_posteriors(measured, prior)
     merged = likelihood_only(measured, prior, latent.posterior.intensity, seed=seed)
-    at = rows_of(merged.hkl, np.asarray(measured.hkl))
-    return Intensities(merged, taken(latent.posterior, at), latent, np.asarray(measured.hkl), {})
+    hkl = np.asarray(measured.hkl)
+    at = rows_of(merged.hkl, hkl)
+    mean = np.exp(np.asarray(prior.log_mean))[at]
+    return Intensities(merged, mean, taken(latent.posterior, at), latent, hkl, {})
 
 
 def near_reference(
@@ -130,7 +133,7 @@ def near_reference(
     of_F = _square_root(post_I, post_sd)
     post = Posterior(post_I, post_sd, of_F.posterior.amplitude, of_F.posterior.amplitude_sd, log_z)
     numbers = {"tau_over_Sigma": np.exp(found.x).tolist()}
-    return Intensities(merged, _arrays(post), of_F, hkl[at], numbers)
+    return Intensities(merged, mean, _arrays(post), of_F, hkl[at], numbers)
 
 
 def _square_root(mean, sd) -> Latent:
@@ -142,46 +145,6 @@ def _square_root(mean, sd) -> Latent:
     nodes = true_intensities.place_nodes(log_density, jnp.sqrt(jnp.maximum(mean, 0) + 9 * sd))
     values = log_density(nodes.amplitude)
     return Latent(_arrays(true_intensities.posterior(values, nodes)), nodes, values)
-
-
-# -- columns --------------------------------------------------------------------------------
-
-
-def merged_columns(found: Intensities, free: np.ndarray) -> dict[str, tuple[str, ArrayLike]]:
-    """MTZ type and values of the columns of ``merged.mtz`` (SPEC section 7).
-
-    IMEAN, SIGIMEAN and the halves are of the likelihood alone; IPOST, FPOST and their sigmas are
-    posterior means and sd.  IHALF1 and IHALF2 are random halves of the images merged at the
-    scales of the whole run.  Mates: I(±) likelihood only (K, M), IPOST(±) (K, M), FPOST(±) (G, L).
-    """
-    merged, post = found.merged, found.posterior
-    columns: dict[str, tuple[str, ArrayLike]] = {
-        "IMEAN": ("J", merged.intensity),
-        "SIGIMEAN": ("Q", merged.sigma),
-        "IPOST": ("J", post.intensity),
-        "SIGIPOST": ("Q", post.intensity_sd),
-        "FPOST": ("F", post.amplitude),
-        "SIGFPOST": ("Q", post.amplitude_sd),
-        "N": ("I", merged.n),
-        "IHALF1": ("J", merged.half_intensity[:, 0]),
-        "SIGIHALF1": ("Q", merged.half_sigma[:, 0]),
-        "IHALF2": ("J", merged.half_intensity[:, 1]),
-        "SIGIHALF2": ("Q", merged.half_sigma[:, 1]),
-        "FREE": ("I", free),
-    }
-    if (mates := found.mates) is not None:
-        of = mates.posterior
-        for stem, kinds, value, sd in (
-            ("I", "KM", mates.intensity, mates.sigma),
-            ("IPOST", "KM", of.intensity, of.intensity_sd),
-            ("FPOST", "GL", of.amplitude, of.amplitude_sd),
-        ):
-            for k, mate in enumerate("+-"):
-                columns[f"{stem}({mate})"] = (kinds[0], value[:, k])
-                columns[f"SIG{stem}({mate})"] = (kinds[1], sd[:, k])
-        for k, mate in enumerate("+-"):
-            columns[f"N({mate})"] = ("I", mates.n[:, k])
-    return columns
 
 
 def taken(post: Posterior, rows: np.ndarray) -> Posterior:

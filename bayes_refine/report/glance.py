@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..merging.merged_columns import blank_sentence
 from ..util.status import Kind
 from .charts import Compared, expected_half_width
 from .images import failed
@@ -95,6 +96,8 @@ def attention(
             f"{counts['images_failed']} of {counts['images']} images failed and were left out"
             + (f" ({why})." if why else ".")
         )
+    if empty := counts.get("reflections_blank"):
+        found.append(blank_sentence(empty, counts["reflections_merged"]))
     if late := counts.get("status", {}).get(Kind.NOT_CONVERGED):
         found.append(f"{late} images are used although their fit did not converge.")
     rounds = summary.get("convergence", {}).get("rounds") or []

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..fitting.loop import RunFit
-from ..fitting.tables import image_table, number_names, usable_images
-from ..geometry.detector import pixel_to_lab
+from ..fitting.tables import image_table, lab_positions, number_names, usable_images
 from ..io.images import ImageReader
 from . import glance, images, recipe, sections
 from .charts import Compared
@@ -124,19 +123,8 @@ def compared(run: RunFit) -> Compared:
         free=(r.free & ~r.informs)[rows],
         excitation_error=r.excitation_error[rows].astype(float),
         partiality=r.partiality[rows].astype(float),
-        xy_mm=_places(run)[rows],
+        xy_mm=lab_positions(run)[rows],
     )
-
-
-def _places(run: RunFit) -> np.ndarray:
-    """(N, 2) predicted centres in the lab frame, x and y, mm."""
-    r, n = run.reflections, len(run.stills)
-    by_image = np.split(np.arange(len(r)), np.searchsorted(r.image, np.arange(1, n)))
-    parts = [
-        pixel_to_lab(still.detector, r.panel[k], r.xy_px[k].astype(float))[:, :2]
-        for still, k in zip(run.stills, by_image, strict=True)
-    ]
-    return np.concatenate(parts)
 
 
 def shared_draws(run: RunFit, draws: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -18,25 +18,22 @@ import numpy as np
 
 from .. import infer, report
 from ..fitting.loop import RunFit
-from ..fitting.merge_fit import intensities_of_fit, measured_of
-from ..fitting.posterior_draws import Method, describe, laplace, of_batch, with_spread
+from ..fitting.posterior_draws import Method, describe, laplace, with_spread
 from ..fitting.problem import Settings
-from ..fitting.state import tails
 from ..fitting.tables import image_table, mean_cell, shared_values, usable_images
 from ..geometry.experiments import Experiments
 from ..geometry.miller import resolution
-from ..io.expt import write_experiments
 from ..io.images import ImageReader
-from ..io.mtz import write_merged, write_unmerged
 from ..measuring.detector_noise import Noise
 from ..merging.agreement import shell_edges, shell_table
 from ..merging.mates import anomalous_table
-from ..merging.merged_intensities import Intensities, merged_columns
+from ..merging.merged_columns import blank
+from ..merging.merged_intensities import Intensities
 from ..physics.priors import Priors
 from ..physics.reference import Reference, free_set
-from ..util.errors import InputError
-from ..util.output import all_or_none, jsonable, versions, write_summary, write_table
-from .pictures import PICTURES, draw_pictures
+from ..util.output import all_or_none, jsonable, versions, write_summary
+from .fit_tables import merged_of, scale_uncertainty, write_tables
+from .pictures import MAY_BE_ABSENT, draw_pictures
 from .posterior import write_draws
 
 N_SHELLS = 10
@@ -88,7 +85,7 @@ def write_results(
         timed[name] = time.perf_counter() - started
         return value
 
-    with all_or_none(out_dir, PICTURES) as work:
+    with all_or_none(out_dir, MAY_BE_ABSENT) as work:
         rng = np.random.default_rng(settings.seed)
         draws = method(run, model, priors, rng, say)
         timed["draws"] = draws.seconds
@@ -96,9 +93,9 @@ def write_results(
         if draws.scales_vary:
             few = draws.flat(at_most=N_SCALE_DRAWS)
             scale_sd = stage("scale_sd", scale_uncertainty, run, model, priors, few)
-        found = stage("merge", _merged, run, ref, scale_sd, settings, priors, anomalous)
+        found = stage("merge", merged_of, run, ref, scale_sd, settings, priors, anomalous)
         told = replace(run, fit=with_spread(run.fit, draws))  # every sd is the method's
-        stage("tables", _write_tables, work, told, experiments, found, settings)
+        stage("tables", write_tables, work, told, experiments, found, settings, anomalous)
         stage("posterior", write_draws, work / "posterior.nc", run, model, priors, draws, rng)
         summary = {
             "command": list(command),
@@ -120,110 +117,6 @@ def write_results(
         drawn["overview.png"] = partial(_write_picture, run=run, reader=reader)
     draw_pictures(Path(out_dir), drawn, say)
     return summary
-
-
-# -- what is merged -------------------------------------------------------------------------
-
-
-def scale_uncertainty(
-    run: RunFit, model: infer.Model, priors: Priors, draws: Mapping[str, np.ndarray]
-) -> np.ndarray:
-    """(N,) fractional sd of g = G·B_term·p·pol: that of ln g over draws (D, ...) by site.
-
-    Each reflection's own; that reflections of one image share the error of G is left out.
-    """
-    count = len(next(iter(draws.values())))
-    found = []
-    for batch, obs in zip(run.batches, run.observed.parts, strict=True):
-        here = of_batch(run, draws, batch.images)
-        mean = total = np.zeros(len(batch.predictions))
-        for i in range(count):
-            values = {name: value[i] for name, value in here.items()}
-            scale = infer.evaluate(model, values, obs, priors)["scale"]
-            log_g = np.log(np.maximum(batch.where.flat(scale), 1e-300))
-            step = log_g - mean
-            mean = mean + step / (i + 1)
-            total = total + step * (log_g - mean)
-        found.append(np.sqrt(total / max(count - 1, 1)))
-    return np.concatenate(found)
-
-
-def _merged(
-    run: RunFit,
-    ref: Reference | None,
-    scale_sd: np.ndarray | float,
-    settings: Settings,
-    priors: Priors,
-    anomalous: bool,
-) -> Intensities:
-    measured = measured_of(
-        run.reflections,
-        _rows(run),
-        run.reference.space_group,
-        scale_sd,
-        tails(run.fit.values(), priors),
-        anomalous,
-    )
-    return intensities_of_fit(
-        measured,
-        mean_cell(run),
-        run.reference.space_group,
-        ref,
-        settings.free_fraction,
-        settings.seed,
-        anomalous,
-    )
-
-
-def _rows(run: RunFit) -> np.ndarray:
-    """Indices of the reflections that go into files."""
-    r = run.reflections
-    rows = np.flatnonzero(r.measured & usable_images(run)[r.image])
-    if not len(rows):
-        raise InputError(f"no image could be fitted; the first one: {run.status[0]}")
-    return rows
-
-
-# -- tables ---------------------------------------------------------------------------------
-
-
-def _write_tables(work: Path, run: RunFit, experiments, found: Intensities, settings):
-    usable = usable_images(run)
-    kept = zip(usable, run.stills, run.indexed, strict=True)
-    stills = tuple(new if good else old for good, new, old in kept)
-    write_experiments(work / "refined.expt", replace(experiments, stills=stills))
-    cell = mean_cell(run)
-    rows = _rows(run)
-    r, group = run.reflections, run.reference.space_group
-
-    def free(hkl):
-        return free_set(hkl, settings.free_fraction, settings.seed, group)
-
-    columns = {
-        "BATCH": r.image + 1,
-        "I": r.J,
-        "SIGI": np.sqrt(r.variance),
-        "PARTIALITY": r.partiality,
-        "EPSILON_R": r.excitation_error,
-        "SCALE": r.scale,
-        "IMODEL": r.J_model,
-        "XDET": r.xy_px[:, 0],
-        "YDET": r.xy_px[:, 1],
-        "PANEL": r.panel,
-        "FREE": free(r.hkl),
-    }
-    columns = {name: values[rows] for name, values in columns.items()}
-    write_unmerged(work / "unmerged.mtz", r.hkl[rows], columns, cell, group, stills)
-    hkl = found.merged.hkl
-    write_merged(
-        work / "merged.mtz",
-        hkl,
-        merged_columns(found, free(hkl)),
-        cell,
-        group,
-        float(np.mean([still.beam.wavelength for still in stills])),
-    )
-    write_table(work / "images.csv", image_table(run))
 
 
 # -- overview.png ---------------------------------------------------------------------------
@@ -268,6 +161,7 @@ def _summary(
             "reflections_measured": int(r.measured.sum()),
             "reflections_fitted": int(r.informs.sum()),
             "reflections_merged": len(merged),
+            "reflections_blank": int(blank(found).sum()),
             "reflections_free": int(free.sum()),
         },
         "agreement": rows,

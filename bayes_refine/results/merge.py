@@ -27,13 +27,13 @@ from ..merging.merge import (
     shared_draws,
     shared_values,
 )
-from ..merging.merged_intensities import merged_columns
+from ..merging.merged_columns import blank, merged_files
 from ..merging.observations import ScalingPriors
 from ..merging.scaling import compiled_sites, pinned_draws
 from ..physics.reference import Reference
 from ..report import Compared, run_report
 from ..util.output import all_or_none, jsonable, versions, write_summary, write_table
-from .pictures import PICTURES, draw_pictures
+from .pictures import MAY_BE_ABSENT, draw_pictures
 
 N_SHELLS = 10
 N_DRAWS = 100
@@ -71,7 +71,7 @@ def write_merge(
     say, timed = progress or (lambda line: None), {**(seconds or {}), **run.seconds}
     table = image_table(run)
     draws = pinned_draws(run.scaled.fit, settings.seed, n_draws or N_DRAWS)
-    with all_or_none(out_dir, PICTURES) as work:
+    with all_or_none(out_dir, MAY_BE_ABSENT) as work:
 
         def stage(name: str, call: Callable, *args):
             say(f"writing: {name}")
@@ -106,14 +106,8 @@ def write_merge(
 
 def _write_tables(work: Path, run: MergeRun, table: Mapping[str, np.ndarray]) -> None:
     data, found = run.data, run.intensities
-    write_merged(
-        work / "merged.mtz",
-        found.merged.hkl,
-        merged_columns(found, run.free),
-        data.cell,
-        data.space_group,
-        data.wavelength,
-    )
+    for name, (hkl, columns) in merged_files(found, run.free).items():
+        write_merged(work / name, hkl, columns, data.cell, data.space_group, data.wavelength)
     write_table(work / "images.csv", all_images(run, table))
 
 
@@ -244,6 +238,7 @@ def _summary(run: MergeRun, reference: Reference | None, draws) -> dict[str, Any
             "rows_left_out": dict(data.left_out),
             "reflections_measured": len(scaled.measured.intensity),
             "reflections_merged": len(merged),
+            "reflections_blank": int(blank(found).sum()),
             "reflections_free": int(run.free.sum()),
         },
         "agreement": rows,

@@ -15,8 +15,9 @@ from bayes_refine.simulation.files import simulate_run
 from bayes_refine.simulation.truth import Simulation
 from bayes_refine.simulation.unmerged import UnmergedSimulation, simulate_unmerged
 
-FIT = {"images.csv", "merged.mtz", "overview.png", "posterior.nc", "refined.expt", "report.html"}
-MERGE = {"images.csv", "merged.mtz", "posterior.nc", "report.html", "summary.json"}
+MTZ = {"merged.mtz", "posterior.mtz", "half1.mtz", "half2.mtz"}
+MERGE = MTZ | {"images.csv", "posterior.nc", "report.html", "summary.json"}
+FIT = MERGE | {"overview.png", "refined.expt", "unmerged.mtz", "unmerged_scaled.mtz"}
 
 
 def status(*arguments) -> int:
@@ -71,7 +72,7 @@ def test_fit(tmp_path):
     simulate_run(Simulation(n_images=4, seed=5, hall="P 4w"), data)
     line = ["fit", data / "indexed.expt", "--reference", data / "reference.mtz", "--out", out]
     assert status(*line, "--rounds", 1, "--draws", 4) == 0
-    assert {f.name for f in out.iterdir()} == FIT | {"unmerged.mtz", "summary.json"}
+    assert {f.name for f in out.iterdir()} == FIT
     found = rows(out)
     assert [row["status"] for row in found] == ["converged"] * 4
     assert {row["reindex"] for row in found} == {"h,k,l"}  # as simulated

@@ -25,7 +25,16 @@ from bayes_refine.merging.observations import prepare
 from bayes_refine.physics.reference import free_set
 from bayes_refine.simulation.unmerged import UnmergedSimulation, simulate_unmerged
 
-FILES = ["images.csv", "merged.mtz", "posterior.nc", "report.html", "summary.json"]
+FILES = [
+    "half1.mtz",
+    "half2.mtz",
+    "images.csv",
+    "merged.mtz",
+    "posterior.mtz",
+    "posterior.nc",
+    "report.html",
+    "summary.json",
+]
 RUN = UnmergedSimulation(n_images=40, each=150, difference=5e-3, model_error=0.1)
 
 
@@ -94,6 +103,7 @@ def test_files(run):
 def test_merged_mtz(run):
     folder, simulated, *_ = run
     mtz, column = columns_of(folder / "m" / "merged.mtz")
+    column |= columns_of(folder / "m" / "posterior.mtz")[1]
     hkl = mtz.make_miller_array()
     assert mtz.datasets[1].wavelength == pytest.approx(1.3)
     np.testing.assert_array_equal(column["FREE"], free_set(hkl, 0.05, 0, mtz.spacegroup))
@@ -112,7 +122,7 @@ def test_merged_mtz(run):
     both = (n[0] > 0) & (n[1] > 0)
     difference = column["FPOST(+)"] - column["FPOST(-)"]
     assert pearson(difference[both], (F[:, 0] - F[:, 1])[both]) > 0.3
-    data = rs.read_mtz(str(folder / "m" / "merged.mtz"))
+    data = rs.read_mtz(str(folder / "m" / "posterior.mtz"))
     assert data.merged and data.dtypes["FPOST(+)"].mtztype == "G"
 
 
@@ -162,7 +172,7 @@ def test_draws_of_intensities_on_request(run, tmp_path):
     assert exit_status("merge", folder / "unmerged.mtz", *reference, *common) == 0
     with xr.open_dataset(tmp_path / "posterior.nc", group="posterior", engine="h5netcdf") as found:
         assert found["I"].dims == ("chain", "draw", "unique") and found.sizes["draw"] == 40
-        _, column = columns_of(tmp_path / "merged.mtz")
+        _, column = columns_of(tmp_path / "posterior.mtz")
         assert len(column["IPOST"]) == found.sizes["unique"]
         np.testing.assert_array_equal(found["unique_h"], column["H"])
         away = (found["F"].mean(("chain", "draw")) - column["FPOST"]) / column["SIGFPOST"]

@@ -1,0 +1,151 @@
+"""The reflection files of a fit: merged and unmerged MTZ, refined geometry, a row an image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from .. import infer
+from ..fitting.loop import RunFit
+from ..fitting.merge_fit import intensities_of_fit, measured_of, observed_rows
+from ..fitting.posterior_draws import of_batch
+from ..fitting.problem import Settings
+from ..fitting.state import tails
+from ..fitting.tables import image_table, lab_positions, mean_cell, usable_images
+from ..geometry.experiments import Experiments
+from ..io.expt import write_experiments
+from ..io.mtz import write_merged, write_unmerged
+from ..merging.merged_columns import merged_files
+from ..merging.merged_intensities import Intensities
+from ..physics.priors import Priors
+from ..physics.reference import Reference, free_set
+from ..util.errors import InputError
+from ..util.output import write_table
+
+
+def scale_uncertainty(
+    run: RunFit, model: infer.Model, priors: Priors, draws: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """(N,) fractional sd of g = G·B_term·p·pol: that of ln g over draws (D, ...) by site.
+
+    Each reflection's own; that reflections of one image share the error of G is left out.
+    """
+    count = len(next(iter(draws.values())))
+    found = []
+    for batch, obs in zip(run.batches, run.observed.parts, strict=True):
+        here = of_batch(run, draws, batch.images)
+        mean = total = np.zeros(len(batch.predictions))
+        for i in range(count):
+            values = {name: value[i] for name, value in here.items()}
+            scale = infer.evaluate(model, values, obs, priors)["scale"]
+            log_g = np.log(np.maximum(batch.where.flat(scale), 1e-300))
+            step = log_g - mean
+            mean = mean + step / (i + 1)
+            total = total + step * (log_g - mean)
+        found.append(np.sqrt(total / max(count - 1, 1)))
+    return np.concatenate(found)
+
+
+def merged_of(
+    run: RunFit,
+    ref: Reference | None,
+    scale_sd: np.ndarray | float,
+    settings: Settings,
+    priors: Priors,
+    anomalous: bool,
+) -> Intensities:
+    """Merged intensities of the usable images.
+
+    Args:
+        scale_sd: fractional, of the scales: (N,) ``scale_uncertainty``, or 0 for none.
+
+    Raises:
+        InputError: no image is usable.
+    """
+    measured = measured_of(
+        run.reflections,
+        _rows(run),
+        run.reference.space_group,
+        scale_sd,
+        tails(run.fit.values(), priors),
+        anomalous,
+    )
+    return intensities_of_fit(
+        measured,
+        mean_cell(run),
+        run.reference.space_group,
+        ref,
+        settings.free_fraction,
+        settings.seed,
+        anomalous,
+    )
+
+
+def _rows(run: RunFit) -> np.ndarray:
+    """Indices of the reflections that go into files."""
+    r = run.reflections
+    rows = np.flatnonzero(r.measured & usable_images(run)[r.image])
+    if not len(rows):
+        raise InputError(f"no image could be fitted; the first one: {run.status[0]}")
+    return rows
+
+
+def write_tables(
+    work: Path,
+    run: RunFit,
+    experiments: Experiments,
+    found: Intensities,
+    settings: Settings,
+    anomalous: bool,
+) -> None:
+    """Write ``refined.expt``, ``unmerged.mtz``, ``unmerged_scaled.mtz``, the merged files and
+    ``images.csv``.
+
+    Args:
+        found: as ``merged_of`` gives it, with the same ``anomalous``.
+    """
+    usable = usable_images(run)
+    kept = zip(usable, run.stills, run.indexed, strict=True)
+    stills = tuple(new if good else old for good, new, old in kept)
+    write_experiments(work / "refined.expt", replace(experiments, stills=stills))
+    cell, rows = mean_cell(run), _rows(run)
+    r, group = run.reflections, run.reference.space_group
+    place = lab_positions(run)
+
+    def free(hkl):
+        return free_set(hkl, settings.free_fraction, settings.seed, group)
+
+    common = {
+        "BATCH": r.image + 1,
+        "XDET": place[:, 0],
+        "YDET": place[:, 1],
+        "PANEL": r.panel,
+        "FREE": free(r.hkl),
+    }
+    raw = common | {
+        "I": r.J,
+        "SIGI": np.sqrt(r.variance),
+        "PARTIALITY": r.partiality,
+        "EPSILON_R": r.excitation_error,
+        "SCALE": r.scale,
+        "IMODEL": r.J_model,
+    }
+    raw = {name: values[rows] for name, values in raw.items()}
+    write_unmerged(work / "unmerged.mtz", r.hkl[rows], raw, cell, group, stills)
+
+    seen = observed_rows(r, rows, group, anomalous)
+    with np.errstate(divide="ignore", over="ignore"):
+        scaled, sigma = r.J[seen] / r.scale[seen], found.merged.weight**-0.5
+    good = np.isfinite(np.float32(scaled)) & np.isfinite(np.float32(sigma))
+    seen, scaled, sigma = seen[good], scaled[good], sigma[good]
+    columns = {name: values[seen] for name, values in common.items()}
+    columns |= {"I": scaled, "SIGI": sigma, "SCALEUSED": 1 / r.scale[seen]}
+    write_unmerged(work / "unmerged_scaled.mtz", r.hkl[seen], columns, cell, group, stills)
+
+    wavelength = float(np.mean([still.beam.wavelength for still in stills]))
+    for name, (hkl, merged) in merged_files(found, free(found.merged.hkl)).items():
+        write_merged(work / name, hkl, merged, cell, group, wavelength)
+    write_table(work / "images.csv", image_table(run))
