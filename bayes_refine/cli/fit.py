@@ -16,6 +16,7 @@ from ..fitting.problem import Settings
 from ..geometry.experiments import Experiments, Still
 from ..io.images import ImageReader
 from ..measuring import detector_noise
+from ..measuring.bad_pixels import bad_pixels_of
 from ..merging.merged_columns import blank_sentence
 from ..physics import reference
 from ..physics.priors import Priors
@@ -213,6 +214,10 @@ def fit_and_write(
         if gain is not None or all((s.detector.gain == s.detector.gain[0]).all() for s in stills):
             reader.gain = found.gain  # else each panel's own, of which found.gain is the mean
         settings = replace(settings, read_noise=found.read_noise)
+        bad = bad_pixels_of(reader, stills, found.read_noise)
+        if bad.mask.any():
+            reader.usable = ~bad.mask if reader.usable is None else reader.usable & ~bad.mask
+            say(str(bad))
         seconds["noise"] = time.perf_counter() - mark
         mark = time.perf_counter()
         run = loop.fit_run(stills, ref, reader, model, prior, settings, progress=say)
@@ -227,6 +232,7 @@ def fit_and_write(
             settings,
             reader=reader,
             noise=found,
+            bad_pixels=bad,
             seconds=seconds,
             progress=say,
             **writing,

@@ -30,7 +30,7 @@ class Reflections:
         expected: (N,) I to weight with: I_ref; for free reflections and those without a
             reference the mean intensity of their resolution, since no weight may know what it
             must not see; without any reference what all images together say.
-        background, covered, contested: (N,) as ``measuring.statistics.Statistics``.
+        background, covered, contested, stray: (N,) as ``measuring.statistics.Statistics``.
         intensity_reference: (N,) I_ref, NaN where unknown.
         free, informs: (N,) bool: the free set, and what the fit was conditioned on.
         scale: (N,) G·B_term·p·pol, photons per unit of I.
@@ -53,6 +53,7 @@ class Reflections:
     background: np.ndarray
     covered: np.ndarray
     contested: np.ndarray
+    stray: np.ndarray
     intensity_reference: np.ndarray
     free: np.ndarray
     informs: np.ndarray
@@ -128,6 +129,7 @@ def _of_batch(batch: Batch, obs: Observations, ref, model, state, priors) -> Ref
         "background": s.background,
         "covered": s.covered,
         "contested": s.contested,
+        "stray": s.stray,
         "intensity_reference": batch.intensity,
         "scale": sites["scale"] * p.polarisation,
         **{k: sites[k] for k in ("partiality", "excitation_error", "spot_moment")},

@@ -26,6 +26,7 @@ import numpy as np
 
 from .background import ring_background, ring_slope
 from .shoebox import Boxes, Shoebox
+from .stray_pixels import conditional_variance, stray_pixels
 from .template import template_and_gradient
 from .weights import Weights, score_weights
 
@@ -50,7 +51,8 @@ class Statistics:
         background: (n,) photons per pixel at the centre; background_variance: (n,) of the ring's
             mean; slope: (n, 2) of the background along x and y, photons per pixel and pixel.
         width: (n,) ρ, Å⁻¹: pilot R1, ρ² = trace of the second moment of the template.
-        covered: (n,) fraction of the template on valid, uncontested pixels.
+        covered: (n,) fraction of the template on pixels that are used: valid, uncontested, and
+            not stray (``stray_pixels``); stray: (n,) number of those.
         contested: (n,) fraction of the template on pixels claimed by a neighbour.
         saturation: (n,) c of the spread's own response r_33 η/(1 + cη): 0 where the spot's own
             photons are the noise, up to 1.8 on a background that drowns them.
@@ -67,6 +69,7 @@ class Statistics:
     contested: np.ndarray
     saturation: np.ndarray
     slope: np.ndarray
+    stray: np.ndarray
 
     def select(self, keep: np.ndarray) -> Statistics:
         """Those of a boolean mask or an index array."""
@@ -75,7 +78,7 @@ class Statistics:
     @classmethod
     def none(cls) -> Statistics:
         """Of no reflection."""
-        shapes = [(6,), (6, 6), (6,), (6,), *[()] * 6, (2,)]
+        shapes = [(6,), (6, 6), (6,), (6,), *[()] * 6, (2,), ()]
         return cls(*(np.zeros((0, *shape)) for shape in shapes))
 
 
@@ -99,9 +102,15 @@ def _statistics(
     slope, middle, inverse = ring_slope(boxes.ring, background, keep, ring_offsets)
     away = offsets - middle[:, None]  # (n, K, 2)
     variance = pixel_variance[:, None] + expected[:, None] * template
-    a = weights(template, gradient, moments, jnp.where(boxes.usable, variance, jnp.inf))
     plane = background[:, None] + jnp.einsum("nka,na->nk", away, slope)
-    excess = jnp.where(boxes.usable, boxes.signal - plane, 0.0)
+    excess = boxes.signal - plane
+    across = conditional_variance(frame, moment)
+    stray = stray_pixels(
+        excess, boxes.usable, template, gradient, across, pixel_variance, expected, shoebox
+    )
+    usable = boxes.usable & ~stray
+    a = weights(template, gradient, moments, jnp.where(usable, variance, jnp.inf))
+    excess = jnp.where(usable, excess, 0.0)
     value = jnp.sum(a * excess[:, None], axis=2)
     derivative = jnp.concatenate([template[:, None], gradient], axis=1)
     response = jnp.einsum("nak,nbk->nab", a, derivative)
@@ -113,11 +122,12 @@ def _statistics(
     v_background += jnp.sum(a, axis=2) ** 2 * finite_mean[:, None]
     v_background += jnp.einsum("nab,nbc,nac->na", lever, inverse, lever) * pixel_variance[:, None]
     v_signal = jnp.sum(a**2 * template[:, None], axis=2)
-    covered = jnp.sum(jnp.where(boxes.usable, template, 0.0), axis=1)
+    covered = jnp.sum(jnp.where(usable, template, 0.0), axis=1)
     covered = jnp.where(enough, covered, 0.0)
     lost = jnp.sum(jnp.where(boxes.contested, template, 0.0), axis=1)
     at_centre = background + jnp.sum((boxes.centre - middle) * slope, axis=1)
-    rest = at_centre, mean_variance, width, covered, lost, saturation, slope
+    n_stray = jnp.sum(stray, axis=1)
+    rest = at_centre, mean_variance, width, covered, lost, saturation, slope, n_stray
     return value, response, v_background, v_signal, *rest
 
 

@@ -24,6 +24,7 @@ from ..fitting.tables import image_table, mean_cell, shared_values, usable_image
 from ..geometry.experiments import Experiments
 from ..geometry.miller import resolution
 from ..io.images import ImageReader
+from ..measuring.bad_pixels import BadPixels
 from ..measuring.detector_noise import Noise
 from ..merging.agreement import shell_edges, shell_table
 from ..merging.mates import anomalous_table
@@ -52,6 +53,7 @@ def write_results(
     method: Method = laplace,
     reader: ImageReader | None = None,
     noise: Noise | None = None,
+    bad_pixels: BadPixels | None = None,
     model_name: str = "",
     command: Sequence[str] = (),
     seconds: Mapping[str, float] | None = None,
@@ -69,6 +71,7 @@ def write_results(
         method: how to draw from the posterior: ``draws.laplace``, ``svi``, ``nuts``, or
             ``at_mode``, which leaves the scales' uncertainty out of merged sigmas.
         reader: for the one image in the picture; none without it.
+        bad_pixels: that were masked on all images.
         seconds: per stage, what happened before.
         anomalous: Friedel mates apart in ``merged.mtz`` too.
 
@@ -105,6 +108,7 @@ def write_results(
             **_summary(told, ref, found, settings),
             "posterior": describe(draws, run.fit.sites),
             "noise": asdict(noise) if noise else None,
+            "bad_pixels": bad_pixels.summary() if bad_pixels else None,
             "settings": {**asdict(settings), "weights": settings.weights.__name__},
             "priors": asdict(priors),
             "seconds": timed,

@@ -468,9 +468,10 @@ def test_variances_do_not_look_at_the_spot():
 
 
 def test_a_spike_where_little_is_expected_is_improbable():
-    """A hot pixel of 500 photons with J_model = 5 is many σ, not a spot with a wide error."""
+    """500 photons on two pixels, which could be a spot, are many σ with J_model = 5, not a spot
+    with a wide error."""
     image = np.full((1, SIZE, SIZE), 3.0)
-    image[0, 9, 10] += 500
+    image[0, 9, 10:12] += 250
     s = measured(image, np.ones(image.shape, bool), MIDDLE, 5.0)
     sigma = np.sqrt(s.variance_background[0, 0] + 5 * s.variance_signal[0, 0])
     assert sigma < 8 and (s.value[0, 0] - 5) / sigma > 20
