@@ -10,10 +10,10 @@ from typing import Any
 
 import gemmi
 import h5py
-import hdf5plugin
 import numpy as np
 
 from ..geometry.crystal import Crystal, refined_crystal, space_group_from_hall
+from .nxmx import image_dataset, write_header
 from .pixels import background_photons, simulate_image
 from .truth import Reference, Simulation, Truth, draw_truth, square_detector
 
@@ -25,7 +25,7 @@ def simulate_run(
 ) -> Path:
     """Simulate a run and write it: images, indexed geometry, truth and reference.
 
-    Writes ``master.h5`` (NXmx names; images (N, height, width), or (N, P, height, width) of
+    Writes ``master.h5`` (NXmx; images (N, height, width), or (N, P, height, width) of
     more than one panel), ``indexed.expt`` (with the errors of indexing), ``truth.h5`` and
     ``reference.mtz`` (F, IREF).
 
@@ -56,42 +56,10 @@ def _write_images(
 ) -> None:
     n = simulation.n_images
     frame = truth.bad.shape if truth.detector.n_panels > 1 else truth.bad.shape[1:]
-    indexed = _indexed_geometry(simulation)
+    indexed = square_detector(simulation, *_indexed_geometry(simulation))
     with h5py.File(path, "w") as file:
-        for name, nx_class in {
-            "entry": "NXentry",
-            "entry/data": "NXdata",
-            "entry/instrument": "NXinstrument",
-            "entry/instrument/beam": "NXbeam",
-            "entry/instrument/detector": "NXdetector",
-        }.items():
-            file.create_group(name).attrs["NX_class"] = nx_class
-        file["entry/definition"] = "NXmx"
-        file["entry/data"].attrs["signal"] = "data"
-        beam, detector = file["entry/instrument/beam"], file["entry/instrument/detector"]
-        beam["incident_wavelength"] = simulation.wavelength
-        beam["incident_wavelength"].attrs["units"] = "angstrom"
-        beam["incident_wavelength_spread"] = simulation.bandwidth
-        metres = {
-            "detector_distance": indexed[0] * 1e-3,
-            "x_pixel_size": simulation.pixel_size_mm * 1e-3,
-            "y_pixel_size": simulation.pixel_size_mm * 1e-3,
-        }
-        for name, value in metres.items():
-            detector[name] = value
-            detector[name].attrs["units"] = "m"
-        for name, value in zip(("beam_center_x", "beam_center_y"), indexed[1], strict=True):
-            detector[name] = value
-            detector[name].attrs["units"] = "pixel"
-        detector["saturation_value"] = simulation.saturation
-        detector["pixel_mask"] = truth.bad.reshape(frame).astype(np.uint32)
-        data = file.create_dataset(
-            "entry/data/data",
-            (n, *frame),
-            simulation.dtype,
-            chunks=(1, *frame),
-            **hdf5plugin.Bitshuffle(),
-        )
+        write_header(file, indexed, truth.beam, truth.bad, simulation.saturation)
+        data = image_dataset(file, (n, *frame), simulation.dtype)
         for i in range(n):
             data[i] = simulate_image(simulation, rng, truth, i)[0].reshape(frame)
             if progress is not None:
