@@ -10,7 +10,7 @@ import bz2
 import gzip
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -151,14 +151,11 @@ class _Lines:
     file: IO[str]
     path: Path
     number: int = 0
-    pushed: list[str] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
-        if self.pushed:
-            return self.pushed.pop()
         try:
             line = next(self.file)
         except (OSError, EOFError) as error:
@@ -187,24 +184,25 @@ def read_stream(path: str | Path) -> tuple[StreamHeader, Iterator[Chunk]]:
         InputError: no stream, or (from the iterator) a chunk that cannot be read, with its line.
     """
     path = Path(path)
-    lines = _Lines(open_text(path), path)
-    first = next(lines, "")
-    if not first.startswith(FIRST_LINE):
-        raise InputError(f"{path}: not a CrystFEL stream (it does not begin with {FIRST_LINE!r})")
     sections = dict.fromkeys(_SECTIONS, "")
-    for line in lines:
-        for name, (begin, end) in _SECTIONS.items():
-            if line == begin:
-                sections[name] = "\n".join(lines.until(end, f"the {name} section"))
-        if line == _BEGIN_CHUNK:
-            lines.pushed.append(line)
-            break
+    with open_text(path) as file:
+        lines = _Lines(file, path)
+        first = next(lines, "")
+        if not first.startswith(FIRST_LINE):
+            raise InputError(f"{path}: not a CrystFEL stream (it must begin with {FIRST_LINE!r})")
+        for line in lines:
+            for name, (begin, end) in _SECTIONS.items():
+                if line == begin:
+                    sections[name] = "\n".join(lines.until(end, f"the {name} section"))
+            if line == _BEGIN_CHUNK:
+                break
     header = StreamHeader(first.removeprefix(FIRST_LINE).strip(), **sections, source=str(path))
-    return header, _chunks(lines)
+    return header, _chunks(path)
 
 
-def _chunks(lines: _Lines) -> Iterator[Chunk]:
-    with lines.file:
+def _chunks(path: Path) -> Iterator[Chunk]:
+    with open_text(path) as file:
+        lines = _Lines(file, path)
         for line in lines:
             if line == _BEGIN_CHUNK:
                 yield _chunk(lines)

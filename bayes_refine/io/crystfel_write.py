@@ -197,7 +197,7 @@ def _crystal_lines(crystal: StreamCrystal) -> Iterator[str]:
     yield "--- Begin crystal"
     yield f"Cell parameters {lengths} nm, {' '.join(f'{x:.5f}' for x in angles)} deg"
     for name, axis in zip("abc", crystal.A.T * 10, strict=True):
-        yield f"{name}star = {axis[0]:+.7f} {axis[1]:+.7f} {axis[2]:+.7f} nm^-1"
+        yield f"{name}star = {axis[0]:+.10f} {axis[1]:+.10f} {axis[2]:+.10f} nm^-1"
     yield f"lattice_type = {crystal.lattice_type}"
     yield f"centering = {crystal.centering}"
     if crystal.unique_axis:

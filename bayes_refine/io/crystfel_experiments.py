@@ -1,0 +1,195 @@
+"""Indexed stills of a CrystFEL stream, as ``fit`` takes them: images, geometry, orientations."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import gemmi
+import h5py
+import numpy as np
+
+from ..geometry.crystal import Crystal
+from ..geometry.detector import Beam, Detector
+from ..geometry.experiments import Experiments, Still
+from ..util.errors import InputError
+from .crystfel_geometry import HC_EV_ANGSTROM, Geometry, Mask, lab_region_mask
+from .crystfel_geometry_text import parse_geometry
+from .crystfel_stream import Chunk, read_stream
+from .expt.document import document_of
+from .expt.read import parse
+
+UP = np.array([0.0, 1.0, 0.0])  # normal of a horizontal plane of polarisation, CrystFEL's default
+
+
+def experiments_of_stream(
+    path: str | Path,
+    space_group: gemmi.SpaceGroup,
+    geometry_file: str | Path | None = None,
+) -> Experiments:
+    """The crystals of a stream that were indexed, a still each.
+
+    Orientations, photon energy and camera length are those of each image; the detector is moved by
+    each crystal's own ``det_shift``.  Image files are looked for where the stream says, relative to
+    its folder or to the present one.
+
+    Args:
+        space_group: of the crystals; a stream has none.
+        geometry_file: a ``.geom`` in place of the stream's own.
+
+    Raises:
+        InputError: no stream, no geometry, no crystal, or panels that lie in no one array.
+    """
+    path = Path(path)
+    header, chunks = read_stream(path)
+    geometry = geometry_of_stream(path, header.geometry, geometry_file)
+    offsets = _offsets(geometry)
+    mean_offset = float(np.mean([p.offset_m for p in geometry.panels]))
+    stills: list[Still] = []
+    detectors: dict[tuple[float, ...], Detector] = {}
+    for chunk in chunks:
+        if not chunk.crystals:
+            continue
+        energy, camera = _energy(chunk, geometry), _camera(chunk, geometry, mean_offset)
+        image = _image(chunk.image_file, path)
+        beam = Beam(
+            wavelength=HC_EV_ANGSTROM / energy,
+            s0_direction=np.array([0.0, 0.0, 1.0]),
+            polarization_normal=UP,
+            polarization_fraction=1.0,
+            bandwidth=geometry.bandwidth,
+        )
+        for crystal in chunk.crystals:
+            place = (camera, energy, *crystal.shift_mm)
+            if place not in detectors:
+                detector = geometry.detector(camera, energy, crystal.shift_mm)
+                detectors[place] = replace(detector, raw_image_offset=offsets)
+            stills.append(
+                Still(
+                    identifier="",  # named below, each differently
+                    image_path=image,
+                    frame=chunk.frame,
+                    beam=beam,
+                    detector=detectors[place],
+                    crystal=Crystal(crystal.A, space_group.hall),
+                )
+            )
+    if not stills:
+        raise InputError(f"{path}: no image was indexed; there is nothing to fit")
+    document = document_of(stills)
+    names = [still.identifier for still in parse(document, path).stills]
+    named = (replace(s, identifier=name) for s, name in zip(stills, names, strict=True))
+    return Experiments(tuple(named), path, document)
+
+
+def geometry_of_stream(path: Path, text: str, geometry_file: str | Path | None = None) -> Geometry:
+    """The geometry of a ``.geom`` file, or the stream's own.
+
+    Raises:
+        InputError: neither is there.
+    """
+    if geometry_file is not None:
+        file = Path(geometry_file)
+        try:
+            return parse_geometry(file.read_text(encoding="utf-8", errors="replace"), str(file))
+        except OSError as error:
+            raise InputError(f"{file}: cannot be read ({error.strerror or error})") from None
+    if not text.strip():
+        raise InputError(
+            f"{path}: the stream has no geometry of its own; give --geometry FILE.geom"
+        )
+    return parse_geometry(text, f"{path} (geometry)")
+
+
+def usable_pixels(geometry: Geometry, folder: Path, image: Path | None = None) -> np.ndarray | None:
+    """(P, ny, nx) bool, pixels that the geometry's masks and regions leave; None for all.
+
+    Args:
+        folder: that mask files are relative to. image: file of masks without one of their own;
+            the first mask stands for all frames.
+
+    Raises:
+        InputError: a mask file that cannot be read, or has not the size of the array.
+    """
+    shape = np.max([p.shape for p in geometry.panels], axis=0)
+    good = np.ones((len(geometry.panels), *shape), bool)
+    arrays: dict[Mask, np.ndarray | None] = {}
+    for k, panel in enumerate(geometry.panels):
+        ny, nx = panel.shape
+        good[k, :ny, :nx] &= ~lab_region_mask(geometry, panel)
+        for _, mask in panel.masks:
+            if mask not in arrays:
+                arrays[mask] = _mask_array(mask, folder, image)
+            array = arrays[mask]
+            if array is None:
+                continue
+            (y0, y1), (x0, x1) = panel.ss_range, panel.fs_range
+            index = tuple(int(a) for a in panel.axes if a.isdigit())
+            while array.ndim > 2:  # frames first, then the panels of a stack
+                at = index[-(array.ndim - 2)] if len(index) >= array.ndim - 2 else 0
+                array = array[at]
+            if array.shape[0] < y1 or array.shape[1] < x1:
+                raise InputError(
+                    f"{mask.file or image}: the mask {mask.path} of {array.shape} pixels does not"
+                    f" hold panel {panel.name}"
+                )
+            bits = array[y0:y1, x0:x1].astype(np.int64)
+            good[k, :ny, :nx] &= ((bits & mask.bad) == 0) & ((bits & mask.good) == mask.good)
+    return None if good.all() else good
+
+
+def _mask_array(mask: Mask, folder: Path, image: Path | None) -> np.ndarray | None:
+    file = folder / mask.file if mask.file else image
+    if file is None or not mask.path:
+        return None
+    try:
+        with h5py.File(file, "r") as opened:
+            return np.asarray(opened[mask.path][()])
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"{file}: no mask {mask.path} can be read there ({error})") from None
+
+
+def _energy(chunk: Chunk, geometry: Geometry) -> float:
+    """Photon energy of an image, eV."""
+    if chunk.photon_energy_ev > 0:
+        return chunk.photon_energy_ev
+    said = geometry.wavelength
+    if said.known and said.value > 0:
+        return said.value if geometry.is_energy else HC_EV_ANGSTROM / said.value
+    raise InputError(f"{geometry.source}: the image {chunk.name} has no photon energy")
+
+
+def _camera(chunk: Chunk, geometry: Geometry, mean_offset: float) -> float:
+    """``clen`` of an image, m; the stream's average camera length is of the panels."""
+    if geometry.camera_length_m.known and geometry.camera_length_m.value > 0:
+        return geometry.camera_length_m.value
+    if chunk.camera_length_m > 0:
+        return chunk.camera_length_m - mean_offset
+    raise InputError(f"{geometry.source}: the image {chunk.name} has no camera length")
+
+
+def _image(name: str, stream: Path) -> Path:
+    file = Path(name)
+    beside = stream.parent / file
+    return beside.resolve() if beside.exists() or not file.exists() else file.resolve()
+
+
+def _offsets(geometry: Geometry) -> tuple[tuple[int, int], ...]:
+    """(x, y) of each panel's first pixel in its array; all 0 for a stack of panels.
+
+    Raises:
+        InputError: panels of several data sets, or both tiles and a stack.
+    """
+    panels = geometry.panels
+    if len({p.data for p in panels}) > 1:
+        raise InputError(f"{geometry.source}: panels lie in different data sets, which is not read")
+    stack = [tuple(a for a in p.axes if a.isdigit()) for p in panels]
+    tiles = tuple((p.fs_range[0], p.ss_range[0]) for p in panels)
+    if len(set(stack)) > 1:
+        order = [int(s[-1]) if s else -1 for s in stack]
+        if order != list(range(len(panels))) or any(t != (0, 0) for t in tiles):
+            raise InputError(
+                f"{geometry.source}: panels are tiles of several arrays, which is not read; give"
+                " images with one array a panel, or one array of all"
+            )
+    return tiles
