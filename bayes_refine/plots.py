@@ -17,6 +17,7 @@ from .io.images import ImageReader
 from .measuring.shoebox import Shoebox
 from .measuring.template import template_and_gradient
 from .util.errors import InputError
+from .util.text import printable
 
 BLUE, RED, ORANGE, GREY = "#1f5fa8", "#c8382c", "#e07a1f", "0.55"
 SHELLS = ("#1b4f8f", "#2a9d8f", ORANGE)  # low to high resolution
@@ -43,7 +44,7 @@ def overview(run: RunFit, reader: ImageReader) -> Any:
         try:
             predicted_spots(run, reader, ax=figure.add_subplot(grid[:2, :2]))
         except InputError as error:  # gone since it was fitted
-            figure.axes[0].set_title(str(error)[:80])
+            figure.axes[0].set_title(str(error)[:80], parse_math=False)
         calculated_against_observed(run, ax=figure.add_subplot(grid[0, 2]))
         partiality_curve(run, ax=figure.add_subplot(grid[0, 3]))
         residuals_by_resolution(run, ax=figure.add_subplot(grid[1, 2]))
@@ -112,7 +113,9 @@ def predicted_spots(
     ax.legend(loc="upper right", framealpha=0.9, frameon=True, edgecolor="none")
     ax.set(xlabel="fast (px)", ylabel="slow (px)", xlim=extent[:2], ylim=extent[2:])
     where = f", panel {panel}" if len(pixels) > 1 else ""
-    ax.set_title(f"{still.identifier}{where}: white {low:.3g}, black {high:.3g} photons a pixel")
+    shades = f"white {low:.3g}, black {high:.3g} photons a pixel"
+    name = printable(still.identifier)[:60]
+    ax.set_title(f"{name}{where}: {shades}", parse_math=False)  # names are no TeX
     return ax
 
 

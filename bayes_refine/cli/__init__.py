@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -23,6 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = ["bayes-refine", *(sys.argv[1:] if arguments is None else arguments)]
     warnings.formatwarning = lambda message, *_args, **_kw: f"bayes-refine: warning: {message}\n"
     _set_up_jax()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # whatever names files have, they can be printed
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app(args=command[1:], prog_name="bayes-refine", obj=command)
     except InputError as error:

@@ -16,6 +16,7 @@ from ..geometry.experiments import Still
 from ..infer import Fit, Site
 from ..merging.agreement import pearson
 from ..util.status import Kind, usable
+from ..util.text import printable
 from .loop import RunFit
 
 
@@ -84,7 +85,7 @@ def image_table(run: RunFit) -> dict[str, np.ndarray]:
     n, r = len(run.stills), run.reflections
     fitted = fitted_images(run)
     columns: dict[str, np.ndarray] = {
-        "identifier": np.array([still.identifier for still in run.stills], object),
+        "identifier": np.array([printable(still.identifier) for still in run.stills], object),
         "status": run.status,
         "n_reflections": np.bincount(r.image[r.measured], minlength=n),
     }

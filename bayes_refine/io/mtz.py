@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from ..geometry.experiments import Still
 from ..geometry.symmetry import asu_map
 from ..util.errors import InputError
+from ..util.text import ascii_title
 
 # Columns of unmerged.mtz and their MTZ types (SPEC section 7).
 UNMERGED_TYPES = {
@@ -114,7 +115,7 @@ def _new_mtz(cell: gemmi.UnitCell, space_group: gemmi.SpaceGroup, wavelength: fl
 def _batch_header(number: int, still: Still) -> gemmi.Mtz.Batch:
     """CCP4's batch orientation block, zero-based: U at 6–14, source at 80–85."""
     batch = gemmi.Mtz.Batch()
-    batch.number, batch.title, batch.dataset_id = number, still.identifier[:70], 1
+    batch.number, batch.title, batch.dataset_id = number, ascii_title(still.identifier), 1
     batch.cell, batch.wavelength = still.crystal.cell, still.beam.wavelength
     batch.ints[12] = batch.ints[19] = 1  # one crystal, one detector
     batch.ints[14] = 2  # a two-dimensional detector (LDTYPE)

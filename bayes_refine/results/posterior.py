@@ -13,6 +13,7 @@ from ..fitting.tables import AXES
 from ..io.posterior import Variable, write_posterior
 from ..physics.observations import STATISTICS
 from ..physics.priors import Priors
+from ..util.text import printable
 
 N_POINTWISE = 400  # draws with log likelihoods and replicates: enough for PSIS-LOO
 
@@ -73,7 +74,7 @@ def write_draws(
         {name: x for (_, name), x in zip(terms, np.concatenate(observed).T, strict=True)},
         {"image": r.image[rows], **dict(zip("hkl", r.hkl[rows].T, strict=True))},
         coords,
-        {"identifier": ("image", np.array([still.identifier for still in run.stills]))},
+        {"identifier": ("image", np.array([printable(still.identifier) for still in run.stills]))},
         {"inference_library": "bayes_refine", "method": draws.method},
         draws.stats,
         kept,

@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError
+from .text import printable
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # at the start of a cell, to a spreadsheet
 PACKAGES = ("bayes-refine", "numpy", "jax", "numpyro", "arviz", "gemmi", "h5py", "hdf5plugin")
 
 
@@ -64,11 +66,15 @@ def prepare_folder(out_dir: str | Path) -> Path:
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
     """``summary.json``, of what :func:`jsonable` returns."""
     text = json.dumps(summary, indent=1, allow_nan=False, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    # a lone surrogate of a file's name as JSON's own escape, which UTF-8 cannot hold
+    path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def write_table(path: Path, table: Mapping[str, np.ndarray]) -> None:
-    """A CSV file of columns; empty where a number is not finite."""
+    """A CSV file of columns; empty where a number is not finite.
+
+    Text that a spreadsheet would run as a formula has a ' before it.
+    """
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(table)
@@ -79,6 +85,8 @@ def write_table(path: Path, table: Mapping[str, np.ndarray]) -> None:
 def _csv_value(value: Any) -> Any:
     if isinstance(value, float):  # np.float64 is one
         return f"{value:.7g}" if math.isfinite(value) else ""
+    if isinstance(value, str):
+        return f"'{printable(value)}" if value.startswith(_FORMULA) else printable(value)
     return value
 
 

@@ -15,6 +15,10 @@ def printable(text: str) -> str:
     """
     if text.isprintable():
         return text
-    if text.isascii():
-        text = " ".join(text.splitlines())
-    return "".join(repr(c)[1:-1] if unicodedata.category(c) in _NOT_TEXT else c for c in text)
+    one_line = " ".join(text.splitlines())
+    return "".join(repr(c)[1:-1] if unicodedata.category(c) in _NOT_TEXT else c for c in one_line)
+
+
+def ascii_title(text: str, length: int = 70) -> str:
+    """``text`` for a title in an MTZ file: ASCII on one line, ? for other letters, not longer."""
+    return printable(text).encode("ascii", "replace").decode()[:length]
