@@ -141,7 +141,7 @@ def _pixels(section: _Section, path: Path) -> np.ndarray:
         pixels = np.asarray(decByteOffset(bytes(section.data), n, section.dtype.newbyteorder("=")))
         pixels = pixels.astype(section.dtype.newbyteorder("="), copy=False)
     elif section.compression in ("x-cbf_packed", "x-cbf_packed_v2", "x-cbf_canonical"):
-        pixels = _by_cbflib(section, n)
+        pixels = _by_cbflib(section, n, path)
     elif section.compression in ("none", "x-cbf_none"):
         pixels = np.frombuffer(section.data, section.dtype)
     else:
@@ -165,11 +165,14 @@ def _cbflib() -> Any:
     return pycbf
 
 
-def _by_cbflib(section: _Section, n: int) -> np.ndarray:
+def _by_cbflib(section: _Section, n: int, path: Path) -> np.ndarray:
     """Unpacked by CBFlib, from a file of this section alone, whose header is known to be sound."""
     count = int.from_bytes(section.data[:8], "little") if len(section.data) >= 32 else -1
     if section.compression != "x-cbf_canonical" and count != n:
-        raise InputError("the number of its packed pixels is not that of its header")
+        raise InputError(
+            f"{path} cannot be read as an image: it holds another number of packed pixels than its "
+            "header says; copy it anew"
+        )
     kind = next(k for k, code in _TYPES.items() if section.dtype.str.endswith(code))
     uncorrelated = '; "uncorrelated_sections"' if "uncorrelated" in section.conversions else ""
     flat = "; flat" if "flat" in section.conversions else ""

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..util.errors import InputError
 from .boundary import refusing
-from .hdf5_links import attribute, child, groups, numbers, open_hdf5
+from .hdf5_links import attribute, child, groups, open_hdf5, whole_numbers
 from .hdf5_stack import Piece, find_stack, locate_image
 from .hdf5_written import WrittenImages
 from .image_shape import ImageShape
@@ -125,7 +125,7 @@ def read_hdf5_bandwidth(path: Path, frame: int, wavelength: float) -> float | No
                     spread = child(beam, "incident_wavelength_spread", path)
                     if spread is None:
                         continue
-                    n = int(numbers(spread, path, "incident_wavelength_spread").size or 0)
+                    n = int(whole_numbers(spread, path, "incident_wavelength_spread").size or 0)
                     if n == 0:
                         continue
                     value = float(_element(spread, frame if frame < n else 0))
@@ -160,12 +160,12 @@ def _mask(file: h5py.File, path: Path, pieces: list[Piece]) -> h5py.Dataset | No
         for group in (detector, *groups(detector, "NXcollection", "detectorSpecific")):
             mask = child(group, "pixel_mask", path)
             if mask is not None:
-                return numbers(mask, path, "pixel_mask")
+                return whole_numbers(mask, path, "pixel_mask")
     data = next((piece.data for piece in pieces if piece.data is not None), None)
     if data is not None and "cxi_version" in file:
         mask = child(data.parent, "mask", path)
         if mask is not None:
-            return numbers(mask, path, "mask")
+            return whole_numbers(mask, path, "mask")
     return None
 
 
@@ -182,7 +182,7 @@ def _values(detector: h5py.Group, name: str, path: Path) -> list[float]:
     dataset = child(detector, name, path)
     if dataset is None:
         return []
-    if int(numbers(dataset, path, name).size or 0) > 2**20:
+    if int(whole_numbers(dataset, path, name).size or 0) > 2**20:
         raise InputError(f"{path}: {name} is not a number, or one a panel; correct the file")
     values = np.ravel(np.asarray(dataset[()], float))
     return [float(v) for v in values[np.isfinite(values)]]

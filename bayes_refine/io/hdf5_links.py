@@ -15,6 +15,8 @@ import h5py
 from ..util.errors import InputError
 from .boundary import refusing, regular_file
 
+DEEPEST = 8  # virtual data sets over virtual data sets
+
 
 def open_hdf5(path: Path) -> h5py.File:
     """The open file.
@@ -62,6 +64,16 @@ def child(group: h5py.Group, name: str, path: Path) -> Any:
         raise InputError(
             f"{path} points to {name}{where}, which cannot be opened ({said}); copy it anew"
         ) from None
+
+
+def follow(file: h5py.File, name: str, path: Path) -> Any:
+    """The object at a path in a file; links to absent files are named."""
+    at: Any = file
+    for part in (part for part in name.split("/") if part not in ("", ".")):
+        if not isinstance(at, h5py.Group):
+            return None
+        at = child(at, part, Path(at.file.filename))
+    return at
 
 
 def text_of(value: Any) -> str:
@@ -115,3 +127,33 @@ def numbers(dataset: Any, path: Path, what: str) -> h5py.Dataset:
                 f"{path}: {what} holds {dataset.dtype}, not real numbers; copy it anew"
             )
     return dataset
+
+
+def whole_numbers(dataset: Any, path: Path, what: str) -> h5py.Dataset:
+    """``dataset``, if it holds numbers and all files it comes from exist.
+
+    Raises:
+        InputError: as :func:`numbers`; a source of a virtual data set is absent, or is itself, at
+            which HDF5 crashes.
+    """
+    found = numbers(dataset, path, what)
+    with refusing(path, what):
+        _check_sources(found, path, what, 0)
+    return found
+
+
+def _check_sources(dataset: h5py.Dataset, path: Path, what: str, depth: int) -> None:
+    if not dataset.is_virtual:
+        return
+    if depth > DEEPEST:
+        raise InputError(f"{path}: its virtual data sets go in a circle; write the file anew")
+    beside = Path(dataset.file.filename)
+    for file_name, name in {(s.file_name, s.dset_name) for s in dataset.virtual_sources()}:
+        where = beside if file_name == "." else locate(file_name, beside)
+        if not regular_file(where):
+            raise InputError(
+                f"{path}: {what} lies in {where}, which does not exist; put it beside it"
+            )
+        with open_hdf5(where) as file:
+            source = follow(file, name, where)
+            _check_sources(numbers(source, where, name), path, what, depth + 1)

@@ -14,7 +14,9 @@ from .hdf5_links import attribute, child, groups, numbers
 from .image_shape import ImageShape
 
 _MOST_OBJECTS = 10_000  # looked at in a file without a known layout
-_NOT_IMAGES = re.compile(r"mask|gain|pedestal|dark|flat|offset|background|error|sigma", re.I)
+_NOT_IMAGES = re.compile(
+    r"(^|[^a-z])(mask|gain|pedestal|dark|flat|offset|background|error|sigma)", re.I
+)
 _PLACES = (
     "entry/data/data",
     "entry/instrument/detector/data",
@@ -188,7 +190,7 @@ def _fitting(file: h5py.File, path: Path, shape: ImageShape) -> Iterator[Piece]:
                 seen.add(hash(thing.id))
                 if isinstance(thing, h5py.Group):
                     waiting.append(thing)
-                elif isinstance(thing, h5py.Dataset) and not _NOT_IMAGES.search(str(thing.name)):
+                elif isinstance(thing, h5py.Dataset) and not _NOT_IMAGES.search(key):
                     if shape.fits(thing.shape or ()) or shape.fits((thing.shape or ())[1:]):
                         if piece := _piece(thing, path, shape):
                             yield piece

@@ -16,9 +16,7 @@ import numpy as np
 
 from ..util.errors import InputError
 from .boundary import refusing, regular_file
-from .hdf5_links import child, locate, numbers, open_hdf5
-
-_DEEPEST = 8  # virtual data sets over virtual data sets
+from .hdf5_links import DEEPEST, follow, locate, numbers, open_hdf5
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ class WrittenImages:
         self, stored: _Stored, path: Path, image: int, index: int, axes: int, depth: int
     ) -> np.ndarray | None:
         """``image`` as the user counts, ``index`` within ``stored``."""
-        if depth > _DEEPEST:
+        if depth > DEEPEST:
             raise InputError(f"{path}: its virtual data sets go in a circle; write the file anew")
         if not stored.virtual:
             beyond = len(stored.shape) > axes and index >= stored.shape[0]
@@ -144,7 +142,7 @@ class WrittenImages:
             )
         if (where, name, axes) not in self._known:
             with open_hdf5(where) as file:
-                dataset = _follow(file, name, where)
+                dataset = follow(file, name, where)
                 if not isinstance(dataset, h5py.Dataset):
                     raise InputError(
                         f"{path}: image {image} lies in {name} of {where}, which has no such data "
@@ -163,16 +161,6 @@ class WrittenImages:
             with refusing(path):
                 self._known[key] = _stored(dataset, path, axes)
         return self._known[key]
-
-
-def _follow(file: h5py.File, name: str, path: Path) -> Any:
-    """The object at a path in a file; links to absent files are named."""
-    at: Any = file
-    for part in (part for part in name.split("/") if part not in ("", ".")):
-        if not isinstance(at, h5py.Group):
-            return None
-        at = child(at, part, Path(at.file.filename))
-    return at
 
 
 def _stored(dataset: h5py.Dataset, path: Path, axes: int) -> _Stored:
