@@ -11,7 +11,7 @@ import numpy as np
 
 from ..geometry.crystal import Crystal
 from ..geometry.miller import find, pack_hkl, resolution
-from ..geometry.symmetry import absent, asu_keys, laue_rotations
+from ..geometry.symmetry import absent, asu_keys, epsilon_centric, laue_rotations
 from ..util.errors import InputError
 
 MAX_CELL_LENGTH_DEVIATION = 0.03  # fraction
@@ -28,6 +28,7 @@ class Reference:
         cell: Å and degrees.
         space_group: its systematic absences are not in ``hkl``.
         source: file and column it came from, for messages.
+        remarks: what was done to the file's rows or atoms.
     """
 
     hkl: np.ndarray
@@ -35,6 +36,7 @@ class Reference:
     cell: gemmi.UnitCell
     space_group: gemmi.SpaceGroup
     source: str
+    remarks: tuple[str, ...] = ()
 
     @cached_property
     def d(self) -> np.ndarray:
@@ -53,6 +55,80 @@ class Reference:
         at, known = find(asu_keys(hkl, self.space_group), keys)
         found = np.where(known, intensity[at], np.nan)
         return np.where(absent(hkl, self.space_group), 0.0, found)
+
+    @cached_property
+    def wilson(self) -> tuple[float, float] | None:
+        """Scale k and B (Å²) of ⟨I⟩/ε = k·Σ_j f_j²(d)·exp(−B/2d²), by a Wilson plot.
+
+        The sum is over atoms of an average protein that fills half the cell, so that k is near 1
+        for intensities on the absolute scale (e²).  From d < 4 Å where there is enough of it.
+        None where fewer than 40 reflections, or no fall to fit, are left.
+        """
+        use = self.d < 4.0 if (self.d < 4.0).sum() >= 200 else np.ones(len(self.d), bool)
+        if use.sum() < 40:
+            return None
+        d, hkl = self.d[use], self.hkl[use]
+        I = self.intensity[use] / epsilon_centric(hkl, self.space_group)[0]  # noqa: E741
+        order = np.array_split(np.argsort(d), min(20, len(d) // 20))
+        x = np.array([np.mean(0.5 / d[k] ** 2) for k in order])
+        in_cell = self.cell.volume * len(self.space_group.operations().cen_ops)
+        expected = in_cell * protein_scattering((2 * x) ** -0.5)
+        ratio = np.array([I[k].mean() for k in order]) / expected
+        if (ratio > 0).sum() < 2:
+            return None
+        slope, level = np.polyfit(x[ratio > 0], np.log(ratio[ratio > 0]), 1)
+        return float(np.exp(level)), float(-slope)
+
+    def describe(self) -> str:
+        """One line: file, column, how many reflections, to what d, scale and B, remarks."""
+        line = (
+            f"{self.source}: {len(self.hkl)} reflections, {self.d.max():.1f}–{self.d.min():.2f} Å, "
+            f"{self.space_group.xhm()}"
+        )
+        if self.wilson is not None:
+            line += f", {self.wilson[0]:.2g} × absolute scale, B {self.wilson[1]:.0f} Å² (Wilson)"
+        return "; ".join([line, *self.remarks])
+
+
+# heavy atoms per Å³ of a cell that is half protein (1.35 g/cm³, 14.1 Da a heavy atom with its
+# hydrogens), and what they are
+HEAVY_ATOMS = 0.0288
+PROTEIN = {"C": 0.63, "N": 0.17, "O": 0.195, "S": 0.005}
+
+
+def protein_scattering(d: np.ndarray) -> np.ndarray:
+    """(n,) Σ_j f_j²(d) per Å³ of a cell half filled with an average protein, e²/Å³."""
+    found = np.zeros(len(d))
+    for name, share in PROTEIN.items():
+        table = gemmi.Element(name).it92
+        f = np.array([table.calculate_sf(x) for x in 0.25 / np.asarray(d, float) ** 2])
+        found += share * f**2
+    return HEAVY_ATOMS * found
+
+
+MIN_REFLECTIONS = 10  # a scale, a B and an agreement need some
+
+
+def check_usable(reference: Reference) -> None:
+    """Refuse intensities that cannot be a reference.
+
+    Raises:
+        InputError: fewer than 10 reflections; all zero; all the same; a mean that is not positive.
+    """
+    I = reference.intensity  # noqa: E741
+    if len(I) < MIN_REFLECTIONS:
+        raise InputError(
+            f"{reference.source}: only {len(I)} usable reflections, too few for a reference"
+        )
+    if not I.any():
+        raise InputError(f"{reference.source}: all intensities are zero")
+    if np.ptp(I) <= 1e-5 * np.abs(I).max():
+        raise InputError(
+            f"{reference.source}: all intensities are {I[0]:.6g}, so these are no measured or "
+            "calculated intensities"
+        )
+    if not I.mean() > 0:
+        raise InputError(f"{reference.source}: the mean intensity is {I.mean():.3g}, not positive")
 
 
 def free_set(
