@@ -20,7 +20,14 @@ from ..util import output
 from ..util.errors import InputError
 from . import options
 from .app import app, out_console, progress
-from .inputs import overridden, priors_from, reference_from, some_images, usable_experiments
+from .inputs import (
+    overridden,
+    priors_from,
+    reference_from,
+    resolution_limit,
+    some_images,
+    usable_experiments,
+)
 
 
 @app.command("compare")
@@ -42,7 +49,7 @@ def compare_command(
     free_fraction: Annotated[
         float, options.free_option("Share of unique reflections kept from all fits.")
     ] = 0.05,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of the free set and the halves.")] = 0,
+    seed: Annotated[int, options.seed_option("Of the free set and the halves.")] = 0,
     priors_file: Annotated[Path | None, options.priors_option()] = None,
     bandwidth: Annotated[float | None, options.bandwidth_option()] = None,
     gain: Annotated[float | None, options.gain_option("as of fit")] = None,
@@ -59,7 +66,8 @@ def compare_command(
         first = next(i for i, still in enumerate(whole.stills) if still is chosen.stills[0])
         truth = compare.read_truth(truth_file, slice(first, first + len(chosen)))
     ref = reference_from(reference_file, None, d_min)
-    settings = Settings(d_min=d_min or float(ref.d.min()), free_fraction=free_fraction, seed=seed)
+    d_min = resolution_limit(d_min, ref, chosen.stills)
+    settings = Settings(d_min=d_min, free_fraction=free_fraction, seed=seed)
     prior = priors_from(priors_file, Priors())
     stills = overridden(chosen.stills, bandwidth)
     with ImageReader(gain=gain) as reader, progress() as say:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,7 @@ import typer
 from .. import loading
 from ..fitting import loop, tables
 from ..fitting.problem import Settings
-from ..geometry.experiments import Experiments, Still
+from ..geometry.experiments import Experiments
 from ..io.images import ImageReader
 from ..measuring import detector_noise
 from ..measuring.bad_pixels import bad_pixels_of
@@ -22,10 +23,17 @@ from ..physics import reference
 from ..physics.priors import Priors
 from ..results import fit as results
 from ..util import output
-from ..util.errors import InputError
 from . import options
 from .app import app, out_console, progress
-from .inputs import overridden, priors_from, reference_from, some_images, usable_experiments
+from .inputs import (
+    given_from,
+    overridden,
+    priors_from,
+    reference_from,
+    resolution_limit,
+    some_images,
+    usable_experiments,
+)
 from .methods import GuideName, MethodName, method_of
 from .options import DETECTOR, INFERENCE
 
@@ -39,6 +47,8 @@ def fit_command(
         Path | None, options.reference_option("none: the images are each other's")
     ] = None,
     reference_column: options.ReferenceColumn = None,
+    space_group: options.SpaceGroup = None,
+    cell: options.Cell = None,
     d_min: options.Resolution = None,
     images: options.Images = None,
     free_fraction: Annotated[
@@ -72,8 +82,8 @@ def fit_command(
     student_t: Annotated[
         float | None,
         typer.Option(
-            min=1.0,
             metavar="NU",
+            callback=options.between(1.0, math.inf),
             help="Prior median of the residuals' degrees of freedom; inf for normal ones.",
             show_default="of the priors",
             rich_help_panel=INFERENCE,
@@ -83,6 +93,7 @@ def fit_command(
         int,
         typer.Option(
             min=1,
+            max=100,
             metavar="N",
             help="Rounds of predict, measure, fit; two more without a reference.",
             rich_help_panel=INFERENCE,
@@ -93,6 +104,7 @@ def fit_command(
         typer.Option(
             "--draws",
             min=4,
+            max=100_000,
             metavar="N",
             help="Draws in posterior.nc; of each chain.",
             show_default="100; 1000 of each chain",
@@ -100,12 +112,16 @@ def fit_command(
         ),
     ] = None,
     chains: Annotated[
-        int, typer.Option(min=2, metavar="N", help="Of --method nuts.", rich_help_panel=INFERENCE)
+        int,
+        typer.Option(
+            min=2, max=1000, metavar="N", help="Of --method nuts.", rich_help_panel=INFERENCE
+        ),
     ] = 4,
     warmup: Annotated[
         int,
         typer.Option(
             min=10,
+            max=1_000_000,
             metavar="N",
             help="Trajectories of each chain before its draws.",
             rich_help_panel=INFERENCE,
@@ -122,6 +138,7 @@ def fit_command(
         float | None,
         typer.Option(
             metavar="COUNTS",
+            callback=options.between(-1e9, 1e9, "counts"),
             help="Counts at no photon.",
             show_default="from the .expt",
             rich_help_panel=DETECTOR,
@@ -130,8 +147,8 @@ def fit_command(
     sensor_thickness_mm: Annotated[
         float | None,
         typer.Option(
-            min=0.0,
             metavar="MM",
+            callback=options.between(0.0, 100.0, "mm"),
             help="For parallax; 0 for none.",
             show_default="from the .expt",
             rich_help_panel=DETECTOR,
@@ -140,8 +157,8 @@ def fit_command(
     sensor_mu: Annotated[
         float | None,
         typer.Option(
-            min=0.0,
             metavar="PER_MM",
+            callback=options.between(0.0, 1e4, "per mm"),
             help="Attenuation of the sensor, per mm.",
             show_default="from the .expt",
             rich_help_panel=DETECTOR,
@@ -156,16 +173,14 @@ def fit_command(
     if student_t is not None:
         chosen = replace(chosen, student_t_nu=student_t)
     run_of = some_images(usable_experiments(experiments), images)
-    if reference_file is None and d_min is None:
-        raise InputError("without --reference, say how far to go: give --d-min, in Å")
-    if d_min and d_min > _d_max(run_of.stills[0]):
-        raise InputError(f"--d-min {d_min:g}: no reflection of this cell has so large a d")
+    if reference_file is None or d_min is not None:
+        resolution_limit(d_min, None, run_of.stills)
     ref = None
     if reference_file is not None:
-        ref = reference_from(reference_file, reference_column, d_min)
+        given = given_from(space_group, cell)
+        ref = reference_from(reference_file, reference_column, d_min, given)
         reference.check_fits(ref, [s.crystal for s in run_of.stills], str(experiments))
-        d_min = d_min or float(ref.d.min())
-    assert d_min is not None
+    d_min = resolution_limit(d_min, ref, run_of.stills)
     settings = Settings(d_min=d_min, rounds=rounds, free_fraction=free_fraction, seed=seed)
     stills = overridden(run_of.stills, bandwidth, sensor_thickness_mm, sensor_mu)
     with ImageReader(gain=gain, pedestal=pedestal) as reader:
@@ -270,9 +285,3 @@ def _report(out: Path, run: loop.RunFit, summary: dict[str, Any], seconds: float
     if message := summary["posterior"]["message"]:
         out_console.print(message, markup=False, soft_wrap=True)
     out_console.print(f"{seconds:.0f} s; results in {out}", soft_wrap=True)
-
-
-def _d_max(still: Still) -> float:
-    """Å, of the largest lattice planes, no matter whether present."""
-    cell = still.crystal.cell.reciprocal()
-    return 1 / min(cell.a, cell.b, cell.c)

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from ..geometry.experiments import Experiments, Still
 from ..io.expt import read_experiments
+from ..io.gemmi_files import cell_of, space_group_of
 from ..io.images import read_bandwidth
-from ..io.reference import read_reference
+from ..io.reference import Given, read_reference
 from ..physics.priors import AnyPriors, read_priors
-from ..physics.reference import Reference
+from ..physics.reference import Reference, check_usable
 from ..util.errors import InputError
 from .app import err_console
 
@@ -76,6 +77,46 @@ def priors_from(path: Path | None, defaults: AnyPriors) -> AnyPriors:
     return defaults if path is None else read_priors(path, defaults)
 
 
-def reference_from(path: Path, column: str | None, d_min: float | None) -> Reference:
-    """Reference intensities to a resolution and a little beyond: the cells of stills differ."""
-    return read_reference(path, column, 0.97 * d_min if d_min else None)
+def resolution_limit(
+    d_min: float | None, reference: Reference | None, stills: Sequence[Still]
+) -> float:
+    """How far to go, Å: as asked, else as the reference does; never beyond half a wavelength.
+
+    Raises:
+        InputError: nobody says how far, or no reflection can be seen there.
+    """
+    if reference is None and d_min is None:
+        raise InputError("without --reference, say how far to go: give --d-min, in Å")
+    least = min(still.beam.wavelength for still in stills) / 2
+    if d_min is None:
+        assert reference is not None
+        return max(float(reference.d.min()), least)
+    if d_min < least:
+        raise InputError(
+            f"--d-min {d_min:g}: no reflection is seen below half the wavelength, {least:.3f} Å"
+        )
+    reciprocal = stills[0].crystal.cell.reciprocal()
+    if d_min > 1 / min(reciprocal.a, reciprocal.b, reciprocal.c):
+        raise InputError(f"--d-min {d_min:g}: no reflection of this cell has so large a d")
+    return d_min
+
+
+def given_from(space_group: str | None, cell: str | None) -> Given:
+    """What ``--space-group`` and ``--cell`` say."""
+    return Given(
+        None if cell is None else cell_of(cell),
+        None if space_group is None else space_group_of(space_group),
+    )
+
+
+def reference_from(
+    path: Path, column: str | None, d_min: float | None, given: Given | None = None
+) -> Reference:
+    """Reference intensities to a resolution and a little beyond: the cells of stills differ.
+
+    What was taken is printed in one line; what cannot be a reference is an InputError.
+    """
+    found = read_reference(path, column, 0.97 * d_min if d_min else None, given)
+    check_usable(found)
+    err_console.print(f"reference {found.describe()}", markup=False, soft_wrap=True)
+    return found

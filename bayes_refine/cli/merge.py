@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from .. import loading
-from ..io.unmerged_mtz import read_unmerged
+from ..io.open_unmerged import open_unmerged
+from ..io.unmerged_mtz import Columns
 from ..merging import mates, merged_intensities
 from ..merging.merge import MergeSettings, merge_run
 from ..merging.merged_columns import blank_sentence
@@ -20,8 +21,8 @@ from ..results.merge import write_merge
 from ..util import output
 from ..util.errors import InputError
 from . import options
-from .app import app, out_console, progress
-from .inputs import priors_from, reference_from
+from .app import app, err_console, out_console, progress
+from .inputs import given_from, priors_from, reference_from
 
 
 class Prior(StrEnum):
@@ -36,16 +37,22 @@ class Prior(StrEnum):
 def merge_command(
     context: typer.Context,
     unmerged: Annotated[
-        Path,
+        list[Path],
         typer.Argument(
-            help="Integrated stills: an MTZ with I, SIGI, BATCH and, where known, an Ewald offset.",
-            metavar="UNMERGED",
+            help="Integrated stills: MTZ (I, SIGI, BATCH and, where known, an Ewald offset), a "
+            "CrystFEL .stream, DIALS .expt with .refl beside, or XDS files.",
+            metavar="UNMERGED...",
             show_default=False,
         ),
     ],
     out: options.Out,
     reference_file: Annotated[Path | None, options.reference_option()] = None,
     reference_column: options.ReferenceColumn = None,
+    space_group: options.SpaceGroup = None,
+    cell: options.Cell = None,
+    intensity_column: Annotated[str | None, options.label_option("intensities", "I")] = None,
+    sigma_column: Annotated[str | None, options.label_option("their sigmas", "SIGI")] = None,
+    batch_column: Annotated[str | None, options.label_option("image numbers", "BATCH")] = None,
     prior: Annotated[
         Prior | None,
         typer.Option(
@@ -67,6 +74,7 @@ def merge_command(
         int | None,
         typer.Option(
             min=4,
+            max=100_000,
             metavar="N",
             help="Draws in posterior.nc, of I and F of every unique reflection too.",
             show_default="100 draws of scales alone",
@@ -86,10 +94,13 @@ def merge_command(
         raise InputError("--draws with --anomalous: draws of Friedel pairs are not made; leave one")
     output.prepare_folder(out)
     scales = priors_from(priors_file, ScalingPriors())
-    data = read_unmerged(unmerged)
+    given = given_from(space_group, cell)
+    labels = Columns(intensity_column, sigma_column, batch_column)
+    data = open_unmerged(unmerged, given.space_group, given.cell, labels)
+    err_console.print(data.describe(), markup=False, soft_wrap=True)
     ref = None
     if reference_file is not None:
-        ref = reference_from(reference_file, reference_column, d_min)
+        ref = reference_from(reference_file, reference_column, d_min, given)
         check_symmetry(ref, data.cell, data.space_group, data.source)
     name = "latent" if chosen is Prior.wilson else "latent_reference"
     model = loading.load_model(name)

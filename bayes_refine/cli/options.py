@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,10 +14,32 @@ from ..util.errors import InputError
 DETECTOR, INFERENCE = "Beam and detector", "Model and inference"
 
 
+MAX_SEED = 2**63 - 1  # of a signed 64-bit integer, which JAX's keys are made from
+
+
 def _positive(d_min: float | None) -> float | None:
-    if d_min is not None and not d_min > 0:
+    if d_min is not None and not 0 < d_min < math.inf:
         raise InputError(f"--d-min {d_min:g}: the resolution limit must be positive, in Å")
     return d_min
+
+
+def between(low: float, high: float, unit: str = "") -> Callable[..., float | None]:
+    """A callback of an option: InputError for a number outside [low, high], as NaN is."""
+
+    def check(param: typer.CallbackParam, value: float | None) -> float | None:
+        if value is not None and not low <= value <= high:
+            top = f"from {low:g} to {high:g}" if high < math.inf else f"{low:g} or more"
+            raise InputError(f"{param.opts[0]} {value:g}: must be {top} {unit}".rstrip())
+        return value
+
+    return check
+
+
+def number_option(low: float, high: float, metavar: str, help: str) -> Any:
+    """An option of a number in [low, high], which its help states."""
+    return typer.Option(
+        metavar=metavar, help=f"{help} [{low:g} to {high:g}]", callback=between(low, high)
+    )
 
 
 def reference_option(show_default: bool | str = True) -> Any:
@@ -37,7 +61,7 @@ def resolution_option(show_default: str) -> Any:
 
 def free_option(help: str) -> Any:
     """``--free-fraction``."""
-    return typer.Option(min=0.0, max=0.5, metavar="FRACTION", help=help)
+    return typer.Option(metavar="FRACTION", help=help, callback=between(0.0, 0.5))
 
 
 def priors_option(of: str = "", panel: str | None = None) -> Any:
@@ -53,11 +77,10 @@ def priors_option(of: str = "", panel: str | None = None) -> Any:
 def bandwidth_option(panel: str | None = None) -> Any:
     """``--bandwidth``."""
     return typer.Option(
-        min=0.0,
-        max=0.2,
         metavar="FRACTION",
         help="Bandwidth Δλ/λ to start from, rms fraction; it is refined.",
         show_default="from the image files, else the prior's",
+        callback=between(0.0, 0.2),
         rich_help_panel=panel,
     )
 
@@ -65,7 +88,11 @@ def bandwidth_option(panel: str | None = None) -> Any:
 def gain_option(show_default: str, panel: str | None = None) -> Any:
     """``--gain``."""
     return typer.Option(
-        metavar="G", help="Counts per photon.", show_default=show_default, rich_help_panel=panel
+        metavar="G",
+        help="Counts per photon.",
+        show_default=show_default,
+        rich_help_panel=panel,
+        callback=between(1e-6, 1e9, "counts per photon"),
     )
 
 
@@ -76,7 +103,18 @@ def read_noise_option(show_default: str, panel: str | None = None) -> Any:
         help="Read-out noise, photons rms.",
         show_default=show_default,
         rich_help_panel=panel,
+        callback=between(0.0, 1e6, "photons rms"),
     )
+
+
+def seed_option(help: str) -> Any:
+    """``--seed``."""
+    return typer.Option(min=0, max=MAX_SEED, metavar="N", help=help)
+
+
+def label_option(of: str, usual: str) -> Any:
+    """``--intensity-column`` and its like: the label of a column that does not follow usage."""
+    return typer.Option(metavar="LABEL", help=f"Column of {of} in an MTZ file.", show_default=usual)
 
 
 Out = Annotated[
@@ -102,7 +140,23 @@ ReferenceColumn = Annotated[
         metavar="LABEL", help="Column of the reference; found by its usual names if left out."
     ),
 ]
-Seed = Annotated[
-    int, typer.Option(metavar="N", help="Of the free set, the random halves and the draws.")
+SpaceGroup = Annotated[
+    str | None,
+    typer.Option(
+        "--space-group",
+        metavar="NAME",
+        help="Such as P43212 or 96, where a file has none; of integrated stills, in its place.",
+        show_default="from the files",
+    ),
 ]
-SimulationSeed = Annotated[int, typer.Option(metavar="N", help="Of every random number.")]
+Cell = Annotated[
+    str | None,
+    typer.Option(
+        "--cell",
+        metavar="A,B,C,α,β,γ",
+        help="Å and degrees, where a file has none; of integrated stills, in its place.",
+        show_default="from the files",
+    ),
+]
+Seed = Annotated[int, seed_option("Of the free set, the random halves and the draws.")]
+SimulationSeed = Annotated[int, seed_option("Of every random number.")]

@@ -24,43 +24,34 @@ from . import options
 from .app import app, out_console, progress
 from .fit import fit_and_write
 from .inputs import overridden
+from .options import number_option as number
 
 
 @app.command("simulate")
 def simulate_command(
     out: options.Out,
-    images: Annotated[int, typer.Option(min=1, metavar="N", help="Number of stills.")] = 12,
+    images: Annotated[
+        int, typer.Option(min=1, max=100_000, metavar="N", help="Number of stills.")
+    ] = 12,
     seed: options.SimulationSeed = 1,
-    d_min: Annotated[
-        float, typer.Option(min=0.5, metavar="Å", help="No reflections beyond, Å.")
-    ] = 2.3,
+    d_min: Annotated[float, number(0.5, 100, "Å", "No reflections beyond, Å.")] = 2.3,
     pixels: Annotated[
-        int, typer.Option(min=64, metavar="N", help="Pixels along a side of the detector.")
+        int,
+        typer.Option(min=64, max=16_384, metavar="N", help="Pixels along a side of the detector."),
     ] = 480,
-    distance_mm: Annotated[
-        float, typer.Option(min=1.0, metavar="MM", help="Of the detector.")
-    ] = 110.0,
+    distance_mm: Annotated[float, number(1, 1e5, "MM", "Of the detector.")] = 110.0,
     panels: Annotated[int, typer.Option(metavar="N", help="1, or 4 for 2×2 tiles.")] = 1,
-    wavelength: Annotated[float, typer.Option(min=0.1, metavar="Å", help="Å.")] = 1.0,
-    bandwidth: Annotated[
-        float, typer.Option(min=0.0, metavar="FRACTION", help="Δλ/λ, rms fraction.")
-    ] = 1e-3,
-    mosaic_mrad: Annotated[
-        float, typer.Option(min=0.0, metavar="MRAD", help="Mosaic spread η, exp(−φ²/η²).")
-    ] = 0.0,
+    wavelength: Annotated[float, number(0.1, 20, "Å", "Å.")] = 1.0,
+    bandwidth: Annotated[float, number(0, 0.2, "FRACTION", "Δλ/λ, rms fraction.")] = 1e-3,
+    mosaic_mrad: Annotated[float, number(0, 100, "MRAD", "Mosaic spread η, exp(−φ²/η²).")] = 0.0,
     photons: Annotated[
-        float, typer.Option(min=0.0, metavar="PHOTONS", help="Mean I_ref of a unique reflection.")
+        float, number(0, 1e9, "PHOTONS", "Mean I_ref of a unique reflection.")
     ] = 400.0,
-    background: Annotated[
-        float, typer.Option(min=0.0, metavar="PHOTONS", help="Photons a pixel.")
-    ] = 6.0,
-    gain: Annotated[float, typer.Option(min=1e-6, metavar="G", help="Counts per photon.")] = 1.0,
-    read_noise: Annotated[
-        float, typer.Option(min=0.0, metavar="COUNTS", help="Counts rms a pixel.")
-    ] = 0.0,
+    background: Annotated[float, number(0, 1e6, "PHOTONS", "Photons a pixel.")] = 6.0,
+    gain: Annotated[float, number(1e-6, 1e6, "G", "Counts per photon.")] = 1.0,
+    read_noise: Annotated[float, number(0, 1e6, "COUNTS", "Counts rms a pixel.")] = 0.0,
     rotation_error_deg: Annotated[
-        float,
-        typer.Option(min=0.0, metavar="DEG", help="rms angle from true to indexed orientation."),
+        float, number(0, 180, "DEG", "rms angle from true to indexed orientation.")
     ] = 0.05,
 ) -> None:
     """Simulate a run of stills whose truth is known: images, geometry, reference, truth."""
@@ -93,7 +84,9 @@ def simulate_command(
 def demo_command(
     context: typer.Context,
     out: options.Out,
-    images: Annotated[int, typer.Option(min=2, metavar="N", help="Number of stills.")] = 6,
+    images: Annotated[
+        int, typer.Option(min=2, max=100_000, metavar="N", help="Number of stills.")
+    ] = 6,
     seed: options.SimulationSeed = 1,
 ) -> None:
     """Simulate a small run, fit it, and say how near the truth the fit came."""

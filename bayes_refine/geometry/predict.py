@@ -7,8 +7,11 @@ from dataclasses import dataclass, fields
 import gemmi
 import numpy as np
 
+from ..util.errors import InputError
 from .detector import Beam, pixel_to_lab, ray_to_pixel
 from .experiments import Still
+
+MAX_CANDIDATES = 2e7  # indices to try on each image; a second and a gigabyte
 
 
 @dataclass(frozen=True)
@@ -69,13 +72,25 @@ def candidate_indices(cell: gemmi.UnitCell, space_group: gemmi.SpaceGroup, d_min
 
     The 3 % beyond d_min lets one list serve all crystals of a run; :func:`predict` applies
     the limit with each crystal's own cell.
+
+    Raises:
+        InputError: more than 2·10⁷ of them.
     """
     limit = 0.97 * d_min
+    expected = 4 / 3 * np.pi * cell.volume / max(limit, 1e-6) ** 3
+    if not expected < MAX_CANDIDATES:
+        raise InputError(
+            f"d_min {d_min:g} Å: {expected:.1e} reflections of a cell of {cell.volume:.3g} Å³ are "
+            "more than memory holds: give a larger --d-min"
+        )
     top = [int(axis / limit) for axis in (cell.a, cell.b, cell.c)]
-    grid = np.stack(np.meshgrid(*(np.arange(-n, n + 1) for n in top), indexing="ij"), -1)
-    hkl = grid.reshape(-1, 3).astype(np.int32)
-    hkl = hkl[np.any(hkl != 0, axis=1)]
-    hkl = hkl[cell.calculate_d_array(hkl) >= limit]
+    k, l = np.meshgrid(*(np.arange(-n, n + 1, dtype=np.int32) for n in top[1:]), indexing="ij")  # noqa: E741
+    parts = []
+    for h in range(-top[0], top[0] + 1):  # plane by plane: a box holds twice as many as a sphere
+        plane = np.stack([np.full(k.size, h, np.int32), k.ravel(), l.ravel()], axis=1)
+        plane = plane[np.any(plane != 0, axis=1)]
+        parts.append(plane[cell.calculate_d_array(plane) >= limit])
+    hkl = np.concatenate(parts)
     centring = gemmi.GroupOps([gemmi.Op()])
     centring.cen_ops = space_group.operations().cen_ops
     return hkl[~np.asarray(centring.systematic_absences(hkl), bool)]

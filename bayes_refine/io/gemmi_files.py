@@ -1,37 +1,22 @@
-"""Opening files through gemmi: sizes are compared first, and whatever it raises is one sentence."""
+"""Opening files through gemmi: sizes are compared before anything is allocated."""
 
 from __future__ import annotations
 
 import gzip
 import re
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import gemmi
 import numpy as np
 
 from ..util.errors import InputError
+from .boundary import refusing
 
 MAX_BYTES = 2 << 30  # of one unpacked file: ten times the largest that is deposited
 
 
-@contextmanager
-def in_one_sentence(path: str | Path, what: str) -> Iterator[None]:
-    """Turn what a library raises into ``InputError("path: what: ...")``, on one line."""
-    try:
-        yield
-    except InputError:
-        raise
-    except MemoryError:
-        raise InputError(f"{path}: {what}: it needs more memory than there is") from None
-    except Exception as error:  # gemmi has no class of its own for a bad file
-        said = " ".join(str(error).replace(str(path), "").split())[:300]
-        raise InputError(f"{path}: {what}: {said.strip(' :') or type(error).__name__}") from None
-
-
-def content(path: str | Path, n_bytes: int = 1 << 16) -> bytes:
+def beginning(path: str | Path, n_bytes: int = 1 << 16) -> bytes:
     """The first ``n_bytes`` of a file, unpacked if it is gzipped.
 
     Raises:
@@ -43,7 +28,7 @@ def content(path: str | Path, n_bytes: int = 1 << 16) -> bytes:
         raise InputError(f"{path}: no such file")
     if not path.is_file():
         raise InputError(f"{path}: not a file")
-    with in_one_sentence(path, "cannot be read"):
+    with refusing(path, "a file of reflections or coordinates"):
         with path.open("rb") as file:
             start = file.read(n_bytes)
         size = path.stat().st_size
@@ -70,9 +55,9 @@ def read_mtz(path: str | Path) -> gemmi.Mtz:
     Raises:
         InputError: not an MTZ file, truncated, without reflections.
     """
-    if content(path)[:4] != b"MTZ ":
+    if beginning(path)[:4] != b"MTZ ":
         raise InputError(f"{path}: not an MTZ file")
-    with in_one_sentence(path, "damaged MTZ file"):
+    with refusing(Path(path), "an MTZ file"):
         header = gemmi.read_mtz_file(str(path), with_data=False)
         n, width = header.nreflections, len(header.columns)
         if n <= 0:
@@ -120,6 +105,7 @@ def space_group_of(name: str) -> gemmi.SpaceGroup:
             gemmi.find_spacegroup_by_number(number)
             if 1 <= number <= 230
             else gemmi.find_spacegroup_by_name(name)
+            or gemmi.find_spacegroup_by_name(f"P{name}")  # a point group
             if name and not name.isdigit()
             else None
         )

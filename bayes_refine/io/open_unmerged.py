@@ -14,7 +14,7 @@ from .crystfel_unmerged import unmerged_of_stream
 from .dials_reflections import unmerged_of_dials
 from .recognise import Kind, expanded, kind_of
 from .unmerged import Unmerged
-from .unmerged_mtz import Overrides, read_unmerged
+from .unmerged_mtz import Columns, read_unmerged
 from .xds_unmerged import unmerged_of_xds
 
 PER_REFLECTION = ("hkl", "hkl_asu", "isym", "intensity", "sigma")
@@ -24,6 +24,7 @@ def open_unmerged(
     paths: Sequence[str | Path],
     space_group: gemmi.SpaceGroup | None = None,
     cell: gemmi.UnitCell | None = None,
+    labels: Columns | None = None,
 ) -> Unmerged:
     """The integrated stills of one or more files, patterns or lists of files.
 
@@ -32,6 +33,7 @@ def open_unmerged(
 
     Args:
         space_group, cell: instead of the files'; a stream has no space group of its own.
+        labels: of columns of an MTZ that does not follow usage.
 
     Raises:
         InputError: a file that is none of these, or several that do not belong together.
@@ -43,7 +45,7 @@ def open_unmerged(
         parts.append(unmerged_of_dials(pairs, space_group, cell))
     for file, kind in kinds.items():
         if kind is Kind.MTZ:
-            parts.append(read_unmerged(file, Overrides(cell, space_group)))
+            parts.append(read_unmerged(file, space_group, cell, labels))
         elif kind is Kind.XDS:
             parts.append(unmerged_of_xds(file, space_group, cell))
         elif kind is Kind.STREAM:

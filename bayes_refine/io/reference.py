@@ -12,7 +12,8 @@ from ..geometry.miller import resolution, unique_hkl
 from ..geometry.symmetry import absent, asu_map
 from ..physics.reference import Reference
 from ..util.errors import InputError
-from .gemmi_files import content, in_one_sentence, is_cell, whole_indices
+from .boundary import refusing
+from .gemmi_files import beginning, is_cell, whole_indices
 from .reference_columns import Read, from_cif, from_mtz
 from .reference_coordinates import structure_factors
 from .unmerged import SPAN
@@ -66,12 +67,12 @@ def read_reference(
 
 
 def _read(path: Path, column: str | None, d_min: float | None, given: Given) -> Read:
-    start = content(path)
+    start = beginning(path)
     if start.startswith(b"MTZ "):
         return from_mtz(path, column)
     text = start.decode("utf-8-sig", errors="replace")
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    with in_one_sentence(path, "cannot be read as a reference"):
+    with refusing(path, "a reference"):
         structure = None
         if lines and lines[0].lstrip().lower().startswith("data_"):
             document = gemmi.cif.read(str(path))

@@ -12,7 +12,8 @@ import gemmi
 import numpy as np
 
 from ..util.errors import InputError
-from .gemmi_files import in_one_sentence, mtz_indices, read_mtz
+from .boundary import refusing
+from .gemmi_files import mtz_indices, read_mtz
 
 MTZ_INTENSITIES = ("IREF", "IMEAN", "I", "I-obs", "IOBS")
 MTZ_AMPLITUDES = ("F", "FMODEL", "F-model", "FC", "FCALC", "F-obs", "FOBS", "FP")
@@ -150,7 +151,7 @@ def from_cif(path: Path, document: gemmi.cif.Document, column: str | None) -> Re
     Raises:
         InputError: no reflections, unmerged, no such column, nothing observed.
     """
-    with in_one_sentence(path, "damaged structure-factor CIF"):
+    with refusing(path, "a structure-factor CIF"):
         blocks = [block for block in gemmi.as_refln_blocks(document) if block.default_loop]
     if not blocks:
         raise InputError(f"{path}: neither coordinates nor reflections in this file")

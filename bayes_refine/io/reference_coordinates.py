@@ -9,7 +9,8 @@ import gemmi
 import numpy as np
 
 from ..util.errors import InputError
-from .gemmi_files import in_one_sentence, is_cell
+from .boundary import refusing
+from .gemmi_files import is_cell
 from .reference_columns import Read
 
 K_SOL, B_SOL = 0.35, 46.0  # flat bulk solvent, e/Å³ and Å²: the usual means over the PDB
@@ -69,7 +70,7 @@ def structure_factors(
             del structure[-1]
     remarks += _only_atoms(structure, path)
     remarks += _with_ncs_copies(structure, path)
-    with in_one_sentence(path, "F_calc cannot be computed"):
+    with refusing(path, "the coordinates of a crystal"):
         hkl, intensity, solvent = _f_calc(structure, group, d_min)
     remarks.append(f"{solvent:.0%} of the cell bulk solvent")
     return Read(hkl, intensity, structure.cell, group, f"{path}:F_calc", tuple(remarks))

@@ -22,49 +22,51 @@ Y_LABELS = ("YDET", "yobs", "YOBS")
 
 
 @dataclass(frozen=True)
-class Overrides:
-    """What a user says of a file, where it does not say it or does not follow usage.
+class Columns:
+    """Labels of columns, where a file does not follow usage."""
 
-    Attributes:
-        cell, space_group: in place of the file's.
-        intensity, sigma, batch: labels of columns.
-    """
-
-    cell: gemmi.UnitCell | None = None
-    space_group: gemmi.SpaceGroup | None = None
     intensity: str | None = None
     sigma: str | None = None
     batch: str | None = None
 
 
-def read_unmerged(path: str | Path, overrides: Overrides | None = None) -> Unmerged:
+def read_unmerged(
+    path: str | Path,
+    space_group: gemmi.SpaceGroup | None = None,
+    cell: gemmi.UnitCell | None = None,
+    labels: Columns | None = None,
+) -> Unmerged:
     """Already integrated stills: columns I, SIGI, BATCH, and where present M/ISYM, an Ewald
     offset (Å⁻¹) and detector positions.
 
     With M/ISYM the original indices are restored; without it they are taken as they stand.
     What makes a row usable: :func:`~bayes_refine.io.unmerged.usable_observations`.
 
+    Args:
+        space_group, cell: in place of the file's.
+        labels: of I, SIGI and BATCH, where they are not those.
+
     Raises:
         InputError: missing, not an MTZ, a merged file, no cell or space group, columns missing,
             no usable row.
     """
-    said = overrides or Overrides()
+    said = labels or Columns()
     mtz = read_mtz(path)
-    group, cell = said.space_group or mtz.spacegroup, said.cell or mtz.cell
+    group, cell = space_group or mtz.spacegroup, cell or mtz.cell
     if group is None:
         raise InputError(f"{path}: the file has no space group; give it with --space-group")
     if not is_cell(cell):
         raise InputError(f"{path}: the file has no unit cell; give it with --cell")
-    _refuse_merged(mtz, path, said)
-    labels = mtz.column_labels()
+    _refuse_merged(mtz, path, group, said)
+    there = mtz.column_labels()
 
     def column(chosen: str | None, names: Sequence[str], option: str = "") -> np.ndarray | None:
-        name = chosen or next((name for name in names if name in labels), None)
+        name = chosen or next((name for name in names if name in there), None)
         if name is None and not option:
             return None
-        if name not in labels:
+        if name not in there:
             raise InputError(
-                f"{path}: no column {name or names[0]}; it has {', '.join(labels)}: "
+                f"{path}: no column {name or names[0]}; it has {', '.join(there)}: "
                 f"name one with {option}"
             )
         return np.array(mtz.column_with_label(name), dtype=float)
@@ -86,13 +88,14 @@ def read_unmerged(path: str | Path, overrides: Overrides | None = None) -> Unmer
     return usable_observations(columns, cell, group, str(path), _wavelength(mtz), numbers)
 
 
-def _refuse_merged(mtz: gemmi.Mtz, path: str | Path, said: Overrides) -> None:
+def _refuse_merged(
+    mtz: gemmi.Mtz, path: str | Path, group: gemmi.SpaceGroup, said: Columns
+) -> None:
     """InputError where a file has no batches and each reflection once."""
     labels = mtz.column_labels()
     if said.batch or "BATCH" in labels or mtz.batches:
         return
     hkl, good = whole_indices(mtz_indices(mtz))
-    group = said.space_group or mtz.spacegroup
     n, unique = int(good.sum()), len(unique_hkl(asu_map(hkl[good], group, True)[0])[0])
     if n == unique:
         raise InputError(

@@ -12,6 +12,7 @@ from jax import Array
 from ..geometry.miller import pack_hkl, resolution, unique_hkl
 from ..geometry.symmetry import asu_map, epsilon_centric
 from ..io.unmerged import Unmerged
+from ..physics.priors import number
 from ..physics.reference import Reference, wilson_mean
 from ..physics.true_intensities import Nodes
 from ..util.errors import InputError
@@ -27,6 +28,8 @@ MEAN_PARTIALITY = 0.3  # guess that turns a mean observation into Σ, to start w
 class ScalingPriors:
     """Priors of scales where only intensities are known.  ``log`` priors: normal in ln.
 
+    Each field states the range of values that ``physics.priors.check`` lets pass.
+
     Attributes:
         R0_inv_angstrom, log_R0_sd: width of the partiality curve at low resolution, Å⁻¹.
         mosaic_spread_mrad, log_mosaic_spread_sd: η, its growth with |q|.
@@ -41,25 +44,25 @@ class ScalingPriors:
         correlation_B_sd: of D in r = r0·exp(−D/4d²), Å².
     """
 
-    R0_inv_angstrom: float = 1e-4
-    log_R0_sd: float = 1.5
-    mosaic_spread_mrad: float = 0.5
-    log_mosaic_spread_sd: float = 1.5
-    dispersion_angstrom: float = 1.5e-3
-    log_dispersion_sd: float = 1.5
-    log_width_image_sd: float = 0.3
-    log_G_sd: float = 2.0
-    B_sd: float = 20.0
-    model_error: float = 0.3
-    log_model_error_sd: float = 1.0
-    sigma_factor: float = 1.5
-    log_sigma_factor_sd: float = 1.0
-    student_t_nu: float = 5.0
-    log_student_t_nu_sd: float = 0.5
-    log_Sigma_sd: float = 5.0
-    correlation_a: float = 4.0
-    correlation_b: float = 1.5
-    correlation_B_sd: float = 10.0
+    R0_inv_angstrom: float = number(1e-4, 1e-7, 0.1, "Å⁻¹")
+    log_R0_sd: float = number(1.5, 1e-4, 20)
+    mosaic_spread_mrad: float = number(0.5, 1e-4, 1e3, "mrad")
+    log_mosaic_spread_sd: float = number(1.5, 1e-4, 20)
+    dispersion_angstrom: float = number(1.5e-3, 1e-8, 1, "Å")
+    log_dispersion_sd: float = number(1.5, 1e-4, 20)
+    log_width_image_sd: float = number(0.3, 1e-4, 20)
+    log_G_sd: float = number(2.0, 1e-4, 20)
+    B_sd: float = number(20.0, 0.001, 1e4, "Å²")
+    model_error: float = number(0.3, 1e-5, 10)
+    log_model_error_sd: float = number(1.0, 1e-4, 20)
+    sigma_factor: float = number(1.5, 0.001, 1e3)
+    log_sigma_factor_sd: float = number(1.0, 1e-4, 20)
+    student_t_nu: float = number(5.0, 0.5, 1e6)
+    log_student_t_nu_sd: float = number(0.5, 1e-4, 20)
+    log_Sigma_sd: float = number(5.0, 1e-4, 20)
+    correlation_a: float = number(4.0, 0.01, 1e4)
+    correlation_b: float = number(1.5, 0.01, 1e4)
+    correlation_B_sd: float = number(10.0, 0.001, 1e4, "Å²")
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 
@@ -15,9 +16,23 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 
+MAX_BYTES = 1 << 20  # of a file of priors
+
+
+def number(default: float, low: float, high: float, unit: str = "") -> Any:
+    """A field of priors: its default, and the range beyond which a value is a slip of the pen.
+
+    The ranges are those of the quantities themselves (a mosaic block of 10 Å to 1 mm, a B of
+    10⁴ Å²), or, for an sd of a logarithm, from "fixed" to "nothing is known".
+    """
+    return field(default=default, metadata={"range": (low, high, unit)})
+
+
 @dataclass(frozen=True)
 class Priors:
     """Priors of the models (SPEC section 5).  ``log`` priors: normal in ln, median given.
+
+    Each field states the range of values that :func:`check` lets pass.
 
     Attributes:
         R0_inv_angstrom, log_R0_sd: partiality width (reciprocal size of a mosaic block), shared.
@@ -44,36 +59,36 @@ class Priors:
             intensities and by moments; infinite for normal ones.
     """
 
-    R0_inv_angstrom: float = 5e-4
-    log_R0_sd: float = 0.7
-    bandwidth: float = 5e-4
-    log_bandwidth_sd: float = 0.5
-    mosaic_spread_mrad: float = 0.5
-    log_mosaic_spread_sd: float = 1.0
-    log_mosaic_image_sd: float = 0.2
-    mosaic_shape_sd: float = 0.2
-    rotation_sd_mrad: float = 3.0
-    strain_sd: float = 3e-3
-    distance_sd_mm: float = 0.5
-    beam_center_sd_mm: float = 0.1
-    log_G_sd: float = 2.0
-    B_mean: float = 0.0
-    B_sd: float = 20.0
-    R1_px: float = 0.8
-    log_R1_sd: float = 0.7
-    stretch_sd: float = 0.3
-    model_error: float = 0.1
-    log_model_error_sd: float = 1.0
-    model_error_fall_sd_angstrom: float = 5.0
-    speckle: float = 0.1
-    speckle_sd: float = 0.2
-    position_error_px: float = 0.05
-    log_position_error_sd: float = 1.0
-    position_error_fall_sd_angstrom: float = 3.0
-    shape_error: float = 0.1
-    log_shape_error_sd: float = 1.0
-    student_t_nu: float = 6.0
-    log_student_t_nu_sd: float = 0.5
+    R0_inv_angstrom: float = number(5e-4, 1e-7, 0.1, "Å⁻¹")
+    log_R0_sd: float = number(0.7, 1e-4, 20)
+    bandwidth: float = number(5e-4, 1e-7, 0.5)
+    log_bandwidth_sd: float = number(0.5, 1e-4, 20)
+    mosaic_spread_mrad: float = number(0.5, 1e-4, 1e3, "mrad")
+    log_mosaic_spread_sd: float = number(1.0, 1e-4, 20)
+    log_mosaic_image_sd: float = number(0.2, 1e-4, 20)
+    mosaic_shape_sd: float = number(0.2, 1e-4, 10)
+    rotation_sd_mrad: float = number(3.0, 1e-4, 1e3, "mrad")
+    strain_sd: float = number(3e-3, 1e-7, 0.5)
+    distance_sd_mm: float = number(0.5, 1e-5, 1e4, "mm")
+    beam_center_sd_mm: float = number(0.1, 1e-5, 1e3, "mm")
+    log_G_sd: float = number(2.0, 1e-4, 20)
+    B_mean: float = number(0.0, -1e3, 1e3, "Å²")
+    B_sd: float = number(20.0, 0.001, 1e4, "Å²")
+    R1_px: float = number(0.8, 0.001, 1e3, "px")
+    log_R1_sd: float = number(0.7, 1e-4, 20)
+    stretch_sd: float = number(0.3, 1e-4, 10)
+    model_error: float = number(0.1, 1e-5, 10)
+    log_model_error_sd: float = number(1.0, 1e-4, 20)
+    model_error_fall_sd_angstrom: float = number(5.0, 1e-4, 1e3, "Å")
+    speckle: float = number(0.1, 1e-4, 10)
+    speckle_sd: float = number(0.2, 1e-4, 10)
+    position_error_px: float = number(0.05, 1e-5, 100, "px")
+    log_position_error_sd: float = number(1.0, 1e-4, 20)
+    position_error_fall_sd_angstrom: float = number(3.0, 1e-4, 1e3, "Å")
+    shape_error: float = number(0.1, 1e-5, 10)
+    log_shape_error_sd: float = number(1.0, 1e-4, 20)
+    student_t_nu: float = number(6.0, 0.5, math.inf)
+    log_student_t_nu_sd: float = number(0.5, 1e-4, 20)
 
 
 # Numbers are data to a compiled model; only what changes the form of a density is not.
@@ -88,12 +103,18 @@ AnyPriors = TypeVar("AnyPriors", bound="DataclassInstance")
 
 
 def check(priors: AnyPriors) -> AnyPriors:
-    """The same priors; InputError where one is no number, or not positive (B_mean may be)."""
-    for name, value in asdict(priors).items():
+    """The same priors; InputError where one is no number or outside the range of its field."""
+    for item in fields(priors):
+        value = getattr(priors, item.name)
         if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
-            raise InputError(f"prior {name} must be a number, not {value!r}")
-        if name != "B_mean" and value <= 0:
-            raise InputError(f"prior {name} must be positive, not {value!r}")
+            said = repr(value)[:60] if isinstance(value, str | bool | float) else "something else"
+            raise InputError(f"prior {item.name} must be a number, not {said}")
+        low, high, unit = item.metadata.get("range", (0.0, math.inf, ""))
+        if not low <= value <= high:
+            limits = f"from {low:g} to {high:g}" if high < math.inf else f"{low:g} or more"
+            shown = f"{value:g}" if abs(value) < 1e308 or value == math.inf else "a huge number"
+            wanted = f"{limits} {unit}".rstrip()
+            raise InputError(f"prior {item.name} must be {wanted}, not {shown}")
     return priors
 
 
@@ -104,24 +125,33 @@ def read_priors(path: str | Path, defaults: AnyPriors) -> AnyPriors:
         defaults: a dataclass of numbers, ``Priors()`` or ``merging.observations.ScalingPriors()``.
 
     Raises:
-        InputError: no such file, not TOML, an unknown name or a value that is no number.
+        InputError: no such file, not TOML, an unknown name, a value that is no number or
+            outside the range of its prior (:func:`number`).
     """
     path = Path(path)
     try:
-        values = tomllib.loads(path.read_text())
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: not a file; give a TOML file of priors")
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path}: {path.stat().st_size} bytes are no file of priors")
+        values = tomllib.loads(path.read_bytes().decode("utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot read the priors ({error.strerror})") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        said = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{path}: not a TOML file ({error}); write lines such as R0_inv_angstrom = 5e-4"
+            f"{path}: not a TOML file ({said}); write lines such as R0_inv_angstrom = 5e-4"
         ) from None
-    known = {field.name for field in fields(defaults)}
+    known = {item.name for item in fields(defaults)}
     unknown = sorted(set(values) - known)
     if unknown:
         raise InputError(
-            f"{path}: unknown prior {unknown[0]!r}; known are {', '.join(sorted(known))}"
+            f"{path}: unknown prior {unknown[0][:60]!r}; known are {', '.join(sorted(known))}"
         )
     try:
-        return check(replace(defaults, **values))
+        checked = check(replace(defaults, **values))
+        return replace(checked, **{name: float(getattr(checked, name)) for name in values})
     except InputError as error:
         raise InputError(f"{path}: {error}") from None

@@ -81,7 +81,9 @@ def run_report(
     parts = [
         f"{counts['images']} images" if "images" in counts else "",
         summary.get("space_group") or "",
-        f"reference {Path(summary['reference']).name}" if summary.get("reference") else "",
+        f"reference {Path(summary['reference'].split(': ')[0]).name}"
+        if summary.get("reference")
+        else "",
         f"bayes_refine {version}"
         if (version := summary.get("versions", {}).get("bayes-refine"))
         else "",

@@ -154,7 +154,7 @@ def _summary(
         "globals": shared_values(run),
         "cell": list(cell.parameters),
         "space_group": group.hm,
-        "reference": run.reference.source,
+        "reference": run.reference.source if ref is None else ref.describe(),
         "indexing": str(run.reindexing),
         "counts": {
             "images": len(run.stills),

@@ -230,7 +230,7 @@ def _summary(run: MergeRun, reference: Reference | None, draws) -> dict[str, Any
         },
         "cell": list(data.cell.parameters),
         "space_group": data.space_group.hm,
-        "reference": reference.source if reference is not None else None,
+        "reference": reference.describe() if reference is not None else None,
         "counts": {
             "images": len(n) + len(data.empty),
             "images_used": int((n > 0).sum()),

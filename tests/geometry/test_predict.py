@@ -22,6 +22,7 @@ from bayes_refine.geometry.predict import (
 )
 from bayes_refine.io.expt import read_experiments
 from bayes_refine.io.images import ImageReader
+from bayes_refine.util.errors import InputError
 
 CELL = gemmi.UnitCell(52, 67, 81, 90, 102, 90)
 WAVELENGTH = 1.1
@@ -288,3 +289,17 @@ def test_handedness(centroids):
         away = np.linalg.norm(wrong + beam_px - found, axis=1)
         assert np.mean(away < 1.0) < 0.02
         assert np.median(away) > 50
+
+
+def test_candidates_plane_by_plane_are_gemmis_sphere():
+    """All indices and their Friedel mates that gemmi finds to the same limit."""
+    cell, group = gemmi.UnitCell(40, 50, 60, 80, 95, 110), gemmi.SpaceGroup("P 1")
+    found = candidate_indices(cell, group, 5.0)
+    half = gemmi.make_miller_array(cell, group, 0.97 * 5.0)
+    assert {*map(tuple, found.tolist())} == {*map(tuple, half.tolist())} | {
+        *map(tuple, (-half).tolist())
+    }
+    with pytest.raises(InputError, match="give a larger --d-min"):
+        candidate_indices(cell, group, 0.1)
+    with pytest.raises(InputError, match="give a larger --d-min"):
+        candidate_indices(cell, group, 1e-300)

@@ -1,13 +1,22 @@
 """Look-up, free set, mean by resolution, and references that do not fit."""
 
+from dataclasses import replace
+
 import gemmi
 import numpy as np
 import pytest
 
 from bayes_refine.geometry.crystal import Crystal
 from bayes_refine.geometry.miller import pack_hkl
-from bayes_refine.geometry.symmetry import asu_map
-from bayes_refine.physics.reference import Reference, check_fits, free_set, wilson_mean
+from bayes_refine.geometry.symmetry import asu_map, epsilon_centric
+from bayes_refine.physics.reference import (
+    Reference,
+    check_fits,
+    check_usable,
+    free_set,
+    protein_scattering,
+    wilson_mean,
+)
 from bayes_refine.util.errors import InputError
 
 HKL = np.random.default_rng(1).integers(-6, 7, (150, 3))
@@ -116,3 +125,30 @@ def test_check_fits_tells_p321_from_p312(small_reference):
     check_fits(reference, [crystal(HEXAGONAL, gemmi.SpaceGroup("P 31 2 1").hall)], "x")
     with pytest.raises(InputError, match="does not fit"):
         check_fits(reference, [crystal(HEXAGONAL, gemmi.SpaceGroup("P 31 1 2").hall)], "x")
+
+
+def test_what_cannot_be_a_reference(small_reference):
+    check_usable(small_reference)
+    n = len(small_reference.hkl)
+    for intensity, words in (
+        (np.zeros(n), "all intensities are zero"),
+        (np.full(n, 100.0), "all intensities are 100"),
+        (np.linspace(-3, 2, n), "mean intensity is -0.5, not positive"),
+    ):
+        with pytest.raises(InputError, match=words):
+            check_usable(replace(small_reference, intensity=intensity))
+    few = replace(small_reference, hkl=small_reference.hkl[:9], intensity=np.arange(9.0))
+    with pytest.raises(InputError, match="only 9 usable reflections"):
+        check_usable(few)
+
+
+def test_wilson_plot_of_an_average_protein(small_reference):
+    """k and B put in come out, to what an exponential intensity in each reflection allows."""
+    group, cell = gemmi.SpaceGroup("C 1 2 1"), gemmi.UnitCell(80, 70, 90, 90, 100, 90)
+    hkl = gemmi.make_miller_array(cell, group, 2.0)
+    d = cell.calculate_d_array(hkl)
+    epsilon = epsilon_centric(hkl, group)[0]
+    mean = 3.0 * 2 * cell.volume * protein_scattering(d) * epsilon * np.exp(-30 / (2 * d**2))
+    I = np.random.default_rng(1).exponential(mean)  # noqa: E741
+    k, B = Reference(hkl, I, cell, group, "r").wilson
+    assert k == pytest.approx(3, rel=0.1) and B == pytest.approx(30, abs=1)
