@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from ..util.errors import InputError
 from . import fit  # noqa: F401  the commands register themselves: fit is the first in the help
@@ -30,6 +31,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(args=command[1:], prog_name="bayes-refine", obj=command)
     except InputError as error:
         err_console.print(f"bayes-refine: {error}", markup=False, soft_wrap=True)
+        sys.exit(2)
+    except np.linalg.LinAlgError as error:
+        err_console.print(
+            f"bayes-refine: a matrix of the fit has no inverse ({error}); check the units of "
+            "images and reference, or leave out images (--images)",
+            markup=False,
+            soft_wrap=True,
+        )
         sys.exit(2)
 
 

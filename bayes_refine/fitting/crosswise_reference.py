@@ -148,7 +148,10 @@ def _posterior(measured: Measured, reference: Reference) -> np.ndarray:
     zero = jnp.zeros(len(mean))
     prior = AmplitudePrior(jnp.log(mean), jnp.asarray(centric), zero, zero)
     found = intensity_posteriors(padded, prior).posterior
-    return np.stack([found.intensity, found.intensity_sd])[:, : len(measured.hkl)]
+    known = np.stack([found.intensity, found.intensity_sd])
+    unknown = np.stack([mean, mean * np.sqrt(1 + centric)])  # Wilson's own
+    finite = np.all(np.isfinite(known), axis=0) & (known[1] > 0)
+    return np.where(finite, known, unknown)[:, : len(measured.hkl)]
 
 
 def _padded(measured: Measured) -> Measured:

@@ -24,6 +24,7 @@ from .state import State, Width, images_of, partiality_width
 from .statistics_of_images import geometry_at, pixel_size, predictions_of, stills_at
 
 MIN_COVERED = 0.6  # of a spot's template on usable pixels, for it to inform the fit
+UNKNOWN = 1e3  # sd over mean of a reference's intensity, from which it says nothing
 CLAIM = 1.5  # |ε_r| in R0_eff (p > 10 %) up to which a spot spoils its neighbours
 MIN_REFLECTIONS = 30  # in an image's fit: three for each of its ~ten unknowns
 
@@ -155,7 +156,9 @@ def _measured_batch(run, state, priors, status, kept: Kept, pixel, predictions, 
     said = status[images]  # a view
     for i, why in failed.items():
         said[i] = Status(Kind.NOT_READ, why)
-    informs = np.isfinite(intensity) & ~free & (statistics.covered > MIN_COVERED)
+    unsure = np.divide(sd, intensity, out=np.zeros(len(sd)), where=intensity > 0)
+    known = np.isfinite(intensity) & (unsure < UNKNOWN)
+    informs = known & ~free & (statistics.covered > MIN_COVERED)
     counts = np.bincount(predictions.image[informs], minlength=n)
     for k in np.flatnonzero((counts < MIN_REFLECTIONS) & (said == "")):
         said[k] = Status(Kind.TOO_FEW, str(counts[k]))
@@ -173,7 +176,7 @@ def _measured_batch(run, state, priors, status, kept: Kept, pixel, predictions, 
         statistics,
         moment,
         predictions.polarisation * np.where(np.isfinite(intensity), intensity, 0.0),
-        np.divide(sd, intensity, out=np.zeros(len(sd)), where=intensity > 0),
+        np.minimum(unsure, UNKNOWN),
         informs,
         log_G0 if log_G0 is not None else 0.0,
     )

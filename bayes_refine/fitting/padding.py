@@ -142,14 +142,12 @@ def with_statistics(
         fit: (n,) bool.
     """
     pad = where.pad
-    # a spot without pixels has no variance, which nothing asks for but everything divides by
-    variance = np.where(statistics.covered[:, None] > 0, statistics.variance_background, 1.0)
     return replace(
         obs,
         fit=pad(fit),
         statistics=pad(statistics.value),
         response=pad(statistics.response),
-        variance_background=pad(variance, 1.0),
+        variance_background=pad(statistics.variance_background, 1.0),
         variance_signal=pad(statistics.variance_signal),
         width=pad(statistics.width, 1.0),
         saturation=pad(statistics.saturation, 1.0),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 
+from .. import infer
 from ..geometry import predict
 from ..geometry.experiments import Still
 from ..geometry.predict import Predictions
@@ -17,14 +20,18 @@ from .state import State, images_of, moved, partiality_width, pilot_geometry
 def predictions_of(
     run: Run, state: State, priors: Priors, margin: float, images: slice
 ) -> Predictions:
-    """Reflections of some images at a state, up to |ε_r| of ``margin`` R0_eff."""
+    """Reflections of some images at a state, up to |ε_r| of ``margin`` R0_eff, all of finite
+    numbers.
+    """
     stills, width = stills_at(run, state, images), partiality_width(state, priors)
-    return predict.concatenate(
+    found = predict.concatenate(
         [
             predict.predict(s, hkl, run.settings.d_min, lambda d, s=s: margin * width(d, s.beam), i)
             for i, (s, hkl) in enumerate(zip(stills, run.candidates[images], strict=True))
         ]
     )
+    # a ray along a panel has no pixel
+    return found.select(infer.finite_rows(*(getattr(found, f.name) for f in fields(found))))
 
 
 def pixel_size(predictions: Predictions) -> float:

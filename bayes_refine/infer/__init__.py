@@ -12,6 +12,7 @@ from .loo import Compared, Loo, compare, leave_out, leave_out_images, log_likeli
 from .marginal import marginal_fit
 from .newton import map_fit
 from .nuts import Chains, nuts_fit
+from .search import finite_rows
 from .svi import GuideFit, svi_fit
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Site",
     "compare",
     "evaluate",
+    "finite_rows",
     "laplace_draws",
     "leave_out",
     "leave_out_images",

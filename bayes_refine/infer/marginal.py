@@ -31,7 +31,7 @@ from .batches import one_by_one
 from .curvature import WIDEST, exact_curvature, upward_inverse, upward_root
 from .density import Model, Site, density
 from .laplace import Fit
-from .newton import Look, Search, State, fit_at
+from .search import Look, Search, State, fit_at
 
 DIFFERENCE = 0.7  # posterior sd, of second differences of slopes for how far means are from modes
 CLOSE = 0.1  # posterior sd, of forward differences of slopes for the curvature at the mode
@@ -62,10 +62,20 @@ def marginal_fit(
         progress: called with one line a step.
 
     Returns:
-        The fit there; images that had not converged stay where they were, and are not integrated.
+        The fit there, or ``fit`` where its curvature has no inverse; images that had not converged
+        stay where they were, and are not integrated.
     """
     if not np.any(fit.status == Kind.CONVERGED):
         return fit
+    try:
+        return _marginal_fit(model, args, fit, max_iterations, tolerance, progress)
+    except np.linalg.LinAlgError as error:
+        if progress is not None:
+            progress(f"what the images share stays at the joint mode: {error}")
+        return fit
+
+
+def _marginal_fit(model, args, fit: Fit, max_iterations, tolerance, progress) -> Fit:
     search = Search(model, args, fit.values())
     usable = search.weight * search.data.padded(1.0 * (fit.status == Kind.CONVERGED))
     state = search.start._replace(damping=np.zeros(len(usable)), shared_damping=0.0)

@@ -24,7 +24,8 @@ import numpy as np
 from ..infer.curvature import Arrow, columns_of, hessian
 from ..infer.density import Model, expected, prior_density, traced, unflatten
 from ..infer.laplace import Fit
-from ..infer.newton import Curvature, map_fit
+from ..infer.newton import map_fit
+from ..infer.search import Curvature
 from .pixel_noise import PixelLikelihood
 from .profile import N_SPOT, template_and_slopes
 

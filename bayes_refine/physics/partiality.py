@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from .observations import Array
 from .spot import Spot
 
+MAX_POWER = 40.0  # e to it, a block's chance over all blocks': |ε_r| ≥ 6.3 R0_eff, p < 1e-17
+
 
 def conserving_partiality(excitation_error, R0, R0_eff) -> Array:
     """p = (R0/R0_eff)·exp(−ε_r²/R0_eff²): smearing R0 to R0_eff conserves the volume."""
@@ -50,11 +52,12 @@ def block_variance(spot: Spot, m2) -> Array:
 
         E[k²]/E[k]² = R_eff²/(R_k √(R_k² + 2m²)) · exp(2ε_r²(1/R_eff² − 1/(R_k² + 2m²))),
 
-    zero at low resolution and large in the tails, where few blocks diffract.
+    zero at low resolution and large in the tails, where few blocks diffract: at most e⁴⁰ of it,
+    which p² < e⁻⁸⁰ makes nothing of, since e to any power does not fit in single precision.
     """
     eff2 = spot.R0_eff**2
     k2, twice = eff2 - m2, eff2 + m2
-    power = 2 * spot.excitation_error**2 * (1 / eff2 - 1 / twice)
+    power = jnp.minimum(2 * spot.excitation_error**2 * (1 / eff2 - 1 / twice), MAX_POWER)
     return eff2 / jnp.sqrt(k2 * twice) * jnp.exp(power) - 1
 
 

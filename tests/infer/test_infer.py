@@ -12,7 +12,14 @@ import numpyro.distributions as dist
 import pytest
 from numpyro.infer.util import log_density, potential_energy, unconstrain_fn
 
-from bayes_refine.infer import Batches, evaluate, laplace_draws, map_fit, predictive_draws
+from bayes_refine.infer import (
+    Batches,
+    evaluate,
+    laplace_draws,
+    map_fit,
+    marginal_fit,
+    predictive_draws,
+)
 from bayes_refine.util.errors import InputError
 
 N, M = 5, 6  # images and observations an image of the toys
@@ -278,3 +285,36 @@ def test_batches_of_images_are_the_whole_run(init):
         else:
             np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-9, err_msg=name)
     assert batched.log_density == pytest.approx(whole.log_density)
+
+
+@pytest.mark.parametrize("spoiled", [np.nan, np.inf, 1e300])
+def test_an_image_whose_density_is_not_finite_is_set_aside_and_the_others_fitted(spoiled):
+    """As if it were not there: to the tolerance, on the run without it."""
+    y = np.random.default_rng(5).standard_t(4, (7, M)) + np.arange(7)[:, None] / 2
+    y[4, 2] = spoiled
+    rest = np.arange(7) != 4
+    without = map_fit(normal_lines, Lines(y[rest], NOISE), 1.4)
+    parts = [Lines(y[:3], NOISE), Lines(y[3:6], NOISE), Lines(y[[6, 6, 6]], NOISE)]
+    for data in (Lines(y, NOISE), Batches(parts, 3, 7)):
+        fit = map_fit(normal_lines, data, 1.4)
+        assert fit.status[4].kind == "not finite" and np.all(fit.status[rest] == "converged")
+        np.testing.assert_allclose(fit.image[rest], without.image, atol=1e-2 * TAU)
+        np.testing.assert_allclose(fit.shared, without.shared, atol=1e-2 * TAU)
+        marginal = marginal_fit(normal_lines, data, 1.4, fit=fit)
+        assert marginal.status[4].kind == "not finite"
+        assert np.isfinite(marginal.shared).all() and np.isfinite(marginal.image).all()
+        assert np.isfinite(marginal.shared_covariance).all()
+
+
+def normal_lines(data, monitor):
+    level = numpyro.sample("level", dist.Normal(1.0, 2.0))
+    numpyro.sample("monitor", dist.Normal(level, 0.2), obs=monitor)
+    with numpyro.plate("image", len(data.y), dim=-2):
+        a = numpyro.sample("a", dist.Normal(level, TAU))
+        with numpyro.plate("reflection", data.y.shape[1], dim=-1):
+            numpyro.sample("y", dist.Normal(a, data.noise), obs=data.y)
+
+
+def test_a_run_without_a_finite_image_is_refused_in_a_sentence():
+    with pytest.raises(InputError, match="no image has a finite density"):
+        map_fit(normal_lines, Lines(np.full((7, M), np.nan), NOISE), 1.4)
