@@ -33,7 +33,7 @@ from .weights import Weights, score_weights
 MIN_RING = 10  # pixels of background, or a spot is not measured
 LEAST_COVERED = 1e-3  # of a template on usable pixels, or nothing was measured
 SEEN = ("background", "contested", "slope")
-ONES = ("variance_background", "background_variance", "width", "saturation")
+ONES = ("variance_background", "width", "saturation")
 
 MAX_SATURATION = 1.9  # below 2: the spread's response stays positive down to points, η = −½
 _CHUNK = 1024  # reflections per compiled call: bounds memory, one compilation for all runs
@@ -164,13 +164,14 @@ def measure(
 
 
 def _bounded(found: Statistics) -> Statistics:
-    """Statistics all finite, with variances above zero.
+    """Statistics of finite numbers, with variances above zero.
 
     A spot of which next to nothing lies on usable pixels has variances that underflow in single
     precision, and weights that overflow: it counts as not covered at all, its statistics as zero
     with a variance of one.
     """
     columns = {f.name: getattr(found, f.name) for f in fields(found)}
+    of_mean = columns.pop("background_variance")  # infinite where no ring says anything
     good = (found.covered > LEAST_COVERED) & np.all(found.variance_background > 0, axis=1)
     for values in columns.values():
         good &= np.all(np.isfinite(values).reshape(len(good), -1), axis=1)
@@ -178,7 +179,8 @@ def _bounded(found: Statistics) -> Statistics:
         # the background of a ring, and the share that neighbours claim, are there without a spot
         kept = np.isfinite(values) if name in SEEN else good.reshape(-1, *[1] * (values.ndim - 1))
         columns[name] = np.where(kept, values, 1.0 if name in ONES else 0.0)
-    return Statistics(**columns)
+    of_mean = np.where(np.isnan(of_mean), np.inf, of_mean)
+    return Statistics(**columns, background_variance=of_mean)
 
 
 def _single(array: np.ndarray) -> jax.Array:

@@ -5,7 +5,7 @@ The spots are integrated over pixels with the error function, not with the libra
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 from math import erf, sqrt
 
@@ -522,3 +522,20 @@ def test_more_shoeboxes_than_a_chunk_keep_their_order():
     )
     np.testing.assert_allclose(together.value[last], alone.value, rtol=1e-5, atol=1e-4)
     assert len(together.value) == n
+
+
+@pytest.mark.parametrize("width", [0.25, 0.5, 1.0])
+def test_a_spot_of_which_next_to_nothing_is_seen_is_not_measured(width):
+    """Pixels at the box's edge alone are usable: 1e-5 to 1e-90 of the spot is there."""
+    mask = np.ones((SIZE, SIZE), bool)
+    y, x = np.mgrid[:SIZE, :SIZE] + 0.5
+    away = np.hypot(x - MIDDLE[0], y - MIDDLE[1])
+    mask[away < BOX.signal_radius - 0.5] = False
+    images = np.full((1, SIZE, SIZE), 3.0)
+    boxes = cut_shoeboxes(images, mask[None], np.zeros(1, int), MIDDLE[None], np.ones(1, bool), BOX)
+    frame, moment = round_pilot(1)
+    s = measure(boxes, frame, width**2 * moment, np.full(1, 1e6), BOX)
+    assert s.covered == 0 and np.all(s.variance_background == 1)
+    assert np.all(s.value == 0) and np.all(s.response == 0)
+    for f in fields(s):
+        assert np.isfinite(getattr(s, f.name)).all(), f.name

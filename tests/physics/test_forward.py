@@ -291,6 +291,20 @@ def test_block_variance_is_that_of_single_blocks(pilot, which):
     assert float(where.flat(found)[i]) == pytest.approx(p.var() / p.mean() ** 2, rel=0.03)
 
 
+def test_block_variance_fits_in_single_precision_however_far_from_the_sphere():
+    """Up to 6 R0_eff the formula; further, what p² makes nothing of: at most 1e-17 of J²."""
+    x = np.array([0.0, 3.0, 6.0, 8.0, 80.0])
+    zero = np.zeros_like(x)
+    eff, k2 = 1.0, 1e-4  # all but 1 % of the width is mosaic spread
+    spot = physics.Spot(x * eff, zero + eff, *[zero] * 5)
+    found = np.asarray(physics.block_variance(spot, eff**2 - k2))
+    expected = eff**2 / np.sqrt(k2 * (2 * eff**2 - k2))
+    expected *= np.exp(2 * x[:3] ** 2 * (1 - 1 / (2 * eff**2 - k2)))
+    np.testing.assert_allclose(found[:3], expected - 1, rtol=1e-12)
+    assert np.isfinite(found.astype(np.float32)).all()
+    assert np.all(found[3:] * np.exp(-2 * x[3:] ** 2) < 1e-17)
+
+
 def test_bandwidth_width_is_the_spec_s(pilot):
     """R_bw² = (bλ)²/(2d⁴) with b the rms bandwidth."""
     _, predictions, where, obs = pilot
