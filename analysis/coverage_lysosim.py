@@ -68,16 +68,18 @@ def of_blocks(obs: Observations, values, n_blocks: int, rng: np.random.Generator
     where = values["rotation_mrad"][:, 0], values["strain"][:, 0], values["detector_shift_mm"]
     spread = jnp.tile(eta**2 * jnp.eye(3), (len(R1), 1, 1))
     round_spot = R1**2 / 2, R1**2 / 2, 0.0
-    spot, _ = physics.smeared_spot(obs, *where, R0, bandwidth, spread, round_spot)
+    place = physics.place_on_detector(obs, *where)
+    curve = physics.gaussian
+    spot = physics.smeared_spot(obs, place, R0, bandwidth, spread, round_spot, curve)
     G = jnp.exp(values["log_G"]) * physics.debye_waller(values["B"], obs.norm_q)
-    smooth = physics.conserving_partiality(spot.excitation_error, R0, spot.R0_eff)
+    smooth = curve(spot.excitation_error, R0, spot.R0_eff)
     turned = 1e-3 * float(eta) / np.sqrt(2) * rng.standard_normal((n_blocks, len(R1), 3))
     lever = jnp.cross(obs.q, obs.s_hat, axis=1)
     R_k = jnp.sqrt(R0**2 + physics.bandwidth_width(obs, bandwidth) ** 2)
     p = 0.0
     for block in turned:  # (n, 3)
         moved = spot.excitation_error + jnp.einsum("ni,nim->nm", block, lever)
-        p += physics.conserving_partiality(moved, R0, R_k) / n_blocks
+        p += curve(moved, R0, R_k) / n_blocks
     J = G * smooth * obs.intensity_reference
     scatter = jnp.exp(2 * values["log_shape_error"])
     mean = J[:, None] * physics.profile_statistics(obs, spot, 6, scatter)

@@ -81,7 +81,7 @@ def comparisons(name: str, run: br.RunFit, draws: int):
     found = {}
     for label, model, prior in (
         ("conserving, Student 4", still, priors),
-        ("peak, Student 4", partial(still, partiality=physics.peak_partiality), priors),
+        ("peak, Student 4", partial(still, partiality=physics.gaussian_peak), priors),
         ("Student 16", still, replace(priors, student_t_nu=16.0)),
         ("normal", still, replace(priors, student_t_nu=float("inf"))),
         ("round", partial(still, terms=6), priors),

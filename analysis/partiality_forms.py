@@ -94,8 +94,8 @@ def main() -> None:
 
     still = br.load_model("still")
     for name, form in (
-        ("conserved", physics.conserving_partiality),
-        ("peak", physics.peak_partiality),
+        ("conserved", physics.gaussian),
+        ("peak", physics.gaussian_peak),
     ):
         with br.ImageReader() as reader:
             run = br.fit_run(

@@ -19,8 +19,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 import pytest
 
-from bayes_refine import physics
-from bayes_refine.physics import spot
+from bayes_refine.physics import expected, spot
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ("physics/test_forward.py", "models/test_calibration.py", "models/test_still.py")
@@ -44,8 +43,8 @@ def no_log_sigma() -> None:
 
 def variance_of_J(factor: float) -> None:
     """Counting variance of the total."""
-    true = physics.counting_variance
-    physics.counting_variance = lambda *args: true(*args).at[:, 0].multiply(factor)
+    true = expected.counting_variance
+    expected.counting_variance = lambda *args: true(*args).at[:, 0].multiply(factor)
 
 
 def wrong_turn() -> None:

@@ -16,14 +16,13 @@ import jax
 import matplotlib
 import numpy as np
 
-from bayes_refine import load_model
+from bayes_refine import load_model, physics
 from bayes_refine.geometry.miller import rows_of
 from bayes_refine.io.reference import read_reference
 from bayes_refine.io.unmerged_mtz import read_unmerged
 from bayes_refine.merging import scaling
 from bayes_refine.merging.agreement import pearson
 from bayes_refine.merging.observations import ScalingPriors, prepare
-from bayes_refine.physics import partiality
 
 SHELLS = ((50, 3), (3, 2.4), (2.4, 2.0), (2.0, 1.8), (50, 1.8))
 TINY = 1e-7
@@ -47,7 +46,7 @@ def ladder(base):
     normal = replace(constant, student_t_nu=1e4, log_student_t_nu_sd=TINY)
     mosaic = replace(constant, mosaic_spread_mrad=0.5, log_mosaic_spread_sd=1.5)
     bandwidth = replace(mosaic, dispersion_angstrom=1.5e-3, log_dispersion_sd=1.5)
-    gauss, lorentz = partiality.log_gaussian_curve, partiality.log_lorentzian_curve
+    gauss, lorentz = physics.gaussian, physics.lorentzian
     return [
         ("G alone, R0, normal errors", replace(normal, B_sd=TINY), gauss),
         ("+ B", normal, gauss),
@@ -115,7 +114,7 @@ def main(data_folder, out_folder):
     show("  the same set, Wilson prior", np.where(free, fit.posterior.intensity, np.nan))
 
     for name, priors, curve in ladder(base):
-        rung = scaling.fit_scales(obs, partial(model, curve=curve), priors)
+        rung = scaling.fit_scales(obs, partial(model, partiality=curve), priors)
         show(name, rung.posterior.intensity, f"ln p {rung.fit.log_density:.0f}")
     plot(rows, out / "thermolysin_unmerged.png")
 

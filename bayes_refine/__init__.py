@@ -41,7 +41,7 @@ from .io.posterior import write_posterior
 from .io.reference import read_reference
 from .io.unmerged import Unmerged
 from .io.unmerged_mtz import read_unmerged
-from .loading import load_model, model_names
+from .loading import load_file, load_model, model_names
 from .measuring.detector_noise import Noise, estimate_noise, noise_for
 from .merging.agreement import completeness, pearson, r_split, shell_edges, shell_table
 from .merging.average import Merged
@@ -89,6 +89,7 @@ __all__ = [
     "free_set",
     "image_table",
     "laplace_draws",
+    "load_file",
     "load_model",
     "map_fit",
     "marginal_fit",

@@ -23,8 +23,7 @@ _FOLDERS = (_PACKAGE / "models", _PACKAGE.parent / "models")
 
 def model_names() -> list[str]:
     """Names that :func:`load_model` knows, sorted."""
-    files = (file for folder in _FOLDERS for file in folder.glob("*.py"))
-    return sorted({file.stem for file in files if not file.stem.startswith("_")})
+    return [stem for stem in _stems() if not stem.startswith("_")]
 
 
 def load_model(name_or_path: str | Path) -> Callable[..., Any]:
@@ -38,19 +37,47 @@ def load_model(name_or_path: str | Path) -> Callable[..., Any]:
         InputError: there is no such model, its file does not run, or it defines no callable
             ``model``.
     """
-    path = Path(name_or_path) if str(name_or_path).endswith(".py") else _find(str(name_or_path))
-    if not path.is_file():
-        raise InputError(f"no model file {path}; models by name: {', '.join(model_names())}")
-    path = path.resolve()
-    model = getattr(_execute(path, path.stat().st_mtime_ns), "model", None)
+    path = _path_of(name_or_path, model_names())
+    model = getattr(_executed(path), "model", None)
     if not callable(model):
         raise InputError(f"{path} defines no callable named 'model'; write def model(obs, priors)")
     return model
 
 
-def _find(name: str) -> Path:
-    if name in model_names():
-        return next(f for folder in _FOLDERS if (f := folder / f"{name}.py").is_file())
+def load_file(name_or_path: str | Path) -> Any:
+    """The module that a model's file is, for a model that takes pieces from another one.
+
+    Args:
+        name_or_path: as of :func:`load_model`; a name may begin with an underscore, as those of
+            files that hold pieces and no model do.
+
+    Raises:
+        InputError: there is no such file, or it does not run.
+    """
+    return _executed(_path_of(name_or_path, _stems()))
+
+
+def _stems() -> list[str]:
+    return sorted({file.stem for folder in _FOLDERS for file in folder.glob("*.py")})
+
+
+def _path_of(name_or_path: str | Path, names: list[str]) -> Path:
+    if not str(name_or_path).endswith(".py"):
+        return _find(str(name_or_path), names)
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise InputError(f"no model file {path}; models by name: {', '.join(model_names())}")
+    return path.resolve()
+
+
+def _executed(path: Path) -> Any:
+    return _execute(path, path.stat().st_mtime_ns)
+
+
+def _find(name: str, names: list[str]) -> Path:
+    if name in names:
+        found = next(f for folder in _FOLDERS if (f := folder / f"{name}.py").is_file())
+        return found.resolve()
     raise InputError(
         f"no model named {name!r}; there are: {', '.join(model_names()) or 'none'}"
         " (a model of your own is given as a path ending in .py)"

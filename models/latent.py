@@ -6,17 +6,17 @@ per reflection: I_h = F_h², with Wilson's prior; it is no site of this program,
 of :mod:`bayes_refine.physics.true_intensities` sums over it.
 """
 
+from collections.abc import Callable
+
+import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 
 from bayes_refine import physics
-from bayes_refine.physics import partiality, true_intensities
-
-
-def log_normal(name, median, log_sd):
-    """A positive unknown, sampled as its logarithm."""
-    return jnp.exp(numpyro.sample(f"log_{name}", dist.Normal(jnp.log(median), log_sd)))
+from bayes_refine.infer import log_normal
+from bayes_refine.merging.observations import Observations, ScalingPriors
+from bayes_refine.physics import true_intensities
 
 
 def wilson(F, log_mean, obs, priors):
@@ -24,10 +24,15 @@ def wilson(F, log_mean, obs, priors):
     return true_intensities.log_wilson(F, log_mean, obs.centric)
 
 
-def model(obs, priors, curve=partiality.log_lorentzian_curve, amplitude_prior=wilson):
+def model(
+    obs: Observations,
+    priors: ScalingPriors,
+    partiality: physics.Partiality = physics.lorentzian,
+    amplitude_prior: Callable[..., jax.Array] = wilson,
+) -> None:
     """Joint density of the unknowns and the observations, ``merging.observations.Observations``.
 
-    ``curve``, of the partiality, and ``amplitude_prior`` are the two pieces with rivals.
+    ``partiality`` and ``amplitude_prior`` are the two pieces with rivals.
     """
     # the run: curve, errors, mean intensity by resolution
     R0 = log_normal("R0", priors.R0_inv_angstrom, priors.log_R0_sd)
@@ -50,9 +55,9 @@ def model(obs, priors, curve=partiality.log_lorentzian_curve, amplitude_prior=wi
     B = numpyro.deterministic("B_pinned", B - B.mean())
 
     # each observation: how much of its reflection diffracts
-    width = partiality.effective_width(R0, mosaic, dispersion, obs.norm_q)
-    x = obs.excitation_error / (width * jnp.exp(log_width)[obs.image])
-    p = numpyro.deterministic("partiality", R0 / width * jnp.exp(curve(x)))
+    width = physics.effective_width(R0, mosaic, dispersion, obs.norm_q)
+    excitation_error = obs.excitation_error / jnp.exp(log_width)[obs.image]
+    p = numpyro.deterministic("partiality", partiality(excitation_error, R0, width))
     g = jnp.exp(log_G)[obs.image] * physics.debye_waller(B[obs.image], obs.norm_q) * p
     variance = (sigma_factor * obs.sigma) ** 2
     numpyro.deterministic("scale", g)

@@ -6,58 +6,39 @@ compared is not three statistics a reflection but
     r_p = (I_p − Bg − J_model P_p)/σ_p,
 
 with the template P at the state itself.  ``noise`` says what σ_p is, or that counts are Poisson
-(``bayes_refine.infer``: observed_variance, expected_variance, moving_variance, poisson).
+(``bayes_refine.per_pixel.pixel_noise``).
 """
 
 import jax.numpy as jnp
 import numpyro
-import numpyro.distributions as dist
 
-from bayes_refine import physics
-from bayes_refine.per_pixel.pixel_noise import poisson
+from bayes_refine import load_file, physics
+from bayes_refine.per_pixel.pixel_noise import PixelLikelihood, poisson
+from bayes_refine.per_pixel.pixels import Pixels
+from bayes_refine.physics.priors import Priors
 
-
-def log_normal(name, median, log_sd):
-    """A positive unknown, sampled as its logarithm."""
-    return jnp.exp(numpyro.sample(f"log_{name}", dist.Normal(jnp.log(median), log_sd)))
+still = load_file("still")
 
 
-def model(pixels, priors, noise=poisson, partiality=physics.conserving_partiality):
+def model(
+    pixels: Pixels,
+    priors: Priors,
+    noise: PixelLikelihood = poisson,
+    partiality: physics.Partiality = physics.gaussian,
+) -> None:
     """Joint density of the unknowns and the photons of ``bayes_refine.per_pixel.pixels``."""
     obs = pixels.reflections
+    run = still.what_the_run_shares(obs, priors)
+    with numpyro.plate("image", len(obs.fit), dim=-2):
+        image = still.what_an_image_has(obs, priors, run)
+        R1_moment = still.round_spot(obs, image.R1, priors)
 
-    # the run
-    R0 = log_normal("R0", priors.R0_inv_angstrom, priors.log_R0_sd)
-    bandwidth = log_normal("bandwidth", obs.bandwidth, priors.log_bandwidth_sd)
-    mosaic_run = log_normal("mosaic_mrad", priors.mosaic_spread_mrad, priors.log_mosaic_spread_sd)
-    shift_sd = jnp.array([priors.beam_center_sd_mm] * 2 + [priors.distance_sd_mm])
-    shift = numpyro.sample("detector_shift_mm", dist.Normal(0.0, shift_sd).to_event(1))
-
-    # each image
-    n_image, n_reflection = obs.fit.shape
-    n_strain = obs.strain_basis.shape[1]
-    with numpyro.plate("image", n_image, dim=-2):
-        log_G = numpyro.sample("log_G", dist.Normal(obs.log_G0, priors.log_G_sd))
-        B = numpyro.sample("B", dist.Normal(priors.B_mean, priors.B_sd))
-        rotation = numpyro.sample(
-            "rotation_mrad", dist.Normal(0.0, priors.rotation_sd_mrad).expand([3]).to_event(1)
-        )
-        strain = numpyro.sample(
-            "strain", dist.Normal(0.0, priors.strain_sd).expand([n_strain]).to_event(1)
-        )
-        mosaic = log_normal("mosaic_image_mrad", mosaic_run, priors.log_mosaic_image_sd)
-        shape = numpyro.sample(
-            "mosaic_shape", dist.Normal(0.0, priors.mosaic_shape_sd).expand([5]).to_event(1)
-        )
-        R1 = log_normal("R1", priors.R1_px * obs.pixel_inv_angstrom, priors.log_R1_sd)
-
-    # each reflection: where, how wide, how bright
-    moment = R1**2 / 2, R1**2 / 2, 0.0
-    spread = physics.mosaic_covariance(mosaic[:, 0], shape[:, 0])
-    where = rotation[:, 0], strain[:, 0], shift
-    spot, _ = physics.smeared_spot(obs, *where, R0, bandwidth, spread, moment)
-    p = partiality(spot.excitation_error, R0, spot.R0_eff)
-    scale = jnp.exp(log_G) * physics.debye_waller(B, obs.norm_q) * p
+    # where, how wide, how bright
+    place = physics.place_on_detector(obs, image.rotation_mrad, image.strain, run.shift_mm)
+    smear = run.R0, run.bandwidth, image.mosaic_mrad2
+    spot = physics.smeared_spot(obs, place, *smear, R1_moment, partiality)
+    p = partiality(spot.excitation_error, run.R0, spot.R0_eff)
+    scale = jnp.exp(image.log_G) * physics.debye_waller(image.B, obs.norm_q) * p
     numpyro.deterministic("scale", scale)
     numpyro.deterministic("partiality", p)
     numpyro.deterministic("excitation_error", spot.excitation_error)
@@ -67,9 +48,9 @@ def model(pixels, priors, noise=poisson, partiality=physics.conserving_partialit
     # the likelihood of its pixels
     distribution, value = noise(pixels.expected(spots), pixels)
     with (
-        numpyro.plate("image", n_image, dim=-3),
+        numpyro.plate("image", obs.fit.shape[0], dim=-3),
         numpyro.plate("pixel", len(pixels.offsets), dim=-2),
-        numpyro.plate("reflection", n_reflection, dim=-1),
+        numpyro.plate("reflection", obs.fit.shape[1], dim=-1),
         numpyro.handlers.mask(mask=pixels.usable),
     ):
         numpyro.sample("photons", distribution, obs=value)

@@ -49,10 +49,13 @@ def cache() -> Iterator[None]:
 def with_residual():
     """``with_residual(model, residual)``: a copy of a model with another ``residual``."""
 
+    def with_globals(function, **names):
+        known = function.__globals__ | names
+        return FunctionType(function.__code__, known, argdefs=function.__defaults__)
+
     def copy(model, residual):
-        return FunctionType(
-            model.__code__, model.__globals__ | {"residual": residual}, argdefs=model.__defaults__
-        )
+        likelihood = with_globals(model.__globals__["likelihood"], residual=residual)
+        return with_globals(model, likelihood=likelihood)
 
     return copy
 

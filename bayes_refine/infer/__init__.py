@@ -13,6 +13,7 @@ from .marginal import marginal_fit
 from .newton import map_fit
 from .nuts import Chains, nuts_fit
 from .search import finite_rows
+from .sites import log_normal, normal
 from .svi import GuideFit, svi_fit
 
 __all__ = [
@@ -33,9 +34,11 @@ __all__ = [
     "leave_out",
     "leave_out_images",
     "log_likelihoods",
+    "log_normal",
     "map_fit",
     "marginal_fit",
     "nested_draws",
+    "normal",
     "nuts_fit",
     "observed_sites",
     "predictive_draws",

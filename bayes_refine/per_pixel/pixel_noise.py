@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
-PixelLikelihood = Callable[[jax.Array, Any], tuple[dist.Distribution, jax.Array]]
+PixelLikelihood = Callable[[Any, Any], tuple[dist.Distribution, jax.Array]]
 
 
 def observed_variance(mean, pixels):

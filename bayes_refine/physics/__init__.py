@@ -1,43 +1,57 @@
 """The physics a model is written in, by name: ``from bayes_refine import physics``."""
 
-from .expected import counting_variance, given_total, profile_statistics
-from .observations import STATISTICS, Observations
+from .expected import (
+    ExpectedStatistics,
+    counting_variance,
+    expected_statistics,
+    given_total,
+    profile_statistics,
+)
+from .learned_errors import PERFECT, Errors, at_resolution, blurred
+from .observations import STATISTICS, Array, Observations
 from .partiality import (
-    block_variance,
-    conserving_partiality,
+    Partiality,
     debye_waller,
     effective_width,
-    log_gaussian_curve,
-    log_lorentzian_curve,
-    peak_partiality,
+    gaussian,
+    gaussian_peak,
+    lorentzian,
 )
 from .spot import (
+    Place,
     Spot,
     bandwidth_width,
     crystal_setting,
-    excitation_and_shift,
     mosaic_covariance,
+    place_on_detector,
     rotation_matrix_mrad,
     smeared_spot,
 )
 
 __all__ = [
+    "PERFECT",
     "STATISTICS",
+    "Array",
+    "Errors",
+    "ExpectedStatistics",
     "Observations",
+    "Partiality",
+    "Place",
     "Spot",
+    "at_resolution",
     "bandwidth_width",
-    "block_variance",
-    "conserving_partiality",
+    "blurred",
     "counting_variance",
     "crystal_setting",
     "debye_waller",
     "effective_width",
-    "excitation_and_shift",
+    "expected_statistics",
+    "gaussian",
+    "gaussian_peak",
     "given_total",
-    "log_gaussian_curve",
-    "log_lorentzian_curve",
+    "lorentzian",
     "mosaic_covariance",
-    "peak_partiality",
+    "place_on_detector",
     "profile_statistics",
     "rotation_matrix_mrad",
     "smeared_spot",

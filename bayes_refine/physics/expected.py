@@ -2,11 +2,72 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
+from .learned_errors import Errors, tail_factor, variance_of_J_model, variance_of_response
 from .observations import Array, Observations
 from .spot import Spot
+
+
+class ExpectedStatistics(NamedTuple):
+    """What a model expects of the first ``count`` statistics of each spot.
+
+    Attributes:
+        mean, variance: (n, count, m) of T_k, photons and photons².
+        relative_variance: (n, m) of the total, beyond counting, over J_model².
+    """
+
+    mean: Array
+    variance: Array
+    relative_variance: Array
+
+
+def expected_statistics(
+    obs: Observations,
+    spot: Spot,
+    J_model: Array,
+    errors: Errors,
+    block_variance: Array,
+    count: int = 4,
+) -> ExpectedStatistics:
+    """Mean and variance of the frozen statistics of spots with J_model photons.
+
+    E[T_0] = J_model·E[T_0]/J and Var[T_0] = counting + (errors of J_model)·J_model².  Moments are
+    those of the photons that are there: J_model is drawn to the measured total where J_model
+    is unsure, as it is where the total is an outlier (:func:`given_total`).
+
+    Args:
+        spot: with the errors' blur. J_model: (n, m) photons.
+        block_variance: (n, m) of the partiality at the spots.
+        count: 1 the total, 3 with the centroid, 4 with the spread, 6 with the quadrupoles.
+    """
+    profile = profile_statistics(obs, spot, count, errors.shape)
+    response = variance_of_response(obs, errors, count)
+    off = variance_of_J_model(errors, block_variance)
+    unsure = off + response[:, 0] + obs.reference_error**2
+    counting = counting_variance(obs, J_model, count)
+    mean, variance = J_model * profile[:, 0], counting[:, 0] + unsure * J_model**2
+
+    seen = jnp.where(profile[:, 0] > 0, profile[:, 0], 1.0)  # none where there are no pixels
+    total = obs.statistics[:, 0]
+    J, J_variance = given_total(
+        J_model,
+        (unsure - response[:, 0]) * tail_factor((total - mean) ** 2 / variance, errors.nu),
+        total / seen,
+        (counting[:, 0] + response[:, 0] * J_model**2) / seen**2,
+    )
+    J, J_variance, moments = J[:, None], J_variance[:, None], slice(1, count)
+    beyond = response[:, moments] * J**2
+    beyond += (response[:, moments] + profile[:, moments] ** 2) * J_variance
+    of_moments = counting_variance(obs, J[:, 0], count)[:, moments] + beyond
+    return ExpectedStatistics(
+        jnp.concatenate([mean[:, None], J * profile[:, moments]], 1),
+        jnp.concatenate([variance[:, None], of_moments], 1),
+        off + response[:, 0],
+    )
 
 
 def profile_statistics(

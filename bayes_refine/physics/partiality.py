@@ -1,15 +1,24 @@
 """How much of a reflection diffracts, as a function of its excitation error, and B_term (JAX).
 
-A curve is a function of x = ε_r/R0_eff with width one; its width grows with resolution,
+A curve k is a function of x = ε_r/R0_eff with width one; its width grows with resolution,
 
     R0_eff² = R0² + (η|q|)² + (β|q|²)²,   β = bλ/√2,
 
-by mosaic spread η and bandwidth b (SPEC section 2).  p = (R0/R0_eff)·curve(ε_r/R0_eff) conserves
+by mosaic spread η and bandwidth b (SPEC section 2).  p = (R0/R0_eff)·k(ε_r/R0_eff) conserves
 the volume under it: a reflection smeared over a wider shell is weaker on the sphere.
+
+A fit of stills takes ``gaussian`` and a merge of integrated stills ``lorentzian``.  On a still
+the curve also says where the spot is, so its tails can be told from wrong orientations;
+integrated intensities come from crystals whose remaining errors of orientation and tails of
+spectra are in the curve, and those fall as a power.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
 import jax.numpy as jnp
 
 from .observations import Array
@@ -18,14 +27,44 @@ from .spot import Spot
 MAX_POWER = 40.0  # e to it, a block's chance over all blocks': |ε_r| ≥ 6.3 R0_eff, p < 1e-17
 
 
-def conserving_partiality(excitation_error, R0, R0_eff) -> Array:
-    """p = (R0/R0_eff)·exp(−ε_r²/R0_eff²): smearing R0 to R0_eff conserves the volume."""
-    return R0 / R0_eff * jnp.exp(-((excitation_error / R0_eff) ** 2))
+@dataclass(frozen=True)
+class Partiality:
+    """A partiality curve: what a model asks of one, as a value that models take.
 
+    p(ε_r) = (R0/R0_eff)·k(x), or k(x) where volume is not conserved.  A model of one's own needs
+    ln k alone: the conditional moments of a spot follow from its slope and its curvature
+    (:meth:`displacement`, :meth:`narrowing`).
 
-def peak_partiality(excitation_error, R0, R0_eff) -> Array:
-    """p = exp(−ε_r²/R0_eff²): one on the sphere, whatever the smearing."""
-    return jnp.exp(-((excitation_error / R0_eff) ** 2))
+    Attributes:
+        log_curve: ln k of x (any shape), 0 at x = 0.
+        block_variance: of a Spot with arrays (n, m): relative variance of p, times the number of
+            mosaic blocks, that their finite number causes.
+        conserves: whether p falls as R0/R0_eff on the sphere.
+    """
+
+    log_curve: Callable[[Array], Array]
+    block_variance: Callable[[Spot], Array]
+    conserves: bool = True
+
+    def __call__(self, excitation_error: Array, R0: Array | float, R0_eff: Array) -> Array:
+        """p (n, m) of ε_r, R0 and R0_eff, all Å⁻¹."""
+        p = jnp.exp(self.log_curve(excitation_error / R0_eff))
+        return R0 / R0_eff * p if self.conserves else p
+
+    def displacement(self, x: Array) -> Array:
+        """−½ d ln k/dx: mean of a smear s given ε_r, over its variance and 2/R0_eff.
+
+        Where ε_r is the sum of a part c of any distribution and of a Gaussian s,
+        E[s | ε_r] = −Var[s]·(ln p)′ (Tweedie's formula).  x of a Gaussian curve.
+        """
+        return -0.5 * self._slope(x)
+
+    def narrowing(self, x: Array) -> Array:
+        """−½ d² ln k/dx²: Var[s | ε_r] = Var[s] + Var[s]²·(ln p)″; 1 of a Gaussian curve."""
+        return -0.5 * jax.jvp(self._slope, (x,), (jnp.ones_like(x),))[1]
+
+    def _slope(self, x: Array) -> Array:
+        return jax.jvp(self.log_curve, (x,), (jnp.ones_like(x),))[1]
 
 
 def effective_width(R0, mosaic_mrad, dispersion_angstrom, norm_q) -> Array:
@@ -34,20 +73,16 @@ def effective_width(R0, mosaic_mrad, dispersion_angstrom, norm_q) -> Array:
     return jnp.sqrt(R0**2 + mosaic**2 + (dispersion_angstrom * norm_q**2) ** 2)
 
 
-def log_gaussian_curve(x) -> Array:
-    """−x²: blocks and spectrum with Gaussian profiles."""
+def _gaussian_curve(x) -> Array:
     return -(x**2)
 
 
-def log_lorentzian_curve(x) -> Array:
-    """−ln(1 + x²): tails fall as a power, as those of a spread of block sizes or of a spectrum."""
+def _lorentzian_curve(x) -> Array:
     return -jnp.log1p(x**2)
 
 
-def block_variance(spot: Spot, m2) -> Array:
-    """Relative variance of p, times the number of mosaic blocks, that their finite number causes.
-
-    Each block has a curve k = exp(−(ε_r − x)²/R_k²), R_k² = R0² + R_bw², about its own place x
+def _gaussian_blocks(spot: Spot) -> Array:
+    """Each block has a curve k = exp(−(ε_r − x)²/R_k²), R_k² = R0² + R_bw², about its own place x
     with spread m = η|q|cosθ.  One draw of x varies by E[k²]/E[k]² − 1,
 
         E[k²]/E[k]² = R_eff²/(R_k √(R_k² + 2m²)) · exp(2ε_r²(1/R_eff² − 1/(R_k² + 2m²))),
@@ -56,9 +91,27 @@ def block_variance(spot: Spot, m2) -> Array:
     which p² < e⁻⁸⁰ makes nothing of, since e to any power does not fit in single precision.
     """
     eff2 = spot.R0_eff**2
-    k2, twice = eff2 - m2, eff2 + m2
+    k2, twice = eff2 - spot.mosaic2, eff2 + spot.mosaic2
     power = jnp.minimum(2 * spot.excitation_error**2 * (1 / eff2 - 1 / twice), MAX_POWER)
     return eff2 / jnp.sqrt(k2 * twice) * jnp.exp(power) - 1
+
+
+def _lorentzian_blocks(spot: Spot) -> Array:
+    """The same of curves k = 1/(1 + (ε_r − x)²/R_k²) about places x of a Cauchy distribution of
+    width R_eff − R_k, so that the mean curve is a Lorentzian of width R_eff:
+
+        E[k²]/E[k]² = (R_eff²(R_eff + R_k) + ε_r²(R_eff − R_k))/(2 R_k R_eff²).
+    """
+    eff2 = spot.R0_eff**2
+    k = jnp.sqrt(eff2 - spot.mosaic2)
+    grown = spot.excitation_error**2 * (spot.R0_eff - k)
+    return (eff2 * (spot.R0_eff + k) + grown) / (2 * k * eff2) - 1
+
+
+gaussian = Partiality(_gaussian_curve, _gaussian_blocks)  # blocks and spectrum are Gaussian
+gaussian_peak = Partiality(_gaussian_curve, _gaussian_blocks, conserves=False)  # 1 on the sphere
+# tails that fall as a power, as those of a distribution of block sizes or of a spectrum
+lorentzian = Partiality(_lorentzian_curve, _lorentzian_blocks)
 
 
 def debye_waller(B, norm_q) -> Array:

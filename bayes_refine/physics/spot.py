@@ -9,7 +9,8 @@ e1, e2 (``Predictions``), in the exp(−x²/R²) convention,
       + R_bw² w wᵀ,          w = (1, cotθ, 0)·∓       bandwidth, R_bw = bλ/(√2 d²)
 
 Its marginal along r is the partiality, its conditional given ε_r the spot: a mean that moves
-with ε_r along e1 (and e2), and a second moment.
+with ε_r along e1 (and e2), and a second moment.  A partiality curve that is no Gaussian stands
+for blocks (the part along r alone) of another shape, smeared by the same Gaussians.
 """
 
 from __future__ import annotations
@@ -21,12 +22,26 @@ import jax.numpy as jnp
 from .observations import Array, Observations
 
 
+class Place(NamedTuple):
+    """Where the geometry puts a reflection: arrays (n, m), Å⁻¹.
+
+    Attributes:
+        excitation_error: ε_r. shift_1, shift_2: predicted centre from the pilot centre, along
+            e1 and e2.
+    """
+
+    excitation_error: Array
+    shift_1: Array
+    shift_2: Array
+
+
 class Spot(NamedTuple):
     """Where a reflection is and how wide: arrays (n, m), Å⁻¹ and Å⁻².
 
     Attributes:
         excitation_error: ε_r. R0_eff: width of the partiality curve.
         shift_1, shift_2: centroid from the pilot centre. m11, m22, m12: second moment.
+        mosaic2: the part of R0_eff² that is mosaic spread.
     """
 
     excitation_error: Array
@@ -36,6 +51,7 @@ class Spot(NamedTuple):
     m11: Array
     m22: Array
     m12: Array
+    mosaic2: Array | float = 0.0
 
 
 def rotation_matrix_mrad(rotation_mrad: Array) -> Array:
@@ -61,10 +77,8 @@ def crystal_setting(strain_basis: Array, rotation_mrad: Array, strain: Array) ->
     return rotation_matrix_mrad(rotation_mrad) @ stretch
 
 
-def excitation_and_shift(
-    obs: Observations, rotation_mrad, strain, shift_mm
-) -> tuple[Array, Array, Array]:
-    """ε_r and the predicted centre's shift from the pilot centre along e1 and e2, each (n, m), Å⁻¹.
+def place_on_detector(obs: Observations, rotation_mrad, strain, shift_mm) -> Place:
+    """ε_r and the predicted centre's shift from the pilot centre.
 
     Args:
         rotation_mrad: (n, 3) and strain (n, K): about the crystal as indexed.
@@ -79,7 +93,7 @@ def excitation_and_shift(
     scale = obs.wavevector / length
     shift_1 = jnp.sum(obs.e1 * dq, 1) * scale - moved[:, 0]
     shift_2 = jnp.sum(obs.e2 * dq, 1) * scale - moved[:, 1]
-    return excitation, shift_1, shift_2
+    return Place(excitation, shift_1, shift_2)
 
 
 def bandwidth_width(obs: Observations, bandwidth: Array | float) -> Array:
@@ -88,38 +102,40 @@ def bandwidth_width(obs: Observations, bandwidth: Array | float) -> Array:
 
 
 def smeared_spot(
-    obs: Observations, rotation_mrad, strain, shift_mm, R0, bandwidth, mosaic_mrad2, R1_moment
-) -> tuple[Spot, Array]:
-    """Marginal and conditional of the Gaussian relp (module docstring), and m² (n, m), the part
-    of R0_eff² that is mosaic spread.
+    obs: Observations, place: Place, R0, bandwidth, mosaic_mrad2, R1_moment, partiality
+) -> Spot:
+    """Marginal and conditional of the relp (module docstring).
 
     Blocks turned by ω move a relp by ω×q, along a by ω·(q×a).
 
     Args:
-        rotation_mrad, strain, shift_mm: as :func:`excitation_and_shift`.
         R0: Å⁻¹; bandwidth: rms fraction; mosaic_mrad2: (n, 3, 3) twice the covariance of the
             blocks' rotations, mrad²: η² for the same spread about all axes; R1_moment: (M11,
             M22, M12) of the spot without mosaic spread and bandwidth, broadcastable to (n, m),
             Å⁻²: R1²/2, R1²/2, 0 for round spots.
+        partiality: ``partiality.Partiality``: how far a spot moves with ε_r, and how much
+            narrower than the smear it is.
     """
-    excitation, shift_1, shift_2 = excitation_and_shift(obs, rotation_mrad, strain, shift_mm)
     q = obs.pilot_setting @ obs.q
     turned = jnp.stack([jnp.cross(q, a, axis=1) for a in (obs.s_hat, obs.e1, obs.e2)], 1) * 1e-3
     m = jnp.einsum("naim,nij,nbjm->nabm", turned, mosaic_mrad2, turned)  # twice the covariance
     bw2 = bandwidth_width(obs, bandwidth) ** 2
     cot = obs.cos_theta / obs.sin_theta
-    rr = R0**2 + m[:, 0, 0] + bw2
-    r1, r2 = -m[:, 0, 1] - bw2 * cot, -m[:, 0, 2]  # less their covariance with r: Δ_r = −ε_r
-    found = Spot(
-        excitation_error=excitation,
-        R0_eff=jnp.sqrt(rr),
-        shift_1=shift_1 + r1 / rr * excitation,
-        shift_2=shift_2 + r2 / rr * excitation,
-        m11=R1_moment[0] + 0.5 * (m[:, 1, 1] + bw2 * cot**2 - r1**2 / rr),
-        m22=R1_moment[1] + 0.5 * (m[:, 2, 2] - r2**2 / rr),
-        m12=R1_moment[2] + 0.5 * (m[:, 1, 2] - r1 * r2 / rr),
+    R0_eff = jnp.sqrt(R0**2 + m[:, 0, 0] + bw2)
+    # slopes with ε_r, in R0_eff, less the covariance with r: Δ_r = −ε_r
+    r1, r2 = (-m[:, 0, 1] - bw2 * cot) / R0_eff, -m[:, 0, 2] / R0_eff
+    x = place.excitation_error / R0_eff
+    moved, narrower = partiality.displacement(x), partiality.narrowing(x)
+    return Spot(
+        excitation_error=place.excitation_error,
+        R0_eff=R0_eff,
+        shift_1=place.shift_1 + r1 * moved,
+        shift_2=place.shift_2 + r2 * moved,
+        m11=R1_moment[0] + 0.5 * (m[:, 1, 1] + bw2 * cot**2 - r1**2 * narrower),
+        m22=R1_moment[1] + 0.5 * (m[:, 2, 2] - r2**2 * narrower),
+        m12=R1_moment[2] + 0.5 * (m[:, 1, 2] - r1 * r2 * narrower),
+        mosaic2=m[:, 0, 0],
     )
-    return found, m[:, 0, 0]
 
 
 def mosaic_covariance(mosaic_mrad, shape) -> Array:

@@ -24,6 +24,7 @@ from bayes_refine.geometry.experiments import Still
 from bayes_refine.loading import load_model
 from bayes_refine.measuring.shoebox import Boxes, cut_shoeboxes, shoebox_for_width
 from bayes_refine.measuring.statistics import measure
+from bayes_refine.physics import expected
 from bayes_refine.physics.priors import Priors
 from bayes_refine.simulation.pixels import background_photons, spot_photons
 from bayes_refine.simulation.spots import predict_spots, relp_covariance
@@ -244,14 +245,14 @@ def switched(with_residual):
     ``switches``: 1 for −ln σ (0 without), a factor for the variance of J, and the sign of ω.
     """
     now: dict[str, jax.Array] = {}
-    true_spot, true_variance = physics.smeared_spot, physics.counting_variance
+    true_place, true_variance = physics.place_on_detector, expected.counting_variance
 
     class Switched(dist.Normal):
         def log_prob(self, value):
             return super().log_prob(value) + (1 - now["log_sigma"]) * jnp.log(self.scale)
 
-    def spot(obs, rotation, *rest):
-        return true_spot(obs, now["sign"] * rotation, *rest)
+    def place(obs, rotation, *rest):
+        return true_place(obs, now["sign"] * rotation, *rest)
 
     def variance(*args):
         return true_variance(*args).at[:, 0].multiply(now["variance"])
@@ -263,8 +264,8 @@ def switched(with_residual):
         model(obs, priors)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(physics, "smeared_spot", spot)
-        patch.setattr(physics, "counting_variance", variance)
+        patch.setattr(physics, "place_on_detector", place)
+        patch.setattr(expected, "counting_variance", variance)
         yield program
 
 

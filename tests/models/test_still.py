@@ -17,6 +17,7 @@ from bayes_refine import physics
 from bayes_refine.geometry.crystal import strain_basis
 from bayes_refine.infer import predictive_draws
 from bayes_refine.loading import load_model
+from bayes_refine.physics import expected as expected_statistics
 from bayes_refine.physics.observations import STATISTICS
 
 GOOD = slice(0, 4)  # images of ``small_run`` that nobody spoiled
@@ -207,16 +208,20 @@ def test_sigma_without_its_logarithm_is_noticed(replicas, with_residual):
 
 
 def test_a_wrong_sign_of_the_rotation_is_noticed(replicas, monkeypatch):
-    true = physics.smeared_spot
-    monkeypatch.setattr(physics, "smeared_spot", lambda obs, omega, *rest: true(obs, -omega, *rest))
+    true = physics.place_on_detector
+    monkeypatch.setattr(
+        physics, "place_on_detector", lambda obs, omega, *rest: true(obs, -omega, *rest)
+    )
     assert worst_score(load_model("still"), replicas)[1] > 3 * LIMIT
 
 
 @pytest.mark.parametrize("factor", [4.0, 0.25])
 def test_a_wrong_variance_of_J_is_noticed(replicas, monkeypatch, factor):
-    true = physics.counting_variance
+    true = expected_statistics.counting_variance
     monkeypatch.setattr(
-        physics, "counting_variance", lambda *args: true(*args).at[:, 0].multiply(factor)
+        expected_statistics,
+        "counting_variance",
+        lambda *args: true(*args).at[:, 0].multiply(factor),
     )
     name, score = worst_score(load_model("still"), replicas)
     assert score > 3 * LIMIT, (name, score)

@@ -6,6 +6,7 @@ Spots are integrated over pixels with the error function, not with the library's
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import numpyro
 import pytest
 from scipy.stats import norm
 
-from bayes_refine.loading import load_model
+from bayes_refine.loading import load_file, load_model
 from bayes_refine.measuring.shoebox import cut_shoeboxes, shoebox_for_width
 from bayes_refine.measuring.statistics import Statistics, measure
 from bayes_refine.physics.observations import STATISTICS, Observations
@@ -185,3 +186,26 @@ def test_moments_have_no_say_in_how_far_intensities_are_off():
 
     slopes = np.asarray(jax.jacfwd(of_moments)(np.log(error)))
     assert abs(slopes.sum()) < 4 * np.sqrt(np.sum(slopes**2))
+
+
+def test_perfect_is_the_plain_model():
+    """No site of an error; residuals are normal with the variances of counting alone."""
+    found = pictures(
+        300.0, 3.0, displacements((1e-3, 1e-3), (0, 0)), 1e-3, np.random.default_rng(4)
+    )
+    obs = on_the_sphere(found, 300.0, ONE**2 / 2 + np.zeros((N, 2)))
+    plain = partial(load_model("still"), errors=load_file("still").perfect)
+    truth = true_values((1e-3, 1e-3), (0.0, 0.0), 1e-3)
+    given = numpyro.handlers.substitute(plain, data=truth)
+    sites = numpyro.handlers.trace(numpyro.handlers.seed(given, jax.random.key(0))).get_trace(
+        obs, Priors()
+    )
+    latent = {k for k, s in sites.items() if s["type"] == "sample" and not s["is_observed"]}
+    errors = {"log_model_error", "model_error_fall", "speckle", "log_position_error"}
+    errors |= {"position_error_fall", "log_shape_error"}
+    assert latent == set(truth) - errors
+    counting = obs.variance_background + 300.0 * obs.variance_signal
+    for k, name in enumerate(STATISTICS[:4]):
+        law = sites[name]["fn"].base_dist
+        assert law.variance.shape == (1, N)
+        np.testing.assert_allclose(law.variance, counting[:, k], rtol=1e-6)

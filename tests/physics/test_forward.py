@@ -115,7 +115,7 @@ def test_rotation_is_differentiable_at_zero():
 
 def test_at_the_pilot_nothing_has_moved(pilot):
     _, predictions, where, obs = pilot
-    excitation, shift_1, shift_2 = physics.excitation_and_shift(obs, *map(jnp.asarray, PILOT))
+    excitation, shift_1, shift_2 = physics.place_on_detector(obs, *map(jnp.asarray, PILOT))
     np.testing.assert_allclose(where.flat(excitation), predictions.excitation_error, atol=1e-16)
     np.testing.assert_allclose(where.flat(shift_1), 0, atol=1e-16)
     np.testing.assert_allclose(where.flat(shift_2), 0, atol=1e-16)
@@ -129,7 +129,7 @@ def test_geometry_is_the_full_recomputation(pilot):
     """
     indexed, predictions, where, obs = pilot
     excitation, shift_1, shift_2 = (
-        where.flat(x) for x in physics.excitation_and_shift(obs, *map(jnp.asarray, FURTHER))
+        where.flat(x) for x in physics.place_on_detector(obs, *map(jnp.asarray, FURTHER))
     )
     largest = 0.0
     for i, still in enumerate(indexed):
@@ -156,7 +156,7 @@ def test_beam_centre_and_distance(pilot, axis):
     """Each shift by itself, 0.01 mm: linear, so that a wrong sign cannot hide."""
     indexed, predictions, where, obs = pilot
     shift = PILOT[2] + 0.01 * np.eye(3)[axis]
-    _, shift_1, shift_2 = physics.excitation_and_shift(
+    _, shift_1, shift_2 = physics.place_on_detector(
         obs, jnp.asarray(PILOT[0]), jnp.asarray(PILOT[1]), jnp.asarray(shift)
     )
     found = np.stack([where.flat(shift_1), where.flat(shift_2)], axis=1)
@@ -183,8 +183,9 @@ def test_mosaic_covariance_keeps_its_size():
 
 def spot_of(obs, geometry=PILOT) -> physics.Spot:
     R1_moment = (SIMULATION.R1**2 / 2, SIMULATION.R1**2 / 2, 0.0)
-    rest = SIMULATION.R0, SIMULATION.bandwidth, jnp.asarray(SPREAD), R1_moment
-    return physics.smeared_spot(obs, *map(jnp.asarray, geometry), *rest)[0]
+    place = physics.place_on_detector(obs, *map(jnp.asarray, geometry))
+    smear = SIMULATION.R0, SIMULATION.bandwidth, jnp.asarray(SPREAD)
+    return physics.smeared_spot(obs, place, *smear, R1_moment, physics.gaussian)
 
 
 def test_spot_is_the_simulator_s_gaussian(pilot):
@@ -213,14 +214,14 @@ def test_spot_is_the_simulator_s_gaussian(pilot):
         np.testing.assert_allclose(
             found, value[fine], rtol=2e-2, atol=1e-3 * np.abs(value).max(), err_msg=name
         )
-    p = physics.conserving_partiality(spot.excitation_error, SIMULATION.R0, spot.R0_eff)
+    p = physics.gaussian(spot.excitation_error, SIMULATION.R0, spot.R0_eff)
     theory = (
         SIMULATION.R0
         / expected["R0_eff"]
         * np.exp(-((predictions.excitation_error / expected["R0_eff"]) ** 2))
     )
     np.testing.assert_allclose(where.flat(p)[fine], theory[fine], rtol=0.02, atol=2e-3)
-    peak = physics.peak_partiality(spot.excitation_error, SIMULATION.R0, spot.R0_eff)
+    peak = physics.gaussian_peak(spot.excitation_error, SIMULATION.R0, spot.R0_eff)
     np.testing.assert_allclose(
         where.flat(peak), where.flat(p * spot.R0_eff) / SIMULATION.R0, rtol=1e-12
     )
@@ -260,7 +261,7 @@ def test_spot_is_the_sum_of_its_blocks_and_wavelengths(pilot, which):
     M = np.einsum("n,ni,nj->ij", weight, epsilon - mean, epsilon - mean) / weight.sum()
 
     spot = {k: where.flat(v)[i] for k, v in spot_of(obs)._asdict().items()}
-    p = physics.conserving_partiality(spot["excitation_error"], SIMULATION.R0, spot["R0_eff"])
+    p = physics.gaussian(spot["excitation_error"], SIMULATION.R0, spot["R0_eff"])
     own = SIMULATION.R1**2 / 2
     width = sqrt(spot["m22"] - own)
     assert weight.mean() == pytest.approx(float(p), rel=0.03)
@@ -285,9 +286,7 @@ def test_block_variance_is_that_of_single_blocks(pilot, which):
     epsilon = np.linalg.norm(beam.s0 + q, axis=1) - 1 / beam.wavelength
     R_bw = beam.bandwidth * beam.wavelength / (sqrt(2) * predictions.d[i] ** 2)  # SPEC section 2
     p = np.exp(-(epsilon**2) / (SIMULATION.R0**2 + R_bw**2))
-    q = np.cross(predictions.q, predictions.s_hat)
-    m2 = where.pad(np.einsum("ni,ij,nj->n", q, 1e-6 * SPREAD[0], q))
-    found = physics.block_variance(spot_of(obs), m2)
+    found = physics.gaussian.block_variance(spot_of(obs))
     assert float(where.flat(found)[i]) == pytest.approx(p.var() / p.mean() ** 2, rel=0.03)
 
 
@@ -296,8 +295,8 @@ def test_block_variance_fits_in_single_precision_however_far_from_the_sphere():
     x = np.array([0.0, 3.0, 6.0, 8.0, 80.0])
     zero = np.zeros_like(x)
     eff, k2 = 1.0, 1e-4  # all but 1 % of the width is mosaic spread
-    spot = physics.Spot(x * eff, zero + eff, *[zero] * 5)
-    found = np.asarray(physics.block_variance(spot, eff**2 - k2))
+    spot = physics.Spot(x * eff, zero + eff, *[zero] * 5, eff**2 - k2)
+    found = np.asarray(physics.gaussian.block_variance(spot))
     expected = eff**2 / np.sqrt(k2 * (2 * eff**2 - k2))
     expected *= np.exp(2 * x[:3] ** 2 * (1 - 1 / (2 * eff**2 - k2)))
     np.testing.assert_allclose(found[:3], expected - 1, rtol=1e-12)

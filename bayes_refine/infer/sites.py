@@ -1,0 +1,24 @@
+"""What models sample in more than one place."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+
+
+def log_normal(name: str, median, log_sd, size: tuple[int, ...] = ()) -> jax.Array:
+    """A positive unknown, or a vector of some, sampled as its logarithm: the site ``log_name``.
+
+    Args:
+        median: in the unknown's unit. log_sd: sd of its natural logarithm.
+        size: shape of one event.
+    """
+    prior = dist.Normal(jnp.log(median), log_sd).expand(size).to_event(len(size))
+    return jnp.exp(numpyro.sample(f"log_{name}", prior))
+
+
+def normal(name: str, mean, sd, size: int) -> jax.Array:
+    """A vector of ``size`` independent normal unknowns."""
+    return numpyro.sample(name, dist.Normal(mean, sd).expand([size]).to_event(1))

@@ -1,0 +1,79 @@
+"""What photons and geometry do not explain: how far a model of spots itself is off (JAX).
+
+Beyond counting, J_model is off by a fraction that changes with resolution and by the speckle of
+finitely many mosaic blocks; spots are displaced by part of a pixel and their R1² is off by a
+fraction.  With zero errors, :data:`PERFECT`, all that is left is the plain model.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from .observations import Array, Observations
+from .spot import Spot
+
+MIDDLE = 0.25  # Å⁻¹, the 1/d where errors that change with resolution are what they say
+
+
+class Errors(NamedTuple):
+    """Errors of a model of spots, each a number or an array (n, m).
+
+    Attributes:
+        fraction: sd of J/J_model. speckle: 1/√(mosaic blocks); no speckle below 0.
+        place_1, place_2: variance of a spot's centroid along e1 and e2, Å⁻².
+        shape: variance of R1² over its square.
+        nu, nu_moments: degrees of freedom of the total's residual and of the moments';
+            ``math.inf`` for normal ones.
+    """
+
+    fraction: Array | float
+    speckle: Array | float
+    place_1: Array | float
+    place_2: Array | float
+    shape: Array | float
+    nu: Array | float
+    nu_moments: Array | float
+
+
+PERFECT = Errors(0.0, 0.0, 0.0, 0.0, 0.0, math.inf, math.inf)
+
+
+def at_resolution(error: Array, fall: Array, norm_q: Array) -> Array:
+    """error·exp(−fall·(1/d − 0.25 Å⁻¹)), ``fall`` in Å and ``norm_q`` = 1/d in Å⁻¹."""
+    return error * jnp.exp(-fall * (norm_q - MIDDLE))
+
+
+def blurred(spot: Spot, errors: Errors) -> Spot:
+    """The spot as it is on average: spots off their places are wider about them."""
+    return spot._replace(m11=spot.m11 + errors.place_1, m22=spot.m22 + errors.place_2)
+
+
+def variance_of_J_model(errors: Errors, block_variance: Array) -> Array:
+    """Relative variance of J_model, (n, m): a fraction, and the speckle of few mosaic blocks.
+
+    Args:
+        block_variance: (n, m), ``Partiality.block_variance``.
+    """
+    return errors.fraction**2 + block_variance * jnp.maximum(errors.speckle, 0.0) ** 2
+
+
+def variance_of_response(obs: Observations, errors: Errors, count: int) -> Array:
+    """Var[T_k]/J² = Σ_j r_kj² Var[η_j] of the first statistics, (n, count, m): places and shapes.
+
+    T_k responds by r_kj to η_j (``expected.profile_statistics``).
+    """
+    flat = jnp.ones_like(obs.width)
+    places = [flat * place / obs.width**2 for place in (errors.place_1, errors.place_2)]
+    eta = jnp.stack([*places, *[flat * errors.shape] * 3], 1)[:, : count - 1]
+    return jnp.sum(obs.response[:, :count, 1:count] ** 2 * eta[:, None], 2)
+
+
+def tail_factor(z2: Array, nu: Array | float) -> Array | float:
+    """Variance of a Student-t residual of square ``z2`` over its scale's; 1 for normal ones.
+
+    A Student-t is a normal of unknown precision; given z, (ν + 1)/(ν + z²) is its mean.
+    """
+    return 1.0 if isinstance(nu, float) else (nu + z2) / (nu + 1)

@@ -1,0 +1,44 @@
+"""Errors of the models of spots as unknowns that the run shares: ``physics.Errors``, sampled."""
+
+import math
+
+import jax
+import numpyro
+import numpyro.distributions as dist
+
+from bayes_refine import physics
+from bayes_refine.infer import log_normal, normal
+from bayes_refine.physics import Errors, Observations
+from bayes_refine.physics.priors import Priors
+
+
+def perfect(obs: Observations, priors: Priors, terms: int) -> Errors:
+    """None: the plain model.  Residuals are normal, and counting is all that varies."""
+    return physics.PERFECT
+
+
+def learned(obs: Observations, priors: Priors, terms: int) -> Errors:
+    """How far the model is off, learned from all images of the run."""
+    error = log_normal("model_error", priors.model_error, priors.log_model_error_sd)
+    # with resolution: errors of strong and of sharp spots are not those of weak and wide ones
+    fall = numpyro.sample("model_error_fall", dist.Normal(0.0, priors.model_error_fall_sd_angstrom))
+    # Sampled on a linear scale: data can exclude a large speckle but cannot tell 0 from 0.01, so
+    # its logarithm would have a flat tail.
+    speckle = numpyro.sample("speckle", dist.Normal(priors.speckle, priors.speckle_sd))
+    # radial and tangential: wavelengths smear spots radially, turned blocks mostly across
+    off = priors.position_error_px * obs.pixel_inv_angstrom
+    position = log_normal("position_error", off, priors.log_position_error_sd, (2,))
+    position_fall = normal("position_error_fall", 0.0, priors.position_error_fall_sd_angstrom, 2)
+    place_1, place_2 = (
+        physics.at_resolution(position[k], position_fall[k], obs.norm_q) ** 2 for k in (0, 1)
+    )
+    shape_error = log_normal("shape_error", priors.shape_error, priors.log_shape_error_sd)
+    # a spot of the wrong intensity may well be where it should be: tails of their own
+    nu: jax.Array | float = math.inf
+    nu_moments: jax.Array | float = math.inf
+    if math.isfinite(priors.student_t_nu):
+        nu = log_normal("nu", priors.student_t_nu, priors.log_student_t_nu_sd)
+        if terms > 1:
+            nu_moments = log_normal("nu_moments", priors.student_t_nu, priors.log_student_t_nu_sd)
+    fraction = physics.at_resolution(error, fall, obs.norm_q)
+    return Errors(fraction, speckle, place_1, place_2, shape_error**2, nu, nu_moments)
