@@ -393,7 +393,7 @@ def nested(depth):
         ),
         (
             put(*HIERARCHY, {**panel([0, 0, 0]), "children": [{"panel": 7}]}),
-            r"children\[0\]: there is no panels\[7\]",
+            "does not hold each panel once",
         ),
         (
             put(*HIERARCHY, {"children": [{"panel": 0}]}),

@@ -119,7 +119,7 @@ def mutated(document: dict[str, Any], rng: random.Random) -> tuple[dict[str, Any
         elif kind == "repeat" and isinstance(parent, list):
             parent.extend(copy.deepcopy(parent[key]) for _ in range(rng.choice([1, 2, 50])))
         elif kind == "wrap":
-            for _ in range(rng.choice([1, 2, 150, 600])):
+            for _ in range(rng.choice([1, 2, 120])):
                 parent[key] = rng.choice([[parent[key]], {"children": [parent[key]]}])
         elif kind == "rename" and isinstance(parent, dict):
             parent[f"{key}_"] = parent.pop(key)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from ...geometry.detector import Beam, Detector, lies_ahead
 from ...util.errors import InputError
 from .schema import BeamEntry, CrystalEntry, DetectorEntry, Node, PanelEntry
 
+_NO_LENGTH = 1e-9  # of a vector that is to be a direction
 _NEAREST_MM = 0.1  # of a panel's plane to the sample: nearer, it is seen edge-on
 
 
@@ -44,14 +46,22 @@ def detector_of(entry: DetectorEntry) -> Detector:
         InputError: frames that are none, panels through the sample, maps of displaced pixels.
     """
     panels = entry.panels
-    frames = {n: _frame(panel, f"panels[{n}]") for n, panel in enumerate(panels)}
+    lab = _frames(panels, [f"panels[{n}]" for n in range(len(panels))])
     root = entry.hierarchy
     if root is not None and (root.children or root.fast_axis is not None):
-        leaves = list(_lab_frames(root, np.eye(4), frames, "hierarchy"))
-        frames = dict(leaves)
+        places = _places(root)
+        groups = _frames([p.group for p in places], [p.name for p in places])
+        for k, place in enumerate(places[1:], 1):
+            groups[k] = groups[place.parent] @ groups[k]
+        leaves = [
+            (child.panel, k)
+            for k, place in enumerate(places)
+            for child in place.group.children
+            if child.panel is not None
+        ]
         if sorted(n for n, _ in leaves) != list(range(len(panels))):
             raise InputError("hierarchy: it does not hold each panel once")
-    lab = np.stack([frames[n] for n in range(len(panels))])
+        lab = groups[[k for _, k in sorted(leaves)]] @ lab
     distance = np.abs(np.einsum("pi,pi->p", lab[:, :3, 3], lab[:, :3, 2]))
     if (near := np.flatnonzero(distance < _NEAREST_MM)).size:
         raise InputError(
@@ -97,7 +107,7 @@ def unit(vector: tuple[float, ...], name: str) -> np.ndarray:
     """(3,) unit vector; InputError where the vector has no length."""
     v = np.array(vector, float)
     length = float(np.linalg.norm(v))
-    if not length > 1e-9:
+    if not length > _NO_LENGTH:
         raise InputError(f"{name}: {vector} is not a direction")
     return v / length
 
@@ -111,29 +121,42 @@ def _rectangles(panel: PanelEntry) -> Iterator[tuple[int, int, int, int]]:
             yield clipped
 
 
-def _lab_frames(
-    group: Node, parent: np.ndarray, panels: dict[int, np.ndarray], place: str
-) -> Iterator[tuple[int, np.ndarray]]:
-    """(panel index, (4, 4) lab frame) of the leaves below ``group``."""
-    frame = parent @ _frame(group, place)
-    for n, child in enumerate(group.children):
-        if child.panel is None:
-            yield from _lab_frames(child, frame, panels, f"{place}.children[{n}]")
-        elif child.panel in panels:
-            yield child.panel, frame @ panels[child.panel]
-        else:
-            raise InputError(f"{place}.children[{n}]: there is no panels[{child.panel}]")
+class _Place(NamedTuple):
+    """A group of the hierarchy, the number of its parent in the list, and what it is called."""
+
+    group: Node
+    parent: int
+    name: str
 
 
-def _frame(entry: PanelEntry | Node, place: str) -> np.ndarray:
-    """(4, 4) affine matrix with columns fast, slow, fast × slow and origin (mm)."""
-    if entry.fast_axis is None or entry.slow_axis is None or entry.origin is None:
-        raise InputError(f"{place}: fast_axis, slow_axis or origin is missing")
-    fast = unit(entry.fast_axis, f"{place}.fast_axis")
-    slow = unit(entry.slow_axis, f"{place}.slow_axis")
-    if abs(fast @ slow) > 1e-3:
-        raise InputError(f"{place}: fast_axis and slow_axis are not perpendicular")
-    frame = np.eye(4)
-    frame[:3, :3] = np.stack([fast, slow, np.cross(fast, slow)], axis=1)
-    frame[:3, 3] = entry.origin
-    return frame
+def _places(root: Node) -> list[_Place]:
+    """The groups of a hierarchy, each after its parent."""
+    places = [_Place(root, 0, "hierarchy")]
+    for k, place in enumerate(places):  # which grows
+        places += [
+            _Place(child, k, f"{place.name}.children[{n}]")
+            for n, child in enumerate(place.group.children)
+            if child.panel is None
+        ]
+    return places
+
+
+def _frames(entries: Sequence[PanelEntry | Node], places: Sequence[str]) -> np.ndarray:
+    """(n, 4, 4) affine matrices with columns fast, slow, fast × slow and origin (mm)."""
+    for entry, place in zip(entries, places, strict=True):
+        if entry.fast_axis is None or entry.slow_axis is None or entry.origin is None:
+            raise InputError(f"{place}: fast_axis, slow_axis or origin is missing")
+    axes = np.array([[entry.fast_axis, entry.slow_axis] for entry in entries], float)
+    length = np.linalg.norm(axes, axis=2, keepdims=True)
+    unit_axes = axes / np.maximum(length, _NO_LENGTH)
+    bad = (length[:, :, 0] < _NO_LENGTH).any(1)
+    bad |= np.abs(np.einsum("ni,ni->n", unit_axes[:, 0], unit_axes[:, 1])) > 1e-3
+    if bad.any():
+        place = places[int(np.argmax(bad))]
+        raise InputError(f"{place}: fast_axis and slow_axis are not perpendicular directions")
+    frames = np.zeros((len(entries), 4, 4))
+    frames[:, :3, :2] = np.swapaxes(unit_axes, 1, 2)
+    frames[:, :3, 2] = np.cross(unit_axes[:, 0], unit_axes[:, 1])
+    frames[:, :3, 3] = [entry.origin for entry in entries]
+    frames[:, 3, 3] = 1
+    return frames
