@@ -46,7 +46,6 @@ from bayes_refine.physics import true_intensities
 from bayes_refine.physics.reference import wilson_mean
 from bayes_refine.results.fit import scale_uncertainty
 from bayes_refine.simulation.unmerged import UnmergedSimulation, simulate_unmerged
-from bayes_refine.util import output
 
 N_DRAWS = 1000
 MIN_SEEN = 3  # observations of a reflection, for the plain mean to have an error
@@ -89,7 +88,6 @@ def simulated(args):
     """Pixels of our own simulator, drawn from the priors' kind of physics."""
     simulation = br.Simulation(n_images=args.images, mean_photons=args.photons)
     folder = args.out / "run"
-    output.prepare_folder(folder)
     stills = br.read_experiments(br.simulate_run(simulation, folder)).stills
     bandwidth = simulation.bandwidth
     stills = [replace(s, beam=replace(s.beam, bandwidth=bandwidth)) for s in stills]

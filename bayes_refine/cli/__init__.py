@@ -10,36 +10,31 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import numpy as np
 
-from ..util.errors import InputError
 from . import fit  # noqa: F401  the commands register themselves: fit is the first in the help
 
 # isort: split
 from . import compare, merge, simulate  # noqa: F401
 from .app import app, err_console
+from .ending import ENDINGS, sentence_of, stoppable
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of ``bayes-refine``; exit status 2 with one sentence where input is no good."""
+    """Entry point of ``bayes-refine``: it ends with one sentence and a status, ``ending``."""
     command = ["bayes-refine", *(sys.argv[1:] if arguments is None else arguments)]
     warnings.formatwarning = lambda message, *_args, **_kw: f"bayes-refine: warning: {message}\n"
     _set_up_jax()
     if isinstance(sys.stdout, io.TextIOWrapper):  # whatever names files have, they can be printed
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        app(args=command[1:], prog_name="bayes-refine", obj=command)
-    except InputError as error:
-        err_console.print(f"bayes-refine: {error}", markup=False, soft_wrap=True)
-        sys.exit(2)
-    except np.linalg.LinAlgError as error:
-        err_console.print(
-            f"bayes-refine: a matrix of the fit has no inverse ({error}); check the units of "
-            "images and reference, or leave out images (--images)",
-            markup=False,
-            soft_wrap=True,
-        )
-        sys.exit(2)
+        with stoppable():
+            app(args=command[1:], prog_name="bayes-refine", obj=command)
+    except ENDINGS as error:
+        told = sentence_of(error)
+        if told is None:
+            raise
+        err_console.print(f"bayes-refine: {told[0]}", markup=False, soft_wrap=True)
+        sys.exit(told[1])
 
 
 def _set_up_jax() -> None:

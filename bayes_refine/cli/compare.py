@@ -16,7 +16,7 @@ from ..io.images import ImageReader
 from ..measuring import detector_noise
 from ..per_pixel import compare
 from ..physics.priors import Priors
-from ..util import output
+from ..util import folder
 from ..util.errors import InputError
 from . import options
 from .app import app, out_console, progress
@@ -56,7 +56,7 @@ def compare_command(
     read_noise: Annotated[float | None, options.read_noise_option("as of fit")] = None,
 ) -> None:
     """Fit a run to factored statistics and to its pixels; write and print one table of both."""
-    output.prepare_folder(out)
+    context.with_resource(folder.taken(out))
     whole = usable_experiments(experiments)
     chosen = some_images(whole, images)
     truth = None

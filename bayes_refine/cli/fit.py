@@ -22,7 +22,7 @@ from ..merging.merged_columns import blank_sentence
 from ..physics import reference
 from ..physics.priors import Priors
 from ..results import fit as results
-from ..util import output
+from ..util import folder
 from . import options
 from .app import app, out_console, progress
 from .inputs import (
@@ -167,7 +167,7 @@ def fit_command(
 ) -> None:
     """Fit a run of indexed stills; write refined geometry, intensities, posterior and a picture."""
     started = time.perf_counter()
-    output.prepare_folder(out)
+    context.with_resource(folder.taken(out))
     program = loading.load_model(model)
     chosen = priors_from(priors_file, Priors())
     if student_t is not None:

@@ -18,7 +18,7 @@ from ..merging.merged_columns import blank_sentence
 from ..merging.observations import ScalingPriors
 from ..physics.reference import check_symmetry
 from ..results.merge import write_merge
-from ..util import output
+from ..util import folder
 from ..util.errors import InputError
 from . import options
 from .app import app, err_console, out_console, progress
@@ -92,7 +92,7 @@ def merge_command(
     chosen = _prior(prior, reference_file, anomalous)
     if anomalous and draws is not None:
         raise InputError("--draws with --anomalous: draws of Friedel pairs are not made; leave one")
-    output.prepare_folder(out)
+    context.with_resource(folder.taken(out))
     scales = priors_from(priors_file, ScalingPriors())
     given = given_from(space_group, cell)
     labels = Columns(intensity_column, sigma_column, batch_column)

@@ -17,9 +17,9 @@ from ..io.expt import read_experiments
 from ..io.images import ImageReader
 from ..io.reference import read_reference
 from ..physics import priors
-from ..simulation.files import simulate_run
+from ..simulation.files import FILES, simulate_run
 from ..simulation.truth import Simulation
-from ..util import output
+from ..util import folder
 from . import options
 from .app import app, out_console, progress
 from .fit import fit_and_write
@@ -73,9 +73,7 @@ def simulate_command(
     )
     expt = _simulate(simulation, out)
     data = expt.parent
-    out_console.print(
-        f"wrote {data}: master.h5, indexed.expt, reference.mtz, truth.h5", soft_wrap=True
-    )
+    out_console.print(f"wrote {data}: {', '.join(FILES)}", soft_wrap=True)
     line = ["bayes-refine", "fit", str(expt), "--reference", str(data / "reference.mtz")]
     out_console.print(f"now: {shlex.join([*line, '--out', str(data / 'fit')])}", soft_wrap=True)
 
@@ -91,7 +89,7 @@ def demo_command(
 ) -> None:
     """Simulate a small run, fit it, and say how near the truth the fit came."""
     started = time.perf_counter()
-    output.prepare_folder(out)
+    context.with_resource(folder.taken(out / "fit"))
     simulation = Simulation(n_images=images, seed=seed)
     expt = _simulate(simulation, out / "data")
     experiments = read_experiments(expt)
@@ -121,9 +119,6 @@ def demo_command(
     out_console.print(table)
 
 
-def _simulate(simulation: Simulation, folder: Path) -> Path:
-    output.prepare_folder(folder)
+def _simulate(simulation: Simulation, out: Path) -> Path:
     with progress() as say:
-        return simulate_run(
-            simulation, folder, lambda k, n: say(f"step: simulated image {k} of {n}")
-        )
+        return simulate_run(simulation, out, lambda k, n: say(f"step: simulated image {k} of {n}"))

@@ -145,8 +145,24 @@ def _write(
             raise ValueError(f"column {label} has shape {np.shape(values)}, not ({len(hkl)},)")
         mtz.add_column(label, kind, dataset_id=1)
     table = np.column_stack([hkl, *(values for _, values in columns.values())])
-    mtz.set_data(np.ascontiguousarray(table[order], dtype=np.float32))
+    save_mtz(mtz, path, table[order])
+
+
+def save_mtz(mtz: gemmi.Mtz, path: str | Path, table: ArrayLike) -> None:
+    """Write an MTZ of a table (n, columns), and look whether all of it is there.
+
+    Raises:
+        InputError: the file cannot be written whole.
+    """
+    data = np.ascontiguousarray(table, dtype=np.float32)
+    mtz.set_data(data)
     try:
         mtz.write_to_file(str(path))
     except (RuntimeError, OSError) as error:
         raise InputError(f"{path}: cannot be written: {error}") from None
+    try:  # gemmi does not look whether the last bytes reached the disk
+        whole = np.array_equal(gemmi.read_mtz_file(str(path)).array, data, equal_nan=True)
+    except (RuntimeError, ValueError, OSError):
+        whole = False
+    if not whole:
+        raise InputError(f"{path}: was not written whole; make room on the disk")

@@ -6,7 +6,7 @@ written block by block through h5netcdf: a run's pointwise arrays never lie in m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import h5netcdf
 import h5py
 import numpy as np
 
-from ..util.errors import InputError
+from ..util.sink import Sink, sink_for
 
 Pointwise = Mapping[str, tuple[np.ndarray, np.ndarray]]
 BLOCK = 1024  # reflections in a chunk of the file
@@ -72,15 +72,20 @@ def write_posterior(
         raise ValueError(f"one number of chains and draws is needed, not {sorted(counts)}")
     sizes = dict(zip(("chain", "draw"), counts.pop(), strict=True))
     kept = np.arange(sizes["draw"]) if kept is None else kept
-    try:
-        with h5netcdf.File(path, "w") as file:
-            file.attrs.update(attrs or {})
-            _write_posterior(file, posterior, sizes, coords or {}, labels or {})
-            _write_stats(file, stats or {}, sizes)
-            _write_observed(file, observed, reflections)
-            _write_pointwise(file, pointwise, tuple(observed), reflections, sizes["chain"], kept)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error}") from None
+    with sink_for(path) as sink, h5netcdf.File(sink, "w") as file:
+        file.attrs.update(attrs or {})
+        _write_posterior(file, posterior, sizes, coords or {}, labels or {})
+        _write_stats(file, stats or {}, sizes)
+        _write_observed(file, observed, reflections)
+        blocks = _checked(pointwise, sink)
+        _write_pointwise(file, blocks, tuple(observed), reflections, sizes["chain"], kept)
+
+
+def _checked(blocks: Iterable[Pointwise], sink: Sink) -> Iterator[Pointwise]:
+    """The blocks, as long as the disk has room."""
+    for block in blocks:
+        sink.check()
+        yield block
 
 
 def _write_posterior(file, posterior, sizes, coords, labels) -> None:

@@ -26,7 +26,8 @@ from ..merging.average import merge
 from ..physics.priors import Priors
 from ..physics.reference import Reference, free_set
 from ..util.errors import InputError
-from ..util.output import all_or_none, jsonable, versions, write_summary, write_table
+from ..util.folder import all_or_none
+from ..util.output import jsonable, versions, write_summary, write_table
 from . import pixel_noise
 from .fit import fit_pixels
 from .pixels import Pixels

@@ -32,7 +32,8 @@ from ..merging.merged_columns import blank
 from ..merging.merged_intensities import Intensities
 from ..physics.priors import Priors
 from ..physics.reference import Reference, free_set
-from ..util.output import all_or_none, jsonable, versions, write_summary
+from ..util.folder import all_or_none
+from ..util.output import jsonable, versions, write_summary
 from .fit_tables import merged_of, scale_uncertainty, write_tables
 from .pictures import MAY_BE_ABSENT, draw_pictures
 from .posterior import write_draws
@@ -62,7 +63,7 @@ def write_results(
 ) -> dict[str, Any]:
     """Write the files of a fit (SPEC section 7) and return the content of ``summary.json``.
 
-    All of them or none (``output.all_or_none``); then the pictures, ``overview.png`` and
+    All of them or none (``folder.all_or_none``); then the pictures, ``overview.png`` and
     ``report.html``: where one fails, a sentence says so and the results stay.
 
     Args:

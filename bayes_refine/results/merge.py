@@ -32,7 +32,8 @@ from ..merging.observations import ScalingPriors
 from ..merging.scaling import compiled_sites, pinned_draws
 from ..physics.reference import Reference
 from ..report import Compared, run_report
-from ..util.output import all_or_none, jsonable, versions, write_summary, write_table
+from ..util.folder import all_or_none
+from ..util.output import jsonable, versions, write_summary, write_table
 from .pictures import MAY_BE_ABSENT, draw_pictures
 
 N_SHELLS = 10
@@ -54,7 +55,7 @@ def write_merge(
 ) -> dict[str, Any]:
     """Write the files of a merge (SPEC section 7) and return the content of ``summary.json``.
 
-    All of them or none (``output.all_or_none``); then ``report.html``: where a picture fails, a
+    All of them or none (``folder.all_or_none``); then ``report.html``: where a picture fails, a
     sentence says so and the results stay.
 
     Args:

@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from ..util.folder import flush_to_disk, taken
+
 # of a run before, they would belong to other results
 MAY_BE_ABSENT = ("overview.png", "report.html", "half1.mtz", "half2.mtz")
 
@@ -29,15 +31,14 @@ def draw_pictures(
     failed: list[str] = []
     for name, draw in drawn.items():
         say(f"step: drawing {name}")
-        part = out / f".unfinished-{name}"
         try:
-            found = [f"{name}: {line}" for line in draw(part) or ()]
-            os.replace(part, out / name)
+            with taken(out) as work:
+                found = [f"{name}: {line}" for line in draw(work / name) or ()]
+                flush_to_disk(work / name)
+                os.replace(work / name, out / name)
         except Exception as error:  # whatever a library raises: the results are there
             why = " ".join(f"{error}".split()) or type(error).__name__
             found = [f"{name} could not be drawn: {why}"]
-        finally:
-            part.unlink(missing_ok=True)
         for line in found:
             say(f"{line}; all other results are complete")
         failed += found

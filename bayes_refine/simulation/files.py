@@ -13,9 +13,16 @@ import h5py
 import numpy as np
 
 from ..geometry.crystal import Crystal, refined_crystal, space_group_from_hall
+from ..io.mtz import save_mtz
+from ..util.errors import InputError
+from ..util.folder import all_or_none, prepare_folder
+from ..util.sink import sink_for
 from .nxmx import image_dataset, write_header
 from .pixels import background_photons, simulate_image
 from .truth import Reference, Simulation, Truth, draw_truth, square_detector
+
+FILES = ("master.h5", "indexed.expt", "reference.mtz", "truth.h5")
+RECORD = "simulation.json"
 
 
 def simulate_run(
@@ -27,24 +34,51 @@ def simulate_run(
 
     Writes ``master.h5`` (NXmx; images (N, height, width), or (N, P, height, width) of
     more than one panel), ``indexed.expt`` (with the errors of indexing), ``truth.h5`` and
-    ``reference.mtz`` (F, IREF).
+    ``reference.mtz`` (F, IREF): all or none of them, with ``simulation.json``, by which they are
+    known.  Files of the same names that no simulation wrote stay.
 
     Args:
         progress: called with (images done, images in all) after each image.
 
     Returns:
         The path of ``indexed.expt``.
+
+    Raises:
+        InputError: a file is in the way, or the folder cannot be written.
     """
-    out = Path(out_dir)
-    out.mkdir(parents=True, exist_ok=True)
+    out = prepare_folder(out_dir)
+    refuse_files_of_others(out)
     rng = np.random.default_rng(simulation.seed)
     truth = draw_truth(simulation, rng)
-    _write_reference(simulation, truth.reference, out / "reference.mtz")
-    _write_truth(simulation, truth, out / "truth.h5")
-    _write_images(simulation, truth, rng, out / "master.h5", progress)
-    expt = out / "indexed.expt"
-    expt.write_text(json.dumps(_indexed_document(simulation, truth, "master.h5"), indent=1))
-    return expt
+    with all_or_none(out, last=RECORD) as work:
+        _write_reference(simulation, truth.reference, work / "reference.mtz")
+        _write_truth(simulation, truth, work / "truth.h5")
+        _write_images(simulation, truth, rng, work / "master.h5", progress)
+        document = _indexed_document(simulation, truth, "master.h5")
+        (work / "indexed.expt").write_text(json.dumps(document, indent=1))
+        record = {"simulation": asdict(simulation), "files": {n: _mark(work / n) for n in FILES}}
+        (work / RECORD).write_text(json.dumps(record, indent=1))
+    return out / "indexed.expt"
+
+
+def refuse_files_of_others(out: Path) -> None:
+    """InputError where a file in the way is none that a simulation wrote, or was changed since."""
+    try:
+        ours = json.loads((out / RECORD).read_text())["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = {}
+    for name in FILES:
+        if (out / name).exists() and _mark(out / name) != ours.get(name):
+            raise InputError(
+                f"{out / name} exists and no simulation wrote it, or it was changed since: "
+                "it is not overwritten; choose another --out"
+            )
+
+
+def _mark(path: Path) -> list[int]:
+    """What tells a file from others: its size and when it was written, ns."""
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]
 
 
 def _write_images(
@@ -57,17 +91,18 @@ def _write_images(
     n = simulation.n_images
     frame = truth.bad.shape if truth.detector.n_panels > 1 else truth.bad.shape[1:]
     indexed = square_detector(simulation, *_indexed_geometry(simulation))
-    with h5py.File(path, "w") as file:
+    with sink_for(path) as sink, h5py.File(sink, "w") as file:
         write_header(file, indexed, truth.beam, truth.bad, simulation.saturation)
         data = image_dataset(file, (n, *frame), simulation.dtype)
         for i in range(n):
+            sink.check()
             data[i] = simulate_image(simulation, rng, truth, i)[0].reshape(frame)
             if progress is not None:
                 progress(i + 1, n)
 
 
 def _write_truth(simulation: Simulation, truth: Truth, path: Path) -> None:
-    with h5py.File(path, "w") as file:
+    with sink_for(path) as sink, h5py.File(sink, "w") as file:
         for name in ("A", "G", "B", "rotation_mrad", "strain"):
             file[name] = getattr(truth, name)
         file["R0"], file["R1"], file["eta"] = simulation.R0, simulation.R1, simulation.mosaic_rad
@@ -86,8 +121,7 @@ def _write_reference(simulation: Simulation, reference: Reference, path: Path) -
     mtz.add_column("F", "F")
     mtz.add_column("IREF", "J")
     columns = [reference.hkl, np.sqrt(reference.intensity), reference.intensity]
-    mtz.set_data(np.column_stack(columns).astype(np.float32))
-    mtz.write_to_file(str(path))
+    save_mtz(mtz, path, np.column_stack(columns))
 
 
 def _indexed_geometry(simulation: Simulation) -> tuple[float, np.ndarray]:

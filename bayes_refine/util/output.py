@@ -1,66 +1,22 @@
-"""Folders of results: all files or none, tables as CSV, JSON that is JSON."""
+"""Files of results: tables as CSV, JSON that is JSON, versions."""
 
 from __future__ import annotations
 
 import csv
 import json
 import math
-import os
 import platform
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .errors import InputError
 from .text import printable
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # at the start of a cell, to a spreadsheet
 PACKAGES = ("bayes-refine", "numpy", "jax", "numpyro", "arviz", "gemmi", "h5py", "hdf5plugin")
-
-
-@contextmanager
-def all_or_none(out_dir: str | Path, outdated: Sequence[str] = ()) -> Iterator[Path]:
-    """A folder to write into; its files go to ``out_dir`` at the end, ``summary.json`` last.
-
-    Where that file is, the others are complete and belong to it.
-
-    Args:
-        outdated: names of files of an earlier run that go when the new ones come.
-
-    Raises:
-        InputError: the folder cannot be written.
-    """
-    out = prepare_folder(out_dir)
-    work = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=out))
-    try:
-        yield work
-        for name in ("summary.json", *outdated):
-            (out / name).unlink(missing_ok=True)
-        for file in sorted(work.iterdir(), key=lambda f: f.name == "summary.json"):
-            os.replace(file, out / file.name)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def prepare_folder(out_dir: str | Path) -> Path:
-    """The folder, made if absent; InputError where nothing can be written in it."""
-    out = Path(out_dir)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            return out
-    except OSError as error:
-        raise InputError(
-            f"{out}: cannot be written ({error.strerror}); choose another --out"
-        ) from None
 
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:

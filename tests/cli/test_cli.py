@@ -166,9 +166,15 @@ def test_errors_are_one_sentence(data, tmp_path, capsys):
 
 def test_simulate(tmp_path, capsys):
     assert status("simulate", "--out", tmp_path / "s", "--images", 1, "--pixels", 96) == 0
-    names = ["indexed.expt", "master.h5", "reference.mtz", "truth.h5"]
+    names = ["indexed.expt", "master.h5", "reference.mtz", "simulation.json", "truth.h5"]
     assert sorted(f.name for f in (tmp_path / "s").iterdir()) == names
     assert "bayes-refine fit" in capsys.readouterr().out
+    again = ("simulate", "--out", tmp_path / "s", "--images", 1, "--pixels", 96, "--seed", 2)
+    assert status(*again) == 0  # its own files
+    (tmp_path / "s" / "reference.mtz").write_text("the only copy of years of work")
+    assert status(*again) == 2
+    assert "reference.mtz exists and no simulation wrote it" in capsys.readouterr().err
+    assert (tmp_path / "s" / "reference.mtz").read_text().startswith("the only copy")
 
 
 def test_import_is_quiet():

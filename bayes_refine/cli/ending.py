@@ -1,0 +1,75 @@
+"""How a command ends: one sentence and an exit status, whatever happens."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import jax
+import numpy as np
+
+from ..util.errors import InputError
+
+UNUSABLE, NO_MEMORY = 2, 3
+STOPPED = 128  # and the number of the signal: 130 for Ctrl-C, 143 for SIGTERM
+
+
+class Stopped(BaseException):
+    """A signal asked the program to end: no error, and nothing catches it on its way out."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """SIGINT and SIGTERM raise ``Stopped``, so that files are left as after any other end.
+
+    A second signal ends the program at once.
+    """
+    if threading.current_thread() is not threading.main_thread():  # signals are not ours
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def stop(number, _frame):
+        for each in numbers:
+            signal.signal(each, signal.SIG_DFL)
+        raise Stopped(number)
+
+    for number in numbers:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+ENDINGS = (InputError, MemoryError, Stopped, jax.errors.JaxRuntimeError, np.linalg.LinAlgError)
+
+
+def sentence_of(error: BaseException) -> tuple[str, int] | None:
+    """What to tell of an exception, and the exit status; None where it is a fault of ours."""
+    if isinstance(error, InputError):
+        return str(error), UNUSABLE
+    if isinstance(error, Stopped):
+        return f"stopped by {signal.Signals(error.number).name}", STOPPED + error.number
+    if isinstance(error, np.linalg.LinAlgError):
+        return (
+            f"a matrix of the fit has no inverse ({error}); check the units of images and "
+            "reference, or leave out images (--images)",
+            UNUSABLE,
+        )
+    exhausted = isinstance(error, jax.errors.JaxRuntimeError) and any(
+        word in str(error) for word in ("RESOURCE_EXHAUSTED", "Out of memory")
+    )
+    if isinstance(error, MemoryError) or exhausted:
+        why = " ".join(str(error).split())[:200]
+        what = f"not enough memory ({why})" if why else "not enough memory"
+        return f"{what}; take fewer --images, a larger --d-min, or more memory", NO_MEMORY
+    return None
