@@ -37,6 +37,7 @@ from .infer import (
 from .io.expt import read_experiments, write_experiments
 from .io.images import ImageReader, read_bandwidth
 from .io.mtz import write_merged, write_unmerged
+from .io.pixel_maps import read_mask, read_pixel_map
 from .io.posterior import write_posterior
 from .io.reference import read_reference
 from .io.unmerged import Unmerged
@@ -102,6 +103,8 @@ __all__ = [
     "r_split",
     "read_bandwidth",
     "read_experiments",
+    "read_mask",
+    "read_pixel_map",
     "read_priors",
     "read_reference",
     "read_unmerged",

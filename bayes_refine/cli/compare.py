@@ -21,6 +21,7 @@ from ..util.errors import InputError
 from . import options
 from .app import app, out_console, progress
 from .inputs import (
+    mask_for,
     overridden,
     priors_from,
     reference_from,
@@ -70,7 +71,7 @@ def compare_command(
     settings = Settings(d_min=d_min, free_fraction=free_fraction, seed=seed)
     prior = priors_from(priors_file, Priors())
     stills = overridden(chosen.stills, bandwidth)
-    with ImageReader(gain=gain) as reader, progress() as say:
+    with ImageReader(gain=gain, usable=mask_for(chosen, None)) as reader, progress() as say:
         found = detector_noise.noise_for(reader, stills, gain, read_noise)
         reader.gain = found.gain
         settings = replace(settings, read_noise=found.read_noise)

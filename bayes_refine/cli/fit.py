@@ -27,6 +27,8 @@ from . import options
 from .app import app, out_console, progress
 from .inputs import (
     given_from,
+    maps_for,
+    mask_for,
     overridden,
     priors_from,
     reference_from,
@@ -144,6 +146,18 @@ def fit_command(
             rich_help_panel=DETECTOR,
         ),
     ] = None,
+    mask: Annotated[
+        Path | None,
+        options.pixel_file_option(
+            "Pixels to use: True of truth values, 0 of numbers.", "that of the .expt, if any"
+        ),
+    ] = None,
+    gain_map: Annotated[
+        Path | None, options.pixel_file_option("Counts per photon of each pixel.", "none")
+    ] = None,
+    pedestal_map: Annotated[
+        Path | None, options.pixel_file_option("Counts at no photon of each pixel.", "none")
+    ] = None,
     sensor_thickness_mm: Annotated[
         float | None,
         typer.Option(
@@ -183,7 +197,11 @@ def fit_command(
     d_min = resolution_limit(d_min, ref, run_of.stills)
     settings = Settings(d_min=d_min, rounds=rounds, free_fraction=free_fraction, seed=seed)
     stills = overridden(run_of.stills, bandwidth, sensor_thickness_mm, sensor_mu)
-    with ImageReader(gain=gain, pedestal=pedestal) as reader:
+    if gain_map is not None and gain is not None:
+        raise InputError("--gain-map and --gain both say what the gain is; give one of them")
+    usable, maps = mask_for(run_of, mask), maps_for(stills, gain_map, pedestal_map)
+    gain = 1.0 if gain_map is not None else gain  # what the reader divides by is the map
+    with ImageReader(gain=gain, pedestal=pedestal, usable=usable, **maps) as reader:
         fit_and_write(
             out,
             replace(run_of, stills=stills),

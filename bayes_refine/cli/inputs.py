@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from ..geometry.experiments import Experiments, Still
 from ..io.expt import read_experiments
 from ..io.gemmi_files import cell_of, space_group_of
 from ..io.images import read_bandwidth
+from ..io.pixel_maps import mask_files, read_mask, read_pixel_map
 from ..io.reference import Given, read_reference
 from ..physics.priors import AnyPriors, read_priors
 from ..physics.reference import Reference, check_usable
@@ -19,7 +23,9 @@ from .app import err_console
 
 def usable_experiments(path: Path) -> Experiments:
     """The experiments of a file; how many are left out, and why the first, is said."""
-    experiments = read_experiments(path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* the mask file ")  # `mask_for` says more
+        experiments = read_experiments(path)
     if (n := len(experiments.left_out)) > 0:
         which = "one experiment is" if n == 1 else f"{n} experiments are"
         first = experiments.left_out[0].removeprefix(f"{path}, ")
@@ -29,6 +35,27 @@ def usable_experiments(path: Path) -> Experiments:
             soft_wrap=True,
         )
     return experiments
+
+
+def mask_for(experiments: Experiments, given: Path | None) -> np.ndarray | None:
+    """Usable pixels (P, ny, nx) by ``--mask``, or by the one mask that the ``.expt`` names."""
+    files = [given] if given is not None else mask_files(experiments)
+    if len(files) > 1:
+        raise InputError(
+            f"{experiments.path} names {len(files)} mask files; make one of them and give --mask"
+        )
+    return read_mask(files[0], experiments.stills[0].detector) if files else None
+
+
+def maps_for(
+    stills: Sequence[Still], gain: Path | None, pedestal: Path | None
+) -> dict[str, np.ndarray | None]:
+    """``--gain-map`` and ``--pedestal-map``, as the reader takes them."""
+    detector = stills[0].detector
+    return {
+        "gain_map": None if gain is None else read_pixel_map(gain, detector, positive=True),
+        "pedestal_map": None if pedestal is None else read_pixel_map(pedestal, detector),
+    }
 
 
 def some_images(experiments: Experiments, chosen: str | None) -> Experiments:

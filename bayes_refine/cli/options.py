@@ -117,6 +117,16 @@ def label_option(of: str, usual: str) -> Any:
     return typer.Option(metavar="LABEL", help=f"Column of {of} in an MTZ file.", show_default=usual)
 
 
+def pixel_file_option(help: str, show_default: str) -> Any:
+    """A file with a number for each pixel."""
+    return typer.Option(
+        metavar="FILE",
+        help=f"{help} HDF5 (or file.h5:/path), NPY, TIFF or CBF.",
+        show_default=show_default,
+        rich_help_panel=DETECTOR,
+    )
+
+
 Out = Annotated[
     Path,
     typer.Option(help="Folder for the results; made if absent.", metavar="DIR", show_default=False),

@@ -15,6 +15,7 @@ import h5py
 from ..util.errors import InputError
 from .boundary import refusing, regular_file
 
+_MOST_OBJECTS = 10_000  # looked at in a file without a known layout
 DEEPEST = 8  # virtual data sets over virtual data sets
 
 
@@ -74,6 +75,26 @@ def follow(file: h5py.File, name: str, path: Path) -> Any:
             return None
         at = child(at, part, Path(at.file.filename))
     return at
+
+
+def data_sets(file: h5py.File, path: Path) -> Iterator[tuple[str, h5py.Dataset]]:
+    """The data sets of a file with the names of their links, each once; absent ones passed over."""
+    seen: set[int] = set()
+    waiting: list[h5py.Group] = [file]
+    while waiting and len(seen) < _MOST_OBJECTS:
+        group = waiting.pop()
+        for key in group:
+            try:
+                thing = child(group, key, path)
+            except InputError:
+                continue
+            if thing is None or hash(thing.id) in seen or len(seen) >= _MOST_OBJECTS:
+                continue
+            seen.add(hash(thing.id))
+            if isinstance(thing, h5py.Group):
+                waiting.append(thing)
+            elif isinstance(thing, h5py.Dataset):
+                yield key, thing
 
 
 def text_of(value: Any) -> str:

@@ -10,10 +10,9 @@ from pathlib import Path
 import h5py
 
 from ..util.errors import InputError
-from .hdf5_links import attribute, child, groups, numbers
+from .hdf5_links import attribute, child, data_sets, groups, numbers
 from .image_shape import ImageShape
 
-_MOST_OBJECTS = 10_000  # looked at in a file without a known layout
 _NOT_IMAGES = re.compile(
     r"(^|[^a-z])(mask|gain|pedestal|dark|flat|offset|background|error|sigma)", re.I
 )
@@ -178,24 +177,11 @@ def _at(file: h5py.File, place: str, path: Path) -> object:
 
 def _fitting(file: h5py.File, path: Path, shape: ImageShape) -> Iterator[Piece]:
     """Data sets anywhere in the file whose images have the detector's shape."""
-    seen: set[int] = set()
-    waiting: list[h5py.Group] = [file]
-    while waiting and len(seen) < _MOST_OBJECTS:
-        group = waiting.pop()
-        for key in group:
-            try:
-                thing = child(group, key, path)
-                if thing is None or hash(thing.id) in seen or len(seen) >= _MOST_OBJECTS:
-                    continue
-                seen.add(hash(thing.id))
-                if isinstance(thing, h5py.Group):
-                    waiting.append(thing)
-                elif isinstance(thing, h5py.Dataset) and not _NOT_IMAGES.search(key):
-                    if shape.fits(thing.shape or ()) or shape.fits((thing.shape or ())[1:]):
-                        if piece := _piece(thing, path, shape):
-                            yield piece
-            except InputError:
-                continue
+    for name, dataset in data_sets(file, path):
+        found = dataset.shape or ()
+        if not _NOT_IMAGES.search(name) and (shape.fits(found) or shape.fits(found[1:])):
+            if dataset.dtype.kind in "biuf" and (piece := _piece(dataset, path, shape)):
+                yield piece
 
 
 def _absent_group(file: h5py.File, path: Path) -> str:

@@ -96,7 +96,8 @@ class ImageReader:
                 counts -= _per_panel(pedestal, still)
             if self.gain_map is not None:
                 counts /= self.gain_map
-            if raw.pixels.dtype.kind == "f" or self.gain_map is not None:
+            maps = self.gain_map is not None or self.pedestal_map is not None
+            if raw.pixels.dtype.kind == "f" or maps:
                 finite = np.isfinite(counts)
                 valid &= finite
                 counts[~finite] = 0

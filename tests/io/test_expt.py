@@ -650,5 +650,5 @@ def test_a_change_of_basis_is_undone_and_done_again(tmp_path):
 
 def test_an_unread_mask_file_is_said(tmp_path):
     path = write(tmp_path, broken(put("imageset", 1, "mask", "pixels.mask")))
-    with pytest.warns(UserWarning, match=r"pixels\.mask is not read"):
+    with pytest.warns(UserWarning, match=r"pixels\.mask is not read here"):
         read_experiments(path)

@@ -11,8 +11,10 @@ from .schema import Document, ExperimentEntry, ImageSetEntry, ScanEntry
 
 STILL_DEG = 1e-3  # a turn below 0.02 mrad is less than orientations are known to
 _MAPS = {
-    "gain": "a gain map per pixel, which cannot be read: remove it and give --gain",
-    "pedestal": "a pedestal map per pixel, which cannot be read: subtract it from the images",
+    "gain": "a pickled gain map, which is not read: give it as HDF5, NPY or TIFF (--gain-map) and "
+    "remove it here",
+    "pedestal": "a pickled pedestal map, which is not read: give it as HDF5, NPY or TIFF "
+    "(--pedestal-map) and remove it here",
     "dx": "a map of displaced pixels, which cannot be used: remove dx and dy to go on without it",
 }
 _MAPS["dy"] = _MAPS["dx"]

@@ -39,8 +39,8 @@ def read_experiments(path: str | Path) -> Experiments:
     contents = parse(document, path)
     for mask in contents.masks:
         warnings.warn(
-            f"{path}: the mask file {mask} is not read; put its bad pixels in the image file's "
-            "pixel_mask or the panels' mask",
+            f"{path}: the mask file {mask} is not read here; give it to the ImageReader "
+            "(read_mask)",
             stacklevel=2,
         )
     return Experiments(contents.stills, path, document, contents.left_out)
