@@ -23,6 +23,7 @@ from ..physics import reference
 from ..physics.priors import Priors
 from ..results import fit as results
 from ..util import folder
+from ..util.errors import InputError
 from . import options
 from .app import app, out_console, progress
 from .inputs import (
