@@ -12,6 +12,7 @@ from .. import infer
 from ..geometry.experiments import Still
 from ..indexing.reindex import Reindexing
 from ..io.images import ImageReader
+from ..measuring.ice_rings import Ring
 from ..physics.observations import Observations
 from ..physics.priors import Priors
 from ..physics.reference import Reference
@@ -47,6 +48,7 @@ class RunFit:
         batches: the same with everything that was measured; observed: what the fit was
             conditioned on.  Both on disk.
         movement: one entry a round.
+        ice: (n,) rings of each image, whose pixels measured no spot.
     """
 
     stills: tuple[Still, ...]
@@ -59,6 +61,7 @@ class RunFit:
     batches: Store[Batch]
     observed: infer.Batches
     movement: tuple[Movement, ...]
+    ice: tuple[tuple[Ring, ...], ...]
 
     @property
     def observations(self) -> Observations:
@@ -150,6 +153,7 @@ def refine(
         batches=found.seen.batches,
         observed=found.seen.observations,
         movement=tuple(movement),
+        ice=tuple(run.ice.of(still) for still in run.stills),
     )
     return fitted, found
 

@@ -276,6 +276,9 @@ def statistics_of(
             failed[i] = str(error)
             image = np.zeros(still.detector.image_shape, np.float32)
             mask = np.zeros(image.shape, bool)
+        else:
+            if (on_ring := run.ice(image, mask, still)) is not None:
+                mask &= ~on_ring
         boxes.append(cut(image, mask, still, predictions, rows, R0_eff, shoebox))
     statistics = measure(
         Boxes(*(np.concatenate(x) for x in zip(*boxes, strict=True))),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from .. import infer
 from ..geometry import predict
 from ..geometry.experiments import Still
 from ..io.images import ImageReader
+from ..measuring.ice_rings import IceRings
 from ..measuring.weights import Weights, score_weights
 from ..physics import reference
 from ..physics.priors import Priors
@@ -54,6 +55,7 @@ class Run:
         ref: reference intensities; where there are none, what all images together say.
         candidates: (·, 3) hkl for each still.
         running: without a reference, what the images say of each other's intensities.
+        ice: rings of the images seen so far; pixels on them measure no spot.
     """
 
     stills: tuple[Still, ...]
@@ -63,6 +65,7 @@ class Run:
     settings: Settings
     candidates: tuple[np.ndarray, ...]
     running: Running | None = None
+    ice: IceRings = field(default_factory=IceRings)
 
     def few(self, images: np.ndarray) -> Run:
         """The same for some of the images."""
@@ -107,7 +110,8 @@ def prepare_run(
         ref = learned.reference
     reference.check_fits(ref, [s.crystal for s in stills], "the experiments")
     candidates = _candidates(stills, ref, priors, settings)
-    return Run(stills, ref, reader, model, settings, candidates, learned)
+    ice = IceRings(settings.read_noise)
+    return Run(stills, ref, reader, model, settings, candidates, learned, ice)
 
 
 def _candidates(stills, ref, priors, settings) -> tuple[np.ndarray, ...]:

@@ -153,9 +153,14 @@ def likelihood_only(
 
     One step of the Student-t's own estimator from an expected intensity: an observation's
     weight is w·g²/s², w = (ν + 1)/(ν + z²), z its residual there (Lange et al. 1989).  Sigma
-    is the Fisher information's, σ⁻² = Σ (ν + 1)/(ν + 3)·g²/s²: expected, not observed.  Halves
-    share the scales; each has weights from its own posterior, as weights that pull both to what
-    all data say would make them agree.
+    is the Fisher information's, expected, not observed, but for outliers, of which no more is
+    known than their weight says:
+
+        σ⁻² = Σ min((ν + 1)/(ν + 3), w)·g²/s².
+
+    The intensity of a single observation is J/g whatever was expected; a pull is √(ν + 1) at
+    most then.  Halves share the scales; each has weights from its own posterior, as weights that
+    pull both to what all data say would make them agree.
 
     Args:
         prior: that the halves' expected intensities are found with.
@@ -172,7 +177,8 @@ def likelihood_only(
         variance = measured.variance_at(expected)
         z2 = (np.asarray(measured.intensity) - measured.scale * expected) ** 2 / variance
         robust = (nu + 3) / (nu + z2)  # w over its (ν + 1)/(ν + 3)
-        columns = (measured.intensity, variance * (nu + 3) / (nu + 1), measured.scale, robust)
+        variance *= (nu + 3) / (nu + 1) / np.minimum(robust, 1.0)
+        columns = (measured.intensity, variance, measured.scale, np.maximum(robust, 1.0))
         J, var, g, w = (np.asarray(x)[taken] for x in columns)
         found = merge(of[taken], J, var, g, image[taken], w, seed, len(half_of_image))
         weight = np.zeros(len(taken))

@@ -13,7 +13,12 @@ from bayes_refine.geometry.miller import pack_hkl
 from bayes_refine.geometry.symmetry import asu_map, epsilon_centric
 from bayes_refine.merging import friedel
 from bayes_refine.merging.amplitude_prior import fit_prior, normalised_reference
-from bayes_refine.merging.latent import Measured, intensity_posteriors, likelihood_only
+from bayes_refine.merging.latent import (
+    AmplitudePrior,
+    Measured,
+    intensity_posteriors,
+    likelihood_only,
+)
 from bayes_refine.merging.mates import anomalous_table, apart
 from bayes_refine.merging.merged_intensities import near_reference, together
 from bayes_refine.simulation.unmerged import UnmergedSimulation, simulate_unmerged
@@ -170,7 +175,33 @@ def test_sigmas_without_a_prior_are_calibrated_and_not_from_the_data():
     pull = ((merged.intensity - F2) / merged.sigma)[known]
     assert abs(pull.std() - 1) < 0.1 and abs(pull.mean()) < 0.1
     noisy = replace(measured, intensity=measured.intensity + 50.0)
-    np.testing.assert_array_equal(likelihood_only(noisy, prior, expected).sigma, merged.sigma)
+    of_noisy = likelihood_only(replace(noisy, nu=np.inf), prior, expected).sigma
+    of_normal = likelihood_only(replace(measured, nu=np.inf), prior, expected).sigma
+    np.testing.assert_allclose(of_noisy, of_normal, rtol=1e-3)
+
+
+@pytest.mark.parametrize("nu", [3.0, 50.0])
+def test_sigma_of_an_outlier_knows_of_its_weight(nu):
+    """J = 2,723 where 26 was expected, alone and beside a good one; by hand, g = 1, s² = 100."""
+    hkl = np.array([[1, 2, 3], [2, 3, 4], [3, 4, 5]], np.int32)
+    J, code = np.array([2723.0, 2723.0, 30.0, 30.0]), np.array([0, 1, 1, 2])
+    ones, none = jnp.ones(4), jnp.zeros(4)
+    measured = Measured(
+        jnp.asarray(J), ones, 100 * ones, none, none, nu, jnp.asarray(code),
+        jnp.asarray([0, 1, 2, 3]), ones, jnp.asarray(hkl),
+    )  # fmt: skip
+    wilson = AmplitudePrior(
+        jnp.log(26.0 * jnp.ones(3)), jnp.zeros(3, bool), jnp.ones(3), jnp.zeros(3)
+    )
+    merged = likelihood_only(measured, wilson, np.full(3, 26.0))
+    w = (nu + 1) / (nu + ((J - 26) / 10) ** 2)
+    known = np.minimum(w, (nu + 1) / (nu + 3)) / 100
+    assert merged.intensity[0] == pytest.approx(2723)
+    assert merged.intensity[1] == pytest.approx((w[1] * J[1] + w[2] * J[2]) / (w[1] + w[2]))
+    total = np.bincount(code, known)
+    np.testing.assert_allclose(merged.sigma, total**-0.5)
+    pull = (merged.intensity - 26) / merged.sigma
+    assert pull[0] < np.sqrt(nu + 1) and abs(pull[1]) < 2 and pull[2] < 1
 
 
 # -- the Gaussian prior ---------------------------------------------------------------------

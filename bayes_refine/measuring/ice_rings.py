@@ -1,0 +1,178 @@
+"""Narrow powder rings on an image, as of ice: there a plane is no background of a spot."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import NamedTuple
+
+import numpy as np
+from scipy.ndimage import binary_dilation, grey_opening, label, median_filter
+
+from ..geometry.detector import Beam, Detector
+from ..geometry.experiments import Still
+
+WIDEST = 15  # px: what is wider is a plane to a shoebox
+_PER_STEP = 400  # pixels of a radius that are looked at, where there are so many
+_FEWEST = 20
+_SURE = 4.0  # sd of the mean of a radius, in most parts of a detector
+_MATTERS = 0.25  # of the sd of a pixel: a ridge that high moves a spot's total by half its sd
+_PARTS, _FEWEST_PARTS = 9, 3
+_LOWEST, _LEVELS, _HIGHEST = 1024, 8, 2**32  # photons below 0, levels a photon, their number
+_CLIP = 3.5  # sd of a pixel, for the mean of a radius to be of no spots
+
+
+class Ring(NamedTuple):
+    """A ring between two values of 1/d, Å⁻¹."""
+
+    inner: float
+    outer: float
+
+    @property
+    def d(self) -> float:
+        """Å, of its middle."""
+        return 2 / (self.inner + self.outer)
+
+
+class IceRings:
+    """The rings of each image of a run, found when the image is first seen.
+
+    Attributes:
+        found: rings by file and frame of an image, none for images without.
+    """
+
+    def __init__(self, read_noise: float = 0.0) -> None:
+        self.found: dict[tuple[Hashable, int], tuple[Ring, ...]] = {}
+        self._read_noise = read_noise
+        self._last: tuple[tuple[Detector, Beam], np.ndarray] | None = None
+
+    def of(self, still: Still) -> tuple[Ring, ...]:
+        """Rings of an image that was seen."""
+        return self.found.get((still.image_path, still.frame), ())
+
+    def __call__(self, image: np.ndarray, valid: np.ndarray, still: Still) -> np.ndarray | None:
+        """(P, ny, nx) bool, pixels of ``image`` on a ring; None where it has none."""
+        key = still.image_path, still.frame
+        if self.found.get(key) == ():
+            return None
+        inverse_d = self._inverse_d(still)
+        if key not in self.found:
+            self.found[key] = rings_of(image, valid, inverse_d, self._read_noise)
+        on_ring = np.zeros(image.shape, bool)
+        for ring in self.found[key]:
+            on_ring |= (inverse_d >= ring.inner) & (inverse_d < ring.outer)
+        return on_ring if self.found[key] else None
+
+    def _inverse_d(self, still: Still) -> np.ndarray:
+        if self._last is None or not (
+            self._last[0][0] is still.detector and self._last[0][1] is still.beam
+        ):
+            self._last = (still.detector, still.beam), inverse_resolution(still)
+        return self._last[1]
+
+
+def inverse_resolution(still: Still) -> np.ndarray:
+    """(P, ny, nx) float32, 1/d (Å⁻¹) of the middle of each pixel: √(2 − 2 cos 2θ)/λ."""
+    detector, beam = still.detector, still.beam
+    panels, ny, nx = detector.image_shape
+    found = np.empty((panels, ny, nx), np.float32)
+    for panel in range(panels):
+        along, down = detector.pixel_size_mm[panel]
+        step_x = detector.fast[panel] * along
+        step_y = detector.slow[panel] * down
+        corner = detector.origin_mm[panel] + 0.5 * (step_x + step_y)
+        x, y = np.arange(nx), np.arange(ny)[:, None]
+        ahead = corner @ beam.s0_direction + x * (step_x @ beam.s0_direction)
+        ahead = ahead + y * (step_y @ beam.s0_direction)
+        far2 = corner @ corner + x * (2 * corner @ step_x) + y * (2 * corner @ step_y)
+        far2 = far2 + x**2 * along**2 + y**2 * down**2 + x * y * (2 * step_x @ step_y)
+        found[panel] = np.sqrt(np.maximum(2 - 2 * ahead / np.sqrt(far2), 0)) / beam.wavelength
+    return found
+
+
+def rings_of(
+    image: np.ndarray, valid: np.ndarray, inverse_d: np.ndarray, read_noise: float = 0.0
+) -> tuple[Ring, ...]:
+    """Rings of one image that are narrower than ``WIDEST`` pixels.
+
+    In each of about nine parts of the detector (a shadow would be a step of the whole): the mean
+    at each radius, of pixels within 3.5 sd of its median, made level by the median slope around,
+    minus the same opened by 15 pixels (the largest of the smallest of any 15 in a row: peaks that
+    narrow go, steps and wider peaks stay).  A ring is where that is beyond four of its sd and a
+    quarter of a pixel's in most of the parts, of three at least, that have the radius, and a pixel
+    on either side.
+
+    Args:
+        image, valid: (P, ny, nx) photons and validity. inverse_d: (P, ny, nx) Å⁻¹.
+        read_noise: photons rms a pixel.
+    """
+    step = _pixel_step(inverse_d)
+    n = int(np.max(inverse_d) / step) + 1
+    use = np.flatnonzero(valid)
+    use = use[:: max(1, len(use) // (_PER_STEP * n))]
+    parts, n_parts = _parts(use, valid.shape)
+    at = np.minimum((inverse_d.reshape(-1)[use] / step).astype(int), n - 1) + n * parts
+    mean, variance, count = (
+        a.reshape(n_parts, n)
+        for a in _profile(image.reshape(-1)[use], at, n * n_parts, read_noise**2)
+    )
+    known = count >= _FEWEST
+    peaks = np.stack([_peaks(*row) for row in zip(mean, known, strict=True)])
+    sd = np.sqrt(variance)
+    high = peaks > np.maximum(_MATTERS * sd, _SURE * sd / np.sqrt(np.maximum(count, 1)))
+    n_known = np.sum(known, axis=0)
+    bright = (np.sum(high & known, axis=0) > 0.5 * n_known) & (n_known >= _FEWEST_PARTS)
+    rings, n_rings = label(binary_dilation(bright))
+    edges = (np.flatnonzero(rings == k + 1)[[0, -1]] for k in range(n_rings))
+    return tuple(Ring(float(first * step), float((last + 1) * step)) for first, last in edges)
+
+
+def _parts(pixels: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, int]:
+    """(m,) part of the detector of each flat index, and their number: nine or a little more."""
+    panel, y, x = np.unravel_index(pixels, shape)
+    if shape[0] > _PARTS:
+        return panel * _PARTS // shape[0], _PARTS
+    across = int(np.ceil(np.sqrt(_PARTS / shape[0])))
+    row, column = y * across // shape[1], x * across // shape[2]
+    return (panel * across + row) * across + column, shape[0] * across**2
+
+
+def _peaks(profile: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """(n,) what stands above the profile opened; 0 where there is too little of it."""
+    at = np.flatnonzero(known)
+    if len(at) < 2 * WIDEST:
+        return np.zeros(len(profile))
+    level = np.interp(np.arange(len(profile)), at, profile[at])
+    level -= _trend(level)
+    return level - grey_opening(level, WIDEST, mode="nearest")
+
+
+def _trend(profile: np.ndarray) -> np.ndarray:
+    """(n,) sum of the median slope around each radius: no ring, no edge of a shadow is in it."""
+    padded = np.pad(profile, (WIDEST // 2, WIDEST - WIDEST // 2), mode="edge")
+    slope = (padded[WIDEST:] - padded[:-WIDEST]) / WIDEST
+    return np.cumsum(median_filter(slope, 4 * WIDEST + 1, mode="nearest"))
+
+
+def _pixel_step(inverse_d: np.ndarray) -> float:
+    """Å⁻¹, of a pixel along the radius: the longer way of the median pixel."""
+    x, y = (np.abs(np.diff(inverse_d[:, ::7, ::7], axis=axis)) / 7 for axis in (2, 1))
+    return float(np.median(np.hypot(x[:, :-1], y[:, :, :-1])))
+
+
+def _profile(
+    pixels: np.ndarray, at: np.ndarray, n: int, r2: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(n,) at each radius: mean without spots, variance of a pixel (the larger of what is expected
+    and seen), and number of pixels."""
+    count = np.bincount(at, minlength=n)
+    # sorted by radius and brightness as one whole number: three times as fast
+    level = np.clip((pixels + _LOWEST) * _LEVELS, 0, _HIGHEST - 1).astype(np.int64)
+    ordered = np.sort(at * _HIGHEST + level)
+    middle = np.minimum(np.cumsum(count) - count + count // 2, len(ordered) - 1)
+    median = (ordered[middle] % _HIGHEST) / _LEVELS - _LOWEST
+    variance = np.maximum(median, 0.0) + np.log(2) + r2
+    near = np.abs(pixels - median[at]) < _CLIP * np.sqrt(variance[at]) + 1
+    kept = np.bincount(at[near], minlength=n)
+    mean = np.bincount(at[near], pixels[near], n) / np.maximum(kept, 1)
+    square = np.bincount(at[near], (pixels[near] - mean[at[near]]) ** 2, n)
+    return mean, np.maximum(variance, square / np.maximum(kept, 1)), kept
