@@ -15,6 +15,7 @@ import numpy as np
 from ..util.errors import InputError
 
 _VOLUME_RANGE = (20.0, 1e9)  # Å³, of a unit cell that can exist
+_LENGTH_RANGE = (1.0, 1e4)  # Å
 _MAX_STRAIN = 0.1  # of a cell under its own symmetry: cells that are indexed freely have 0.01
 
 
@@ -141,6 +142,10 @@ def crystal_of_axes(axes: np.ndarray, hall: str) -> Crystal:
     if not np.array_equal(change, np.eye(3)):
         A, hall = A @ np.linalg.inv(change).T, tabulated
     crystal = Crystal(A=A, hall=hall)
+    lengths = crystal.cell.parameters[:3]
+    if not _LENGTH_RANGE[0] < min(lengths) <= max(lengths) < _LENGTH_RANGE[1]:
+        shown = ", ".join(f"{x:.4g}" for x in lengths)
+        raise InputError(f"a cell of {shown} Å cannot be; index the image again")
     if (strain := symmetry_strain(crystal)) > _MAX_STRAIN:
         cell = " ".join(f"{x:.4g}" for x in crystal.cell.parameters)
         raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 import gemmi
@@ -12,6 +13,8 @@ from .detector import Beam, pixel_to_lab, ray_to_pixel
 from .experiments import Still
 
 MAX_CANDIDATES = 2e7  # indices to try on each image; a second and a gigabyte
+
+_MOST_IN_BOX = 2e8  # indices of which candidates are chosen
 
 
 @dataclass(frozen=True)
@@ -78,12 +81,13 @@ def candidate_indices(cell: gemmi.UnitCell, space_group: gemmi.SpaceGroup, d_min
     """
     limit = 0.97 * d_min
     expected = 4 / 3 * np.pi * cell.volume / max(limit, 1e-6) ** 3
-    if not expected < MAX_CANDIDATES:
+    top = [int(axis / max(limit, 1e-6)) for axis in (cell.a, cell.b, cell.c)]
+    box = math.prod(2 * n + 1 for n in top)  # much more than a sphere where a cell is oblique
+    if not (expected < MAX_CANDIDATES and box < _MOST_IN_BOX):
         raise InputError(
             f"d_min {d_min:g} Å: {expected:.1e} reflections of a cell of {cell.volume:.3g} Å³ are "
             "more than memory holds: give a larger --d-min"
         )
-    top = [int(axis / limit) for axis in (cell.a, cell.b, cell.c)]
     k, l = np.meshgrid(*(np.arange(-n, n + 1, dtype=np.int32) for n in top[1:]), indexing="ij")  # noqa: E741
     parts = []
     for h in range(-top[0], top[0] + 1):  # plane by plane: a box holds twice as many as a sphere

@@ -11,10 +11,8 @@ from .schema import Document, ExperimentEntry, ImageSetEntry, ScanEntry
 
 STILL_DEG = 1e-3  # a turn below 0.02 mrad is less than orientations are known to
 _MAPS = {
-    "gain": "a pickled gain map, which is not read: give it as HDF5, NPY or TIFF (--gain-map) and "
-    "remove it here",
-    "pedestal": "a pickled pedestal map, which is not read: give it as HDF5, NPY or TIFF "
-    "(--pedestal-map) and remove it here",
+    "gain": "a gain map per pixel: remove it here and give it as --gain-map",
+    "pedestal": "a pedestal map per pixel: remove it here and give it as --pedestal-map",
     "dx": "a map of displaced pixels, which cannot be used: remove dx and dy to go on without it",
 }
 _MAPS["dy"] = _MAPS["dx"]
@@ -73,7 +71,7 @@ class Frames:
 
     def masks(self) -> list[str]:
         """The mask files of the image sets, each once: they are not read."""
-        return list(dict.fromkeys(str(s.mask) for s in self._document.imageset if s.mask))
+        return list(dict.fromkeys(s.mask for s in self._document.imageset if s.mask))
 
     def _listed(
         self,

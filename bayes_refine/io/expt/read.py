@@ -12,6 +12,7 @@ from ...geometry.crystal import Crystal
 from ...geometry.detector import Beam, Detector
 from ...geometry.experiments import Experiments, Still
 from ...util.errors import InputError
+from ...util.text import printable
 from .frames import Frames
 from .models import beam_of, check_in_the_beam, crystal_of, detector_of
 from .names import Named, unique_names
@@ -39,8 +40,8 @@ def read_experiments(path: str | Path) -> Experiments:
     contents = parse(document, path)
     for mask in contents.masks:
         warnings.warn(
-            f"{path}: the mask file {mask} is not read here; give it to the ImageReader "
-            "(read_mask)",
+            f"{path}: the mask file {printable(mask)[:200]} is not read here; give it to the "
+            "ImageReader (read_mask)",
             stacklevel=2,
         )
     return Experiments(contents.stills, path, document, contents.left_out)

@@ -34,6 +34,10 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, int | float) else value
 
 
+def _name(value: Any) -> str | None:
+    return None if value is None else _text(value)
+
+
 def _text(value: Any) -> str:
     if not isinstance(value, str):  # pydantic's own would refuse names of files that are not UTF-8
         raise ValueError("should be a text")
@@ -47,6 +51,7 @@ Index = Annotated[int, _range(0, 1e9)]
 Pixels = Annotated[int, _range(1, 1e5)]
 Pixel = Annotated[int, _range(-1e6, 1e6)]
 Text = Annotated[str, PlainValidator(_text)]
+Name = Annotated[str | None, PlainValidator(_name)]  # of a file; null where there is none
 Vector = tuple[Number, Number, Number]
 
 
@@ -136,11 +141,11 @@ class ImageSetEntry(_Entry):
     images: list[Text] | None = None
     template: Text | None = None
     single_file_indices: list[Index] | None = None
-    mask: Any = None
-    gain: Any = None
-    pedestal: Any = None
-    dx: Any = None
-    dy: Any = None
+    mask: Name = None
+    gain: Name = None
+    pedestal: Name = None
+    dx: Name = None
+    dy: Name = None
 
 
 class ExperimentEntry(_Entry):
