@@ -70,14 +70,21 @@ def read_mtz(path: str | Path) -> gemmi.Mtz:
                 "which the file does not hold"
             )
         mtz = gemmi.read_mtz_file(str(path))
-        for label in mtz.column_labels():
-            label.encode()  # a name that is no text fails here
+        for column in mtz.columns:
+            f"{column.label}{column.type}".encode()  # a name that is no text fails here
         return mtz
+
+
+def mtz_column(mtz: gemmi.Mtz, label: str) -> np.ndarray:
+    """(n,) float64 of a column; damaged bytes may be NaN of a kind that casts warn of."""
+    with np.errstate(invalid="ignore"):
+        return np.array(mtz.column_with_label(label).array, float)
 
 
 def mtz_indices(mtz: gemmi.Mtz) -> np.ndarray:
     """(n, 3) float64 H, K, L as they stand, which may be no whole numbers."""
-    return np.array(mtz.array[:, :3], float)
+    with np.errstate(invalid="ignore"):
+        return np.array(mtz.array[:, :3], float)
 
 
 def whole_indices(hkl: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -127,8 +134,8 @@ def cell_of(text: str) -> gemmi.UnitCell:
         numbers = []
     if len(numbers) != 6:
         raise InputError(f"--cell {text}: write six numbers, such as 79,79,38,90,90,90")
-    cell = gemmi.UnitCell(*numbers)
-    if not is_cell(cell):
+    possible = all(1 <= x <= 1e5 for x in numbers) and max(numbers[3:]) < 179
+    if not possible or not is_cell(cell := gemmi.UnitCell(*numbers)):
         raise InputError(f"--cell {text}: these are not the edges (Å) and angles (°) of a cell")
     return cell
 

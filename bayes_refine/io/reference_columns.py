@@ -13,7 +13,7 @@ import numpy as np
 
 from ..util.errors import InputError
 from .boundary import refusing
-from .gemmi_files import mtz_indices, read_mtz
+from .gemmi_files import mtz_column, mtz_indices, read_mtz
 
 MTZ_INTENSITIES = ("IREF", "IMEAN", "I", "I-obs", "IOBS")
 MTZ_AMPLITUDES = ("F", "FMODEL", "F-model", "FC", "FCALC", "F-obs", "FOBS", "FP")
@@ -136,7 +136,7 @@ def from_mtz(path: Path, column: str | None) -> Read:
         )
     columns = Columns(
         {c.label: c.type in "FG" for c in mtz.columns if c.type in "JKFG"},
-        lambda label: np.array(mtz.column_with_label(label), float),
+        lambda label: mtz_column(mtz, label),
     )
     labels, amplitude = columns.choose(column, str(path))
     source = f"{path}:{'+'.join(labels)}"

@@ -12,7 +12,7 @@ import numpy as np
 from ..geometry.miller import unique_hkl
 from ..geometry.symmetry import asu_map, original_index
 from ..util.errors import InputError
-from .gemmi_files import is_cell, mtz_indices, read_mtz, whole_indices
+from .gemmi_files import is_cell, mtz_column, mtz_indices, read_mtz, whole_indices
 from .unmerged import Unmerged, usable_observations
 
 SIGMA_LABELS = ("SIGI", "SigI", "sigI", "SIGMA_I")
@@ -69,7 +69,7 @@ def read_unmerged(
                 f"{path}: no column {name or names[0]}; it has {', '.join(there)}: "
                 f"name one with {option}"
             )
-        return np.array(mtz.column_with_label(name), dtype=float)
+        return mtz_column(mtz, name)
 
     sigma_labels = (f"SIG{said.intensity}",) if said.intensity else ()
     columns = {
