@@ -11,11 +11,12 @@ import numpy as np
 
 from .. import infer
 from ..geometry.miller import find, pack_hkl, resolution, unique_hkl
+from ..geometry.predict import MAX_CANDIDATES
 from ..geometry.symmetry import asu_keys
 from ..indexing.reindex import Reindexing
 from ..indexing.unmerged_alike import unmerged_alike
 from ..io.unmerged import Unmerged, usable
-from ..physics.reference import Reference, check_symmetry, free_set
+from ..physics.reference import Reference, check_symmetry, free_set, wilson_mean
 from ..util.errors import InputError
 from ..util.status import Kind, Status
 from .agreement import pearson
@@ -107,7 +108,7 @@ def merge_run(
         seconds[name] = time.perf_counter() - started
         return value
 
-    data = _mergeable(data, settings.d_min)
+    data = mergeable(data, settings.d_min)
     data, reindexing = unmerged_alike(data, reference, settings.free_fraction, settings.seed)
     if len(reindexing.ambiguity) > 1:
         say(str(reindexing))
@@ -152,15 +153,31 @@ def merge_run(
     return run
 
 
-def _mergeable(data: Unmerged, d_min: float) -> Unmerged:
-    """The observations to d_min (Å); InputError where they cannot be scaled or merged."""
+def mergeable(data: Unmerged, d_min: float) -> Unmerged:
+    """The usable observations to d_min (Å).
+
+    Raises:
+        InputError: nothing to that resolution, one image, no reflection twice, no signal, or
+            indices so high that the reflections between are too many.
+    """
     data = usable(data)
     d = resolution(data.hkl_asu, data.cell)
     near = d >= d_min * (1 - 1e-6)
     if not near.any():
         raise InputError(f"{data.source}: no reflection to {d_min:g} Å; the best is {d.min():.2f}")
     data = data.select(near, f"beyond {d_min:g} Å")
-    n, n_images = len(data), int(data.image.max()) + 1
+    n, n_images, d_min = len(data), int(data.image.max()) + 1, float(d[near].min())
+    laue = 2 * len(data.space_group.operations().sym_ops)
+    possible = 4 / 3 * np.pi * data.cell.volume / (d_min**3 * laue)
+    if possible > MAX_CANDIDATES:  # tables of completeness list them all
+        raise InputError(
+            f"{data.source}: {possible:.0e} reflections are possible to {d_min:.2f} Å, the "
+            "smallest d of this file: give --d-min"
+        )
+    try:
+        wilson_mean(resolution(data.hkl_asu, data.cell), data.intensity, np.ones(1))
+    except InputError as error:
+        raise InputError(f"{data.source}: {error}") from None
     if n_images < 2:
         raise InputError(
             f"{data.source}: all {n} usable rows are of one image, batch {data.batch[0]}: scaling "

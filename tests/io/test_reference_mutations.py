@@ -20,7 +20,7 @@ from bayes_refine.physics.priors import Priors, read_priors
 from bayes_refine.physics.reference import check_usable
 from bayes_refine.util.errors import InputError
 
-from .damage import damaged_bytes, damaged_numbers, damaged_text, time_limit
+from ..damage import damaged_bytes, damaged_numbers, damaged_text, time_limit
 
 CELL, GROUP = gemmi.UnitCell(30, 30, 40, 90, 90, 90), gemmi.SpaceGroup("P 41 21 2")
 HKL = gemmi.make_miller_array(CELL, GROUP, 4.0)
