@@ -98,7 +98,7 @@ def _write_sca(folder: Path) -> Iterator[Path]:
     name = mtz.spacegroup.short_name().lower()
     rows = zip(hkl, columns["I"] * factor, columns["SIGI"] * factor, strict=True)
     lines = [f"{1:5d}", f"{-987:5d}", f"{cell} {name}"]
-    lines += ["%4d%4d%4d" % tuple(h) + f"{i:8.1f}{s:8.1f}" for h, i, s in rows]
+    lines += [_indices(h, 4) + f"{i:8.1f}{s:8.1f}" for h, i, s in rows]
     yield _text(folder / "merged.sca", "\n".join(lines) + "\n")
 
 
@@ -107,7 +107,7 @@ def _write_shelx(folder: Path) -> Iterator[Path]:
     _, hkl, columns = _merged(folder)
     factor = _fitting(columns, 9999.99)
     rows = zip(hkl, columns["I"] * factor, columns["SIGI"] * factor, strict=True)
-    lines = ["%4d%4d%4d" % tuple(h) + f"{i:8.2f}{s:8.2f}" for h, i, s in rows]
+    lines = [_indices(h, 4) + f"{i:8.2f}{s:8.2f}" for h, i, s in rows]
     lines.append(f"{0:4d}{0:4d}{0:4d}{0.0:8.2f}{0.0:8.2f}")
     yield _text(folder / "merged_shelx.hkl", "\n".join(lines) + "\n")
 
@@ -124,9 +124,13 @@ def _write_xds(folder: Path) -> Iterator[Path]:
         "!END_OF_HEADER",
     ]
     rows = zip(hkl, columns["I"], columns["SIGI"], strict=True)
-    lines += ["%6d%6d%6d" % tuple(h) + f" {i:.4E} {s:.4E}" for h, i, s in rows]
+    lines += [_indices(h, 6) + f" {i:.4E} {s:.4E}" for h, i, s in rows]
     lines.append("!END_OF_DATA")
     yield _text(folder / "merged_XDS_ASCII.HKL", "\n".join(lines) + "\n")
+
+
+def _indices(hkl: np.ndarray, width: int) -> str:
+    return "".join(f"{int(x):{width}d}" for x in hkl)
 
 
 def _fitting(columns: dict[str, np.ndarray], largest: float) -> float:

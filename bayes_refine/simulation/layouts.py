@@ -1,9 +1,10 @@
-"""A simulated run as users of other programs have theirs: CrystFEL's geometry and stream."""
+"""A simulated run as users of CrystFEL and of Jungfraujoch have theirs."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 from ..geometry.experiments import Experiments
@@ -63,3 +64,34 @@ def write_crystfel_layout(experiments: Experiments, out: Path) -> tuple[Path, Pa
     geom.write_text(text, encoding="utf-8")
     stream.write_text("\n".join(stream_lines(text, cell, chunks)) + "\n", encoding="utf-8")
     return geom, stream
+
+
+def write_jungfraujoch_layout(experiments: Experiments, out: Path) -> Path:
+    """``run_process.h5``: images linked, geometry, and the lattices where Jungfraujoch has them.
+
+    One panel normal to a beam along +z.  Middles of pixels are whole numbers there.
+    """
+    first = experiments.stills[0]
+    path = out / "run_process.h5"
+    with h5py.File(path, "w") as file:
+        file["entry/data/data"] = h5py.ExternalLink(first.image_path.name, "/entry/data/data")
+        detector = file.create_group("entry/instrument/detector")
+        size = float(first.detector.pixel_size_mm[0, 0])
+        corner = first.detector.origin_mm[0]
+        detector["beam_center_x"] = -corner[0] / size - 0.5
+        detector["beam_center_y"] = -corner[1] / size - 0.5
+        detector["distance"] = corner[2] * 1e-3
+        detector["x_pixel_size"] = detector["y_pixel_size"] = size * 1e-3
+        detector["saturation_value"] = first.detector.trusted_range[0, 1]
+        detector["underload_value"] = first.detector.trusted_range[0, 0]
+        mask = "/entry/instrument/detector/pixel_mask"
+        detector["pixel_mask"] = h5py.ExternalLink(first.image_path.name, mask)
+        file["entry/instrument/beam/incident_wavelength"] = first.beam.wavelength
+        file["entry/sample/space_group"] = first.crystal.space_group.hm
+        file["entry/sample/unit_cell"] = first.crystal.cell.parameters
+        rows = np.full((1 + max(s.frame for s in experiments.stills), 9), np.nan)
+        for still in experiments.stills:
+            rows[still.frame] = np.linalg.inv(still.crystal.A).ravel()
+        file["entry/MX/latticeIndexed"] = rows
+        file["entry/MX/imageIndexed"] = np.isfinite(rows[:, 0]).astype(np.uint8)
+    return path

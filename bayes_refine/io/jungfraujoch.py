@@ -1,0 +1,261 @@
+"""Jungfraujoch's HDF5 files: geometry, lattices and integrated reflections by a table of names.
+
+Laboratory frame: x along fast, y along slow, z along the beam, so that a pixel lies at
+((x − x₀)·size, (y − y₀)·size, distance).  The names are in ``jungfraujoch.toml``; a file of the
+same form replaces some of them.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import gemmi
+import h5py
+import numpy as np
+
+from ..geometry.crystal import Crystal, cell_from_real_axes
+from ..geometry.detector import Beam, Detector
+from ..geometry.experiments import Experiments, Still
+from ..geometry.symmetry import asu_map
+from ..util.errors import InputError
+from .boundary import refusing
+from .expt.document import document_of
+from .expt.read import parse
+from .hdf5_links import open_hdf5
+from .unmerged import Unmerged
+
+UP = np.array([0.0, 1.0, 0.0])  # normal of a horizontal plane of polarisation
+Names = Mapping[str, Mapping[str, Any]]
+
+
+def read_names(path: str | Path | None = None) -> Names:
+    """The packaged table of names, with those of a TOML file in place of some.
+
+    Raises:
+        InputError: no such file, not TOML, or a name that the packaged table does not have.
+    """
+    packaged = resources.files(__package__).joinpath("jungfraujoch.toml").read_text("utf-8")
+    names: dict[str, dict[str, Any]] = tomllib.loads(packaged)
+    if path is None:
+        return names
+    path = Path(path)
+    try:
+        own = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a TOML file ({error})") from None
+    for section, entries in own.items():
+        if section not in names or not isinstance(entries, dict):
+            raise InputError(f"{path}: unknown section [{section}]; known are {', '.join(names)}")
+        for key, value in entries.items():
+            if key not in names[section]:
+                known = ", ".join(names[section])
+                raise InputError(f"{path}: unknown name {section}.{key}; known are {known}")
+            if isinstance(names[section][key], list) and isinstance(value, str):
+                value = [value]
+            if type(value) is not type(names[section][key]):
+                raise InputError(f"{path}: {section}.{key} must not be {value!r}")
+            names[section][key] = value
+    return names
+
+
+def is_jungfraujoch(path: Path, names: Names | None = None) -> bool:
+    """Whether an HDF5 file has lattices where the names say."""
+    try:
+        with open_hdf5(path) as file:
+            return _dataset(file, (names or read_names())["crystal"]["lattice"]) is not None
+    except (InputError, OSError):
+        return False
+
+
+class _Source:
+    """An open file and what its names find; one sentence for what is missing."""
+
+    def __init__(self, file: h5py.File, path: Path, names: Names) -> None:
+        self.file, self.path, self.names = file, path, names
+
+    def find(self, section: str, key: str) -> h5py.Dataset | None:
+        return _dataset(self.file, self.names[section][key])
+
+    def need(self, section: str, key: str) -> np.ndarray:
+        found = self.find(section, key)
+        if found is None:
+            tried = ", ".join(self.names[section][key])
+            raise InputError(
+                f"{self.path}: no {section}.{key} at {tried}; name it with --names FILE.toml"
+            )
+        return np.asarray(found[()])
+
+    def number(self, section: str, key: str, default: float | None = None) -> float:
+        if default is not None and self.find(section, key) is None:
+            return default
+        return float(self.need(section, key).ravel()[0])
+
+
+def _dataset(file: h5py.File, places: list[str]) -> h5py.Dataset | None:
+    for place in places:
+        found = file.get(place)
+        if isinstance(found, h5py.Dataset):
+            return found
+    return None
+
+
+def experiments_of_jungfraujoch(
+    path: str | Path,
+    space_group: gemmi.SpaceGroup | None = None,
+    names: Names | None = None,
+) -> Experiments:
+    """The images with a lattice, a still each, images in the same file.
+
+    Args:
+        space_group: in place of the file's. names: :func:`read_names`.
+
+    Raises:
+        InputError: something that is needed is at none of its names, or no image was indexed.
+    """
+    path = Path(path)
+    with open_hdf5(path) as file, refusing(path):
+        source = _Source(file, path, names or read_names())
+        group = space_group or _space_group(source)
+        detector, wavelengths = _detector(source), _wavelengths(source)
+        stills = []
+        for n, axes in _lattices(source):
+            wavelength = wavelengths[n] if n < len(wavelengths) else wavelengths[0]
+            beam = Beam(float(wavelength), np.array([0.0, 0.0, 1.0]), UP, 1.0)
+            crystal = Crystal(np.linalg.inv(axes), group.hall)
+            stills.append(Still("", path.resolve(), n, beam, detector, crystal))
+    if not stills:
+        raise InputError(f"{path}: no image was indexed; there is nothing to fit")
+    document = document_of(stills)
+    named = parse(document, path).stills
+    stills = [replace(s, identifier=t.identifier) for s, t in zip(stills, named, strict=True)]
+    return Experiments(tuple(stills), path, document)
+
+
+def unmerged_of_jungfraujoch(
+    path: str | Path,
+    space_group: gemmi.SpaceGroup | None = None,
+    cell: gemmi.UnitCell | None = None,
+    names: Names | None = None,
+) -> Unmerged:
+    """Integrated reflections of the indexed images, with ε_r = |s0 + A·h| − 1/λ of each lattice.
+
+    Args:
+        space_group, cell: in place of the file's, and of the lattices' median. names:
+            :func:`read_names`.
+
+    Raises:
+        InputError: as :func:`experiments_of_jungfraujoch`, or nothing was integrated.
+    """
+    path = Path(path)
+    with open_hdf5(path) as file, refusing(path):
+        source = _Source(file, path, names or read_names())
+        group = space_group or _space_group(source)
+        at = source.names["reflections"]
+        top = next((file[p] for p in at["group"] if isinstance(file.get(p), h5py.Group)), None)
+        wavelengths = _wavelengths(source)
+        parts: list[tuple[np.ndarray, ...]] = []
+        cells: list[tuple[float, ...]] = []
+        for n, axes in _lattices(source):
+            table = None if top is None else top.get(at["image"] % n)
+            if not isinstance(table, h5py.Group) or at["h"] not in table:
+                continue
+            hkl = np.stack([np.asarray(table[at[k]][()]) for k in "hkl"], axis=1).astype(np.int32)
+            wavelength = float(wavelengths[n] if n < len(wavelengths) else wavelengths[0])
+            s = hkl @ np.linalg.inv(axes).T + np.array([0, 0, 1 / wavelength])
+            columns = [table[at[k]][()] for k in ("intensity", "sigma", "x_px", "y_px")]
+            excitation = np.linalg.norm(s, axis=1) - 1 / wavelength
+            parts.append((hkl, np.full(len(hkl), len(cells)), excitation, *columns))
+            cells.append(cell_from_real_axes(axes).parameters)
+        middle = float(source.names["conventions"]["first_pixel_middle"])
+    if not sum(len(p[0]) for p in parts):
+        raise InputError(f"{path}: no integrated reflections; fit the images instead")
+    hkl, image, excitation, intensity, sigma, x, y = (
+        np.concatenate(column) for column in zip(*parts, strict=True)
+    )
+    asu, isym = asu_map(hkl, group)
+    return Unmerged(
+        hkl=hkl,
+        hkl_asu=asu,
+        isym=isym,
+        intensity=intensity.astype(float),
+        sigma=sigma.astype(float),
+        batch=image + 1,
+        image=image,
+        excitation_error=excitation,
+        xy_px=np.stack([x, y], axis=1).astype(float) + (0.5 - middle),
+        cell=cell or gemmi.UnitCell(*np.median(cells, axis=0)),
+        space_group=group,
+        source=str(path),
+        wavelength=float(np.mean(wavelengths)),
+    )
+
+
+def _lattices(source: _Source) -> list[tuple[int, np.ndarray]]:
+    """(image, rows a, b, c (3, 3) Å) of the images that were indexed."""
+    lattices = source.need("crystal", "lattice").reshape(-1, 9).astype(float)
+    indexed = source.find("crystal", "indexed")
+    good = np.ones(len(lattices), bool) if indexed is None else np.asarray(indexed[()]) != 0
+    good = good[: len(lattices)] & np.isfinite(lattices).all(axis=1)
+    volume = np.abs(np.linalg.det(np.where(good[:, None], lattices, 1.0).reshape(-1, 3, 3)))
+    return [(int(n), lattices[n].reshape(3, 3)) for n in np.flatnonzero(good & (volume > 1.0))]
+
+
+def _wavelengths(source: _Source) -> np.ndarray:
+    """Å, one of all images or one of each."""
+    found = source.need("geometry", "wavelength_angstrom").astype(float).ravel()
+    if not len(found) or not (found > 0).all():
+        raise InputError(f"{source.path}: a wavelength must be positive")
+    return found
+
+
+def _space_group(source: _Source) -> gemmi.SpaceGroup:
+    found = source.find("crystal", "space_group")
+    value = None if found is None else found[()]
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    group = None
+    if found is not None:
+        number = text.strip("[] ")
+        group = (
+            gemmi.find_spacegroup_by_number(int(number))
+            if number.isdigit()
+            else gemmi.find_spacegroup_by_name(text)
+        )
+    if group is None:
+        raise InputError(f"{source.path}: no space group in this file; give --space-group")
+    return group
+
+
+def _detector(source: _Source) -> Detector:
+    """One panel normal to the beam."""
+    size = 1e3 * source.number("geometry", "pixel_size_m")
+    center = [source.number("geometry", f"beam_center_{k}_px") for k in "xy"]
+    distance = 1e3 * source.number("geometry", "distance_m")
+    images = source.find("geometry", "images")
+    if images is None or images.ndim != 3:
+        tried = ", ".join(source.names["geometry"]["images"])
+        raise InputError(f"{source.path}: no stack of images at {tried}; --names can say where")
+    middle = float(source.names["conventions"]["first_pixel_middle"])
+    corner = (middle - 0.5 - np.array(center)) * size
+    low = source.number("geometry", "underload", -np.inf)
+    high = source.number("geometry", "saturation", np.inf)
+    zero = np.zeros(1)
+    return Detector(
+        origin_mm=np.array([[*corner, distance]]),
+        fast=np.array([[1.0, 0.0, 0.0]]),
+        slow=np.array([[0.0, 1.0, 0.0]]),
+        pixel_size_mm=np.full((1, 2), size),
+        shape=np.array([images.shape[1:]]),
+        trusted_range=np.array([[low, high]]),
+        gain=np.ones(1),
+        pedestal=zero,
+        thickness_mm=zero,
+        mu_per_mm=zero,
+        untrusted=((),),
+    )

@@ -1,0 +1,87 @@
+"""Indexed stills of any program, as ``fit`` takes them: one reader a format, told by content."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import gemmi
+
+from ..geometry.experiments import Experiments
+from ..util.errors import InputError
+from .crystfel_experiments import experiments_of_stream
+from .expt import read_experiments
+from .expt.document import document_of
+from .expt.read import parse
+from .jungfraujoch import Names, experiments_of_jungfraujoch, is_jungfraujoch
+from .recognise import Kind, expanded, kind_of
+
+
+def open_experiments(
+    paths: str | Path | Sequence[str | Path],
+    space_group: gemmi.SpaceGroup | None = None,
+    geometry: str | Path | None = None,
+    names: Names | None = None,
+) -> Experiments:
+    """The indexed stills of files, patterns or lists of files, with images.
+
+    DIALS ``.expt``, CrystFEL ``.stream`` (``.gz`` too) and Jungfraujoch ``_process.h5``; several
+    files are one run, in their order.
+
+    Args:
+        space_group: of streams, which have none, and in place of Jungfraujoch's.
+        geometry: a ``.geom`` in place of a stream's own. names: of Jungfraujoch's data sets.
+
+    Raises:
+        InputError: a file is none of these, cannot be read, or needs one of the arguments.
+    """
+    listed = [paths] if isinstance(paths, str | Path) else list(paths)
+    files = list(dict.fromkeys(expanded(listed)))
+    found = [_open(file, space_group, geometry, names) for file in files]
+    return found[0] if len(found) == 1 else _together(found)
+
+
+def _open(
+    file: Path,
+    space_group: gemmi.SpaceGroup | None,
+    geometry: str | Path | None,
+    names: Names | None,
+) -> Experiments:
+    kind = kind_of(file)
+    if kind is Kind.EXPERIMENTS:
+        return read_experiments(file)
+    if kind is Kind.STREAM:
+        if space_group is None:
+            raise InputError(
+                f"{file}: a stream has no space group; give --space-group, such as 'P 43 21 2'"
+            )
+        return experiments_of_stream(file, space_group, geometry)
+    if kind is Kind.HDF5 and is_jungfraujoch(file, names):
+        return experiments_of_jungfraujoch(file, space_group, names)
+    hint = {
+        Kind.HDF5: "images without orientations; index them, and give the .expt or .stream",
+        Kind.REFLECTIONS: "reflections; give the .expt that belongs to it",
+        Kind.MTZ: "integrated intensities without images; merge takes it",
+        Kind.XDS: "integrated intensities without images; merge takes it",
+        Kind.GEOMETRY: "a geometry; give the .stream, and this as --geometry",
+    }.get(kind, f"{kind.value}; give a DIALS .expt, a CrystFEL .stream or a Jungfraujoch file")
+    raise InputError(f"{file}: {hint}")
+
+
+def _together(parts: Sequence[Experiments]) -> Experiments:
+    """Several lists as one; names that two files share are told apart."""
+    stills = []
+    for part in parts:
+        for still in part.stills:
+            path = still.image_path
+            stills.append(replace(still, image_path=path if path.is_absolute() else path.resolve()))
+    shared = len({s.identifier for s in stills}) < len(stills)
+    if shared:
+        stills = [replace(s, identifier="") for s in stills]
+    document, path = document_of(stills), parts[0].path
+    if shared:
+        names = [still.identifier for still in parse(document, path).stills]
+        stills = [replace(s, identifier=name) for s, name in zip(stills, names, strict=True)]
+    left_out = tuple(sentence for part in parts for sentence in part.left_out)
+    return Experiments(tuple(stills), path, document, left_out)
