@@ -14,7 +14,7 @@ import jax
 from . import fit  # noqa: F401  the commands register themselves: fit is the first in the help
 
 # isort: split
-from . import compare, merge, simulate  # noqa: F401
+from . import compare, export, inspect, merge, simulate  # noqa: F401
 from .app import app, err_console
 from .ending import ENDINGS, sentence_of, stoppable
 

@@ -22,6 +22,7 @@ SYSTEMS = {
     **{"tetragonal": "tetragonal", "hexagonal": "hexagonal", "cubic": "cubic"},
     "trigonal": "hexagonal",  # on hexagonal axes, as gemmi has them unless centred R on its own
 }
+MONOCHROMATIC = 1e-8  # bandwidth that CrystFEL writes for none; partialator cannot take 0
 AXIS_DECIMALS = 8
 
 
@@ -178,7 +179,7 @@ def _chunk_lines(chunk: Chunk, serial: int) -> Iterator[str]:
     yield f"indexed_by = {'file' if chunk.crystals else 'none'}"
     yield f"photon_energy_eV = {chunk.photon_energy_ev:.6f}"
     yield "beam_divergence = 0.00e+00 rad"
-    bandwidth = chunk.bandwidth if np.isfinite(chunk.bandwidth) else 0.0
+    bandwidth = max(float(np.nan_to_num(chunk.bandwidth)), MONOCHROMATIC)
     yield f"beam_bandwidth = {bandwidth:.2e} (fraction)"
     yield f"average_camera_length = {chunk.camera_length_m:.6f} m"
     yield "num_peaks = 0"

@@ -136,7 +136,7 @@ def _indices(hkl: np.ndarray, width: int) -> str:
 def _fitting(columns: dict[str, np.ndarray], largest: float) -> float:
     """A power of ten that brings all numbers of a fixed format within its width."""
     top = max(float(np.max(np.abs(columns[name]), initial=0.0)) for name in ("I", "SIGI"))
-    return 1.0 if top <= largest / 10 else float(10.0 ** np.floor(np.log10(largest / 10 / top)))
+    return 1.0 if top <= largest else float(10.0 ** np.floor(np.log10(largest / top)))
 
 
 # -- observations ---------------------------------------------------------------------------

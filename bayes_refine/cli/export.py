@@ -1,0 +1,27 @@
+"""``bayes-refine export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..results.exports import Export, export
+from .app import app, out_console
+
+
+@app.command("export")
+def export_command(
+    folder: Annotated[
+        Path,
+        typer.Argument(help="Folder of a fit or a merge.", metavar="DIR", show_default=False),
+    ],
+    formats: Annotated[
+        list[Export],
+        typer.Option("--write", help="A format; may be given more than once.", show_default=False),
+    ],
+) -> None:
+    """Write results for other programs: DIALS, CrystFEL, XDS, SHELX, SCALEPACK, mmCIF."""
+    for path in export(folder, formats):
+        out_console.print(f"wrote {path}", markup=False, soft_wrap=True)

@@ -1,0 +1,24 @@
+"""``bayes-refine inspect``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..io.inspect import inspect
+from .app import app, out_console
+
+
+@app.command("inspect")
+def inspect_command(
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="Files of any kind.", metavar="FILE...", show_default=False),
+    ],
+) -> None:
+    """Say what files are, what they hold, and what fit and merge would still need."""
+    for file in files:
+        for line in inspect(file):
+            out_console.print(line, markup=False, soft_wrap=True)
