@@ -13,6 +13,7 @@ from ..merging.merged_columns import blank_sentence
 from ..util.status import Kind
 from .charts import Compared, expected_half_width
 from .images import failed
+from .outliers import outlier_sentences
 from .page import Section, number, with_sd
 from .quantities import quantity
 
@@ -128,6 +129,7 @@ def attention(
             f"Each reflection was measured {number(overall['multiplicity'])} times on average: "
             "CC½, R_split and merged intensities rest on few observations."
         )
+    found += outlier_sentences(summary, r)
     if r is not None and r.free.sum() >= 30:
         low, high = np.quantile(r.pull[r.free], [0.159, 0.841])
         width = (high - low) / 2 / expected_half_width(likelihood_nu(summary))
@@ -151,7 +153,8 @@ def _saw(summary: Summary) -> str:
 
 def likelihood_nu(summary: Summary) -> float:
     """Degrees of freedom of the residuals; infinite for normal ones."""
-    fitted = summary.get("globals", {}).get("student_t_nu")
+    values = summary.get("globals", {})
+    fitted = values.get("nu") or values.get("student_t_nu")
     if fitted:
         return float(fitted["value"])
     value = (summary.get("priors") or {}).get("student_t_nu", math.inf)

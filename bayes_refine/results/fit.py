@@ -18,6 +18,7 @@ import numpy as np
 
 from .. import infer, report
 from ..fitting.loop import RunFit
+from ..fitting.outliers import outliers_of
 from ..fitting.posterior_draws import Method, describe, laplace, with_spread
 from ..fitting.problem import Settings
 from ..fitting.tables import image_table, mean_cell, shared_values, usable_images
@@ -110,6 +111,7 @@ def write_results(
             "posterior": describe(draws, run.fit.sites),
             "noise": asdict(noise) if noise else None,
             "bad_pixels": bad_pixels.summary() if bad_pixels else None,
+            "outliers": outliers_of(told),
             "settings": {**asdict(settings), "weights": settings.weights.__name__},
             "priors": asdict(priors),
             "seconds": timed,
