@@ -77,9 +77,12 @@ def experiments_of_stream(
     if not stills:
         raise InputError(f"{path}: no image was indexed; there is nothing to fit")
     document = document_of(stills)
-    names = [still.identifier for still in parse(document, path).stills]
-    named = (replace(s, identifier=name) for s, name in zip(stills, names, strict=True))
-    return Experiments(tuple(named), path, document)
+    contents = parse(document, path)  # checks all that is read of an experiment list
+    named = tuple(
+        replace(stills[n], identifier=still.identifier)
+        for n, still in zip(contents.numbers, contents.stills, strict=True)
+    )
+    return Experiments(named, path, document, contents.left_out)
 
 
 def geometry_of_stream(path: Path, text: str, geometry_file: str | Path | None = None) -> Geometry:

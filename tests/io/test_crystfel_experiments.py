@@ -60,6 +60,25 @@ def test_what_is_refined_is_written_back(run):
         np.testing.assert_allclose(other.detector.origin_mm, one.detector.origin_mm)
 
 
+def test_cells_without_the_symmetry_of_the_space_group_are_refused(run):
+    with pytest.raises(InputError, match=r"does not have the symmetry of P 4 3 2"):
+        experiments_of_stream(run[3], gemmi.SpaceGroup("P 4 3 2"))
+
+
+def test_a_crystal_that_cannot_be_is_left_out(run, tmp_path):
+    text = run[3].read_text()
+    start = text.index("astar = ")
+    flat = "astar = +0.1 +0.0 +0.0"  # its other axes have parts along x, y and z
+    stream = tmp_path / "run.stream"
+    line = text[start : text.index(" nm^-1", start)]
+    stream.write_text(text.replace(line, flat, 1))
+    found = experiments_of_stream(stream, GROUP)
+    assert len(found) == 2 and len(found.left_out) == 1
+    br.write_experiments(tmp_path / "refined.expt", found)
+    names = [s.identifier for s in br.read_experiments(tmp_path / "refined.expt").stills]
+    assert names == [s.identifier for s in found.stills]
+
+
 def test_masks_of_a_geometry(tmp_path):
     text = """
 clen = 0.1
