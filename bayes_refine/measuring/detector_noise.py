@@ -6,7 +6,7 @@ read-out noise in counts (photon transfer; SPEC section 3).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from ..io.images import ImageReader
 from ..util.errors import InputError
 
 _PATCH = 8  # pixels: 16 groups of four
+_ROWS = 32 * _PATCH  # of a panel looked at together: large images are not copied whole
 _MIN_GROUPS = 12  # of the 16, not masked
 _SPOT = 36.0  # a group whose squared difference is beyond 6² variances holds (part of) a spot
 _MAX_IMAGES = 8
@@ -51,7 +52,10 @@ def estimate_noise(
     Raises:
         InputError: too little background, or too even to tell gain from read-out noise.
     """
-    patches = [_patches(counts, valid) for counts, valid in images_and_masks]
+    return _noise_of_patches([_patches(counts, valid) for counts, valid in images_and_masks], gain)
+
+
+def _noise_of_patches(patches: list[np.ndarray], gain: float | None) -> Noise:
     mean, variance, peak = np.concatenate(patches, axis=1) if patches else np.empty((3, 0))
     if len(mean) < 100:
         raise InputError("the images have too little background to find the gain; give the gain")
@@ -70,11 +74,21 @@ def estimate_noise(
 
 def is_counting(images_and_masks: Iterable[tuple[np.ndarray, np.ndarray]], noise: Noise) -> bool:
     """Whether pixels are counted photons: whole, never negative, variance as the mean."""
-    whole = all(
-        np.all(counts[valid] >= 0) and np.all(counts[valid] == np.round(counts[valid]))
-        for counts, valid in images_and_masks
-    )
-    return whole and 0.75 < noise.gain < 1.33
+    return all(_whole(*image) for image in images_and_masks) and _near_1(noise.gain)
+
+
+def _whole(counts: np.ndarray, valid: np.ndarray) -> bool:
+    """Whether all valid pixels are whole and not negative; a panel's few rows at a time."""
+    for panel, good in zip(counts, valid, strict=True):
+        for first in range(0, len(panel), _ROWS):
+            seen = panel[first : first + _ROWS][good[first : first + _ROWS]]
+            if not (np.all(seen >= 0) and np.all(seen == np.round(seen))):
+                return False
+    return True
+
+
+def _near_1(gain: float) -> bool:
+    return 0.75 < gain < 1.33
 
 
 def noise_for(
@@ -108,33 +122,50 @@ def noise_for(
         gain = detector_gain
     if gain is not None and read_noise is not None:
         return Noise(gain, read_noise)
-    images = _readable(reader, stills)
-    noise = estimate_noise(images, gain)
-    if gain is None and is_counting(images, noise):
+    patches, whole = [], True
+    for counts, valid in _readable(reader, stills):
+        patches.append(_patches(counts, valid))
+        whole = whole and gain is None and _whole(counts, valid)
+    noise = _noise_of_patches(patches, gain)
+    if gain is None and whole and _near_1(noise.gain):
         noise = Noise(1.0, 0.0)
     return noise if read_noise is None else Noise(noise.gain, read_noise)
 
 
-def _readable(reader: ImageReader, stills: Sequence[Still]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Up to 8 images spread over the run; others stand in for those that cannot be read."""
+def _readable(
+    reader: ImageReader, stills: Sequence[Still]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Up to 8 images spread over the run, one in memory at a time; others stand in for those that
+    cannot be read."""
     step = -(-len(stills) // _MAX_IMAGES)
     spread = list(range(0, len(stills), step))
-    images: list[tuple[np.ndarray, np.ndarray]] = []
-    failures: list[InputError] = []
+    found, failures = 0, list[InputError]()
     for i in [*spread, *sorted(set(range(len(stills))) - set(spread))]:
         try:
-            images.append(reader.counts(stills[i]))
+            image = reader.counts(stills[i])
         except InputError as error:
             failures.append(error)
-        if len(images) == len(spread):
-            break
-    if not images:
+            continue
+        yield image
+        del image  # before the next is read
+        found += 1
+        if found == len(spread):
+            return
+    if not found:
         raise failures[0]
-    return images
 
 
 def _patches(counts: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """(3, n): mean, variance and largest squared difference of each patch with enough pixels."""
+    parts = [
+        _patches_of_rows(panel[None, rows], good[None, rows])
+        for panel, good in zip(counts, valid, strict=True)
+        for rows in (slice(y, y + _ROWS) for y in range(0, len(panel), _ROWS))
+    ]
+    return np.concatenate(parts, axis=1)
+
+
+def _patches_of_rows(counts: np.ndarray, valid: np.ndarray) -> np.ndarray:
     blocks, ok = _blocks(counts).astype(float), _blocks(valid)
     h = _PATCH // 2
     corners = [(slice(None), slice(i, i + h), slice(j, j + h)) for i in (0, h) for j in (0, h)]
