@@ -39,8 +39,8 @@ def errors(run: RunFit, truth_path: str | Path) -> list[Error]:
         Error("orientation (deg)", _rms(before), _rms(after), None),
         Error(
             "excitation error (1e-5 Å⁻¹)",
-            _excitation_rms(run, run.indexed, truth["A"], good),
-            _excitation_rms(run, run.stills, truth["A"], good),
+            excitation_rms(run, run.indexed, truth["A"], good),
+            excitation_rms(run, run.stills, truth["A"], good),
             None,
         ),
     ]
@@ -75,7 +75,7 @@ def _misorientation_deg(A: np.ndarray, truth: np.ndarray) -> float:
     return float(np.degrees(np.arctan2(sine, (np.trace(R) - 1) / 2)))
 
 
-def _excitation_rms(run: RunFit, stills, A_true: np.ndarray, images: np.ndarray) -> float:
+def excitation_rms(run: RunFit, stills, A_true: np.ndarray, images: np.ndarray) -> float:
     """rms error of ε_r over the measured reflections, 1e-5 Å⁻¹."""
     errors_ = []
     for i in images:

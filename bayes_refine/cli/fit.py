@@ -24,6 +24,7 @@ from ..physics.priors import Priors
 from ..results import fit as results
 from ..util import folder
 from ..util.errors import InputError
+from ..util.status import Kind
 from . import options
 from .app import app, out_console, progress
 from .inputs import (
@@ -284,8 +285,9 @@ def _report(out: Path, run: loop.RunFit, summary: dict[str, Any], seconds: float
     if counts["images_failed"]:
         usable = tables.usable_images(run)
         first = next(i for i, good in enumerate(usable) if not good)
+        why = ", ".join(f"{n} {k}" for k, n in counts["status"].items() if not Kind(k).usable)
         out_console.print(
-            f"{counts['images_failed']} images failed and were left out (see images.csv); "
+            f"{counts['images_failed']} images failed and were left out ({why}; see images.csv); "
             f"the first, {run.stills[first].identifier}: {run.status[first]}",
             markup=False,
             soft_wrap=True,

@@ -16,9 +16,10 @@ from ..measuring.ice_rings import Ring
 from ..physics.observations import Observations
 from ..physics.priors import Priors
 from ..physics.reference import Reference
-from ..util.status import Kind, Status
+from ..util.status import Kind
 from ..util.store import Store
 from . import crosswise_reference
+from .claims import claims_of, judged
 from .crosswise_reference import Running
 from .index_alike import stills_alike
 from .measure_run import Batch, Seen
@@ -29,8 +30,8 @@ from .reflections import Reflections, reflections_of
 from .start import BROAD_MARGIN, scout
 from .state import State, moved, pilot_geometry, tails
 
+SET_ASIDE = (Kind.NO_SIGNAL, Kind.DOUBTFUL)  # before the last round
 LEARNING_ROUNDS = 2  # more, where the intensities are learned too
-MAX_LOG_G_SD = 0.25  # a scale that is less than four of its sd from zero is none
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,10 @@ def refine(
         state, kept = found.state, found.seen.kept
         movement.append(found.movement)
         say(f"round {round_}: {found.movement}")
+        if round_ == rounds - 1:  # what is doubtful does not inform the last round
+            said = _judged(run, found.seen, state, priors, found.fit)
+            wrong = (status == "") & np.isin([s.kind for s in said], SET_ASIDE)
+            status[wrong] = said[wrong]
         if run.running is not None:
             state = state if last else _pinned(state, found.seen)
             run = _renewed(run, run.running, found.seen, state, priors)
@@ -142,12 +147,13 @@ def refine(
         now, margin = priors, settings.margin
 
     assert found is not None, "a fit has at least one round"
+    said = _judged(run, found.seen, state, priors, found.fit)
     fitted = RunFit(
         stills=moved(run.stills, *pilot_geometry(run.stills, state)),
         indexed=run.stills,
         reindexing=reindexing,
         reference=run.ref,
-        status=np.where(status == "", _judged(found.fit), status),
+        status=np.where(status == "", said, status),
         fit=found.fit,
         reflections=_reflections(run, found.seen, state, priors),
         batches=found.seen.batches,
@@ -182,14 +188,8 @@ def _pinned(state: State, seen: Seen) -> State:
     return pinned
 
 
-def _judged(fit: infer.Fit) -> np.ndarray:
-    """(n,) status: the fit's, or that an image shows nothing of what is expected on it.
-
-    A blank or misindexed image has a perfectly good mode too, at a scale next to nothing.
-    """
-    status = fit.status.copy()
-    if any(site.name == "log_G" for site in fit.sites):
-        sd = fit.sd("log_G").reshape(len(status))
-        for i in np.flatnonzero((sd > MAX_LOG_G_SD) & (status == Kind.CONVERGED)):
-            status[i] = Status(Kind.NO_SIGNAL, f"ln G known to {sd[i]:.2f} only")
-    return status
+def _judged(run: Run, seen: Seen, state: State, priors: Priors, fit: infer.Fit) -> np.ndarray:
+    """(n,) statuses: the fit's, or that an image is not what it claims (``claims``)."""
+    r = _reflections(run, seen, state, priors)
+    names = [still.identifier for still in run.stills]
+    return judged(fit, claims_of(r, tails(state, priors), names, run.settings.seed))

@@ -26,7 +26,6 @@ from .statistics_of_images import geometry_at, pixel_size, predictions_of, still
 MIN_COVERED = 0.6  # of a spot's template on usable pixels, for it to inform the fit
 UNKNOWN = 1e3  # sd over mean of a reference's intensity, from which it says nothing
 CLAIM = 1.5  # |ε_r| in R0_eff (p > 10 %) up to which a spot spoils its neighbours
-MIN_REFLECTIONS = 30  # in an image's fit: three for each of its ~ten unknowns
 
 
 class Kept(NamedTuple):
@@ -160,8 +159,9 @@ def _measured_batch(run, state, priors, status, kept: Kept, pixel, predictions, 
     known = np.isfinite(intensity) & (unsure < UNKNOWN)
     informs = known & ~free & (statistics.covered > MIN_COVERED)
     counts = np.bincount(predictions.image[informs], minlength=n)
-    for k in np.flatnonzero((counts < MIN_REFLECTIONS) & (said == "")):
-        said[k] = Status(Kind.TOO_FEW, str(counts[k]))
+    predicted = np.bincount(predictions.image, minlength=n)
+    for k in np.flatnonzero((counts == 0) & (said == "")):
+        said[k] = Status(Kind.TOO_FEW, f"0 of {predicted[k]} predicted")
     informs &= (said == "")[predictions.image]
     log_G0 = kept.log_G0
     if scaled and log_G0 is not None:

@@ -31,7 +31,7 @@ class Reflections:
             reference the mean intensity of their resolution, since no weight may know what it
             must not see; without any reference what all images together say.
         background, covered, contested, stray: (N,) as ``measuring.statistics.Statistics``.
-        intensity_reference: (N,) I_ref, NaN where unknown.
+        intensity_reference: (N,) I_ref, NaN where unknown; reference_error: its relative sd.
         free, informs: (N,) bool: the free set, and what the fit was conditioned on.
         scale: (N,) G·B_term·p·pol, photons per unit of I.
         partiality, excitation_error (Å⁻¹): (N,) at the mode.
@@ -55,6 +55,7 @@ class Reflections:
     contested: np.ndarray
     stray: np.ndarray
     intensity_reference: np.ndarray
+    reference_error: np.ndarray
     free: np.ndarray
     informs: np.ndarray
     scale: np.ndarray
@@ -131,6 +132,7 @@ def _of_batch(batch: Batch, obs: Observations, ref, model, state, priors) -> Ref
         "contested": s.contested,
         "stray": s.stray,
         "intensity_reference": batch.intensity,
+        "reference_error": where.flat(np.asarray(obs.reference_error)),
         "scale": sites["scale"] * p.polarisation,
         **{k: sites[k] for k in ("partiality", "excitation_error", "spot_moment")},
     }

@@ -24,6 +24,7 @@ from .laplace import Fit
 from .steps import Slope, Steps, steps_of
 
 Curvature = Callable[..., Arrow]
+SINGULAR = 1e-10  # of the diagonal: a smaller eigenvalue has no Cholesky factor to speak of
 
 
 class State(NamedTuple):
@@ -331,7 +332,7 @@ def fit_at(search: Search, state: State, here: Look, iterations: int, tolerance:
     slope = Slope(image[:n], shared, g_image[:n], g_shared)
     arrow = Arrow(here.arrow.blocks[:n], here.arrow.border[:n], here.arrow.shared)
     blocks, border, _ = (np.asarray(x, float) for x in arrow)
-    is_mode = np.linalg.eigvalsh(scaled(blocks))[:, 0] > 0
+    is_mode = np.linalg.eigvalsh(scaled(blocks))[:, 0] > SINGULAR
     upward = np.linalg.inv(upward_inverse(blocks, np.zeros(n), np))
     steps = steps_of(slope, arrow)
     status = settled(steps.distance < max(tolerance, 0.1))
@@ -351,4 +352,5 @@ def fit_at(search: Search, state: State, here: Look, iterations: int, tolerance:
         status=status,
         iterations=iterations,
         log_density=slope.log_density,
+        image_prior_sd=search.reach[0],
     )

@@ -17,6 +17,7 @@ from bayes_refine.io.expt import read_experiments
 from bayes_refine.io.images import ImageReader
 from bayes_refine.io.reference import read_reference
 from bayes_refine.loading import load_model
+from bayes_refine.util.status import Kind
 
 IMAGES = 8
 D_MIN = 2.3
@@ -125,9 +126,6 @@ def test_a_blank_and_a_misindexed_image_leave_the_others_alone(run, spoiled, lys
     for name in ("rotation_mrad", "B", "log_R1", "log_G"):
         moved = (spoiled.fit.values()[name] - run.fit.values()[name]) / run.fit.sd(name)
         assert np.abs(moved[others]).max() < 0.5, name
-    # and the status and the table say what was wrong: nothing agrees, hardly a photon was found
-    assert all(status.startswith("no signal") for status in spoiled.status[bad])
-    assert not usable_images(spoiled)[bad].any()
-    assert np.all(table["cc_model"][bad] < 0.3)
-    assert np.all(table["G"][bad] < 0.02 * np.median(table["G"][others]))
-    assert np.all(table["G"][bad] < 5 * table["G_sd"][bad])
+    # and the status says what was wrong: nothing is there, or not what the indexing claims
+    assert {status.kind for status in spoiled.status[bad]} <= {Kind.NO_SIGNAL, Kind.DOUBTFUL}
+    assert not usable_images(spoiled)[bad].any() and np.isnan(table["G"][bad]).all()

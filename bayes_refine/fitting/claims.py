@@ -1,0 +1,133 @@
+"""Whether an image is what its indexing claims: its photons against what chance would expect.
+
+An indexing claims that J photons come where J_model = G·B_term·p·pol·I_ref says, so many at each
+reflection.  Two rivals claim less: that there is nothing (G = 0), and that the expectations are
+right but belong to other reflections.  For the second they are exchanged at random among
+reflections of an image that have about the same resolution, each time with the scale that is best
+then.  With ln p of the totals given their expectations, at the image's own mode,
+
+    of nothing:  ln p(J | J_model) − k − ln p(J | 0),
+    of chance:   (ln p(J | J_model) − k − mean_π max_s ln p(J | s·J_model,π)) / sd_π,
+
+k the number of the image's unknowns that its photons say something of, Σ (1 − sd²/prior sd²): what
+a mode gains by having been fitted (Akaike 1974).  An image that was turned at random, or is of
+another crystal, or is blank, has photons that know nothing of I_ref and of p, and is one of its
+own permutations but for what the fit gained.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import gammaln
+
+from .. import infer
+from ..util.status import Kind, Status
+from .reflections import Reflections
+
+PERMUTATIONS = 64
+SHELL = 15  # reflections that exchange their expectations
+ODDS = float(np.log(20.0))  # against nothing being there
+Z_CHANCE = 3.0  # sd of chance that a claim has to be above it
+
+
+class Claims(NamedTuple):
+    """What is for the claim of each image, (n,) each; NaN of an image without reflections.
+
+    Attributes:
+        n_reflections: that informed the fit.
+        over_nothing: ln p over that of nothing being there.
+        over_chance: ln p over the mean of permuted expectations. chance_sd: their sd.
+    """
+
+    n_reflections: np.ndarray
+    over_nothing: np.ndarray
+    over_chance: np.ndarray
+    chance_sd: np.ndarray
+
+
+def claims_of(r: Reflections, nu: float, identifiers: Sequence[str], seed: int) -> Claims:
+    """What each image's totals say for its indexing.
+
+    Args:
+        nu: degrees of freedom of the totals' residuals; infinite for normal ones.
+        identifiers: of the images, by which random numbers are drawn.
+    """
+    n = len(identifiers)
+    found = np.full((4, n), np.nan)
+    rows = np.flatnonzero(r.informs & np.isfinite(r.J_model) & r.measured)
+    by_image = np.split(rows, np.searchsorted(r.image[rows], np.arange(1, n)))
+    for i, here in enumerate(by_image):
+        if len(here):
+            rng = np.random.default_rng([seed, zlib.crc32(identifiers[i].encode())])
+            found[:, i] = len(here), *_of_image(r, here[np.argsort(r.d[here])], nu, rng)
+    return Claims(*found)
+
+
+class _Totals(NamedTuple):
+    """J (..., m) and v₀, v₁ of its variance, photons."""
+
+    J: np.ndarray
+    background: np.ndarray
+    signal: np.ndarray
+
+    def log_p(self, J_model: np.ndarray, relative: np.ndarray, nu: float) -> np.ndarray:
+        """ln p (...) but for a constant, were J_model expected, with relative variance v₂."""
+        variance = self.background + self.signal * J_model + relative * J_model**2
+        z2 = (self.J - J_model) ** 2 / variance
+        if np.isinf(nu):
+            tail = -0.5 * z2
+        else:
+            tail = gammaln((nu + 1) / 2) - gammaln(nu / 2) - 0.5 * np.log(nu / 2)
+            tail = tail - (nu + 1) / 2 * np.log1p(z2 / nu)
+        return np.sum(tail - 0.5 * np.log(variance), axis=-1)
+
+
+def _of_image(r: Reflections, rows, nu: float, rng) -> tuple[float, float, float]:
+    columns = (r.J, r.variance_background, r.variance_signal)
+    totals = _Totals(*(x[rows].astype(float) for x in columns))
+    J_model = np.maximum(r.J_model[rows].astype(float), 0.0)
+    relative = r.relative_variance[rows].astype(float) + r.reference_error[rows].astype(float) ** 2
+    claim = float(totals.log_p(J_model, relative, nu))
+    nothing = float(totals.log_p(0 * J_model, relative, nu))
+    m = len(rows)
+    shell = np.arange(m) * max(1, m // SHELL) // m
+    order = np.array([np.lexsort((rng.random(m), shell)) for _ in range(PERMUTATIONS)])
+    chance = _best(_Totals(*(x[order] for x in totals)), J_model, relative, nu)
+    return claim - nothing, claim - float(chance.mean()), float(chance.std())
+
+
+def _best(totals: _Totals, J_model, relative, nu: float) -> np.ndarray:
+    """ln p (k,) at the best scale s of J_model, one for each row of totals (k, m); e⁻⁴ to e⁴."""
+    log_s, width = np.zeros((len(totals.J), 1)), 4.0
+    for _ in range(5):
+        steps = width * np.linspace(-1, 1, 9)
+        tried = np.stack([totals.log_p(np.exp(log_s + x) * J_model, relative, nu) for x in steps])
+        log_s = log_s + steps[np.argmax(tried, axis=0)][:, None]
+        width /= 4
+    return np.max(tried, axis=0)
+
+
+def informed_unknowns(fit: infer.Fit) -> np.ndarray:
+    """(n,) of an image's unknowns, how many its data say something of: Σ (1 − sd²/prior sd²)."""
+    if fit.image_prior_sd is None:
+        return np.zeros(len(fit.image))
+    variance = np.diagonal(fit.image_covariance(), axis1=1, axis2=2)
+    return np.clip(1 - variance / fit.image_prior_sd**2, 0.0, 1.0).sum(axis=1)
+
+
+def judged(fit: infer.Fit, claims: Claims) -> np.ndarray:
+    """(n,) statuses: the fit's, or that an image shows nothing, or not what it claims."""
+    status, k = fit.status.copy(), informed_unknowns(fit)
+    signal = claims.over_nothing - k
+    with np.errstate(invalid="ignore", divide="ignore"):
+        z = (claims.over_chance - k) / claims.chance_sd
+    for i in np.flatnonzero([s.kind.usable for s in status]):
+        if signal[i] < ODDS:
+            status[i] = Status(Kind.NO_SIGNAL, f"ln odds {signal[i]:.1f} that there is any")
+        elif z[i] < Z_CHANCE:
+            status[i] = Status(Kind.DOUBTFUL, f"{z[i]:.1f} sd above permuted intensities")
+    return status
