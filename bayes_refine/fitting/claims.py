@@ -7,12 +7,14 @@ reflections of an image that have about the same resolution, each time with the 
 then.  With ln p of the totals given their expectations, at the image's own mode,
 
     of nothing:  ln p(J | J_model) − k − ln p(J | 0),
-    of chance:   (ln p(J | J_model) − k − mean_π max_s ln p(J | s·J_model,π)) / sd_π,
+    of chance:   ln p(J | J_model) − k − mean_π max_s ln p(J | s·J_model,π),
 
 k the number of the image's unknowns that its photons say something of, Σ (1 − sd²/prior sd²): what
 a mode gains by having been fitted (Akaike 1974).  An image that was turned at random, or is of
 another crystal, or is blank, has photons that know nothing of I_ref and of p, and is one of its
-own permutations but for what the fit gained.
+own permutations but for what the fit gained.  A claim has to be above chance by three sd of the
+permutations; or, where it claims too little for that (few reflections, intensities unknown), by
+half of what photons drawn from the claim itself are.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from ..util.status import Kind, Status
 from .reflections import Reflections
 
 PERMUTATIONS = 64
+REPLICATES = 3  # of photons drawn from a claim
 SHELL = 15  # reflections that exchange their expectations
 ODDS = float(np.log(20.0))  # against nothing being there
 Z_CHANCE = 3.0  # sd of chance that a claim has to be above it
@@ -40,13 +43,15 @@ class Claims(NamedTuple):
     Attributes:
         n_reflections: that informed the fit.
         over_nothing: ln p over that of nothing being there.
-        over_chance: ln p over the mean of permuted expectations. chance_sd: their sd.
+        over_chance: ln p over the mean of permuted expectations; chance_sd: their sd; expected:
+            ``over_chance`` of photons drawn from the claim.
     """
 
     n_reflections: np.ndarray
     over_nothing: np.ndarray
     over_chance: np.ndarray
     chance_sd: np.ndarray
+    expected: np.ndarray
 
 
 def claims_of(r: Reflections, nu: float, identifiers: Sequence[str], seed: int) -> Claims:
@@ -57,7 +62,7 @@ def claims_of(r: Reflections, nu: float, identifiers: Sequence[str], seed: int) 
         identifiers: of the images, by which random numbers are drawn.
     """
     n = len(identifiers)
-    found = np.full((4, n), np.nan)
+    found = np.full((5, n), np.nan)
     rows = np.flatnonzero(r.informs & np.isfinite(r.J_model) & r.measured)
     by_image = np.split(rows, np.searchsorted(r.image[rows], np.arange(1, n)))
     for i, here in enumerate(by_image):
@@ -86,7 +91,7 @@ class _Totals(NamedTuple):
         return np.sum(tail - 0.5 * np.log(variance), axis=-1)
 
 
-def _of_image(r: Reflections, rows, nu: float, rng) -> tuple[float, float, float]:
+def _of_image(r: Reflections, rows, nu: float, rng) -> tuple[float, ...]:
     columns = (r.J, r.variance_background, r.variance_signal)
     totals = _Totals(*(x[rows].astype(float) for x in columns))
     J_model = np.maximum(r.J_model[rows].astype(float), 0.0)
@@ -96,8 +101,20 @@ def _of_image(r: Reflections, rows, nu: float, rng) -> tuple[float, float, float
     m = len(rows)
     shell = np.arange(m) * max(1, m // SHELL) // m
     order = np.array([np.lexsort((rng.random(m), shell)) for _ in range(PERMUTATIONS)])
-    chance = _best(_Totals(*(x[order] for x in totals)), J_model, relative, nu)
-    return claim - nothing, claim - float(chance.mean()), float(chance.std())
+
+    def chance(J: np.ndarray) -> np.ndarray:
+        permuted = _Totals(*(x[order] for x in totals._replace(J=J)))
+        return _best(permuted, J_model, relative, nu)
+
+    by_chance = chance(totals.J)
+    over, sd = claim - float(by_chance.mean()), float(by_chance.std())
+    variance = totals.background + totals.signal * J_model + relative * J_model**2
+    expected = []
+    for _ in range(REPLICATES):
+        drawn = J_model + np.sqrt(variance) * rng.standard_normal(m)
+        ln_p = totals._replace(J=drawn).log_p(J_model, relative, nu)
+        expected.append(float(ln_p - chance(drawn).mean()))
+    return claim - nothing, over, sd, float(np.mean(expected))
 
 
 def _best(totals: _Totals, J_model, relative, nu: float) -> np.ndarray:
@@ -123,11 +140,12 @@ def judged(fit: infer.Fit, claims: Claims) -> np.ndarray:
     """(n,) statuses: the fit's, or that an image shows nothing, or not what it claims."""
     status, k = fit.status.copy(), informed_unknowns(fit)
     signal = claims.over_nothing - k
-    with np.errstate(invalid="ignore", divide="ignore"):
-        z = (claims.over_chance - k) / claims.chance_sd
+    above = claims.over_chance - k
+    enough = np.minimum(Z_CHANCE * claims.chance_sd, claims.expected / 2)
     for i in np.flatnonzero([s.kind.usable for s in status]):
         if signal[i] < ODDS:
             status[i] = Status(Kind.NO_SIGNAL, f"ln odds {signal[i]:.1f} that there is any")
-        elif z[i] < Z_CHANCE:
-            status[i] = Status(Kind.DOUBTFUL, f"{z[i]:.1f} sd above permuted intensities")
+        elif above[i] < enough[i]:
+            odds = f"ln odds {above[i]:.1f} against permuted intensities, {claims.expected[i]:.1f}"
+            status[i] = Status(Kind.DOUBTFUL, f"{odds} expected")
     return status
