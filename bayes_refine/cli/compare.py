@@ -34,7 +34,7 @@ from .inputs import (
 @app.command("compare")
 def compare_command(
     context: typer.Context,
-    experiments: options.ExperimentsFile,
+    experiments: options.ExperimentsFiles,
     out: options.Out,
     reference_file: Annotated[Path, options.reference_option(show_default=False)],
     truth_file: Annotated[
@@ -63,7 +63,7 @@ def compare_command(
     truth = None
     if truth_file is not None:
         if whole.left_out:
-            raise InputError(f"{experiments}: --truth needs all of its stills; {whole.left_out[0]}")
+            raise InputError(f"{whole.path}: --truth needs all of its stills; {whole.left_out[0]}")
         first = next(i for i, still in enumerate(whole.stills) if still is chosen.stills[0])
         truth = compare.read_truth(truth_file, slice(first, first + len(chosen)))
     ref = reference_from(reference_file, None, d_min)

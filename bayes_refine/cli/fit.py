@@ -45,13 +45,15 @@ from .options import DETECTOR, INFERENCE
 @app.command("fit")
 def fit_command(
     context: typer.Context,
-    experiments: options.ExperimentsFile,
+    experiments: options.ExperimentsFiles,
     out: options.Out,
     reference_file: Annotated[
         Path | None, options.reference_option("none: the images are each other's")
     ] = None,
     reference_column: options.ReferenceColumn = None,
     space_group: options.SpaceGroup = None,
+    geometry: options.GeometryFile = None,
+    names: options.NamesFile = None,
     cell: options.Cell = None,
     d_min: options.Resolution = None,
     images: options.Images = None,
@@ -188,20 +190,21 @@ def fit_command(
     chosen = priors_from(priors_file, Priors())
     if student_t is not None:
         chosen = replace(chosen, student_t_nu=student_t)
-    run_of = some_images(usable_experiments(experiments), images)
+    given = given_from(space_group, cell)
+    found = usable_experiments(experiments, given.space_group, geometry, names)
+    run_of = some_images(found, images)
     if reference_file is None or d_min is not None:
         resolution_limit(d_min, None, run_of.stills)
     ref = None
     if reference_file is not None:
-        given = given_from(space_group, cell)
         ref = reference_from(reference_file, reference_column, d_min, given)
-        reference.check_fits(ref, [s.crystal for s in run_of.stills], str(experiments))
+        reference.check_fits(ref, [s.crystal for s in run_of.stills], str(run_of.path))
     d_min = resolution_limit(d_min, ref, run_of.stills)
     settings = Settings(d_min=d_min, rounds=rounds, free_fraction=free_fraction, seed=seed)
     stills = overridden(run_of.stills, bandwidth, sensor_thickness_mm, sensor_mu)
     if gain_map is not None and gain is not None:
         raise InputError("--gain-map and --gain both say what the gain is; give one of them")
-    usable, maps = mask_for(run_of, mask), maps_for(stills, gain_map, pedestal_map)
+    usable, maps = mask_for(run_of, mask, geometry), maps_for(stills, gain_map, pedestal_map)
     gain = 1.0 if gain_map is not None else gain  # what the reader divides by is the map
     with ImageReader(gain=gain, pedestal=pedestal, usable=usable, **maps) as reader:
         fit_and_write(

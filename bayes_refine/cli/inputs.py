@@ -7,13 +7,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import gemmi
 import numpy as np
 
 from ..geometry.experiments import Experiments, Still
-from ..io.expt import read_experiments
+from ..io.crystfel_experiments import usable_of_stream
 from ..io.gemmi_files import cell_of, space_group_of
 from ..io.images import read_bandwidth
+from ..io.jungfraujoch import read_names
+from ..io.open_experiments import open_experiments
 from ..io.pixel_maps import mask_files, read_mask, read_pixel_map
+from ..io.recognise import Kind, kind_of
 from ..io.reference import Given, read_reference
 from ..physics.priors import AnyPriors, read_priors
 from ..physics.reference import Reference, check_usable
@@ -21,11 +25,18 @@ from ..util.errors import InputError
 from .app import err_console
 
 
-def usable_experiments(path: Path) -> Experiments:
-    """The experiments of a file; how many are left out, and why the first, is said."""
+def usable_experiments(
+    paths: Sequence[Path],
+    space_group: gemmi.SpaceGroup | None = None,
+    geometry: Path | None = None,
+    names: Path | None = None,
+) -> Experiments:
+    """The experiments of files; how many are left out, and why the first, is said."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* the mask file ")  # `mask_for` says more
-        experiments = read_experiments(path)
+        table = None if names is None else read_names(names)
+        experiments = open_experiments(paths, space_group, geometry, table)
+    path = experiments.path
     if (n := len(experiments.left_out)) > 0:
         which = "one experiment is" if n == 1 else f"{n} experiments are"
         first = experiments.left_out[0].removeprefix(f"{path}, ")
@@ -37,8 +48,20 @@ def usable_experiments(path: Path) -> Experiments:
     return experiments
 
 
-def mask_for(experiments: Experiments, given: Path | None) -> np.ndarray | None:
-    """Usable pixels (P, ny, nx) by ``--mask``, or by the one mask that the ``.expt`` names."""
+def mask_for(
+    experiments: Experiments, given: Path | None, geometry: Path | None = None
+) -> np.ndarray | None:
+    """Usable pixels (P, ny, nx) by ``--mask``, or by the one mask that the ``.expt`` names; of
+    streams by the masks and bad regions of the geometry too.
+    """
+    found = _given_mask(experiments, given)
+    if kind_of(experiments.path) is not Kind.STREAM:
+        return found
+    own = usable_of_stream(experiments, geometry)
+    return own if found is None else found if own is None else found & own
+
+
+def _given_mask(experiments: Experiments, given: Path | None) -> np.ndarray | None:
     files = [given] if given is not None else mask_files(experiments)
     if len(files) > 1:
         raise InputError(

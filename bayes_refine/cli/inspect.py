@@ -15,7 +15,7 @@ from .app import app, out_console
 def inspect_command(
     files: Annotated[
         list[Path],
-        typer.Argument(help="Files of any kind.", metavar="FILE...", show_default=False),
+        typer.Argument(help="Files of any kind.", metavar="FILE", show_default=False),
     ],
 ) -> None:
     """Say what files are, what they hold, and what fit and merge would still need."""

@@ -41,7 +41,7 @@ def merge_command(
         typer.Argument(
             help="Integrated stills: MTZ (I, SIGI, BATCH and, where known, an Ewald offset), a "
             "CrystFEL .stream, DIALS .expt with .refl beside, or XDS files.",
-            metavar="UNMERGED...",
+            metavar="UNMERGED",
             show_default=False,
         ),
     ],

@@ -131,10 +131,32 @@ Out = Annotated[
     Path,
     typer.Option(help="Folder for the results; made if absent.", metavar="DIR", show_default=False),
 ]
-ExperimentsFile = Annotated[
-    Path,
+ExperimentsFiles = Annotated[
+    list[Path],
     typer.Argument(
-        help="Indexed stills, a DIALS .expt file.", metavar="EXPERIMENTS", show_default=False
+        help="Indexed stills with images: DIALS .expt, CrystFEL .stream or Jungfraujoch files; "
+        "patterns and lists of files too.",
+        metavar="EXPERIMENTS",
+        show_default=False,
+    ),
+]
+GeometryFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--geometry",
+        metavar="FILE.geom",
+        help="CrystFEL geometry in place of the stream's own.",
+        show_default="that of the stream",
+        rich_help_panel=DETECTOR,
+    ),
+]
+NamesFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--names",
+        metavar="FILE.toml",
+        help="Names of data sets in Jungfraujoch files, where a version has others.",
+        show_default="packaged",
     ),
 ]
 Images = Annotated[

@@ -18,6 +18,7 @@ from ..io.images import ImageReader
 from ..io.reference import read_reference
 from ..physics import priors
 from ..simulation.files import FILES, simulate_run
+from ..simulation.layouts import Layout, write_layout
 from ..simulation.truth import Simulation
 from ..util import folder
 from . import options
@@ -53,6 +54,9 @@ def simulate_command(
     rotation_error_deg: Annotated[
         float, number(0, 180, "DEG", "rms angle from true to indexed orientation.")
     ] = 0.05,
+    layout: Annotated[
+        Layout, typer.Option(help="Files as users of this program have them, besides the others.")
+    ] = Layout.dials,
 ) -> None:
     """Simulate a run of stills whose truth is known: images, geometry, reference, truth."""
     simulation = Simulation(
@@ -73,7 +77,8 @@ def simulate_command(
     )
     expt = _simulate(simulation, out)
     data = expt.parent
-    out_console.print(f"wrote {data}: {', '.join(FILES)}", soft_wrap=True)
+    more = write_layout(layout, read_experiments(expt), data)
+    out_console.print(f"wrote {data}: {', '.join((*FILES, *more))}", soft_wrap=True)
     line = ["bayes-refine", "fit", str(expt), "--reference", str(data / "reference.mtz")]
     out_console.print(f"now: {shlex.join([*line, '--out', str(data / 'fit')])}", soft_wrap=True)
 

@@ -104,6 +104,16 @@ def geometry_of_stream(path: Path, text: str, geometry_file: str | Path | None =
     return parse_geometry(text, f"{path} (geometry)")
 
 
+def usable_of_stream(
+    experiments: Experiments, geometry_file: str | Path | None = None
+) -> np.ndarray | None:
+    """(P, ny, nx) bool, pixels that the masks and bad regions of a stream's geometry leave."""
+    path = experiments.path
+    geometry = geometry_of_stream(path, read_stream(path)[0].geometry, geometry_file)
+    folder = path.parent if geometry_file is None else Path(geometry_file).parent
+    return usable_pixels(geometry, folder, experiments.stills[0].image_path)
+
+
 def usable_pixels(geometry: Geometry, folder: Path, image: Path | None = None) -> np.ndarray | None:
     """(P, ny, nx) bool, pixels that the geometry's masks and regions leave; None for all.
 

@@ -12,6 +12,7 @@ import numpy as np
 from ..util.errors import InputError
 from .crystfel_unmerged import unmerged_of_stream
 from .dials_reflections import unmerged_of_dials
+from .jungfraujoch import is_jungfraujoch, unmerged_of_jungfraujoch
 from .recognise import Kind, expanded, kind_of
 from .unmerged import Unmerged
 from .unmerged_mtz import Columns, read_unmerged
@@ -55,6 +56,8 @@ def open_unmerged(
                     " as 4/mmm is enough)"
                 )
             parts.append(unmerged_of_stream(file, space_group, cell))
+        elif kind is Kind.HDF5 and is_jungfraujoch(file):
+            parts.append(unmerged_of_jungfraujoch(file, space_group, cell))
         elif kind not in (Kind.EXPERIMENTS, Kind.REFLECTIONS):
             raise InputError(
                 f"{file}: {kind.value}, and no integrated stills; give an MTZ, a .stream, an XDS"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from enum import StrEnum
 from pathlib import Path
 
 import h5py
@@ -18,6 +20,27 @@ from ..io.crystfel_write import (
     lattice_of,
     stream_lines,
 )
+
+
+class Layout(StrEnum):
+    """Whose files a simulated run is written as."""
+
+    dials = "dials"
+    ssx = "ssx"
+    crystfel = "crystfel"
+    jungfraujoch = "jungfraujoch"
+
+
+def write_layout(layout: Layout, experiments: Experiments, out: Path) -> list[str]:
+    """Write a run's files in another layout beside its own; gives the new names."""
+    if layout is Layout.crystfel:
+        return [path.name for path in write_crystfel_layout(experiments, out)]
+    if layout is Layout.jungfraujoch:
+        return [write_jungfraujoch_layout(experiments, out).name]
+    if layout is Layout.ssx:
+        return [write_ssx_layout(experiments, out).name]
+    return []
+
 
 _NONE = np.zeros(0)
 NOT_INTEGRATED = IntegratedReflections(
@@ -94,4 +117,41 @@ def write_jungfraujoch_layout(experiments: Experiments, out: Path) -> Path:
             rows[still.frame] = np.linalg.inv(still.crystal.A).ravel()
         file["entry/MX/latticeIndexed"] = rows
         file["entry/MX/imageIndexed"] = np.isfinite(rows[:, 0]).astype(np.uint8)
+    return path
+
+
+def write_ssx_layout(experiments: Experiments, out: Path) -> Path:
+    """``integrated.expt``: all stills in one ``ImageSequence``, each with a scan of its frame, as
+    ``dials.ssx_index`` writes them.
+    """
+    document = dict(experiments.document)
+    frames = [still.frame for still in experiments.stills]
+    document["imageset"] = [
+        {
+            "__id__": "ImageSequence",
+            "template": experiments.stills[0].image_path.name,
+            "single_file_indices": frames,
+            **dict.fromkeys(("mask", "gain", "pedestal", "dx", "dy")),
+            "params": {},
+        }
+    ]
+    document["scan"] = [
+        {
+            "image_range": [frame + 1, frame + 1],
+            "batch_offset": 0,
+            "properties": {
+                "exposure_time": [0.0],
+                "epochs": [0.0],
+                "oscillation": [0.0],
+                "oscillation_width": [0.0],
+            },
+            "valid_image_ranges": {},
+        }
+        for frame in frames
+    ]
+    document["experiment"] = [
+        {**entry, "imageset": 0, "scan": n} for n, entry in enumerate(document["experiment"])
+    ]
+    path = out / "integrated.expt"
+    path.write_text(json.dumps(document, indent=1), encoding="utf-8")
     return path

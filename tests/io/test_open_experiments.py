@@ -10,7 +10,7 @@ import pytest
 
 import bayes_refine as br
 from bayes_refine.io.open_experiments import open_experiments
-from bayes_refine.simulation.layouts import write_crystfel_layout, write_jungfraujoch_layout
+from bayes_refine.simulation.layouts import Layout, write_layout
 from bayes_refine.util.errors import InputError
 
 GROUP = gemmi.SpaceGroup("P 43 21 2")
@@ -20,13 +20,15 @@ GROUP = gemmi.SpaceGroup("P 43 21 2")
 def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("run")
     experiments = br.read_experiments(br.simulate_run(br.Simulation(n_images=2, seed=3), out))
-    write_crystfel_layout(experiments, out)
-    write_jungfraujoch_layout(experiments, out)
+    for layout in Layout:
+        write_layout(layout, experiments, out)
     return out
 
 
-@pytest.mark.parametrize("name", ["indexed.expt", "run.stream", "run_process.h5"])
-def test_three_doors_to_the_same_crystals(run, name):
+@pytest.mark.parametrize(
+    "name", ["indexed.expt", "integrated.expt", "run.stream", "run_process.h5"]
+)
+def test_four_doors_to_the_same_crystals(run, name):
     one = br.read_experiments(run / "indexed.expt")
     found = open_experiments(run / name, GROUP)
     for a, b in zip(one.stills, found.stills, strict=True):

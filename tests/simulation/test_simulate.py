@@ -215,6 +215,7 @@ def test_run_reads_back(tmp_path):
         "indexed.expt",
         "master.h5",
         "reference.mtz",
+        "simulation.json",
         "truth.h5",
     ]
     with h5py.File(tmp_path / "master.h5") as master, h5py.File(tmp_path / "truth.h5") as truth:
