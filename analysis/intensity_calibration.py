@@ -74,8 +74,7 @@ def latent_of(run: br.RunFit, r, scale_sd, group) -> tuple[Measured, AmplitudePr
     hkl = np.asarray(measured.hkl)
     d = mean_cell(run).calculate_d_array(np.ascontiguousarray(hkl, np.int32))
     epsilon, centric = epsilon_centric(hkl, group)
-    nothing = np.zeros(len(hkl))
-    return measured, fit_prior(measured, d, epsilon, centric, nothing, nothing > 0)
+    return measured, fit_prior(measured, d, epsilon, centric)
 
 
 def from_pixels(stills, reference, d_min) -> tuple[Measured, AmplitudePrior, br.Reference]:

@@ -15,20 +15,25 @@ import numpyro.distributions as dist
 
 from bayes_refine import physics
 from bayes_refine.infer import log_normal
+from bayes_refine.merging.latent import AmplitudePrior
 from bayes_refine.merging.observations import Observations, ScalingPriors
 from bayes_refine.physics import true_intensities
 
 
-def wilson(F, log_mean, obs, priors):
-    """ln π(F) without any reference."""
-    return true_intensities.log_wilson(F, log_mean, obs.centric)
+def wilson(obs: Observations, priors: ScalingPriors) -> AmplitudePrior:
+    """Wilson's prior: ln Σ(d) at knots."""
+    n_knots = obs.knot_weight.shape[1]
+    log_Sigma = numpyro.sample(
+        "log_Sigma", dist.Normal(obs.log_Sigma0, priors.log_Sigma_sd).expand([n_knots]).to_event(1)
+    )
+    return AmplitudePrior(obs.log_epsilon + obs.knot_weight @ log_Sigma, obs.centric)
 
 
 def model(
     obs: Observations,
     priors: ScalingPriors,
     partiality: physics.Partiality = physics.lorentzian,
-    amplitude_prior: Callable[..., jax.Array] = wilson,
+    amplitude_prior: Callable[..., AmplitudePrior] = wilson,
 ) -> None:
     """Joint density of the unknowns and the observations, ``merging.observations.Observations``.
 
@@ -41,10 +46,8 @@ def model(
     model_error = log_normal("model_error", priors.model_error, priors.log_model_error_sd)
     sigma_factor = log_normal("sigma_factor", priors.sigma_factor, priors.log_sigma_factor_sd)
     nu = log_normal("nu", priors.student_t_nu, priors.log_student_t_nu_sd)
-    n_knots = obs.knot_weight.shape[1]
-    log_Sigma = numpyro.sample(
-        "log_Sigma", dist.Normal(obs.log_Sigma0, priors.log_Sigma_sd).expand([n_knots]).to_event(1)
-    )
+    prior = amplitude_prior(obs, priors)
+    numpyro.deterministic("log_mean", prior.log_mean)
 
     # each image; the common factor and the common B of all images are Σ(d)'s
     with numpyro.plate("image", obs.n_images):
@@ -63,14 +66,12 @@ def model(
     numpyro.deterministic("scale", g)
 
     # each reflection: prior × observations at the nodes, summed; the nodes follow Σ(d)
-    log_mean = obs.log_epsilon + obs.knot_weight @ log_Sigma
-    numpyro.deterministic("log_mean", log_mean)
-    nodes = true_intensities.stretch(obs.nodes, log_mean)
+    nodes = true_intensities.stretch(obs.nodes, prior.log_mean)
     F = nodes.amplitude
     observed = true_intensities.log_observations(
         F, obs.intensity, g, variance, model_error, nu, obs.code, obs.weight
     )
-    integrand = amplitude_prior(F, log_mean, obs, priors) + observed
+    integrand = prior.log_density(F) + observed
     numpyro.deterministic("log_integrand", integrand)
     evidence = true_intensities.log_evidence(integrand, nodes)
     numpyro.factor("intensities", evidence.sum())

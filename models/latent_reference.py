@@ -1,7 +1,9 @@
 """The latent model with a reference: double Wilson instead of Wilson.
 
-The reference's amplitude shares a part r(d) of each true one; r falls with resolution as a
-coordinate error makes it fall (Read 1990), r = r0·exp(−D/4d²).
+Given F_ref, the complex F of a reflection has mean α·F_ref and variance ε·β(d) (Lunin & Skovoroda
+1995; Read 1990 with α = σ_A·√(Σ/Σ_ref) and β = Σ·(1 − σ_A²)).  The scale α is smooth because
+physics is, k·exp(−B/4d²) with an anisotropic tensor and bulk solvent; β is as wrong as the
+reference turns out to be.  The free set has Wilson's prior with Σ = α²·Σ_ref + β.
 """
 
 from functools import partial
@@ -11,16 +13,38 @@ import numpyro
 import numpyro.distributions as dist
 
 from bayes_refine import load_model
-from bayes_refine.physics import true_intensities
 
 
-def double_wilson(F, log_mean, obs, priors):
-    """ln π(F) given the reference, r fitted; where ``informed`` is false, r = 0: the free set."""
-    r0 = numpyro.sample("correlation", dist.Beta(priors.correlation_a, priors.correlation_b))
-    D = numpyro.sample("correlation_B", dist.HalfNormal(priors.correlation_B_sd))
-    r = r0 * jnp.exp(-0.25 * D * obs.norm_q_unique**2) * obs.informed
-    numpyro.deterministic("correlation_unique", r)
-    return true_intensities.log_double_wilson(F, log_mean, obs.centric, obs.E_reference, r)
+def double_wilson(obs, priors):
+    """The prior given the reference's amplitudes, its scale and its error fitted."""
+
+    def normal(name, mean, sd, shape=()):
+        mean = jnp.broadcast_to(mean, shape)
+        return numpyro.sample(name, dist.Normal(mean, sd).to_event(len(shape)))
+
+    numbers = {
+        "log_k": normal("reference_log_k", 0.0, priors.reference_log_k_sd),
+        "B": normal("reference_B", 0.0, priors.reference_B_sd),
+        "direction": normal("reference_direction", 0.0, priors.reference_direction_sd, (5,)),
+        "anisotropy": normal("reference_anisotropy", 0.0, priors.reference_anisotropy_sd, (5,)),
+        "solvent": normal("solvent", 0.0, priors.solvent_sd),
+        "log_solvent_B": normal(
+            "log_solvent_B", jnp.log(priors.solvent_B), priors.log_solvent_B_sd
+        ),
+    }
+    knots = obs.log_Sigma0.shape
+    log_beta = normal("log_beta", obs.log_Sigma0 + priors.log_beta_mean, priors.log_beta_sd, knots)
+    departure = normal("log_departure", 0.0, obs.departure_sd, knots)
+    prior, _ = obs.reference.double_wilson(
+        numbers,
+        obs.knot_weight @ log_beta,
+        obs.knot_weight @ departure,
+        obs.log_epsilon,
+        obs.centric,
+    )
+    numpyro.deterministic("centre", prior.centre)
+    numpyro.deterministic("log_variance", prior.log_variance)
+    return prior
 
 
 model = partial(load_model("latent"), amplitude_prior=double_wilson)

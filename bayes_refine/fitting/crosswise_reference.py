@@ -145,8 +145,7 @@ def _posterior(measured: Measured, reference: Reference) -> np.ndarray:
     """Mean and sd (2, m) of I."""
     padded = _padded(measured)
     mean, centric = wilson_of(np.asarray(padded.hkl), reference)
-    zero = jnp.zeros(len(mean))
-    prior = AmplitudePrior(jnp.log(mean), jnp.asarray(centric), zero, zero)
+    prior = AmplitudePrior(jnp.log(mean), jnp.asarray(centric))
     found = intensity_posteriors(padded, prior).posterior
     known = np.stack([found.intensity, found.intensity_sd])
     unknown = np.stack([mean, mean * np.sqrt(1 + centric)])  # Wilson's own

@@ -8,10 +8,11 @@ import numpy as np
 
 from ..geometry.miller import pack_hkl, resolution, unique_hkl
 from ..geometry.symmetry import asu_map, epsilon_centric
-from ..merging.amplitude_prior import fit_prior, normalised_reference
+from ..merging.amplitude_prior import fit_prior
 from ..merging.latent import Measured
 from ..merging.mates import apart
 from ..merging.merged_intensities import Intensities, together
+from ..merging.reference_scale import amplitudes_of
 from ..physics.reference import Reference
 from .reflections import Reflections
 
@@ -73,14 +74,14 @@ def intensities_of_fit(
 ) -> Intensities:
     """Likelihood-only and posterior intensities at a fit's scales.
 
-    Wilson's prior without a reference, the double-Wilson one with it, but for the free set;
-    Σ(d) and r(d) of the greatest marginal likelihood.  With ``anomalous``, as ``measured`` must
-    be then, the bivariate Wilson prior of Friedel mates.
+    Wilson's prior without a reference, the double-Wilson one with it, but for the free set; the
+    prior's own numbers are those of the greatest marginal likelihood.  With ``anomalous``, as
+    ``measured`` must be then, the bivariate Wilson prior of Friedel mates.
     """
     hkl = np.asarray(measured.hkl)
     d = resolution(hkl, cell)
     informing = None if anomalous else reference
-    E, informed = normalised_reference(hkl, d, informing, free_fraction, seed)
-    prior = fit_prior(measured, d, *epsilon_centric(hkl, space_group), E, informed)
+    amplitudes = amplitudes_of(informing, hkl, d, cell, free_fraction, seed)
+    prior = fit_prior(measured, d, *epsilon_centric(hkl, space_group), amplitudes)
     estimate = apart if anomalous else together
     return estimate(measured, prior, cell, space_group, seed)

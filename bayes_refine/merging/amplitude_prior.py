@@ -1,26 +1,30 @@
 """What priors of amplitudes need to know: Σ(d), and how well a reference is to be believed.
 
-Where the scales are known, :func:`fit_prior` finds both by maximum marginal likelihood: the
-likelihood is evaluated once at the nodes, and only π(F) moves.
+Where the scales are known, :func:`fit_prior` finds both by maximum marginal likelihood Π_h Z_h.
+Z_h depends on no more than the centre and the variance of reflection h's prior, so that two
+derivatives a reflection make the whole Hessian.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.optimize import minimize
+from jax import Array
 
-from ..geometry.symmetry import epsilon_centric
 from ..physics import true_intensities
-from ..physics.reference import Reference, free_set, wilson_mean
+from ..physics.reference import wilson_mean
 from .latent import AmplitudePrior, Measured, likelihood_at_nodes
+from .reference_scale import N_SCALE, ReferenceAmplitudes, scale_numbers
 
 N_KNOTS = 8
-PASSES = 3  # of renewing nodes and fitting the prior
 LOG_SIGMA_SD = 5.0  # of ln Σ at a knot about its first estimate
-CORRELATION_BETA = (4.0, 1.5)  # Beta prior of r0
-CORRELATION_B_SD = 10.0  # half-normal prior of D, Å²
+LOG_BETA_MEAN, LOG_BETA_SD = -1.5, 3.0  # of ln β/Σ(d) at a knot
+PASSES, STILL = 20, 0.02  # Newton steps at most; until no unknown moves by so many prior sd
+REACH = 2.0  # a step is at most so much in ln Σ or ln β, so that the nodes stay good
 
 
 def knot_weights(d: np.ndarray, n_knots: int = N_KNOTS) -> tuple[np.ndarray, np.ndarray]:
@@ -31,80 +35,125 @@ def knot_weights(d: np.ndarray, n_knots: int = N_KNOTS) -> tuple[np.ndarray, np.
     return np.stack(rows, axis=1), knots**-0.5
 
 
-def normalised_reference(
-    hkl: np.ndarray, d: np.ndarray, reference: Reference | None, fraction: float, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """(m,) E = F_ref/√(ε·Σ_ref(d)), and where it informs; 0 in the free set and where unknown.
-
-    The free set (``reference.free_set`` of ``fraction`` and ``seed``) has no part in Σ_ref.
-    """
-    if reference is None:
-        return np.zeros(len(hkl)), np.zeros(len(hkl), bool)
-    group = reference.space_group
-    known = ~free_set(reference.hkl, fraction, seed, group)
-    per_epsilon = reference.intensity / epsilon_centric(reference.hkl, group)[0]
-    mean = wilson_mean(reference.d[known], per_epsilon[known], d) * epsilon_centric(hkl, group)[0]
-    intensity = reference.lookup(hkl)
-    informed = np.isfinite(intensity) & ~free_set(hkl, fraction, seed, group)
-    return np.sqrt(np.where(informed, np.maximum(intensity, 0), 0) / mean), informed
-
-
 def fit_prior(
     measured: Measured,
     d: np.ndarray,
     epsilon: np.ndarray,
     centric: np.ndarray,
-    E_reference: np.ndarray,
-    informed: np.ndarray,
+    reference: ReferenceAmplitudes | None = None,
 ) -> AmplitudePrior:
     """The prior of the greatest marginal likelihood Π_h Z_h, given the scales.
 
-    ln Σ at knots in 1/d² and, where a reference informs, r(d) = r0·exp(−D/4d²) with r0 ~ Beta
-    and D ~ half-normal, as in the model ``latent_reference``.
+    Wilson's has ln Σ at knots in 1/d².  Where a reference informs, α(h) scales its amplitudes
+    (:mod:`reference_scale`), and β(d), the variance about them, has ln β at the same knots; what
+    the data leave uncertain of α is added to β in the end.
 
     Args:
-        d: (m,) Å. epsilon, centric: (m,). E_reference: (m,). informed: (m,) bool, where the
-            reference may be used.
+        d: (m,) Å. epsilon, centric: (m,).
     """
     code, g = np.asarray(measured.code), np.asarray(measured.scale)
     weights, knots = knot_weights(d)
     J = np.asarray(measured.intensity) / epsilon[code]
     level = wilson_mean(d[code], J, knots) / wilson_mean(d[code], g, knots)
-    start = np.r_[np.log(np.maximum(level, 1e-30)), 1.0, 0.0]
-    fixed = (weights, np.log(epsilon), 0.25 / d**2, centric, E_reference, informed * 1.0)
-    numbers = start
+    level = np.log(np.maximum(level, 1e-30))
+    kinds = jnp.log(jnp.asarray(epsilon, float)), jnp.asarray(centric)
+    if reference is None or not np.asarray(reference.informed).any():
+        fixed = (weights, level, *kinds)
+        x = _climb(_wilson, np.zeros(len(level)), measured, fixed, REACH / LOG_SIGMA_SD)[0]
+        return _wilson(x, *fixed)[0]
+    reference = reference.starting_from(level, knots)
+    fixed = (weights, level, *kinds, reference, reference.departure_sd(weights))
+    start = np.zeros(N_SCALE + 2 * len(level))
+    x, hessian = _climb(_double_wilson, start, measured, fixed, REACH / LOG_BETA_SD)
+    return _blurred(x, np.linalg.inv(hessian), fixed)
+
+
+def _wilson(x, weights, level, log_epsilon, centric):
+    """The prior at x, (ln Σ − level)/sd at K knots; nothing for ln f, and ln V."""
+    log_mean = log_epsilon + weights @ (level + LOG_SIGMA_SD * x)
+    return AmplitudePrior(log_mean, centric), (jnp.zeros_like(log_mean), log_mean)
+
+
+def _double_wilson(x, weights, level, log_epsilon, centric, reference, departure_sd):
+    """The prior at x, N(0, 1) each: α, ln β, departures of ln Σ; and ln α, ln V."""
+    k = weights.shape[1]
+    numbers = scale_numbers(x[:N_SCALE])
+    log_beta = weights @ (level + LOG_BETA_MEAN + LOG_BETA_SD * x[N_SCALE : N_SCALE + k])
+    departure = weights @ (departure_sd * x[N_SCALE + k :])
+    return reference.double_wilson(numbers, log_beta, departure, log_epsilon, centric)
+
+
+@jax.jit
+def _blurred(x, covariance, fixed) -> AmplitudePrior:
+    """The prior at x, wider by what ``covariance`` of x makes of the scale's uncertainty."""
+    prior, _ = _double_wilson(x, *fixed)
+    slope = jax.jacfwd(lambda x: _double_wilson(x, *fixed)[1][0])(x)
+    variance = jnp.einsum("mi,ij,mj->m", slope, covariance, slope)
+    of_scale = jnp.maximum((2 - prior.centric) * prior.centre**2 * variance, 1e-300)
+
+    def wider(log_size):
+        return jnp.where(prior.centre > 0, jnp.logaddexp(log_size, jnp.log(of_scale)), log_size)
+
+    return replace(prior, log_mean=wider(prior.log_mean), log_variance=wider(prior.log_variance))
+
+
+# -- Newton's method ------------------------------------------------------------------------
+
+
+def _climb(prior_of, x, measured, fixed, reach):
+    """x of the greatest Π_h Z_h·N(x; 0, 1), and the Hessian of −ln of it."""
     for _ in range(PASSES):
-        prior = _prior_of(jnp.asarray(numbers), *fixed)
-        nodes, log_likelihood = likelihood_at_nodes(measured, prior)
-
-        def cost(x, *at):
-            value, slope = _compiled_cost(x, start, *at, *fixed)
-            return float(value), np.asarray(slope)
-
-        numbers = minimize(cost, numbers, (log_likelihood, nodes), jac=True, method="L-BFGS-B").x
-    return _prior_of(jnp.asarray(numbers), *fixed)
-
-
-def _prior_of(x, weights, log_epsilon, quarter_q2, centric, E_reference, informed):
-    """The prior at x: ln Σ at K knots, logit r0, ln D."""
-    n = weights.shape[1]
-    r = jax.nn.sigmoid(x[n]) * jnp.exp(-jnp.exp(x[n + 1]) * quarter_q2) * informed
-    return AmplitudePrior(
-        log_epsilon + weights @ x[:n], jnp.asarray(centric), jnp.asarray(E_reference), r
-    )
+        nodes, log_likelihood = likelihood_at_nodes(measured, _prior_at(prior_of, x, *fixed))
+        at = (log_likelihood, nodes, *fixed)
+        value, slope, hessian = map(np.asarray, _derivatives(prior_of, x, *at))
+        size, axes = np.linalg.eigh(hessian)
+        size = np.maximum(np.abs(size), 1.0)
+        step = -axes @ (axes.T @ slope / size)
+        step *= min(1.0, reach / max(np.abs(step).max(), 1e-30))
+        while np.abs(step).max() > STILL / 10 and _cost(prior_of, x + step, *at) > value:
+            step = step / 2
+        x = x + step
+        if np.abs(step).max() < STILL:
+            break
+    return x, (axes * size) @ axes.T
 
 
-def _cost(x, start, log_likelihood, nodes, *fixed):
-    """−ln p of the prior's numbers, in the coordinates of :func:`_prior_of`."""
-    prior = _prior_of(x, *fixed)
-    evidence = true_intensities.log_evidence(
-        log_likelihood + prior.log_density(nodes.amplitude), nodes
-    )
-    n, (a, b) = len(x) - 2, CORRELATION_BETA
-    ln_p = a * jax.nn.log_sigmoid(x[n]) + b * jax.nn.log_sigmoid(-x[n])
-    ln_p += x[n + 1] - 0.5 * (jnp.exp(x[n + 1]) / CORRELATION_B_SD) ** 2
-    ln_p -= 0.5 * jnp.sum((x[:n] - start[:n]) ** 2) / LOG_SIGMA_SD**2
-    return -(evidence.sum() + ln_p)
+@partial(jax.jit, static_argnums=0)
+def _prior_at(prior_of, x, *fixed) -> AmplitudePrior:
+    return prior_of(x, *fixed)[0]
 
 
-_compiled_cost = jax.jit(jax.value_and_grad(_cost))
+@partial(jax.jit, static_argnums=0)
+def _cost(prior_of, x, log_likelihood, nodes, *fixed):
+    """−ln p of x, likelihoods being known at the nodes."""
+    values = log_likelihood + prior_of(x, *fixed)[0].log_density(nodes.amplitude)
+    return 0.5 * x @ x - true_intensities.log_evidence(values, nodes).sum()
+
+
+@partial(jax.jit, static_argnums=0)
+def _derivatives(prior_of, x, log_likelihood, nodes, *fixed) -> tuple[Array, Array, Array]:
+    """−ln p of x, its gradient and its Hessian.
+
+    ln Z_h depends on x through u_h = (ln f_h, ln V_h) alone, so that its Hessian is
+    Σ_h u'ᵀ(∂²ln Z/∂u²)u' + (∂ln Z/∂u)·u'', where, ⟨⟩ being of the posterior of F,
+    ∂ln Z/∂u = ⟨∂ln π/∂u⟩ and ∂²ln Z/∂u² = ⟨∂²ln π/∂u²⟩ + Cov(∂ln π/∂u).
+    """
+    prior, _ = prior_of(x, *fixed)
+    F = nodes.amplitude
+    values = log_likelihood + prior.log_density(F)
+    weight = jax.nn.softmax(values + nodes.log_weight, axis=1)
+    one, two = true_intensities.rice_slopes(F, *prior.centre_and_variance, prior.centric)
+    first = (one * weight).sum(2)
+    ff, fV, VV = (two * weight).sum(2)
+    second = jnp.stack([jnp.stack([ff, fV]), jnp.stack([fV, VV])])
+    second += jnp.einsum("amk,bmk,mk->abm", one, one, weight) - first[:, None] * first[None]
+
+    def place(x):
+        return jnp.stack(prior_of(x, *fixed)[1])  # (2, m)
+
+    J = jax.jacfwd(place)(x)
+    hessian = jnp.einsum("ami,abm,bmj->ij", J, second, J)
+    hessian += jax.hessian(lambda x: (first * place(x)).sum())(x)
+    gradient = jnp.einsum("am,ami->i", first, J)
+    value = true_intensities.log_evidence(values, nodes).sum()
+    return 0.5 * x @ x - value, x - gradient, jnp.eye(len(x)) - hessian

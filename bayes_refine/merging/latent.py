@@ -57,22 +57,47 @@ class Measured:
 
 @dataclass(frozen=True)
 class AmplitudePrior:
-    """Wilson's prior of F (correlation 0), or the double-Wilson prior given a reference.
+    """Wilson's prior of F, or the double-Wilson prior given a reference.
 
-    Attributes, (m,): log_mean, ln ε·Σ(d); centric; E_reference, normalised amplitude of the
-    reference; correlation, r(d), 0 where the reference must not inform.
+    Attributes, (m,): log_mean, ln ⟨I⟩ by resolution, ln ε·Σ(d); centric; centre, the mean f of the
+    complex F that a reference gives, 0 where none informs; log_variance, ln V about f: V = ε·Σ(d)
+    where none informs.  Wilson's prior has None for the last two.
     """
 
     log_mean: Array
     centric: Array
-    E_reference: Array
-    correlation: Array
+    centre: Array | None = None
+    log_variance: Array | None = None
+
+    @property
+    def centre_and_variance(self) -> tuple[Array, Array]:
+        """f and ln V (m,), Wilson's too."""
+        if self.centre is None or self.log_variance is None:
+            return jnp.zeros_like(self.log_mean), self.log_mean
+        return self.centre, self.log_variance
+
+    @property
+    def informed(self) -> np.ndarray:
+        """(m,) bool, where a reference takes part."""
+        return np.asarray(self.centre_and_variance[1] < self.log_mean)
+
+    @property
+    def intensity(self) -> np.ndarray:
+        """(m,) ⟨I⟩ under the prior, f² + V."""
+        f, log_V = self.centre_and_variance
+        return np.asarray(f**2 + jnp.exp(log_V))
+
+    @property
+    def reach(self) -> Array:
+        """(m,) F beyond which the prior has nothing, seven sd above its centre."""
+        f, log_V = self.centre_and_variance
+        return f + 7 * jnp.exp(0.5 * log_V)
 
     def log_density(self, F: Array) -> Array:
         """ln π(F), (m, K)."""
-        return true_intensities.log_double_wilson(
-            F, self.log_mean, self.centric, self.E_reference, self.correlation
-        )
+        if self.centre is None or self.log_variance is None:
+            return true_intensities.log_wilson(F, self.log_mean, self.centric)
+        return true_intensities.log_rice(F, self.centre, self.log_variance, self.centric)
 
 
 for _cls in (Measured, AmplitudePrior):
@@ -130,6 +155,7 @@ def _likelihood(measured: Measured, prior: AmplitudePrior, nu, n_nodes: int):
     information = jnp.maximum(total(d.scale**2), 1e-30)
     estimate = total(d.scale * d.intensity) / information
     upper = true_intensities.upper_amplitude(prior.log_mean, estimate, information**-0.5)
+    upper = jnp.maximum(upper, prior.reach)
     nodes = true_intensities.place_nodes(
         lambda F: prior.log_density(F) + log_likelihood(F), upper, n_nodes
     )

@@ -101,21 +101,18 @@ def near_reference(
 
     The Student-t likelihood enters as the normal of :func:`latent.likelihood_only`: mixture
     weights frozen at the posterior under ``prior``, σ̂ by Fisher information.  I_ref is
-    E_ref²·ε·Σ(d), τ(d) = t(d)·ε·Σ(d) with ln t at knots in 1/d², of the greatest marginal
-    likelihood.  Free reflections, and those without a reference, have Wilson's mean and
-    variance for I_ref and τ².  I may come out negative; F = √I is of the part I ≥ 0.
+    what the reference makes one expect under ``prior``, τ(d) = t(d)·ε·Σ(d) with ln t at knots in
+    1/d², of the greatest marginal likelihood.  Free reflections, and those without a reference,
+    have Wilson's mean and variance for I_ref and τ².  I may come out negative; F = √I is of the
+    part I ≥ 0.
     """
     start = intensity_posteriors(measured, prior)
     merged = likelihood_only(measured, prior, start.posterior.intensity, seed=seed)
     hkl = np.asarray(measured.hkl)
     at = rows_of(merged.hkl, hkl)
-    mean, centric, E, r = (
-        np.asarray(x)[at]
-        for x in (prior.log_mean, prior.centric, prior.E_reference, prior.correlation)
-    )
-    mean, informed = np.exp(mean), r > 0
+    mean, centric = np.exp(prior.log_mean)[at], np.asarray(prior.centric)[at]
+    informed, reference = prior.informed[at], prior.intensity[at]
     I, sigma = merged.intensity, merged.sigma  # noqa: E741
-    reference = np.where(informed, E**2, 1.0) * mean
     weights = knot_weights(cell.calculate_d_array(hkl[at]), TAU_KNOTS)[0]
 
     def tau(x):

@@ -16,7 +16,9 @@ from ..physics.priors import number
 from ..physics.reference import Reference, wilson_mean
 from ..physics.true_intensities import Nodes
 from ..util.errors import InputError
-from .amplitude_prior import N_KNOTS, knot_weights, normalised_reference
+from . import reference_scale
+from .amplitude_prior import LOG_BETA_MEAN, LOG_BETA_SD, N_KNOTS, knot_weights
+from .reference_scale import ReferenceAmplitudes, amplitudes_of
 
 # Of 40 reflections with 200 Student-t observations (ν = 3), the worst ln Z is off by 2e-3 while
 # scales move; with normal residuals by far less.
@@ -40,8 +42,11 @@ class ScalingPriors:
         sigma_factor, log_sigma_factor_sd: what the file's sigmas are multiplied with.
         student_t_nu, log_student_t_nu_sd: degrees of freedom of the residuals.
         log_Sigma_sd: ln Σ(d) about the mean observed intensity, each knot.
-        correlation_a, correlation_b: Beta prior of r0 (model latent_reference).
-        correlation_B_sd: of D in r = r0·exp(−D/4d²), Å².
+        log_beta_mean, log_beta_sd: of ln β(d) about the same, each knot (model latent_reference:
+            the variance of F about α·F_ref).
+        reference_log_k_sd, reference_B_sd (Å²), reference_direction_sd,
+            reference_anisotropy_sd (Å²), solvent_sd, solvent_B (Å²), log_solvent_B_sd: of α, as in
+            ``reference_scale``.
     """
 
     R0_inv_angstrom: float = number(1e-4, 1e-7, 0.1, "Å⁻¹")
@@ -60,9 +65,15 @@ class ScalingPriors:
     student_t_nu: float = number(5.0, 0.5, 1e6)
     log_student_t_nu_sd: float = number(0.5, 1e-4, 20)
     log_Sigma_sd: float = number(5.0, 1e-4, 20)
-    correlation_a: float = number(4.0, 0.01, 1e4)
-    correlation_b: float = number(1.5, 0.01, 1e4)
-    correlation_B_sd: float = number(10.0, 0.001, 1e4, "Å²")
+    log_beta_mean: float = number(LOG_BETA_MEAN, -20, 20)
+    log_beta_sd: float = number(LOG_BETA_SD, 1e-4, 20)
+    reference_log_k_sd: float = number(reference_scale.LOG_K_SD, 1e-4, 20)
+    reference_B_sd: float = number(reference_scale.B_SD, 1e-3, 1e4, "Å²")
+    reference_direction_sd: float = number(reference_scale.DIRECTION_SD, 1e-4, 20)
+    reference_anisotropy_sd: float = number(reference_scale.ANISOTROPY_SD, 1e-3, 1e4, "Å²")
+    solvent_sd: float = number(reference_scale.SOLVENT_SD, 1e-4, 20)
+    solvent_B: float = number(reference_scale.SOLVENT_B, 1, 1e4, "Å²")
+    log_solvent_B_sd: float = number(reference_scale.LOG_SOLVENT_B_SD, 1e-4, 20)
 
 
 @dataclass(frozen=True)
@@ -74,9 +85,9 @@ class Observations:
         image, code: (n,) int, the image and the unique reflection (ascending).
         norm_q, excitation_error: (n,) Å⁻¹.
         hkl: (m, 3) int32. norm_q_unique: (m,) Å⁻¹. log_epsilon: (m,). centric: (m,) bool.
-        E_reference: (m,) normalised reference amplitude, 0 where there is none.
-        informed: (m,) bool, reflections whose reference may be used.
+        reference: what a reference says of the m reflections.
         knot_weight: (m, K) ln Σ(d) = knot_weight @ ln Σ at K knots, linear in 1/d² between.
+        departure_sd: (K,) of ln Σ at knots where no reference informs.
         log_G0: (n_images,) and log_Sigma0 (K,), first estimates.
         nodes: of the quadrature, over normalised amplitudes E = F/√(ε·Σ(d)), so that they go
             along when Σ(d) moves; renewed as scales move.
@@ -94,9 +105,9 @@ class Observations:
     norm_q_unique: Array
     log_epsilon: Array
     centric: Array
-    E_reference: Array
-    informed: Array
+    reference: ReferenceAmplitudes
     knot_weight: Array
+    departure_sd: Array
     log_G0: Array
     log_Sigma0: Array
     nodes: Nodes
@@ -125,7 +136,7 @@ def prepare(
 
     Args:
         d_min: Å; observations beyond are left out.
-        reference: for the model ``latent_reference``; only its normalised amplitudes are used.
+        reference: for the model ``latent_reference``; its scale is fitted.
         n_knots: of ln Σ(d).
         anomalous: Friedel mates are reflections of their own, I− at −h (``symmetry.asu_map``).
 
@@ -146,7 +157,6 @@ def prepare(
     knot_weight, knots = knot_weights(q2_unique**-0.5, n_knots)
     excitation = data.excitation_error
     excitation = np.zeros(len(data)) if excitation is None else excitation
-    E, informed = normalised_reference(hkl, q2_unique**-0.5, reference, free_fraction, seed)
     n_images, image = int(data.image.max()) + 1, data.image[rows]
     intensity = data.intensity[rows]
     smooth = wilson_mean(d[rows], intensity / epsilon[code], np.r_[d[rows], knots])
@@ -154,6 +164,9 @@ def prepare(
     share = np.bincount(image, intensity, n_images) / np.maximum(
         np.bincount(image, expected, n_images), 1e-30
     )
+    log_Sigma0 = np.log(at_knots / MEAN_PARTIALITY)
+    amplitudes = amplitudes_of(reference, hkl, q2_unique**-0.5, data.cell, free_fraction, seed)
+    amplitudes = amplitudes.starting_from(log_Sigma0, knots)
     empty = np.zeros((len(hkl), FIT_NODES))
     arrays = dict(
         intensity=intensity,
@@ -167,14 +180,14 @@ def prepare(
         norm_q_unique=np.sqrt(q2_unique),
         log_epsilon=np.log(epsilon),
         centric=centric,
-        E_reference=E,
-        informed=informed,
         knot_weight=knot_weight,
+        departure_sd=amplitudes.departure_sd(knot_weight),
         log_G0=np.log(np.maximum(share, 0.05)),
-        log_Sigma0=np.log(at_knots / MEAN_PARTIALITY),
+        log_Sigma0=log_Sigma0,
     )
     return Observations(
         **{name: jnp.asarray(a) for name, a in arrays.items()},
+        reference=amplitudes,
         nodes=Nodes(jnp.asarray(empty), jnp.asarray(empty)),
         n_images=n_images,
     )

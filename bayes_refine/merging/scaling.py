@@ -21,6 +21,7 @@ from ..geometry.miller import rows_of
 from ..infer.coupled import coupled_fit
 from ..physics import true_intensities
 from ..physics.true_intensities import Nodes, Posterior
+from .amplitude_prior import fit_prior
 from .average import Merged, split_images
 from .latent import AmplitudePrior, Measured, intensity_posteriors, likelihood_only
 from .observations import FIT_DROP, FIT_NODES, Observations, ScalingPriors
@@ -40,7 +41,7 @@ class Scaled:
         shared: what images share, value and Laplace sd by name, on the natural scale.
         partiality: (n,) p of each observation, in the order of ``observations``.
         measured: the observations with g; its fractional error has that of ln g in it.
-        prior: of the amplitudes, as fitted.
+        prior: of the amplitudes, as fitted; with a reference, fitted again at these scales.
         observations: as they went into the fit.
     """
 
@@ -99,12 +100,11 @@ def fit_scales(
     sites = {k: np.asarray(v) for k, v in compiled_sites(model)(obs, priors, values).items()}
     draws = pinned_draws(fit, seed, N_DRAWS)
     measured = _measured(obs, model, priors, values, draws, sites["scale"])
-    prior = AmplitudePrior(
-        jnp.asarray(sites["log_mean"]),
-        obs.centric,
-        obs.E_reference,
-        jnp.asarray(sites.get("correlation_unique", np.zeros(len(obs.hkl)))),
-    )
+    if np.asarray(obs.reference.informed).any() and "centre" in sites:
+        d, epsilon = 1 / np.asarray(obs.norm_q_unique), np.exp(obs.log_epsilon)
+        prior = fit_prior(measured, d, epsilon, obs.centric, obs.reference)
+    else:
+        prior = AmplitudePrior(jnp.asarray(sites["log_mean"]), obs.centric)
     return Scaled(
         fit=fit,
         log_G=sites["log_G_pinned"],
@@ -140,6 +140,9 @@ def compiled_renewal(model: infer.Model, n_nodes: int, drop: float):
         )
         safe = jnp.maximum(information, 1e-30)
         upper = true_intensities.upper_amplitude(log_mean, total / safe, safe**-0.5)
+        if "centre" in S:
+            prior = AmplitudePrior(log_mean, obs.centric, S["centre"], S["log_variance"])
+            upper = jnp.maximum(upper, prior.reach)
         upper = upper * jnp.exp(-0.5 * log_mean)
         return replace(obs, nodes=true_intensities.place_nodes(log_integrand, upper, n_nodes, drop))
 

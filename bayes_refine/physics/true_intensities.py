@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.scipy.special import gammaln, i0e, logsumexp
+from jax.scipy.special import gammaln, i0e, i1e, logsumexp
 
 BLOCK = 1 << 15  # observations whose likelihood is in memory at a time, each at all nodes
 DROP = 18.0  # a bracket ends where the integrand is e⁻¹⁸ of its maximum: six sd of a normal one
@@ -81,16 +81,48 @@ def log_double_wilson(F, log_mean, centric, E_reference, correlation) -> Array:
         E_reference: (m,) ≥ 0, F_ref/√(ε·Σ_ref(d)), so that its mean square is one.
         correlation: (m,) r of the complex structure factors, 0 ≤ r < 1; 0 in the free set.
     """
-    r = correlation[:, None]
-    log_V = log_mean[:, None] + jnp.log1p(-(r**2))
+    log_variance = log_mean + jnp.log1p(-(correlation**2))
+    centre = correlation * E_reference * jnp.exp(0.5 * log_mean)
+    return log_rice(F, centre, log_variance, centric)
+
+
+def log_rice(F, centre, log_variance, centric) -> Array:
+    """ln π(F) of a complex F of mean f and variance V, its phase not seen: Rice, folded normal.
+
+    Args:
+        F: (m, K). centre: (m,) f ≥ 0. log_variance: (m,) ln V. centric: (m,) bool.
+    """
+    f, log_V = centre[:, None], log_variance[:, None]
     V = jnp.exp(log_V)
-    f = r * E_reference[:, None] * jnp.exp(0.5 * log_mean[:, None])
     away = (F - f) ** 2 / V
     x = F * f / V
     acentric = math.log(2) + jnp.log(F) - log_V - away + jnp.log(i0e(2 * x))
     both = jnp.logaddexp(0.0, -2 * x) - math.log(2)  # ln cosh x − x
     folded = 0.5 * math.log(2 / math.pi) - 0.5 * log_V - 0.5 * away + both
     return jnp.where(centric[:, None], folded, acentric)
+
+
+def rice_slopes(F, centre, log_variance, centric) -> tuple[Array, Array]:
+    """First and second derivatives of :func:`log_rice` by (ln f, ln V).
+
+    With (ln I₀)' = A and A' = 1 − A/x − A², or tanh for A if centric, they are polynomials.
+
+    Returns:
+        (2, m, K) and (3, m, K): ∂_f, ∂_V and ∂_ff, ∂_fV, ∂_VV.
+    """
+    k = jnp.where(centric, 1.0, 2.0)[:, None]
+    V = jnp.exp(log_variance)[:, None]
+    f = centre[:, None]
+    x = k * F * f / V
+    ratio = jnp.where(centric[:, None], jnp.tanh(x), i1e(x) / i0e(x))
+    of_f, both = k * f**2 / V, 0.5 * k * (F**2 + f**2) / V
+    first = x * ratio
+    # x·A + x²·A', A' being 1 − tanh² if centric
+    second = x**2 * (1 - ratio**2) + jnp.where(centric[:, None], first, 0.0)
+    return (
+        jnp.stack([first - of_f, both - first - 0.5 * k]),
+        jnp.stack([second - 2 * of_f, of_f - second, second - both]),
+    )
 
 
 # --- likelihoods of F ---------------------------------------------------------------------

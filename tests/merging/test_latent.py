@@ -12,7 +12,7 @@ from scipy import integrate, special, stats
 from bayes_refine.geometry.miller import pack_hkl
 from bayes_refine.geometry.symmetry import asu_map, epsilon_centric
 from bayes_refine.merging import friedel
-from bayes_refine.merging.amplitude_prior import fit_prior, normalised_reference
+from bayes_refine.merging.amplitude_prior import fit_prior
 from bayes_refine.merging.latent import (
     AmplitudePrior,
     Measured,
@@ -21,6 +21,7 @@ from bayes_refine.merging.latent import (
 )
 from bayes_refine.merging.mates import anomalous_table, apart
 from bayes_refine.merging.merged_intensities import near_reference, together
+from bayes_refine.merging.reference_scale import amplitudes_of as reference_amplitudes
 from bayes_refine.simulation.unmerged import UnmergedSimulation, simulate_unmerged
 
 NU, FRACTION = 5.0, 0.15
@@ -61,8 +62,7 @@ def wilson_of(measured, run, **changes):
     hkl = np.asarray(measured.hkl)
     d = run.data.cell.calculate_d_array(np.ascontiguousarray(hkl))
     epsilon, centric = epsilon_centric(hkl, run.data.space_group)
-    none = np.zeros(len(hkl))
-    return fit_prior(measured, d, epsilon, centric, none, none > 0), d
+    return fit_prior(measured, d, epsilon, centric), d
 
 
 def amplitudes_of(hkl, run):
@@ -121,17 +121,18 @@ def test_a_good_reference_is_believed_and_a_wrong_one_is_not():
     true = truth.lookup(hkl)
     found = {}
     for name, reference in (("good", truth), ("wrong", wrong)):
-        E, informed = normalised_reference(hkl, d, reference, 0.05, 0)
-        prior = fit_prior(measured, d, *kinds, E, informed)
-        assert not np.asarray(prior.correlation)[~informed].any() and (~informed).sum() > 20
+        amplitudes = reference_amplitudes(reference, hkl, d, run.data.cell, 0.05, 0)
+        prior = fit_prior(measured, d, *kinds, amplitudes)
+        informed = np.asarray(amplitudes.informed)
+        assert not prior.informed[~informed].any() and (~informed).sum() > 20
         post = intensity_posteriors(measured, prior).posterior
         found[name] = (
-            np.median(np.asarray(prior.correlation)[informed]),
+            np.median(np.exp(prior.log_variance - prior.log_mean)[informed]),
             np.abs(post.intensity - true)[informed].mean(),
         )
     wilson = intensity_posteriors(measured, wilson_of(measured, run)[0]).posterior
     error = np.abs(wilson.intensity - true)[informed].mean()
-    assert found["good"][0] > 0.97 and found["wrong"][0] < 0.35
+    assert found["good"][0] < 0.06 and found["wrong"][0] > 0.88  # 1 − r²
     assert found["good"][1] < 0.7 * error and found["wrong"][1] < 1.05 * error
 
 
@@ -190,9 +191,7 @@ def test_sigma_of_an_outlier_knows_of_its_weight(nu):
         jnp.asarray(J), ones, 100 * ones, none, none, nu, jnp.asarray(code),
         jnp.asarray([0, 1, 2, 3]), ones, jnp.asarray(hkl),
     )  # fmt: skip
-    wilson = AmplitudePrior(
-        jnp.log(26.0 * jnp.ones(3)), jnp.zeros(3, bool), jnp.ones(3), jnp.zeros(3)
-    )
+    wilson = AmplitudePrior(jnp.log(26.0 * jnp.ones(3)), jnp.zeros(3, bool))
     merged = likelihood_only(measured, wilson, np.full(3, 26.0))
     w = (nu + 1) / (nu + ((J - 26) / 10) ** 2)
     known = np.minimum(w, (nu + 1) / (nu + 3)) / 100
@@ -211,8 +210,9 @@ def test_near_reference_is_the_product_of_two_normals():
     measured, run = known_scales()
     hkl = np.asarray(measured.hkl)
     d = run.data.cell.calculate_d_array(np.ascontiguousarray(hkl))
-    E, informed = normalised_reference(hkl, d, run.truth, 0.1, 0)
-    prior = fit_prior(measured, d, *epsilon_centric(hkl, run.data.space_group), E, informed)
+    amplitudes = reference_amplitudes(run.truth, hkl, d, run.data.cell, 0.1, 0)
+    prior = fit_prior(measured, d, *epsilon_centric(hkl, run.data.space_group), amplitudes)
+    informed = np.asarray(amplitudes.informed)
     found = near_reference(measured, prior, run.data.cell, run.data.space_group, 0)
     merged, post = found.merged, found.posterior
     assert np.array_equal(merged.hkl, hkl)

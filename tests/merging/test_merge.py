@@ -195,8 +195,10 @@ def test_the_free_set_is_never_informed(run):
     np.testing.assert_array_equal(
         a.intensities.posterior.intensity, b.intensities.posterior.intensity
     )
-    r = np.asarray(a.scaled.prior.correlation)
-    assert not r[a.free].any() and np.median(r[~a.free]) > 0.8
+    prior = a.scaled.prior
+    assert not prior.informed[a.free].any() and not np.asarray(prior.centre)[a.free].any()
+    unshared = np.exp(prior.log_variance - prior.log_mean)[~a.free]  # 1 − r²
+    assert np.median(unshared) < 0.36
 
 
 # -- what cannot be merged ------------------------------------------------------------------

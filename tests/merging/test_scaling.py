@@ -96,14 +96,15 @@ def test_the_free_set_never_sees_its_reference(run):
     rng = np.random.default_rng(3)
     seen = prepare(data, reference=truth, free_fraction=0.2, n_knots=4)
     wrong = truth.intensity * rng.exponential(1, len(truth.intensity))
-    informed = np.asarray(seen.informed)
+    informed = np.asarray(seen.reference.informed)
     free_of_reference = np.isin(pack_hkl(truth.hkl), pack_hkl(np.asarray(seen.hkl)[~informed]))
     changed = replace(truth, intensity=np.where(free_of_reference, wrong, truth.intensity))
     other = prepare(data, reference=changed, free_fraction=0.2, n_knots=4)
     assert 0.1 < (~informed).mean() < 0.3
     # what normalises the others does not see the free ones either: nothing at all moves
-    assert not np.asarray(seen.E_reference)[~informed].any()
-    np.testing.assert_array_equal(seen.E_reference, other.E_reference)
+    assert not np.asarray(seen.reference.amplitude)[~informed].any()
+    for name in ("amplitude", "log_mean", "log_k0", "B0"):
+        np.testing.assert_array_equal(getattr(seen.reference, name), getattr(other.reference, name))
 
 
 def test_no_excitation_error_means_full_partiality(run):

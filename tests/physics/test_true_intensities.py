@@ -111,6 +111,23 @@ def test_double_wilson_without_correlation_is_wilson():
     )
 
 
+def test_slopes_of_the_rice_density_are_its_derivatives():
+    F = jnp.array([[0.01, 0.5, 3.0, 40.0]]).repeat(6, 0)
+    u = jnp.log(jnp.array([[1e-3, 2.0, 38.0] * 2, [1.0, 0.1, 4.0] * 2]))
+    centric = jnp.arange(6) < 3
+
+    def density(u):
+        return true_intensities.log_rice(F, jnp.exp(u[0]), u[1], centric)
+
+    first, second = true_intensities.rice_slopes(F, jnp.exp(u[0]), u[1], centric)
+    at = jnp.arange(6)
+    slopes = jax.jacobian(density)(u)[at, :, :, at]  # each row depends on its own u alone
+    bends = jax.hessian(density)(u)[at, :, :, at, :, at]
+    np.testing.assert_allclose(first, jnp.moveaxis(slopes, 2, 0), rtol=1e-9, atol=1e-9)
+    for got, (a, b) in zip(second, [(0, 0), (0, 1), (1, 1)], strict=True):
+        np.testing.assert_allclose(got, bends[:, :, a, b], rtol=1e-6, atol=1e-6)
+
+
 def test_gaussian_reference_in_closed_form():
     mean, sd, log_z = true_intensities.gaussian_reference(
         *(np.array([x]) for x in (2.0, 1.0, 5.0, 2.0))
