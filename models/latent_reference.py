@@ -23,8 +23,8 @@ def double_wilson(obs, priors):
         return numpyro.sample(name, dist.Normal(mean, sd).to_event(len(shape)))
 
     numbers = {
-        "log_k": normal("reference_log_k", 0.0, priors.reference_log_k_sd),
-        "B": normal("reference_B", 0.0, priors.reference_B_sd),
+        "log_k": normal("reference_log_k", obs.reference.log_k0, priors.reference_log_k_sd),
+        "B": normal("reference_B", obs.reference.B0, priors.reference_B_sd),
         "direction": normal("reference_direction", 0.0, priors.reference_direction_sd, (5,)),
         "anisotropy": normal("reference_anisotropy", 0.0, priors.reference_anisotropy_sd, (5,)),
         "solvent": normal("solvent", 0.0, priors.solvent_sd),

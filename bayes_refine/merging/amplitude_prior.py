@@ -18,7 +18,7 @@ from jax import Array
 from ..physics import true_intensities
 from ..physics.reference import wilson_mean
 from .latent import AmplitudePrior, Measured, likelihood_at_nodes
-from .reference_scale import N_SCALE, ReferenceAmplitudes, scale_numbers
+from .reference_scale import N_SCALE, ReferenceAmplitudes
 
 N_KNOTS = 8
 LOG_SIGMA_SD = 5.0  # of ln Σ at a knot about its first estimate
@@ -77,7 +77,7 @@ def _wilson(x, weights, level, log_epsilon, centric):
 def _double_wilson(x, weights, level, log_epsilon, centric, reference, departure_sd):
     """The prior at x, N(0, 1) each: α, ln β, departures of ln Σ; and ln α, ln V."""
     k = weights.shape[1]
-    numbers = scale_numbers(x[:N_SCALE])
+    numbers = reference.scale_numbers(x[:N_SCALE])
     log_beta = weights @ (level + LOG_BETA_MEAN + LOG_BETA_SD * x[N_SCALE : N_SCALE + k])
     departure = weights @ (departure_sd * x[N_SCALE + k :])
     return reference.double_wilson(numbers, log_beta, departure, log_epsilon, centric)

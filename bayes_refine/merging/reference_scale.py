@@ -27,27 +27,15 @@ from .latent import AmplitudePrior
 
 N_ANISOTROPY = 5  # traceless symmetric tensors
 N_SCALE = 4 + 2 * N_ANISOTROPY
-# sd of the normal priors of the scale's numbers; all means are zero but that of ln B_sol
+# sd of the normal priors of the scale's numbers, Â's and B̂'s about zero
 LOG_K_SD = 2.0  # about a first estimate
-B_SD = 30.0  # Å², of the data over the reference's
+B_SD = 30.0  # Å², of the data over the reference's, likewise
 DIRECTION_SD = 0.1  # of Â along each of the orthonormal tensors
 ANISOTROPY_SD = 5.0  # Å², of B̂ likewise
 SOLVENT_SD = 1.0  # u of k_sol = 1 − e⁻ᵘ
 SOLVENT_B, LOG_SOLVENT_B_SD = 200.0, 0.3  # Å²
 DEPARTURE_SD = 0.1  # of ln Σ(d) where no reference informs from ln(α²Σ_ref + β)
 ALONE, DEPARTURE_ALONE_SD = 10.0, 1.0  # with fewer informed reflections at a knot
-
-
-def scale_numbers(z: Array) -> dict[str, Array]:
-    """The numbers of ln α, by name, from N(0, 1) variables (14,)."""
-    return {
-        "log_k": LOG_K_SD * z[0],
-        "B": B_SD * z[1],
-        "direction": DIRECTION_SD * z[2 : 2 + N_ANISOTROPY],
-        "anisotropy": ANISOTROPY_SD * z[2 + N_ANISOTROPY : 2 + 2 * N_ANISOTROPY],
-        "solvent": SOLVENT_SD * z[-2],
-        "log_solvent_B": np.log(SOLVENT_B) + LOG_SOLVENT_B_SD * z[-1],
-    }
 
 
 @dataclass(frozen=True)
@@ -60,7 +48,7 @@ class ReferenceAmplitudes:
         log_mean: (m,) ln Σ_ref(d), in which the free set has no part.
         quarter_q2: (m,) 1/4d², Å⁻². tensors: (m, 5) ŝᵀT_j ŝ for orthonormal tensors T_j that the
             Laue group allows, zero columns after the last.
-        log_k0, B0: that ln k and B of the data over the reference's are counted from.
+        log_k0, B0: first estimates of ln k and of B (Å², of the data over the reference's).
     """
 
     amplitude: Array
@@ -71,9 +59,20 @@ class ReferenceAmplitudes:
     log_k0: Array
     B0: Array
 
+    def scale_numbers(self, z: Array) -> dict[str, Array]:
+        """The numbers of ln α by name, of N(0, 1) variables z (14,)."""
+        return {
+            "log_k": self.log_k0 + LOG_K_SD * z[0],
+            "B": self.B0 + B_SD * z[1],
+            "direction": DIRECTION_SD * z[2 : 2 + N_ANISOTROPY],
+            "anisotropy": ANISOTROPY_SD * z[2 + N_ANISOTROPY : 2 + 2 * N_ANISOTROPY],
+            "solvent": SOLVENT_SD * z[-2],
+            "log_solvent_B": np.log(SOLVENT_B) + LOG_SOLVENT_B_SD * z[-1],
+        }
+
     def log_scale(self, numbers: Mapping[str, Array]) -> Array:
-        """(m,) ln α, of numbers by name as of :func:`scale_numbers`, ln k over ``log_k0``."""
-        smooth = self.log_k0 + numbers["log_k"] - (self.B0 + numbers["B"]) * self.quarter_q2
+        """(m,) ln α, of numbers by name as of :meth:`scale_numbers`."""
+        smooth = numbers["log_k"] - numbers["B"] * self.quarter_q2
         k_sol = -jnp.expm1(-numbers["solvent"])
         solvent = k_sol * jnp.exp(-jnp.exp(numbers["log_solvent_B"]) * self.quarter_q2)
         directed = self.tensors @ numbers["direction"]

@@ -39,6 +39,7 @@ from .pictures import MAY_BE_ABSENT, draw_pictures
 N_SHELLS = 10
 N_DRAWS = 100
 BLOCK = 1 << 15  # observations whose pointwise terms are in memory at a time
+AXES = {"reference_direction": "tensor", "reference_anisotropy": "tensor"}  # all others: knots
 
 
 def write_merge(
@@ -142,7 +143,7 @@ def _write_draws(
     posterior = {
         site.name: Variable(
             np.asarray(draws[site.name])[None],
-            ("image",) if site.per_image else ("knot",) * len(site.shape),
+            ("image",) if site.per_image else (AXES.get(site.name, "knot"),) * len(site.shape),
         )
         for site in run.scaled.fit.sites
     }
@@ -226,7 +227,11 @@ def _summary(run: MergeRun, reference: Reference | None, draws) -> dict[str, Any
     return {
         "globals": shared_values(run, draws),
         "prior_numbers": {
-            "log_Sigma_knots": scaled.shared["log_Sigma"][0].tolist(),
+            **{
+                f"{name}_knots": scaled.shared[name][0].tolist()
+                for name in ("log_Sigma", "log_beta")
+                if name in scaled.shared
+            },
             **found.numbers,
         },
         "cell": list(data.cell.parameters),
