@@ -98,7 +98,7 @@ def compare(measured, cell, truth, draw):
     plain = intensity_posteriors(measured, fit_prior(measured, d, *kinds)).posterior
     off = np.abs(plain.intensity - true)
     print(
-        f"{'':24s} medians in 20 shells   90 % hold  strong  worst tenth by d   |error| over Wilson's"
+        " " * 24 + " medians in 20 shells  90 % hold  strong  tenths by d     |error| over Wilson's"
     )
     rows = {"none (Wilson)": (plain, np.isfinite(true))}
     for name, reference in references(truth).items():

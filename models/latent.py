@@ -8,7 +8,6 @@ of :mod:`bayes_refine.physics.true_intensities` sums over it.
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist

@@ -58,9 +58,9 @@ def fit_prior(
     level = np.log(np.maximum(level, 1e-30))
     kinds = jnp.log(jnp.asarray(epsilon, float)), jnp.asarray(centric)
     if reference is None or not np.asarray(reference.informed).any():
-        fixed = (weights, level, *kinds)
-        x = _climb(_wilson, np.zeros(len(level)), measured, fixed, REACH / LOG_SIGMA_SD)[0]
-        return _wilson(x, *fixed)[0]
+        known = (weights, level, *kinds)
+        x = _climb(_wilson, np.zeros(len(level)), measured, known, REACH / LOG_SIGMA_SD)[0]
+        return _wilson(x, *known)[0]
     reference = reference.starting_from(level, knots)
     fixed = (weights, level, *kinds, reference, reference.departure_sd(weights))
     start = np.zeros(N_SCALE + 2 * len(level))
@@ -142,7 +142,8 @@ def _derivatives(prior_of, x, log_likelihood, nodes, *fixed) -> tuple[Array, Arr
     F = nodes.amplitude
     values = log_likelihood + prior.log_density(F)
     weight = jax.nn.softmax(values + nodes.log_weight, axis=1)
-    one, two = true_intensities.rice_slopes(F, *prior.centre_and_variance, prior.centric)
+    f, log_V = prior.centre_and_variance
+    one, two = true_intensities.rice_slopes(F, f, log_V, prior.centric)
     first = (one * weight).sum(2)
     ff, fV, VV = (two * weight).sum(2)
     second = jnp.stack([jnp.stack([ff, fV]), jnp.stack([fV, VV])])

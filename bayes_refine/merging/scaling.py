@@ -102,7 +102,7 @@ def fit_scales(
     measured = _measured(obs, model, priors, values, draws, sites["scale"])
     if np.asarray(obs.reference.informed).any() and "centre" in sites:
         d, epsilon = 1 / np.asarray(obs.norm_q_unique), np.exp(obs.log_epsilon)
-        prior = fit_prior(measured, d, epsilon, obs.centric, obs.reference)
+        prior = fit_prior(measured, d, epsilon, np.asarray(obs.centric), obs.reference)
     else:
         prior = AmplitudePrior(jnp.asarray(sites["log_mean"]), obs.centric)
     return Scaled(
