@@ -77,9 +77,10 @@ class Unmerged:
         line = f"{self.source}: {len(self)} observations on {n_images} images"
         if self.left_out:
             why = ", ".join(f"{n} {reason}" for reason, n in self.left_out.items())
-            line += f"; {sum(self.left_out.values())} rows left out: {why}"
-        if len(self.empty):
-            line += f"; {len(self.empty)} images have no usable row"
+            n = sum(self.left_out.values())
+            line += f"; {n} {'row' if n == 1 else 'rows'} left out: {why}"
+        if n := len(self.empty):
+            line += f"; {n} {'image has' if n == 1 else 'images have'} no usable row"
         return line
 
 

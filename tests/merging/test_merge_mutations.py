@@ -60,7 +60,7 @@ def damaged(rng: np.random.Generator, path: Path, data: Unmerged, kind: int) -> 
         path.write_bytes(damaged_bytes(rng, path.read_bytes()))
         return path
     if kind == 2:  # a few rows
-        rows = rng.integers(len(table), size=int(rng.integers(0, 6)))
+        rows = rng.integers(len(table), size=int(rng.choice([0, 1, 2, 5, 60])))
         return write(path, damaged_numbers(rng, table[rows]) if len(rows) else table[rows])
     if kind == 3:  # names, symmetry, cell
         named = dict(LABELS)
@@ -84,12 +84,10 @@ def outcome(tmp_path: Path, data: Unmerged, seed: int) -> str:
     path = damaged(rng, tmp_path / f"{seed}.mtz", data, seed % 5)
     try:
         with time_limit(60):
-            labels = Columns(
-                *[(None, None, None, "I", "SIGI", "X")[k] for k in rng.integers(6, size=3)]
-            )
-            found = mergeable(
-                read_unmerged(path, labels=labels), float(rng.choice([0.0, 4.0, 60.0]))
-            )
+            names = (None, "I", "SIGI", "X") if rng.random() < 0.2 else (None,)
+            labels = Columns(*[names[k] for k in rng.integers(len(names), size=3)])
+            whole = read_unmerged(path, labels=labels)
+            found = mergeable(whole, float(rng.choice([0.0, 0.0, 4.0, 60.0])))
             obs = prepare(found)
     except InputError as error:
         assert path.name in str(error) and "\n" not in str(error) and len(str(error)) < 900, error
