@@ -30,8 +30,8 @@ from .. import infer
 from ..util.status import Kind, Status
 from .reflections import Reflections
 
-PERMUTATIONS = 64
-REPLICATES = 3  # of photons drawn from a claim
+PERMUTATIONS = 32
+REPLICATES, FEW = 2, 8  # of photons drawn from a claim, each with so many permutations
 SHELL = 15  # reflections that exchange their expectations
 ODDS = float(np.log(20.0))  # against nothing being there
 Z_CHANCE = 3.0  # sd of chance that a claim has to be above it
@@ -102,29 +102,29 @@ def _of_image(r: Reflections, rows, nu: float, rng) -> tuple[float, ...]:
     shell = np.arange(m) * max(1, m // SHELL) // m
     order = np.array([np.lexsort((rng.random(m), shell)) for _ in range(PERMUTATIONS)])
 
-    def chance(J: np.ndarray) -> np.ndarray:
+    def chance(J: np.ndarray, order: np.ndarray) -> np.ndarray:
         permuted = _Totals(*(x[order] for x in totals._replace(J=J)))
         return _best(permuted, J_model, relative, nu)
 
-    by_chance = chance(totals.J)
+    by_chance = chance(totals.J, order)
     over, sd = claim - float(by_chance.mean()), float(by_chance.std())
     variance = totals.background + totals.signal * J_model + relative * J_model**2
     expected = []
     for _ in range(REPLICATES):
         drawn = J_model + np.sqrt(variance) * rng.standard_normal(m)
         ln_p = totals._replace(J=drawn).log_p(J_model, relative, nu)
-        expected.append(float(ln_p - chance(drawn).mean()))
+        expected.append(float(ln_p - chance(drawn, order[:FEW]).mean()))
     return claim - nothing, over, sd, float(np.mean(expected))
 
 
 def _best(totals: _Totals, J_model, relative, nu: float) -> np.ndarray:
     """ln p (k,) at the best scale s of J_model, one for each row of totals (k, m); e⁻⁴ to e⁴."""
     log_s, width = np.zeros((len(totals.J), 1)), 4.0
-    for _ in range(5):
-        steps = width * np.linspace(-1, 1, 9)
+    for _ in range(4):
+        steps = width * np.linspace(-1, 1, 7)
         tried = np.stack([totals.log_p(np.exp(log_s + x) * J_model, relative, nu) for x in steps])
         log_s = log_s + steps[np.argmax(tried, axis=0)][:, None]
-        width /= 4
+        width /= 3
     return np.max(tried, axis=0)
 
 
