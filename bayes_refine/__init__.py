@@ -6,7 +6,9 @@
     reference = br.read_reference("reference.mtz")
     model = br.load_model("still")
     with br.ImageReader() as reader:
-        run = br.fit_run(experiments.stills, reference, reader, model)
+        prepared = br.prepare(experiments, reader, reference)
+        run = br.fit(prepared, model)
+        br.write_results("fitted", run, prepared)
 
 Fitting wants float64: ``jax.config.update("jax_enable_x64", True)`` is the caller's to switch on.
 
@@ -17,6 +19,7 @@ Each sub-package needs only those before it: ``util``, ``geometry``, ``physics``
 
 from .fitting.loop import RunFit, fit_run
 from .fitting.posterior_draws import Draws
+from .fitting.prepare import Prepared, fit, prepare
 from .fitting.problem import Settings
 from .fitting.tables import image_table, shared_values
 from .geometry.crystal import Crystal
@@ -73,6 +76,7 @@ __all__ = [
     "Merged",
     "Noise",
     "Predictions",
+    "Prepared",
     "Priors",
     "Reference",
     "RunFit",
@@ -86,6 +90,7 @@ __all__ = [
     "completeness",
     "estimate_noise",
     "evaluate",
+    "fit",
     "fit_run",
     "free_set",
     "image_table",
@@ -100,6 +105,7 @@ __all__ = [
     "nuts_fit",
     "pearson",
     "predictive_draws",
+    "prepare",
     "r_split",
     "read_bandwidth",
     "read_experiments",

@@ -66,7 +66,7 @@ class SmallRun:
 
     Attributes:
         data, out: folders; status, printed: exit status, and what went to stdout.
-        arguments: of ``write_results``, to call it again.
+        arguments: of ``write_results``, to call it again. given: what was fitted, by name.
     """
 
     data: Path
@@ -74,6 +74,7 @@ class SmallRun:
     status: int
     printed: str
     arguments: dict[str, Any]
+    given: dict[str, Any]
 
 
 @pytest.fixture(scope="session")
@@ -102,7 +103,10 @@ def small_run(tmp_path_factory) -> SmallRun:
         line = ["fit", str(expt), "--reference", reference, "--out", str(out)]
         with pytest.raises(SystemExit) as end:
             cli.main([*line, "--rounds", "2", "--draws", "12"])
-    return SmallRun(data, out, end.value.code or 0, printed.getvalue(), captured)
+    run, ready = captured["run"], captured["prepared"]
+    given = {"run": run, "model": run.problem.model, "settings": run.problem.settings}
+    given |= {"priors": run.priors, "ref": ready.reference, "reader": ready.reader}
+    return SmallRun(data, out, end.value.code or 0, printed.getvalue(), captured, given)
 
 
 def _spoil(data: Path, expt: Path) -> None:

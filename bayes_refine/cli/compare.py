@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -11,9 +11,9 @@ import typer
 from rich.table import Table
 
 from .. import loading
+from ..fitting.prepare import prepare, settings_of
 from ..fitting.problem import Settings
 from ..io.images import ImageReader
-from ..measuring import detector_noise
 from ..per_pixel import compare
 from ..physics.priors import Priors
 from ..util import folder
@@ -22,7 +22,6 @@ from . import options
 from .app import app, out_console, progress
 from .inputs import (
     mask_for,
-    overridden,
     priors_from,
     reference_from,
     resolution_limit,
@@ -68,19 +67,20 @@ def compare_command(
         truth = compare.read_truth(truth_file, slice(first, first + len(chosen)))
     ref = reference_from(reference_file, None, d_min)
     d_min = resolution_limit(d_min, ref, chosen.stills)
-    settings = Settings(d_min=d_min, free_fraction=free_fraction, seed=seed)
+    settings = Settings(free_fraction=free_fraction, seed=seed)
     prior = priors_from(priors_file, Priors())
-    stills = overridden(chosen.stills, bandwidth)
-    with ImageReader(gain=gain, usable=mask_for(chosen, None)) as reader, progress() as say:
-        found = detector_noise.noise_for(reader, stills, gain, read_noise)
-        reader.gain = found.gain
-        settings = replace(settings, read_noise=found.read_noise)
+    usable = mask_for(chosen, None)
+    with ImageReader(gain=gain, usable=usable) as reader, progress() as say:
+        ready = prepare(
+            chosen, reader, ref, d_min=d_min, read_noise=read_noise, bandwidth=bandwidth
+        )
+        settings = settings_of(ready, settings)
         model, pixel_model = loading.load_model("still"), loading.load_model("per_pixel")
         contestants = compare.compare(
-            stills, ref, reader, model, pixel_model, prior, settings, progress=say
+            ready.experiments.stills, ref, reader, model, pixel_model, prior, settings, progress=say
         )
     table = {c.name: compare.scores(c, ref, settings, truth) for c in contestants}
-    about = {"command": context.obj or [], "noise": asdict(found), "priors": asdict(prior)}
+    about = {"command": context.obj or [], "noise": asdict(ready.noise), "priors": asdict(prior)}
     compare.write_comparison(out, table, about)
     _print(table)
     out_console.print(f"results in {out}", soft_wrap=True)

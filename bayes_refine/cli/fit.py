@@ -13,11 +13,9 @@ import typer
 
 from .. import loading
 from ..fitting import loop, tables
+from ..fitting.prepare import Prepared, fit, prepare
 from ..fitting.problem import Settings
-from ..geometry.experiments import Experiments
 from ..io.images import ImageReader
-from ..measuring import detector_noise
-from ..measuring.bad_pixels import bad_pixels_of
 from ..merging.merged_columns import blank_sentence
 from ..physics import reference
 from ..physics.priors import Priors
@@ -31,7 +29,6 @@ from .inputs import (
     given_from,
     maps_for,
     mask_for,
-    overridden,
     priors_from,
     reference_from,
     resolution_limit,
@@ -200,27 +197,29 @@ def fit_command(
         ref = reference_from(reference_file, reference_column, d_min, given)
         reference.check_fits(ref, [s.crystal for s in run_of.stills], str(run_of.path))
     d_min = resolution_limit(d_min, ref, run_of.stills)
-    settings = Settings(d_min=d_min, rounds=rounds, free_fraction=free_fraction, seed=seed)
-    stills = overridden(run_of.stills, bandwidth, sensor_thickness_mm, sensor_mu)
+    settings = Settings(rounds=rounds, free_fraction=free_fraction, seed=seed)
     if gain_map is not None and gain is not None:
         raise InputError("--gain-map and --gain both say what the gain is; give one of them")
-    usable, maps = mask_for(run_of, mask, geometry), maps_for(stills, gain_map, pedestal_map)
-    gain = 1.0 if gain_map is not None else gain  # what the reader divides by is the map
+    usable = mask_for(run_of, mask, geometry)
+    maps = maps_for(run_of.stills, gain_map, pedestal_map)
     with ImageReader(gain=gain, pedestal=pedestal, usable=usable, **maps) as reader:
         fit_and_write(
             out,
-            replace(run_of, stills=stills),
-            ref,
-            reader,
+            lambda: prepare(
+                run_of,
+                reader,
+                ref,
+                d_min=d_min,
+                read_noise=read_noise,
+                bandwidth=bandwidth,
+                sensor=(sensor_thickness_mm, sensor_mu),
+            ),
             program,
             chosen,
             settings,
-            gain=gain,
-            read_noise=read_noise,
-            started=started,
+            started,
+            about={"command": context.obj or [], "model": model},
             method=method_of(method, guide, n_draws, chains, warmup),
-            model_name=model,
-            command=context.obj or [],
             anomalous=anomalous,
         )
 
@@ -230,51 +229,28 @@ def fit_command(
 
 def fit_and_write(
     out: Path,
-    experiments: Experiments,
-    ref: reference.Reference | None,
-    reader: ImageReader,
+    make: Callable[[], Prepared],
     model: Callable[..., Any],
     prior: Priors,
     settings: Settings,
-    *,
     started: float,
-    gain: float | None = None,
-    read_noise: float | None = None,
+    about: dict[str, Any],
     **writing: Any,
 ) -> loop.RunFit:
-    """Noise, fit, results, and what to tell about them."""
+    """Prepare, fit, write the results, and say what is worth telling about them."""
     seconds = {"read": time.perf_counter() - started}
-    stills = experiments.stills
     with progress() as say:
         say("estimating gain and read-out noise")
         mark = time.perf_counter()
-        found = detector_noise.noise_for(reader, stills, gain, read_noise)
-        if gain is not None or all((s.detector.gain == s.detector.gain[0]).all() for s in stills):
-            reader.gain = found.gain  # else each panel's own, of which found.gain is the mean
-        settings = replace(settings, read_noise=found.read_noise)
-        bad = bad_pixels_of(reader, stills, found.read_noise)
-        if bad.mask.any():
-            reader.usable = ~bad.mask if reader.usable is None else reader.usable & ~bad.mask
-            say(str(bad))
+        ready = make()
+        if ready.bad_pixels.mask.any():
+            say(str(ready.bad_pixels))
         seconds["noise"] = time.perf_counter() - mark
         mark = time.perf_counter()
-        run = loop.fit_run(stills, ref, reader, model, prior, settings, progress=say)
+        run = fit(ready, model, prior, settings, say)
         seconds["fit"] = time.perf_counter() - mark
-        summary = results.write_results(
-            out,
-            run,
-            experiments,
-            ref,
-            model,
-            prior,
-            settings,
-            reader=reader,
-            noise=found,
-            bad_pixels=bad,
-            seconds=seconds,
-            progress=say,
-            **writing,
-        )
+        about = {**about, "seconds": seconds}
+        summary = results.write_results(out, run, ready, about=about, progress=say, **writing)
     _report(out, run, summary, time.perf_counter() - started)
     return run
 

@@ -13,7 +13,6 @@ import numpy as np
 from ..geometry.experiments import Experiments, Still
 from ..io.crystfel_experiments import usable_of_stream
 from ..io.gemmi_files import cell_of, space_group_of
-from ..io.images import read_bandwidth
 from ..io.jungfraujoch import read_names
 from ..io.open_experiments import open_experiments
 from ..io.pixel_maps import mask_files, read_mask, read_pixel_map
@@ -96,30 +95,6 @@ def some_images(experiments: Experiments, chosen: str | None) -> Experiments:
             f"--images {chosen}: no such images; {experiments.path} has {n}, 0 to {n - 1}"
         )
     return replace(experiments, stills=stills)
-
-
-def overridden(
-    stills: Sequence[Still],
-    bandwidth: float | None = None,
-    thickness: float | None = None,
-    mu: float | None = None,
-) -> tuple[Still, ...]:
-    """The stills with their bandwidth, and the sensor that the options say."""
-
-    def one(still: Still) -> Still:
-        width, detector = bandwidth, still.detector
-        if width is None:
-            try:
-                width = read_bandwidth(still) or 0.0
-            except InputError:  # reading the image will say so again, for this image alone
-                width = 0.0
-        if thickness is not None:
-            detector = replace(detector, thickness_mm=0 * detector.thickness_mm + thickness)
-        if mu is not None:
-            detector = replace(detector, mu_per_mm=0 * detector.mu_per_mm + mu)
-        return replace(still, beam=replace(still.beam, bandwidth=width), detector=detector)
-
-    return tuple(map(one, stills))
 
 
 def priors_from(path: Path | None, defaults: AnyPriors) -> AnyPriors:

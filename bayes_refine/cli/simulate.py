@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +11,7 @@ import typer
 from rich.table import Table
 
 from .. import demo, loading
+from ..fitting.prepare import prepare
 from ..fitting.problem import Settings
 from ..io.expt import read_experiments
 from ..io.images import ImageReader
@@ -24,7 +24,6 @@ from ..util import folder
 from . import options
 from .app import app, out_console, progress
 from .fit import fit_and_write
-from .inputs import overridden
 from .options import number_option as number
 
 
@@ -98,20 +97,16 @@ def demo_command(
     simulation = Simulation(n_images=images, seed=seed)
     expt = _simulate(simulation, out / "data")
     experiments = read_experiments(expt)
-    stills = overridden(experiments.stills)
     ref = read_reference(out / "data" / "reference.mtz")
     with ImageReader() as reader:
         run = fit_and_write(
             out / "fit",
-            replace(experiments, stills=stills),
-            ref,
-            reader,
+            lambda: prepare(experiments, reader, ref, d_min=simulation.d_min),
             loading.load_model("still"),
             priors.Priors(),
-            Settings(d_min=simulation.d_min, seed=seed),
-            started=started,
-            model_name="still",
-            command=context.obj or [],
+            Settings(seed=seed),
+            started,
+            about={"command": context.obj or [], "model": "still"},
         )
     table = Table(title="how near the truth", title_justify="left", box=None, pad_edge=False)
     for name in ("error, rms", "before", "after", "in σ"):

@@ -50,6 +50,7 @@ class RunFit:
             conditioned on.  Both on disk.
         movement: one entry a round.
         ice: (n,) rings of each image, whose pixels measured no spot.
+        problem: what was fitted, and how: its reader, model and settings. priors: of the fit.
     """
 
     stills: tuple[Still, ...]
@@ -63,6 +64,13 @@ class RunFit:
     observed: infer.Batches
     movement: tuple[Movement, ...]
     ice: tuple[tuple[Ring, ...], ...]
+    problem: Run
+    priors: Priors
+
+    @property
+    def given_reference(self) -> Reference | None:
+        """The reference that the fit was given; None of a fit without."""
+        return None if self.problem.running is not None else self.reference
 
     @property
     def observations(self) -> Observations:
@@ -87,12 +95,14 @@ def fit_run(
         ref: reference intensities; None for a fit without: each image then sees as its reference
             what the others say of a true intensity (``crosswise_reference``), and two rounds more
             are taken.
-        reader: gives photons; what it cannot read is reported in ``RunFit.status``.
+        reader: gives photons (``prepare`` sees to it); what it cannot read is reported in
+            ``RunFit.status``.
         model: NumPyro program of ``(observations, priors)``, :func:`load_model`.
         progress: called with a line now and then.
 
     Raises:
-        InputError: the reference does not fit the crystals, or no image can be used.
+        InputError: the reference does not fit the crystals, no image can be used, or JAX computes
+            in single precision.
     """
     priors, settings = priors or Priors(), settings or Settings()
     say = progress or (lambda line: None)
@@ -160,6 +170,8 @@ def refine(
         observed=found.seen.observations,
         movement=tuple(movement),
         ice=tuple(run.ice.of(still) for still in run.stills),
+        problem=run,
+        priors=priors,
     )
     return fitted, found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+import jax.numpy as jnp
 import numpy as np
 
 from .. import infer
@@ -16,6 +17,7 @@ from ..measuring.weights import Weights, score_weights
 from ..physics import reference
 from ..physics.priors import Priors
 from ..physics.reference import Reference
+from ..util.errors import InputError
 from . import crosswise_reference
 from .crosswise_reference import Running
 from .state import of_one_bandwidth, partiality_width
@@ -100,8 +102,12 @@ def prepare_run(
         ref: None for a run whose images are to be each other's reference.
 
     Raises:
-        InputError: the reference does not fit the crystals.
+        InputError: the reference does not fit the crystals, or JAX computes in single precision.
     """
+    if jnp.result_type(float) != jnp.float64:
+        raise InputError(
+            "a fit needs double precision: call jax.config.update('jax_enable_x64', True) first"
+        )
     stills, learned = of_one_bandwidth(stills, priors), None
     if ref is None:
         crystal = stills[0].crystal

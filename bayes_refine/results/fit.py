@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -16,22 +16,19 @@ from typing import Any
 
 import numpy as np
 
-from .. import infer, report
+from .. import report
 from ..fitting.loop import RunFit
 from ..fitting.outliers import outliers_of
 from ..fitting.posterior_draws import Method, describe, laplace, with_spread
+from ..fitting.prepare import Prepared
 from ..fitting.problem import Settings
 from ..fitting.tables import image_table, mean_cell, shared_values, usable_images
-from ..geometry.experiments import Experiments
 from ..geometry.miller import resolution
 from ..io.images import ImageReader
-from ..measuring.bad_pixels import BadPixels
-from ..measuring.detector_noise import Noise
 from ..merging.agreement import shell_edges, shell_table
 from ..merging.mates import anomalous_table
 from ..merging.merged_columns import blank
 from ..merging.merged_intensities import Intensities
-from ..physics.priors import Priors
 from ..physics.reference import Reference, free_set
 from ..util.folder import all_or_none
 from ..util.output import jsonable, versions, write_summary
@@ -47,20 +44,13 @@ N_SHOWN = 400  # draws in the report's pictures
 def write_results(
     out_dir: str | Path,
     run: RunFit,
-    experiments: Experiments,
-    ref: Reference | None,
-    model: infer.Model,
-    priors: Priors,
-    settings: Settings,
+    prepared: Prepared,
     method: Method = laplace,
-    reader: ImageReader | None = None,
-    noise: Noise | None = None,
-    bad_pixels: BadPixels | None = None,
-    model_name: str = "",
-    command: Sequence[str] = (),
-    seconds: Mapping[str, float] | None = None,
-    progress: Callable[[str], None] | None = None,
+    *,
     anomalous: bool = False,
+    pictures: bool = True,
+    about: Mapping[str, Any] | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Write the files of a fit (SPEC section 7) and return the content of ``summary.json``.
 
@@ -69,19 +59,27 @@ def write_results(
 
     Args:
         out_dir: made if absent; results in it are replaced.
-        run, ref, model, priors, settings: as given to and returned by ``fit_run``.
+        run, prepared: as returned by ``fit`` and as given to it.
         method: how to draw from the posterior: ``draws.laplace``, ``svi``, ``nuts``, or
             ``at_mode``, which leaves the scales' uncertainty out of merged sigmas.
-        reader: for the one image in the picture; none without it.
-        bad_pixels: that were masked on all images.
-        seconds: per stage, what happened before.
         anomalous: Friedel mates apart in ``merged.mtz`` too.
+        pictures: of images too, which are read again; the report is written in any case.
+        about: what ``summary.json`` says besides: ``command``, ``model`` (a name), and
+            ``seconds``, per stage, of what happened before.
 
     Raises:
         InputError: nothing to write, or ``out_dir`` cannot be written.
     """
     say = progress or (lambda line: None)
-    timed = dict(seconds or {})
+    about = {"command": [], "model": "", **(about or {})}
+    timed = dict(about.pop("seconds", {}))
+    reader = prepared.reader if pictures else None
+    model, priors, settings, ref = (
+        run.problem.model,
+        run.priors,
+        run.problem.settings,
+        run.given_reference,
+    )
 
     def stage(name: str, call: Callable, *args):
         say(f"writing: {name}")
@@ -100,17 +98,16 @@ def write_results(
             scale_sd = stage("scale_sd", scale_uncertainty, run, model, priors, few)
         found = stage("merge", merged_of, run, ref, scale_sd, settings, priors, anomalous)
         told = replace(run, fit=with_spread(run.fit, draws))  # every sd is the method's
-        stage("tables", write_tables, work, told, experiments, found, settings, anomalous)
+        stage("tables", write_tables, work, told, prepared.experiments, found, settings, anomalous)
         stage("posterior", write_draws, work / "posterior.nc", run, model, priors, draws, rng)
         summary = {
-            "command": list(command),
+            **about,
             "versions": versions(),
             "method": draws.method,
-            "model": model_name,
             **_summary(told, ref, found, settings),
             "posterior": describe(draws, run.fit.sites),
-            "noise": asdict(noise) if noise else None,
-            "bad_pixels": bad_pixels.summary() if bad_pixels else None,
+            "noise": asdict(prepared.noise),
+            "bad_pixels": prepared.bad_pixels.summary(),
             "outliers": outliers_of(told),
             "settings": {**asdict(settings), "weights": settings.weights.__name__},
             "priors": asdict(priors),

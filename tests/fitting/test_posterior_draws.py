@@ -112,7 +112,7 @@ def test_draws_evenly_from_all_chains():
 def test_chains_in_posterior_nc(small_run, tmp_path, monkeypatch):
     """Three chains of twelve, every second of them with pointwise values."""
     monkeypatch.setattr("bayes_refine.results.posterior.N_POINTWISE", 18)
-    run, model, priors = (small_run.arguments[name] for name in ("run", "model", "priors"))
+    run, model, priors = (small_run.given[name] for name in ("run", "model", "priors"))
     rng = np.random.default_rng(0)
     flat = infer.laplace_draws(run.fit, rng, 36)
     values = {k: v.reshape(3, 12, *v.shape[1:]) for k, v in flat.items()}

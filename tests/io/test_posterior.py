@@ -88,7 +88,7 @@ def test_a_place_that_cannot_be_written(tmp_path):
 
 def test_posterior_of_a_fit(small_run):
     data = arviz.from_netcdf(str(small_run.out / "posterior.nc"))
-    run = small_run.arguments["run"]
+    run = small_run.given["run"]
     hkl = run.reflections.hkl[run.reflections.informs]
     n = len(hkl)
     posterior = data["posterior"]
@@ -109,14 +109,14 @@ def test_posterior_of_a_fit(small_run):
 
 def test_log_likelihood_is_that_of_the_draws(small_run):
     data = arviz.from_netcdf(str(small_run.out / "posterior.nc"))
-    run, posterior = small_run.arguments["run"], data["posterior"]
+    run, posterior = small_run.given["run"], data["posterior"]
     draws = {
         site.name: posterior[site.name]
         .values[0, :2]
         .reshape(2, *((8,) if site.per_image else ()), *site.shape)
         for site in run.fit.sites
     }
-    model, priors = small_run.arguments["model"], small_run.arguments["priors"]
+    model, priors = small_run.given["model"], small_run.given["priors"]
     expected = log_likelihood(model, draws, run.observations, priors, parallel=False)
     for term in TERMS:
         for k in range(2):

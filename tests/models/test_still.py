@@ -31,7 +31,7 @@ def fitted(small_run):
         for name in ("pixel_size_mm", "distance_error_mm", "bandwidth"):
             truth[name] = file.attrs[name]
         truth["beam_center_error_px"] = np.array(file.attrs["beam_center_error_px"])
-    return small_run.arguments["run"], small_run.arguments["priors"], truth
+    return small_run.given["run"], small_run.given["priors"], truth
 
 
 def test_the_gradient_of_numpyro_s_density_vanishes_at_the_mode(fitted):

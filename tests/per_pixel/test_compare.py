@@ -21,7 +21,7 @@ from bayes_refine.util.errors import InputError
 @pytest.fixture(scope="module")
 def scored(small_run):
     """The factored fit's scores on the run of which four images are bad."""
-    given = small_run.arguments
+    given = small_run.given
     truth = compare.read_truth(small_run.data / "truth.h5", slice(0, 8))
     contestant = compare.Contestant("factored", given["run"], 4, 1e3)
     return compare.scores(contestant, given["ref"], given["settings"], truth)
@@ -32,7 +32,7 @@ def test_scores_are_those_of_the_results(scored, small_run):
     summary = json.loads((small_run.out / "summary.json").read_text())
     assert scored["images used"] == summary["counts"]["images_used"] == 4
     assert scored["CC(J, J_model), median"] == pytest.approx(summary["cc_model_median"])
-    found = {e.name: e for e in errors(small_run.arguments["run"], small_run.data / "truth.h5")}
+    found = {e.name: e for e in errors(small_run.given["run"], small_run.data / "truth.h5")}
     turned = np.radians(found["orientation (deg)"].after) * 1e3
     assert scored["orientation error, median, mrad"] == pytest.approx(turned, rel=0.6)
     assert 0.2 < scored["pull of rotation, median |error|/sd/0.6745"] < 3
@@ -41,7 +41,7 @@ def test_scores_are_those_of_the_results(scored, small_run):
 
 
 def test_scores_without_a_truth(small_run):
-    given = small_run.arguments
+    given = small_run.given
     contestant = compare.Contestant("factored", given["run"], 4, 1e3)
     scored = compare.scores(contestant, given["ref"], given["settings"])
     assert np.isnan(scored["orientation error, median, mrad"])

@@ -41,7 +41,7 @@ def model():
 @pytest.fixture(scope="module")
 def seen(small_run, model):
     """Pixels of the small run's last boxes, with σ frozen at the factored mode, and that mode."""
-    given = small_run.arguments
+    given = small_run.given
     run, priors, settings = given["run"], given["priors"], given["settings"]
     still = given["model"]
     whole = Run(run.indexed, given["ref"], given["reader"], still, settings, ())

@@ -96,7 +96,7 @@ class Page(HTMLParser):
 def fitted(small_run, tmp_path_factory):
     """The report of the small run: (text, page, arguments of ``write_results``, summary)."""
     path = tmp_path_factory.mktemp("report") / "report.html"
-    run, reader = (small_run.arguments[name] for name in ("run", "reader"))
+    run, reader = (small_run.given[name] for name in ("run", "reader"))
     summary = json.loads((small_run.out / "summary.json").read_text())
     draws = infer.laplace_draws(run.fit, np.random.default_rng(0), 40)
     report.fit_report(path, run, summary, draws, reader)
@@ -191,7 +191,7 @@ def test_what_stands_out(fitted):
 
 def test_what_free_reflections_are_compared_with(small_run, fitted):
     """σ at J_model of the same formula as the fitted ones: counting, and an error ∝ J."""
-    run = small_run.arguments["run"]
+    run = small_run.given["run"]
     r = report.run.compared(run)
     seen = run.reflections
     usable = seen.measured & (seen.image < 4) & np.isfinite(seen.J_model)
@@ -328,7 +328,7 @@ def test_an_image_without_numbers_and_a_run_that_failed_altogether(tmp_path):
 
 
 def test_a_fit_without_a_reference(small_run, tmp_path):
-    run = small_run.arguments["run"]
+    run = small_run.given["run"]
     seen = replace(
         run.reflections,
         intensity_reference=np.full(len(run.reflections), np.nan),
@@ -336,7 +336,7 @@ def test_a_fit_without_a_reference(small_run, tmp_path):
         free=np.zeros(len(run.reflections), bool),
     )
     run = replace(run, reflections=seen)
-    report.fit_report(tmp_path / "r.html", run, {}, None, small_run.arguments["reader"])
+    report.fit_report(tmp_path / "r.html", run, {}, None, small_run.given["reader"])
     text = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert Page(text).sections == ["headline", "images", "posterior"]
     assert "could not be drawn" not in text

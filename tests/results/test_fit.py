@@ -174,7 +174,7 @@ def test_positions_are_in_the_frame_of_the_laboratory(small_run):
 
 
 def test_friedel_mates_apart(small_run, tmp_path):
-    arguments = {"anomalous": True, "reader": None, "out_dir": tmp_path}
+    arguments = {"anomalous": True, "pictures": False, "out_dir": tmp_path}
     summary = results.write_results(**{**small_run.arguments, **arguments})
     mtz, column, _ = mtz_columns(tmp_path / "merged.mtz")
     posterior_mtz, of_posterior, _ = mtz_columns(tmp_path / "posterior.mtz")
@@ -241,7 +241,7 @@ def test_refined_geometry_is_nearer_to_the_truth_and_bad_images_keep_theirs(smal
 
 
 def test_errors_against_the_truth(small_run):
-    found = {e.name: e for e in errors(small_run.arguments["run"], small_run.data / "truth.h5")}
+    found = {e.name: e for e in errors(small_run.given["run"], small_run.data / "truth.h5")}
     assert found["orientation (deg)"].after < 0.2 * found["orientation (deg)"].before
     for name in ("ln G", "B (Å²)", "distance (mm)", "beam centre x (mm)", "beam centre y (mm)"):
         assert found[name].pull < 4, name
@@ -263,17 +263,17 @@ def test_summary(small_run):
     assert {"read", "noise", "fit", "merge", "posterior"} <= set(summary["seconds"])
     assert summary["command"][:2] == ["bayes-refine", "fit"]
     assert summary["versions"]["jax"]
-    assert summary["priors"]["rotation_sd_mrad"] == small_run.arguments["priors"].rotation_sd_mrad
+    assert summary["priors"]["rotation_sd_mrad"] == small_run.given["priors"].rotation_sd_mrad
 
 
 def test_pictures(small_run):
     assert (small_run.out / "overview.png").read_bytes().startswith(b"\x89PNG")
-    figure = plots.shoebox_gallery(small_run.arguments["run"], small_run.arguments["reader"], n=1)
+    figure = plots.shoebox_gallery(small_run.given["run"], small_run.given["reader"], n=1)
     assert len(figure.axes) == 12
 
 
 def test_the_distance_is_where_the_beam_meets_the_detector(small_run):
-    still = small_run.arguments["run"].indexed[0]
+    still = small_run.given["run"].indexed[0]
     place = tables.beam_place(still)  # of Simulation: 110.1 mm, (240.3, 239.8) px of 0.172 mm
     assert place["distance"] == pytest.approx(110.1)
     assert place["beam_center_x"] == pytest.approx(240.3 * 0.172)
@@ -319,14 +319,14 @@ def test_a_failing_picture_loses_no_result(small_run, tmp_path, monkeypatch):
 
 def test_a_report_that_cannot_be_written_loses_no_result(small_run, tmp_path, monkeypatch):
     monkeypatch.setattr(results.report, "fit_report", lambda path, *_: path.write_text(1))
-    results.write_results(**{**small_run.arguments, "out_dir": tmp_path, "reader": None})
+    results.write_results(**{**small_run.arguments, "out_dir": tmp_path, "pictures": False})
     left = set(FILES) - {"overview.png", "report.html"}
     assert sorted(f.name for f in tmp_path.iterdir()) == sorted(left)
 
 
 def test_map_holds_the_scales_fixed(small_run, tmp_path):
     method = partial(posterior_draws.at_mode, n_draws=4)
-    arguments = {"method": method, "reader": None, "out_dir": tmp_path}
+    arguments = {"method": method, "pictures": False, "out_dir": tmp_path}
     results.write_results(**{**small_run.arguments, **arguments})
     fixed, free = (mtz_columns(f / "merged.mtz")[1] for f in (tmp_path, small_run.out))
     both = np.isfinite(fixed["SIGIMEAN"]) & np.isfinite(free["SIGIMEAN"])

@@ -1,0 +1,129 @@
+"""From experiments and images to a run that can be fitted: photons, bandwidth, sensor, masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from .. import infer
+from ..geometry.experiments import Experiments, Still
+from ..io.images import ImageReader, read_bandwidth
+from ..measuring.bad_pixels import BadPixels, bad_pixels_of
+from ..measuring.detector_noise import Noise, noise_for
+from ..physics.priors import Priors
+from ..physics.reference import Reference, check_fits
+from ..util.errors import InputError
+from .loop import RunFit, fit_run
+from .problem import Say, Settings
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run whose images can be read as photons.
+
+    Attributes:
+        experiments: their stills have the bandwidth and the sensor that the fit takes.
+        reference: intensities, or None.
+        reader: of photons; bad pixels are masked.
+        noise: gain and read-out noise of the detector.
+        bad_pixels: that are masked on all images.
+        d_min: Å, how far to go.
+    """
+
+    experiments: Experiments
+    reference: Reference | None
+    reader: ImageReader
+    noise: Noise
+    bad_pixels: BadPixels
+    d_min: float
+
+
+def prepare(
+    experiments: Experiments,
+    reader: ImageReader,
+    reference: Reference | None = None,
+    *,
+    d_min: float | None = None,
+    read_noise: float | None = None,
+    bandwidth: float | None = None,
+    sensor: tuple[float | None, float | None] = (None, None),
+) -> Prepared:
+    """Find what the images do not say of themselves, and put it on the run.
+
+        with br.ImageReader(gain=5.5) as reader:
+            run = br.prepare(br.read_experiments("indexed.expt"), reader, d_min=2.3)
+            found = br.fit(run, br.load_model("still"))
+
+    Args:
+        reader: with the gain and the pedestal that are known.  A gain that is not known is taken
+            from the experiments, else found in the background of the images, and put on it.
+        d_min: Å; that of the reference if not given.
+        read_noise: photons rms a pixel; found in the images if not given.
+        bandwidth: rms fraction; what the files say if not given.
+        sensor: thickness (mm) and attenuation (per mm), each as the experiments say for None.
+
+    Raises:
+        InputError: no image can be read, the gain cannot be found, the reference does not fit
+            the crystals, or nobody says how far to go.
+    """
+    if d_min is None:
+        if reference is None:
+            raise InputError("without a reference, say how far to go: give d_min, in Å")
+        d_min = float(reference.d.min())
+    stills = described(experiments.stills, bandwidth, *sensor)
+    if reference is not None:
+        check_fits(reference, [s.crystal for s in stills], str(experiments.path))
+    noise = noise_for(reader, stills, reader.gain, read_noise)
+    one_gain = all((s.detector.gain == s.detector.gain[0]).all() for s in stills)
+    if reader.gain is None and one_gain:  # else each panel's own, of which noise has the mean
+        reader.gain = noise.gain
+    bad = bad_pixels_of(reader, stills, noise.read_noise)
+    if bad.mask.any():
+        reader.usable = ~bad.mask if reader.usable is None else reader.usable & ~bad.mask
+    return Prepared(replace(experiments, stills=stills), reference, reader, noise, bad, d_min)
+
+
+def fit(
+    run: Prepared,
+    model: infer.Model,
+    priors: Priors | None = None,
+    settings: Settings | None = None,
+    progress: Say | None = None,
+) -> RunFit:
+    """Refine a prepared run (``loop.fit_run``), at its resolution and with its read-out noise.
+
+    Raises:
+        InputError: as ``fit_run``.
+    """
+    settings = settings_of(run, settings or Settings())
+    stills = run.experiments.stills
+    return fit_run(stills, run.reference, run.reader, model, priors, settings, progress)
+
+
+def settings_of(run: Prepared, settings: Settings) -> Settings:
+    """Settings with the run's resolution and read-out noise."""
+    return replace(settings, d_min=run.d_min, read_noise=run.noise.read_noise)
+
+
+def described(
+    stills: Sequence[Still],
+    bandwidth: float | None = None,
+    thickness_mm: float | None = None,
+    mu_per_mm: float | None = None,
+) -> tuple[Still, ...]:
+    """The stills with a bandwidth, their file's if none is given, and with the sensor given."""
+
+    def one(still: Still) -> Still:
+        width, detector = bandwidth, still.detector
+        if width is None:
+            try:
+                width = read_bandwidth(still) or 0.0
+            except InputError:  # reading the image will say so again, for this image alone
+                width = 0.0
+        if thickness_mm is not None:
+            detector = replace(detector, thickness_mm=0 * detector.thickness_mm + thickness_mm)
+        if mu_per_mm is not None:
+            detector = replace(detector, mu_per_mm=0 * detector.mu_per_mm + mu_per_mm)
+        return replace(still, beam=replace(still.beam, bandwidth=width), detector=detector)
+
+    return tuple(map(one, stills))
