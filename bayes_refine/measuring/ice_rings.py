@@ -108,6 +108,8 @@ def rings_of(
     step = _pixel_step(inverse_d)
     n = int(np.max(inverse_d) / step) + 1
     use = np.flatnonzero(valid)
+    if not len(use):
+        return ()
     use = use[:: max(1, len(use) // (_PER_STEP * n))]
     parts, n_parts = _parts(use, valid.shape)
     at = np.minimum((inverse_d.reshape(-1)[use] / step).astype(int), n - 1) + n * parts

@@ -94,3 +94,12 @@ def test_without_rings_nothing_is_left_out():
             image[q < 0.05] = 0  # a beam stop that no mask names
         assert found_in(still, image, valid) == ()
     assert finder(image, valid, still) is None and finder(image, valid, still) is None
+
+
+def test_an_image_without_a_valid_pixel_has_none():
+    still = a_still()
+    image = image_of(still, rings=20.0)
+    assert found_in(still, image, np.zeros(image.shape, bool)) == ()
+    few = np.zeros(image.shape, bool)
+    few[0, 5, :10] = True
+    assert found_in(still, image, few) == ()
