@@ -117,7 +117,7 @@ class ImageReader:
         else:
             raw = _Raw(read_pixels(path, still.frame, shape), None, (-np.inf, np.inf))
         self._kept[key] = raw
-        while sum(r.pixels.nbytes for r in self._kept.values()) > _KEPT_BYTES:
+        while sum(r.nbytes for r in self._kept.values()) > _KEPT_BYTES:
             self._kept.popitem(last=False)
         return raw
 
@@ -143,6 +143,11 @@ class _Raw:
         self, pixels: np.ndarray, usable: np.ndarray | None, limits: tuple[float, float]
     ) -> None:
         self.pixels, self.usable, self.limits = pixels, usable, limits
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory; a mask that several images share counts for each."""
+        return self.pixels.nbytes + (0 if self.usable is None else self.usable.nbytes)
 
 
 def read_bandwidth(still: Still) -> float | None:
