@@ -13,7 +13,7 @@ ORDER = (
     *("simulation", "indexing", "merging", "fitting", "per_pixel"),
     *("report", "results", "cli"),
 )
-ABOVE = {"plots", "demo"}  # modules of the package itself that look at fits
+ABOVE = {"plots", "demo", "crystal", "predict"}  # modules of the package itself that look at fits
 FILES = sorted(ROOT.rglob("*.py"))
 
 
