@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .. import infer
+from ..physics.contract import check_deterministic
 from ..physics.priors import Priors
 from ..util.errors import InputError
 from .measure_run import MIN_COVERED, Kept, references, shoebox_for, statistics_of
@@ -109,6 +110,7 @@ def spot_width(run: Run, priors: Priors) -> float:
         m = slots(np.bincount(predictions.image))
         where, obs = geometry_at(run, state, predictions, images, m, pixel)
         sites = infer.evaluate(run.model, {**state, "log_G": np.zeros((n, 1))}, obs, priors)
+        check_deterministic(sites)
         expected = references(run, predictions, images)[3]
         J1 = where.flat(sites["scale"]) * predictions.polarisation * expected
         moment = where.flat(sites["spot_moment"])

@@ -6,7 +6,7 @@ An image is *usable* if its status says so (``util.status.Kind.usable``).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import gemmi
 import numpy as np
@@ -15,30 +15,10 @@ from ..geometry.detector import pixel_to_lab
 from ..geometry.experiments import Still
 from ..infer import Fit, Site
 from ..merging.agreement import pearson
+from ..physics.contract import order, unknown
 from ..util.status import Kind, usable
 from ..util.text import printable
 from .loop import RunFit
-
-
-class Axis(NamedTuple):
-    """The last axis of a site: its name, the names along it, what one of its numbers is called."""
-
-    name: str
-    labels: tuple[str, ...] | None
-    number: str
-
-
-_DIRECTIONS = "radial", "tangential"
-AXES = {
-    "rotation_mrad": Axis("axis", ("x", "y", "z"), "rot_{}_mrad"),
-    "detector_shift_mm": Axis(
-        "detector_axis", ("beam_center_x", "beam_center_y", "distance"), "{}_mm"
-    ),
-    "strain": Axis("strain_component", None, "strain_{}"),
-    "log_position_error": Axis("direction", _DIRECTIONS, "position_error_{}_inv_angstrom"),
-    "position_error_fall": Axis("direction", _DIRECTIONS, "position_error_fall_{}_angstrom"),
-}
-UNITS = {"R0": "R0_inv_angstrom"}
 
 
 def usable_images(run: RunFit) -> np.ndarray:
@@ -90,7 +70,7 @@ def image_table(run: RunFit) -> dict[str, np.ndarray]:
         "n_reflections": np.bincount(r.image[r.measured], minlength=n),
     }
     unknowns: dict[str, np.ndarray] = {}
-    for site in sorted((s for s in run.fit.sites if s.per_image), key=_column_order):
+    for site in sorted((s for s in run.fit.sites if s.per_image), key=lambda s: order(s.name)):
         for name, value, sd in _numbers(run.fit, site):
             unknowns[name] = np.where(fitted, value, np.nan)
             unknowns[f"{name}_sd"] = np.where(fitted, sd, np.nan)
@@ -105,13 +85,6 @@ def image_table(run: RunFit) -> dict[str, np.ndarray]:
     return columns
 
 
-_FIRST = ("log_G", "B", "log_R1", "rotation_mrad", "strain")
-
-
-def _column_order(site: Site) -> tuple[int, str]:
-    return (_FIRST.index(site.name) if site.name in _FIRST else len(_FIRST), site.name)
-
-
 def _numbers(fit: Fit, site: Site) -> Iterator[tuple[str, Any, Any]]:
     """(name, value, sd) of each number of a site: exp(x) of a site ``log_x``, sd by its slope.
 
@@ -123,21 +96,11 @@ def _numbers(fit: Fit, site: Site) -> Iterator[tuple[str, Any, Any]]:
     if site.name.startswith("log_"):
         value = np.exp(value)
         sd = value * sd
-    for k, name in enumerate(number_names(site.name, value.shape[1])):
+    for k, name in enumerate(unknown(site.name).numbers(value.shape[1])):
         if site.per_image:
             yield name, value[:, k], sd[:, k]
         else:
             yield name, float(value[0, k]), float(sd[0, k])
-
-
-def number_names(site: str, size: int) -> list[str]:
-    """What the ``size`` numbers of a site are called in the tables."""
-    if site in AXES:
-        axis = AXES[site]
-        return [axis.number.format(k) for k in axis.labels or range(1, size + 1)]
-    name = site.removeprefix("log_")
-    name = UNITS.get(name, name)
-    return [name] if size == 1 else [f"{name}_{k + 1}" for k in range(size)]
 
 
 def shared_values(run: RunFit) -> dict[str, dict[str, float]]:

@@ -59,16 +59,24 @@ def traced(model, values, args):
     """The trace of a model run with its sites at ``values`` (constrained).
 
     Raises:
-        InputError: the model was written for other arguments than these.
+        InputError: the model was written for other arguments than these, or has parameters that
+            nothing trains.
     """
     seeded = numpyro.handlers.seed(model, jax.random.key(0))
     run = numpyro.handlers.trace(numpyro.handlers.substitute(seeded, data=values))
     try:
-        return run.get_trace(*args)
+        found = run.get_trace(*args)
     except AttributeError as error:
         if not any(error.obj is arg for arg in args):
             raise
         raise InputError(_not_for_these(error)) from error
+    for name, site in found.items():
+        if site["type"] == "param":
+            raise InputError(
+                f"the model has numpyro.param {name!r}, which nothing here trains; make it an "
+                "unknown with numpyro.sample and a prior, or a constant"
+            )
+    return found
 
 
 def _not_for_these(error: AttributeError) -> str:

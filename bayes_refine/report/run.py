@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from ..fitting.loop import RunFit
-from ..fitting.tables import image_table, lab_positions, number_names, usable_images
+from ..fitting.tables import image_table, lab_positions, usable_images
 from ..io.images import ImageReader
+from ..physics.contract import unknown
 from . import glance, images, recipe, sections
 from .charts import Compared
 from .page import Section, attempt, chart, failures, write_report
@@ -137,7 +138,7 @@ def shared_draws(run: RunFit, draws: Mapping[str, np.ndarray]) -> dict[str, np.n
             continue
         values = np.asarray(draws[site.name], float)
         values = values.reshape(len(values), -1)
-        for name, column in zip(number_names(site.name, values.shape[1]), values.T, strict=True):
+        for name, column in zip(unknown(site.name).numbers(values.shape[1]), values.T, strict=True):
             if site.name.startswith("log_"):
                 found[name] = np.exp(column)
             elif name.endswith("_mm"):
@@ -166,7 +167,7 @@ def couplings(run: RunFit) -> tuple[list[str], np.ndarray] | None:
     names: dict[bool, list[str]] = {True: [], False: []}
     for site in fit.sites:
         size = int(np.prod(site.shape, dtype=int))
-        names[site.per_image] += number_names(site.name, size)
+        names[site.per_image] += unknown(site.name).numbers(size)
     return names[True] + [f"run:{name}" for name in names[False]], correlation
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from .. import infer
 from ..fitting.loop import RunFit
 from ..fitting.posterior_draws import Draws, of_batch
-from ..fitting.tables import AXES
 from ..io.posterior import Variable, write_posterior
+from ..physics.contract import unknown
 from ..physics.observations import STATISTICS
 from ..physics.priors import Priors
 from ..util.text import printable
@@ -39,10 +39,10 @@ def write_draws(
         if site.per_image and shape[:1] == (1,):  # the plate's own axis
             values, shape = values.reshape(*values.shape[:3], *shape[1:]), shape[1:]
         dims = [f"{site.name}_dim_{k}" for k in range(len(shape))]
-        if site.name in AXES and dims:
-            axis = AXES[site.name]
-            dims[-1], last = axis.name, np.arange(1, shape[-1] + 1)
-            coords[axis.name] = np.array(axis.labels) if axis.labels else last
+        axis = unknown(site.name)
+        if axis.axis and dims:
+            dims[-1], last = axis.axis, np.arange(1, shape[-1] + 1)
+            coords[axis.axis] = np.array(axis.labels) if axis.labels else last
         posterior[site.name] = Variable(values, ("image", *dims) if site.per_image else tuple(dims))
 
     chains, each = draws.shape
