@@ -27,6 +27,7 @@ import numpy as np
 from scipy.special import gammaln
 
 from .. import infer
+from ..physics.variance_of_J import variance_of_J
 from ..util.status import Kind, Status
 from .reflections import Reflections
 
@@ -81,7 +82,7 @@ class _Totals(NamedTuple):
 
     def log_p(self, J_model: np.ndarray, relative: np.ndarray, nu: float) -> np.ndarray:
         """ln p (...) but for a constant, were J_model expected, with relative variance v₂."""
-        variance = self.background + self.signal * J_model + relative * J_model**2
+        variance = variance_of_J(J_model, self.background, self.signal, relative)
         z2 = (self.J - J_model) ** 2 / variance
         if np.isinf(nu):
             tail = -0.5 * z2
@@ -108,7 +109,7 @@ def _of_image(r: Reflections, rows, nu: float, rng) -> tuple[float, ...]:
 
     by_chance = chance(totals.J, order)
     over, sd = claim - float(by_chance.mean()), float(by_chance.std())
-    variance = totals.background + totals.signal * J_model + relative * J_model**2
+    variance = variance_of_J(J_model, totals.background, totals.signal, relative)
     expected = []
     for _ in range(REPLICATES):
         drawn = J_model + np.sqrt(variance) * rng.standard_normal(m)

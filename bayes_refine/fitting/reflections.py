@@ -11,6 +11,7 @@ from .. import infer
 from ..physics.observations import Observations
 from ..physics.priors import Priors
 from ..physics.reference import Reference, wilson_mean
+from ..physics.variance_of_J import variance_of_J
 from .measure_run import MIN_COVERED, Batch
 from .state import State, images_of
 
@@ -73,8 +74,12 @@ class Reflections:
 
     def variance_at(self, intensity: np.ndarray) -> np.ndarray:
         """(N,) variance of J, photons², were the true intensities (N,) these."""
-        J = self.scale * intensity
-        return self.variance_background + self.variance_signal * J + self.relative_variance * J**2
+        return variance_of_J(
+            self.scale * intensity,
+            self.variance_background,
+            self.variance_signal,
+            self.relative_variance,
+        )
 
     @property
     def variance(self) -> np.ndarray:

@@ -25,6 +25,7 @@ from ..geometry.miller import unique_hkl
 from ..geometry.symmetry import asu_map, epsilon_centric
 from ..physics import true_intensities
 from ..physics.reference import wilson_mean
+from ..physics.variance_of_J import variance_of_J
 from .ambiguity import Ambiguity, transformed
 
 SCALE_SD = 0.5  # of γ about 1
@@ -140,7 +141,7 @@ def updated(obs, seen: Seen, old: Beliefs, a: float, nu: float, moments: Moments
         a, nu: of the residuals. moments: :func:`normal_moments` or :func:`wilson_moments`.
     """
     expected = np.maximum(old.expected, 0)
-    s2 = obs.variance + obs.variance_signal * expected + (a * expected) ** 2
+    s2 = variance_of_J(expected, obs.variance, obs.variance_signal, a**2)
     g, w = obs.scale * old.gamma[obs.image], (old.weight / s2)[:, None] * old.share[obs.image]
     own = [
         np.bincount(seen.group.ravel(), (x[:, None] * w).ravel(), len(seen.reflection))

@@ -19,6 +19,7 @@ from scipy.special import logsumexp, softmax
 
 from ..geometry.symmetry import epsilon_centric
 from ..physics.reference import Reference, free_set, wilson_mean
+from ..physics.variance_of_J import variance_of_J
 from .ambiguity import Ambiguity
 from .leave_image_out import (
     Beliefs,
@@ -259,7 +260,7 @@ def _evidence(obs: Integrated, seen: Seen, state: Beliefs) -> float:
     """
     code = np.take_along_axis(seen.code, state.share.argmax(1)[obs.image, None], 1)[:, 0]
     expected = obs.scale * seen.mean[code]
-    s2 = obs.variance + obs.variance_signal * expected + (MODEL_ERROR * expected) ** 2
+    s2 = variance_of_J(expected, obs.variance, obs.variance_signal, MODEL_ERROR**2)
     m = len(seen.mean)
     precision = np.bincount(code, obs.scale**2 / s2, m)
     total = np.bincount(code, obs.scale * obs.J / s2, m)
