@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
@@ -14,8 +15,8 @@ import jax
 from . import fit  # noqa: F401  the commands register themselves: fit is the first in the help
 
 # isort: split
-from . import compare, export, inspect, merge, simulate  # noqa: F401
-from .app import app, err_console
+from . import compare, export, inspect, merge, resume, simulate  # noqa: F401
+from .app import app, end_log, err_console
 from .ending import ENDINGS, sentence_of, stoppable
 
 
@@ -28,13 +29,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with stoppable():
-            app(args=command[1:], prog_name="bayes-refine", obj=command)
+            command, now = resume.expanded(command)
+            app(args=now, prog_name="bayes-refine", obj=command)
     except ENDINGS as error:
         told = sentence_of(error)
         if told is None:
             raise
         err_console.print(f"bayes-refine: {told[0]}", markup=False, soft_wrap=True)
+        if (out := resume.stopped_in(command)) is not None:
+            line = (
+                f"bayes-refine: to go on: bayes-refine fit --resume --out {shlex.quote(str(out))}"
+            )
+            err_console.print(line, markup=False, soft_wrap=True)
         sys.exit(told[1])
+    finally:
+        end_log()
 
 
 def _set_up_jax() -> None:

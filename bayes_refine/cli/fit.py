@@ -13,6 +13,7 @@ import typer
 
 from .. import loading
 from ..fitting import loop, tables
+from ..fitting.checkpoint import Checkpoint
 from ..fitting.prepare import Prepared, fit, prepare
 from ..fitting.problem import Settings
 from ..io.images import ImageReader
@@ -24,9 +25,10 @@ from ..util import folder
 from ..util.errors import InputError
 from ..util.status import Kind
 from . import options
-from .app import app, out_console, progress
+from .app import app, log_to, out_console, progress
 from .inputs import (
     given_from,
+    in_order,
     maps_for,
     mask_for,
     priors_from,
@@ -37,6 +39,8 @@ from .inputs import (
 )
 from .methods import GuideName, MethodName, method_of
 from .options import DETECTOR, INFERENCE
+from .resume import made_of
+from .settings import write_settings
 
 
 @app.command("fit")
@@ -179,17 +183,26 @@ def fit_command(
             rich_help_panel=DETECTOR,
         ),
     ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the fit that was stopped in --out, which is all that need be given.",
+        ),
+    ] = False,
+    config: options.Config = None,
 ) -> None:
     """Fit a run of indexed stills; write refined geometry, intensities, posterior and a picture."""
     started = time.perf_counter()
-    context.with_resource(folder.taken(out))
+    work = context.with_resource(folder.taken(out, resume))
+    log_to(out / "log.txt", context.obj or [], resume)
     program = loading.load_model(model)
     chosen = priors_from(priors_file, Priors())
     if student_t is not None:
         chosen = replace(chosen, student_t_nu=student_t)
     given = given_from(space_group, cell)
     found = usable_experiments(experiments, given.space_group, geometry, names)
-    run_of = some_images(found, images)
+    run_of = in_order(some_images(found, images))
     if reference_file is None or d_min is not None:
         resolution_limit(d_min, None, run_of.stills)
     ref = None
@@ -202,6 +215,8 @@ def fit_command(
         raise InputError("--gain-map and --gain both say what the gain is; give one of them")
     usable = mask_for(run_of, mask, geometry)
     maps = maps_for(run_of.stills, gain_map, pedestal_map)
+    checkpoint = Checkpoint(work / folder.CHECKPOINT, made_of(context.obj or [], run_of.stills))
+    checkpoint.begin()
     with ImageReader(gain=gain, pedestal=pedestal, usable=usable, **maps) as reader:
         fit_and_write(
             out,
@@ -221,7 +236,10 @@ def fit_command(
             about={"command": context.obj or [], "model": model},
             method=method_of(method, guide, n_draws, chains, warmup),
             anomalous=anomalous,
+            checkpoint=checkpoint,
         )
+    write_settings(context, out / "settings.toml")
+    checkpoint.clear()
 
 
 # -- steps ----------------------------------------------------------------------------------
@@ -235,6 +253,7 @@ def fit_and_write(
     settings: Settings,
     started: float,
     about: dict[str, Any],
+    checkpoint: Checkpoint | None = None,
     **writing: Any,
 ) -> loop.RunFit:
     """Prepare, fit, write the results, and say what is worth telling about them."""
@@ -247,7 +266,7 @@ def fit_and_write(
             say(str(ready.bad_pixels))
         seconds["noise"] = time.perf_counter() - mark
         mark = time.perf_counter()
-        run = fit(ready, model, prior, settings, say)
+        run = fit(ready, model, prior, settings, say, checkpoint)
         seconds["fit"] = time.perf_counter() - mark
         about = {**about, "seconds": seconds}
         summary = results.write_results(out, run, ready, about=about, progress=say, **writing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -78,6 +79,19 @@ def maps_for(
         "gain_map": None if gain is None else read_pixel_map(gain, detector, positive=True),
         "pedestal_map": None if pedestal is None else read_pixel_map(pedestal, detector),
     }
+
+
+def in_order(experiments: Experiments) -> Experiments:
+    """The stills in the order of their image files and frames, as they were taken, and of their
+    identifiers where there are several on one: a fit does not depend on the order of its list.
+    """
+
+    def key(still: Still) -> tuple:
+        parts = re.split(r"(\d+)", str(still.image_path))
+        name = [(int(part), part) if k % 2 else (0, part) for k, part in enumerate(parts)]
+        return name, still.frame, still.identifier
+
+    return replace(experiments, stills=tuple(sorted(experiments.stills, key=key)))
 
 
 def some_images(experiments: Experiments, chosen: str | None) -> Experiments:

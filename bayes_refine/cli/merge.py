@@ -21,8 +21,9 @@ from ..results.merge import write_merge
 from ..util import folder
 from ..util.errors import InputError
 from . import options
-from .app import app, err_console, out_console, progress
+from .app import app, err_console, log_to, out_console, progress
 from .inputs import given_from, priors_from, reference_from
+from .settings import write_settings
 
 
 class Prior(StrEnum):
@@ -86,6 +87,7 @@ def merge_command(
             "--refit-halves", help="Fit each half of the images alone too (three times the time)."
         ),
     ] = False,
+    config: options.Config = None,
 ) -> None:
     """Scale and merge integrated stills: true intensities with their uncertainties."""
     started = time.perf_counter()
@@ -93,6 +95,7 @@ def merge_command(
     if anomalous and draws is not None:
         raise InputError("--draws with --anomalous: draws of Friedel pairs are not made; leave one")
     context.with_resource(folder.taken(out))
+    log_to(out / "log.txt", context.obj or [])
     scales = priors_from(priors_file, ScalingPriors())
     given = given_from(space_group, cell)
     labels = Columns(intensity_column, sigma_column, batch_column)
@@ -128,6 +131,7 @@ def merge_command(
             seconds,
             say,
         )
+    write_settings(context, out / "settings.toml")
     _report(out, summary, time.perf_counter() - started)
 
 

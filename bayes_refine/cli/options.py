@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ..util.errors import InputError
+from .settings import read_settings
 
 DETECTOR, INFERENCE = "Beam and detector", "Model and inference"
 
@@ -127,6 +128,17 @@ def pixel_file_option(help: str, show_default: str) -> Any:
     )
 
 
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        is_eager=True,
+        callback=read_settings,
+        help="TOML file of options, such as the settings.toml of a run; what is given here counts.",
+        show_default=False,
+    ),
+]
 Out = Annotated[
     Path,
     typer.Option(help="Folder for the results; made if absent.", metavar="DIR", show_default=False),

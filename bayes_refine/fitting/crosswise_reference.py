@@ -29,7 +29,7 @@ FOLDS = 16  # at most: with more images, an image is left out together with ever
 class Known(NamedTuple):
     """Posterior mean and sd of I, (1 + K, m), by key (m,), ascending.
 
-    Row 0 of all images; row 1 + k without those of fold k, image modulo K.
+    Row 0 of all images; row 1 + k without those of fold k.
     """
 
     key: np.ndarray
@@ -45,18 +45,19 @@ class Running:
         reference: every reflection to the resolution limit, posterior means; where nothing was
             observed, Wilson's mean.
         known: what the images say, by unique reflection; Wilson's prior holds of all others.
-        n_folds: of images that are left out together.
+        fold: (n_images,) int: images of one fold are left out together.  Images that are seen are
+            dealt out in turn, so that an image without a use shifts no other's fold.
     """
 
     reference: Reference
     known: Known
-    n_folds: int
+    fold: np.ndarray
 
     def without(self, hkl: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Posterior mean and sd (n,) of I of ``hkl`` (n, 3), from the folds that do not have
         ``image`` (n,).
         """
-        return self._of(hkl, 1 + np.asarray(image) % self.n_folds)
+        return self._of(hkl, 1 + self.fold[np.asarray(image)])
 
     def together(self, hkl: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Posterior mean and sd (n,) of I from all images."""
@@ -89,12 +90,11 @@ def start(
     hkl = hkl[~absent(hkl, space_group)]
     d = cell.calculate_d_array(hkl)
     mean = epsilon_centric(hkl, space_group)[0] * np.exp(-START_B / (2 * d**2))
-    n_folds = min(n_images, FOLDS)
-    none = Known(np.zeros(0, np.int64), *np.zeros((2, 1 + n_folds, 0)))
+    none = Known(np.zeros(0, np.int64), *np.zeros((2, 1 + min(n_images, FOLDS), 0)))
     reference = Reference(
         hkl, mean, cell, space_group, "Wilson statistics and the images themselves"
     )
-    return Running(reference, none, n_folds)
+    return Running(reference, none, np.arange(n_images) % FOLDS)
 
 
 def renewed(old: Running, measured: Measured) -> Running:
@@ -110,13 +110,17 @@ def renewed(old: Running, measured: Measured) -> Running:
     # Σ(d) first, from what all images say
     now = _knowing(old, measured, _posterior(measured, old.reference)[:, None])
     whole = _posterior(measured, now.reference)
-    found = np.repeat(whole[:, None], 1 + old.n_folds, axis=1)
-    fold = np.asarray(measured.image) % old.n_folds
-    for k in range(old.n_folds):
-        seen, others = _others(measured, fold == k)
+    image = np.asarray(measured.image)
+    used = np.unique(image)
+    n_folds = min(len(used), FOLDS)
+    fold = np.zeros_like(old.fold)
+    fold[used] = np.arange(len(used)) % n_folds
+    found = np.repeat(whole[:, None], 1 + n_folds, axis=1)
+    for k in range(n_folds):
+        seen, others = _others(measured, fold[image] == k)
         if seen.any():
             found[:, 1 + k, seen] = _posterior(others, now.reference)
-    return _knowing(now, measured, found)
+    return replace(_knowing(now, measured, found), fold=fold)
 
 
 def _knowing(old: Running, measured: Measured, found: np.ndarray) -> Running:

@@ -19,6 +19,7 @@ from ..physics.reference import Reference
 from ..util.status import Kind
 from ..util.store import Store
 from . import crosswise_reference
+from .checkpoint import Checkpoint, Progress
 from .claims import claims_of, judged
 from .crosswise_reference import Running
 from .index_alike import stills_alike
@@ -86,6 +87,7 @@ def fit_run(
     priors: Priors | None = None,
     settings: Settings | None = None,
     progress: Say | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> RunFit:
     """Refine a run of stills: predict → measure → fit.
 
@@ -99,10 +101,12 @@ def fit_run(
             ``RunFit.status``.
         model: NumPyro program of ``(observations, priors)``, :func:`load_model`.
         progress: called with a line now and then.
+        checkpoint: keeps the state after each round but the last; what it has kept already is
+            where the fit begins.
 
     Raises:
-        InputError: the reference does not fit the crystals, no image can be used, or JAX computes
-            in single precision.
+        InputError: the reference does not fit the crystals, no image can be used, the checkpoint is
+            of another fit, or JAX computes in single precision.
     """
     priors, settings = priors or Priors(), settings or Settings()
     say = progress or (lambda line: None)
@@ -110,34 +114,48 @@ def fit_run(
     alike, reindexing = stills_alike(run, priors, say, by_reference=ref is not None)
     if reindexing.changed.any():
         run = prepare_run(alike, ref, reader, model, priors, settings)
-    return refine(run, reindexing, priors, one_round, say)[0]
+    return refine(run, reindexing, priors, one_round, say, checkpoint)[0]
 
 
 R = TypeVar("R", bound=Round)
 
 
 def refine(
-    run: Run, reindexing: Reindexing, priors: Priors, step: Callable[..., R], say: Say
+    run: Run,
+    reindexing: Reindexing,
+    priors: Priors,
+    step: Callable[..., R],
+    say: Say,
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[RunFit, R]:
     """The loop: scouts, then one round after the other, from a broad curve to convergence.
 
     Args:
         run: its stills indexed alike, as ``reindexing`` says.
         step: what one round is: ``one_round``, or another of its signature.
+        checkpoint: as of ``fit_run``.
 
     Returns:
         The fitted run, and its last round.
     """
-    settings, start = run.settings, scout(run, priors, say)
-    state, now, margin = start.state, start.broad, BROAD_MARGIN
-    if settings.rounds == 1:  # no round to spare for a broad curve
-        state, now, margin = {**state, **start.after}, priors, settings.margin
-    status = np.full(len(run.stills), "", dtype=object)
-    movement: list[Movement] = []
-    found: R | None = None
-    kept = start.kept
+    settings = run.settings
     rounds = settings.rounds + (LEARNING_ROUNDS if run.running else 0)
-    for round_ in range(1, rounds + 1):
+    found: R | None = None
+    now, margin, after = priors, settings.margin, {}
+    earlier = checkpoint.load(run) if checkpoint is not None else None
+    if earlier is not None:
+        done, run = earlier
+        say(f"going on after round {done.rounds} of {rounds}")
+    else:
+        start = scout(run, priors, say)
+        status = np.full(len(run.stills), "", dtype=object)
+        done = Progress(0, start.state, status, start.kept, ())
+        if settings.rounds == 1:  # no round to spare for a broad curve
+            done = replace(done, state={**start.state, **start.after})
+        else:
+            now, margin, after = start.broad, BROAD_MARGIN, start.after
+    state, status, kept, movement = done.state, done.status, done.kept, list(done.movement)
+    for round_ in range(done.rounds + 1, rounds + 1):
         say(f"round {round_} of {rounds}: {len(run.stills)} images")
         last = round_ == rounds
         found = None  # the last round's need not stay in memory through this one
@@ -153,8 +171,10 @@ def refine(
             state = state if last else _pinned(state, found.seen)
             run = _renewed(run, run.running, found.seen, state, priors)
         if round_ == 1 and not last:
-            state = {**state, **start.after}
+            state = {**state, **after}
         now, margin = priors, settings.margin
+        if checkpoint is not None and not last:
+            checkpoint.save(Progress(round_, state, status, kept, tuple(movement)), run)
 
     assert found is not None, "a fit has at least one round"
     said = _judged(run, found.seen, state, priors, found.fit)

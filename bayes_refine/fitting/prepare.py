@@ -13,6 +13,7 @@ from ..measuring.detector_noise import Noise, noise_for
 from ..physics.priors import Priors
 from ..physics.reference import Reference, check_fits
 from ..util.errors import InputError
+from .checkpoint import Checkpoint
 from .loop import RunFit, fit_run
 from .problem import Say, Settings
 
@@ -89,6 +90,7 @@ def fit(
     priors: Priors | None = None,
     settings: Settings | None = None,
     progress: Say | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> RunFit:
     """Refine a prepared run (``loop.fit_run``), at its resolution and with its read-out noise.
 
@@ -97,7 +99,7 @@ def fit(
     """
     settings = settings_of(run, settings or Settings())
     stills = run.experiments.stills
-    return fit_run(stills, run.reference, run.reader, model, priors, settings, progress)
+    return fit_run(stills, run.reference, run.reader, model, priors, settings, progress, checkpoint)
 
 
 def settings_of(run: Prepared, settings: Settings) -> Settings:

@@ -44,7 +44,7 @@ def merge(
     image: np.ndarray,
     emphasis: np.ndarray | float = 1.0,
     seed: int = 0,
-    n_images: int | None = None,
+    half_of_image: np.ndarray | None = None,
 ) -> Merged:
     """Merge J = g·I + noise: I = Σ(w g J/σ²)/Σ(w g²/σ²), σ_I = Σ(g²/σ²)^(−1/2).
 
@@ -59,7 +59,7 @@ def merge(
         emphasis: (n,) or a number, w ≥ 0 by which a robust estimator trusts observations
             more or less than σ says; it acts on the mean, not on σ_I.
         seed: of the random halves.
-        n_images: of which halves are made, where the last of them have no observation here.
+        half_of_image: (n_images,) 0 or 1, the halves; by default random ones, by ``seed``.
 
     Returns:
         One row a reflection that some observation bears on.
@@ -72,7 +72,8 @@ def merge(
     if not all(np.isfinite(a).all() for a in (J, var, g, w)) or (var <= 0).any():
         raise ValueError("merging takes finite intensities and scales, and positive variances")
     image = np.asarray(image)
-    half_of_image = split_images(n_images or int(image.max(initial=-1)) + 1, seed)
+    if half_of_image is None:
+        half_of_image = split_images(int(image.max(initial=-1)) + 1, seed)
     first, code = unique_hkl(hkl_asu)
     m = len(first)
     # The halves of reflection k are merged as reflections 2k and 2k + 1.

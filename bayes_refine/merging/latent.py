@@ -206,12 +206,14 @@ def likelihood_only(
         variance *= (nu + 3) / (nu + 1) / np.minimum(robust, 1.0)
         columns = (measured.intensity, variance, measured.scale, np.maximum(robust, 1.0))
         J, var, g, w = (np.asarray(x)[taken] for x in columns)
-        found = merge(of[taken], J, var, g, image[taken], w, seed, len(half_of_image))
+        found = merge(of[taken], J, var, g, image[taken], w, half_of_image=half_of_image)
         weight = np.zeros(len(taken))
         weight[taken] = found.weight
         return replace(found, weight=weight)
 
-    half_of_image = split_images(int(image.max()) + 1, seed)
+    used = np.unique(image[taken])  # an image without a use shifts no other's half
+    half_of_image = np.zeros(int(image.max()) + 1, int)
+    half_of_image[used] = split_images(len(used), seed)
     whole = merged_at(np.asarray(expected)[code])
     half = half_of_image[image]
     apart = np.zeros(len(code))

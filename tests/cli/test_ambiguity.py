@@ -16,7 +16,14 @@ from bayes_refine.simulation.truth import Simulation
 from bayes_refine.simulation.unmerged import UnmergedSimulation, simulate_unmerged
 
 MTZ = {"merged.mtz", "posterior.mtz", "half1.mtz", "half2.mtz"}
-MERGE = MTZ | {"images.csv", "posterior.nc", "report.html", "summary.json"}
+MERGE = MTZ | {
+    "log.txt",
+    "settings.toml",
+    "images.csv",
+    "posterior.nc",
+    "report.html",
+    "summary.json",
+}
 FIT = MERGE | {"overview.png", "refined.expt", "unmerged.mtz", "unmerged_scaled.mtz"}
 
 

@@ -36,7 +36,7 @@ def fit(data, *more):
 def test_one_bad_image_does_not_sink_a_run(small_run):
     assert small_run.status == 0
     assert "4 of 8 images" in small_run.printed
-    assert "4 images failed" in small_run.printed and "simulated-0004" in small_run.printed
+    assert "4 images failed" in small_run.printed and "simulated-0005" in small_run.printed
 
 
 def test_help_and_version(capsys):

@@ -29,10 +29,12 @@ FILES = [
     "half1.mtz",
     "half2.mtz",
     "images.csv",
+    "log.txt",
     "merged.mtz",
     "posterior.mtz",
     "posterior.nc",
     "report.html",
+    "settings.toml",
     "summary.json",
 ]
 RUN = UnmergedSimulation(n_images=40, each=150, difference=5e-3, model_error=0.1)

@@ -1,0 +1,68 @@
+"""``bayes-refine fit --resume``: the command that was stopped, and what it must agree with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..fitting.checkpoint import read_record
+from ..geometry.experiments import Still
+from ..util.errors import InputError
+from ..util.folder import CHECKPOINT, WORK
+from ..util.output import versions
+
+RESUME, COMMAND = "--resume", "the command"
+
+
+def expanded(command: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The command as it was first given, and the arguments to run now.
+
+    ``fit --resume --out DIR`` alone stands for the command that was stopped in DIR.
+
+    Raises:
+        InputError: no stopped fit is there.
+    """
+    first = [word for word in command if word != RESUME]
+    if len(first) == len(command) or first[1:2] != ["fit"]:
+        return list(command), list(command[1:])
+    out = folder_of(first)
+    if out is not None and len(first) <= 4:
+        record = read_record(out / WORK / CHECKPOINT)
+        if record is None:
+            raise InputError(f"{out}: no stopped fit to go on with; give the whole command")
+        first = [str(word) for word in record["made_of"][COMMAND]]
+    return first, [*first[1:], RESUME]
+
+
+def folder_of(command: Sequence[str]) -> Path | None:
+    """What ``--out`` says."""
+    for k, word in enumerate(command):
+        if word == "--out" and k + 1 < len(command):
+            return Path(command[k + 1])
+        if word.startswith("--out="):
+            return Path(word.removeprefix("--out="))
+    return None
+
+
+def stopped_in(command: Sequence[str]) -> Path | None:
+    """The folder of a fit that can be gone on with, or None."""
+    out = folder_of(command) if command[1:2] == ["fit"] else None
+    return out if out is not None and (out / WORK / CHECKPOINT).is_dir() else None
+
+
+def made_of(command: Sequence[str], stills: Iterable[Still]) -> dict[str, Any]:
+    """What a fit depends on: command, folder, files by size and time, versions."""
+    files = {Path(word) for word in command[2:]} | {still.image_path for still in stills}
+    return {
+        COMMAND: list(command),
+        "the working folder": os.getcwd(),
+        "an input file": {str(p): _mark(p) for p in sorted(files) if p.is_file()},
+        "a version": versions(),
+    }
+
+
+def _mark(path: Path) -> list[int]:
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]

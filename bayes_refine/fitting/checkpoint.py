@@ -1,0 +1,153 @@
+"""What a fit goes on from when it was stopped: its state after the last finished round."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..util.errors import InputError
+from ..util.folder import flush_to_disk
+from ..util.status import Status
+from .crosswise_reference import Known, Running
+from .measure_run import Kept
+from .one_round import Movement
+from .problem import Run
+from .state import State
+
+STATE, RECORD = "state-{}.npz", "record.json"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A fit between two rounds.
+
+    Attributes:
+        rounds: finished. state: to measure the next one at. status: (n,) of images so far.
+        kept: what later rounds take over. movement: one entry a round.
+    """
+
+    rounds: int
+    state: State
+    status: np.ndarray
+    kept: Kept
+    movement: tuple[Movement, ...]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder that keeps the progress of one fit; statistics are measured again.
+
+    Attributes:
+        folder: made by the first :meth:`save`.
+        made_of: what the fit depends on, as JSON can say it: inputs, options, versions.
+    """
+
+    folder: Path
+    made_of: Mapping[str, Any]
+
+    def begin(self) -> None:
+        """Say what is being fitted, before any round is finished; nothing where that is said."""
+        if read_record(self.folder) is None:
+            self._record({"made_of": dict(self.made_of), "rounds": 0})
+
+    def clear(self) -> None:
+        """Forget it: the results are complete."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def save(self, progress: Progress, run: Run) -> None:
+        """Replace what is kept: complete on disk before the record of it names it."""
+        arrays = {f"state/{k}": np.asarray(v) for k, v in progress.state.items()}
+        if run.running is not None:
+            arrays |= {f"known/{k}": v for k, v in run.running.known._asdict().items()}
+            arrays |= {"fold": run.running.fold, "intensity": run.running.reference.intensity}
+        record = {
+            "made_of": dict(self.made_of),
+            "rounds": progress.rounds,
+            "status": [str(s) for s in progress.status],
+            "kept": progress.kept._asdict(),
+            "movement": [asdict(m) for m in progress.movement],
+        }
+        name = STATE.format(progress.rounds)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with (self.folder / name).open("wb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+            flush_to_disk(self.folder / name)
+            self._record(record)
+            for old in self.folder.glob(STATE.format("*")):
+                if old.name != name:
+                    old.unlink()
+        except OSError as error:
+            raise InputError(
+                f"{self.folder}: cannot be written ({error.strerror or error}); make room for it"
+            ) from None
+
+    def _record(self, record: Mapping[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        part = self.folder / f"{RECORD}.part"
+        part.write_text(json.dumps(record), encoding="utf-8")
+        flush_to_disk(part)
+        os.replace(part, self.folder / RECORD)
+        flush_to_disk(self.folder)
+
+    def load(self, run: Run) -> tuple[Progress, Run] | None:
+        """The progress that was kept and the run with its intensities; None where none was.
+
+        Raises:
+            InputError: it is of other input, options or versions, or is damaged.
+        """
+        record = read_record(self.folder)
+        if record is None:
+            return None
+        for what, now in self.made_of.items():
+            if record["made_of"].get(what) != json.loads(json.dumps(now)):
+                raise InputError(
+                    f"{self.folder.parent.parent}: {what} changed since the fit was stopped; "
+                    "leave out --resume to begin again"
+                )
+        if record["rounds"] == 0:
+            return None
+        try:
+            with np.load(self.folder / STATE.format(record["rounds"])) as file:
+                arrays = dict(file)
+            state = {k[6:]: v for k, v in arrays.items() if k.startswith("state/")}
+            status = np.array([s and Status.parse(s) for s in record["status"]], dtype=object)
+            progress = Progress(
+                record["rounds"],
+                state,
+                status,
+                Kept(**record["kept"]),
+                tuple(Movement(**m) for m in record["movement"]),
+            )
+            if run.running is not None:
+                run = _knowing(run, run.running, arrays)
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            raise InputError(
+                f"{self.folder}: is damaged ({error}); leave out --resume to begin again"
+            ) from None
+        return progress, run
+
+
+def _knowing(run: Run, running: Running, arrays: Mapping[str, np.ndarray]) -> Run:
+    known = Known(**{k: arrays[f"known/{k}"] for k in Known._fields})
+    reference = replace(running.reference, intensity=arrays["intensity"])
+    now = replace(running, reference=reference, known=known, fold=arrays["fold"])
+    return replace(run, ref=reference, running=now)
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """What ``record.json`` says, or None where no round was finished."""
+    try:
+        return json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / RECORD}: cannot be read ({error})") from None

@@ -1,0 +1,66 @@
+"""Checkpoints: what is loaded is what was saved, to the last bit, or it is refused."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from bayes_refine.fitting.checkpoint import Checkpoint, Progress
+from bayes_refine.fitting.measure_run import Kept
+from bayes_refine.fitting.one_round import Movement
+from bayes_refine.util.errors import InputError
+from bayes_refine.util.status import Kind, Status
+
+RUN = SimpleNamespace(running=None)
+
+
+@pytest.fixture
+def progress():
+    rng = np.random.default_rng(0)
+    status = np.array(["", Status(Kind.TOO_FEW, "3"), ""], dtype=object)
+    state = {"log_G": rng.normal(size=(3, 1)), "log_R0": np.asarray(rng.normal())}
+    kept = Kept(96, 0.1 + 0.2, 1 / 3)
+    return Progress(1, state, status, kept, (Movement(0.1, 1 / 3, 0.2, 7, 1.5, 2.5),))
+
+
+def test_what_is_loaded_is_what_was_saved(tmp_path, progress):
+    kept = Checkpoint(tmp_path / "c", {"the command": ["fit"], "an input file": {"a": [1, 2]}})
+    assert kept.load(RUN) is None
+    kept.begin()
+    assert kept.load(RUN) is None  # no round is finished
+    kept.save(progress, RUN)
+    kept.begin()  # as a resumed fit does
+    found, _ = kept.load(RUN)
+    assert found.rounds == 1 and found.kept == progress.kept and found.movement == progress.movement
+    assert [(s and s.kind, str(s)) for s in found.status] == [
+        ("", ""),
+        (Kind.TOO_FEW, "too few reflections (3)"),
+        ("", ""),
+    ]
+    assert set(found.state) == set(progress.state)
+    for name, value in progress.state.items():
+        assert found.state[name].shape == value.shape
+        assert found.state[name].tobytes() == value.tobytes()
+    kept.save(Progress(2, *list(vars(progress).values())[1:]), RUN)
+    assert sorted(f.name for f in (tmp_path / "c").iterdir()) == ["record.json", "state-2.npz"]
+
+
+def test_another_fit_is_refused(tmp_path, progress):
+    Checkpoint(tmp_path / "out" / "w" / "c", {"the command": ["fit", "a"]}).save(progress, RUN)
+    other = Checkpoint(tmp_path / "out" / "w" / "c", {"the command": ["fit", "b"]})
+    with pytest.raises(InputError, match=r"out: the command changed since .* leave out --resume"):
+        other.load(RUN)
+
+
+def test_a_damaged_one_is_refused(tmp_path, progress):
+    kept = Checkpoint(tmp_path, {})
+    kept.save(progress, RUN)
+    state = tmp_path / "state-1.npz"
+    state.write_bytes(state.read_bytes()[:100])
+    with pytest.raises(InputError, match="is damaged"):
+        kept.load(RUN)
+    (tmp_path / "record.json").write_text("{")
+    with pytest.raises(InputError, match="cannot be read"):
+        kept.load(RUN)
