@@ -281,12 +281,13 @@ def _report(out: Path, run: loop.RunFit, summary: dict[str, Any], seconds: float
         f"reflections measured, {counts['reflections_merged']} unique, to {last['d_min']:.2f} Å"
     )
     if counts["images_failed"]:
-        usable = tables.usable_images(run)
-        first = next(i for i, good in enumerate(usable) if not good)
+        zipped = zip(run.stills, run.status, tables.usable_images(run), strict=True)
+        failed = [*run.unread, *((still, said) for still, said, good in zipped if not good)]
+        first, said = failed[0]
         why = ", ".join(f"{n} {k}" for k, n in counts["status"].items() if not Kind(k).usable)
         out_console.print(
             f"{counts['images_failed']} images failed and were left out ({why}; see images.csv); "
-            f"the first, {run.stills[first].identifier}: {run.status[first]}",
+            f"the first, {first.identifier}: {said}",
             markup=False,
             soft_wrap=True,
         )

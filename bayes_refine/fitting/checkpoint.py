@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..measuring.ice_rings import Ring
 from ..util.errors import InputError
 from ..util.folder import flush_to_disk
 from ..util.status import Status
@@ -74,6 +75,7 @@ class Checkpoint:
             "status": [str(s) for s in progress.status],
             "kept": progress.kept._asdict(),
             "movement": [asdict(m) for m in progress.movement],
+            "ice": [[str(path), frame, v] for (path, frame), v in run.ice.found.items()],
         }
         name = STATE.format(progress.rounds)
         try:
@@ -116,7 +118,8 @@ class Checkpoint:
         if record["rounds"] == 0:
             return None
         try:
-            with np.load(self.folder / STATE.format(record["rounds"])) as file:
+            path = self.folder / STATE.format(record["rounds"])
+            with path.open("rb") as stream, np.load(stream) as file:
                 arrays = dict(file)
             state = {k[6:]: v for k, v in arrays.items() if k.startswith("state/")}
             status = np.array([s and Status.parse(s) for s in record["status"]], dtype=object)
@@ -127,6 +130,8 @@ class Checkpoint:
                 Kept(**record["kept"]),
                 tuple(Movement(**m) for m in record["movement"]),
             )
+            for path, frame, rings in record["ice"]:
+                run.ice.found[Path(path), frame] = tuple(Ring(*ring) for ring in rings)
             if run.running is not None:
                 run = _knowing(run, run.running, arrays)
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:

@@ -27,6 +27,7 @@ from .measure_run import Batch, Seen
 from .merge_fit import measured_of
 from .one_round import Movement, Round, one_round
 from .problem import Run, Say, Settings, prepare_run
+from .readable import Unread
 from .reflections import Reflections, reflections_of
 from .start import BROAD_MARGIN, scout
 from .state import State, moved, pilot_geometry, tails
@@ -52,6 +53,7 @@ class RunFit:
         movement: one entry a round.
         ice: (n,) rings of each image, whose pixels measured no spot.
         problem: what was fitted, and how: its reader, model and settings. priors: of the fit.
+        unread: images that are not among the n, since they cannot be read, and why.
     """
 
     stills: tuple[Still, ...]
@@ -67,6 +69,7 @@ class RunFit:
     ice: tuple[tuple[Ring, ...], ...]
     problem: Run
     priors: Priors
+    unread: Unread = ()
 
     @property
     def given_reference(self) -> Reference | None:

@@ -16,6 +16,7 @@ from ..util.errors import InputError
 from .checkpoint import Checkpoint
 from .loop import RunFit, fit_run
 from .problem import Say, Settings
+from .readable import Unread, readable
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Prepared:
         noise: gain and read-out noise of the detector.
         bad_pixels: that are masked on all images.
         d_min: Å, how far to go.
+        unread: stills whose images cannot be read, and why; the fit has no part of them.
     """
 
     experiments: Experiments
@@ -37,6 +39,7 @@ class Prepared:
     noise: Noise
     bad_pixels: BadPixels
     d_min: float
+    unread: Unread = ()
 
 
 def prepare(
@@ -71,7 +74,8 @@ def prepare(
         if reference is None:
             raise InputError("without a reference, say how far to go: give d_min, in Å")
         d_min = float(reference.d.min())
-    stills = described(experiments.stills, bandwidth, *sensor)
+    good, unread = readable(experiments.stills, reader)
+    stills = described(good, bandwidth, *sensor)
     if reference is not None:
         check_fits(reference, [s.crystal for s in stills], str(experiments.path))
     noise = noise_for(reader, stills, reader.gain, read_noise)
@@ -81,7 +85,8 @@ def prepare(
     bad = bad_pixels_of(reader, stills, noise.read_noise)
     if bad.mask.any():
         reader.usable = ~bad.mask if reader.usable is None else reader.usable & ~bad.mask
-    return Prepared(replace(experiments, stills=stills), reference, reader, noise, bad, d_min)
+    usable = replace(experiments, stills=stills)
+    return Prepared(usable, reference, reader, noise, bad, d_min, unread)
 
 
 def fit(
@@ -99,7 +104,10 @@ def fit(
     """
     settings = settings_of(run, settings or Settings())
     stills = run.experiments.stills
-    return fit_run(stills, run.reference, run.reader, model, priors, settings, progress, checkpoint)
+    found = fit_run(
+        stills, run.reference, run.reader, model, priors, settings, progress, checkpoint
+    )
+    return replace(found, unread=run.unread)
 
 
 def settings_of(run: Prepared, settings: Settings) -> Settings:

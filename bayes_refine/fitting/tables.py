@@ -60,7 +60,8 @@ def image_table(run: RunFit) -> dict[str, np.ndarray]:
     identifier, status, n_reflections (measured), cc_model (Pearson CC of J and J_model over all
     measured reflections with a reference, free ones too), then every unknown of an image with
     its sd: G, B (Å²), R1 (Å⁻¹), rot_x_mrad, ..., strain_1, ..., what else the model has.
-    Where indexing is ambiguous, reindex and reindex_log_odds before them.
+    Where indexing is ambiguous, reindex and reindex_log_odds before them.  Images that cannot be
+    read come after all others.
     """
     n, r = len(run.stills), run.reflections
     fitted = fitted_images(run)
@@ -82,7 +83,25 @@ def image_table(run: RunFit) -> dict[str, np.ndarray]:
         columns |= run.reindexing.columns()
     columns |= unknowns
     columns["cc_model"] = np.where(fitted, cc, np.nan)
-    return columns
+    return _with_unread(columns, run) if run.unread else columns
+
+
+def _with_unread(columns: dict[str, np.ndarray], run: RunFit) -> dict[str, np.ndarray]:
+    """The columns with a row for each image that cannot be read."""
+    n = len(run.unread)
+    known: dict[str, list] = {
+        "identifier": [printable(still.identifier) for still, _ in run.unread],
+        "status": [status for _, status in run.unread],
+        "n_reflections": [0] * n,
+        "reindex": [""] * n,
+    }
+
+    def longer(name: str, column: np.ndarray) -> np.ndarray:
+        more = np.empty(n, np.asarray(column).dtype)
+        more[:] = known.get(name, [np.nan] * n)
+        return np.concatenate([column, more])
+
+    return {name: longer(name, column) for name, column in columns.items()}
 
 
 def _numbers(fit: Fit, site: Site) -> Iterator[tuple[str, Any, Any]]:

@@ -150,6 +150,7 @@ def _summary(
     if found.mates is not None:
         more = anomalous_table(found.mates, merged, cell, edges)
         rows = [a | b for a, b in zip(rows, more, strict=True)]
+    statuses = [*run.status, *(status for _, status in run.unread)]
     return {
         "globals": shared_values(run),
         "cell": list(cell.parameters),
@@ -157,10 +158,10 @@ def _summary(
         "reference": run.reference.source if ref is None else ref.describe(),
         "indexing": str(run.reindexing),
         "counts": {
-            "images": len(run.stills),
+            "images": len(run.stills) + len(run.unread),
             "images_used": int(usable.sum()),
-            "images_failed": int((~usable).sum()),
-            "status": dict(Counter(str(s.kind) for s in run.status)),
+            "images_failed": int((~usable).sum()) + len(run.unread),
+            "status": dict(Counter(str(s.kind) for s in statuses)),
             "reflections_predicted": len(r),
             "reflections_measured": int(r.measured.sum()),
             "reflections_fitted": int(r.informs.sum()),

@@ -110,7 +110,8 @@ def write_tables(
     usable = usable_images(run)
     kept = zip(usable, run.stills, run.indexed, strict=True)
     stills = tuple(new if good else old for good, new, old in kept)
-    write_experiments(work / "refined.expt", replace(experiments, stills=stills))
+    of_all = (*stills, *(still for still, _ in run.unread))
+    write_experiments(work / "refined.expt", replace(experiments, stills=of_all))
     cell, rows = mean_cell(run), _rows(run)
     r, group = run.reflections, run.reference.space_group
     place = lab_positions(run)

@@ -124,6 +124,27 @@ def test_the_order_of_the_list_does_not_count(data, whole, tmp_path):
     assert identifiers[0] == identifiers[1]
 
 
+def test_images_that_cannot_be_read_change_nothing_else(data, whole, tmp_path):
+    document = json.loads((data / "indexed.expt").read_text())
+    for k, name in ((2, "gone.h5"), (0, "a_gone.h5")):  # at the place of one, and before all
+        document["imageset"].append({**document["imageset"][0], "images": [name]})
+        document["experiment"].insert(
+            k,
+            document["experiment"][k]
+            | {"identifier": f"broken {k}", "imageset": len(document["imageset"]) - 1},
+        )
+    (data / "broken.expt").write_text(json.dumps(document))
+    out = tmp_path / "out"
+    again = [data / "broken.expt" if w == data / "indexed.expt" else w for w in line(data)]
+    assert status(*again, "--out", out) == 0
+    for file in whole.iterdir():
+        if file.suffix == ".mtz" or file.name == "posterior.nc":
+            assert file.read_bytes() == (out / file.name).read_bytes(), file.name
+    rows, more = ((x / "images.csv").read_text().splitlines() for x in (whole, out))
+    assert more[: len(rows)] == rows and len(more) == len(rows) + 2
+    assert all("not read" in row for row in more[len(rows) :])
+
+
 @pytest.mark.slow
 def test_killed_at_twenty_moments(data, whole, tmp_path):
     """kill −9 at twenty moments of a fit, resumed each time; in the end the bytes are the same."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,10 +11,12 @@ import pytest
 from bayes_refine.fitting.checkpoint import Checkpoint, Progress
 from bayes_refine.fitting.measure_run import Kept
 from bayes_refine.fitting.one_round import Movement
+from bayes_refine.measuring.ice_rings import Ring
 from bayes_refine.util.errors import InputError
 from bayes_refine.util.status import Kind, Status
 
-RUN = SimpleNamespace(running=None)
+RINGS = {(Path("a.h5"), 0): (Ring(0.1 + 0.2, 1 / 3),), (Path("a.h5"), 1): ()}
+RUN = SimpleNamespace(running=None, ice=SimpleNamespace(found=RINGS))
 
 
 @pytest.fixture
@@ -32,7 +35,9 @@ def test_what_is_loaded_is_what_was_saved(tmp_path, progress):
     assert kept.load(RUN) is None  # no round is finished
     kept.save(progress, RUN)
     kept.begin()  # as a resumed fit does
-    found, _ = kept.load(RUN)
+    other = SimpleNamespace(running=None, ice=SimpleNamespace(found={}))
+    found, _ = kept.load(other)
+    assert other.ice.found == RINGS
     assert found.rounds == 1 and found.kept == progress.kept and found.movement == progress.movement
     assert [(s and s.kind, str(s)) for s in found.status] == [
         ("", ""),
