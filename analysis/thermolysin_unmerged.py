@@ -106,7 +106,7 @@ def main(data_folder, out_folder):
     print(f"    {time.perf_counter() - wall:.0f} s wall for both halves")
 
     with_reference = prepare(data, reference=reference, seed=0)
-    known = np.asarray(with_reference.informed)
+    known = np.asarray(with_reference.reference.informed)
     fit_reference = scaling.fit_scales(with_reference, load_model("latent_reference"), base)
     free = ~known & np.isfinite(truth)
     values = fit_reference.posterior.intensity
