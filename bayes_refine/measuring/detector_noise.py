@@ -72,6 +72,15 @@ def _noise_of_patches(patches: list[np.ndarray], gain: float | None) -> Noise:
     return Noise(gain=slope, read_noise=float(np.sqrt(intercept)) / slope)
 
 
+def _variance_over_mean(patches: list[np.ndarray]) -> float:
+    """Of the patches together, without those that hold spots: the gain where there is no read-out
+    noise; NaN without a patch.
+    """
+    mean, variance, peak = np.concatenate(patches, axis=1) if patches else np.empty((3, 0))
+    clean = peak < _SPOT * np.maximum(mean, 1e-6)
+    return _clipped_mean(variance[clean]) / max(mean[clean].mean(), 1e-6) if clean.any() else np.nan
+
+
 def is_counting(images_and_masks: Iterable[tuple[np.ndarray, np.ndarray]], noise: Noise) -> bool:
     """Whether pixels are counted photons: whole, never negative, variance as the mean."""
     return all(_whole(*image) for image in images_and_masks) and _near_1(noise.gain)
@@ -126,7 +135,12 @@ def noise_for(
     for counts, valid in _readable(reader, stills):
         patches.append(_patches(counts, valid))
         whole = whole and gain is None and _whole(counts, valid)
-    noise = _noise_of_patches(patches, gain)
+    try:
+        noise = _noise_of_patches(patches, gain)
+    except InputError:  # few pixels, or all alike: whole counts as variable as Poisson's will do
+        if gain is None and whole and _near_1(_variance_over_mean(patches)):
+            return Noise(1.0, 0.0)
+        raise
     if gain is None and whole and _near_1(noise.gain):
         noise = Noise(1.0, 0.0)
     return noise if read_noise is None else Noise(noise.gain, read_noise)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,8 @@ import pytest
 from bayes_refine.io.expt import read_experiments
 from bayes_refine.io.images import ImageReader
 from bayes_refine.measuring.detector_noise import Noise, estimate_noise, is_counting, noise_for
+from bayes_refine.simulation.files import simulate_run
+from bayes_refine.simulation.truth import Simulation
 from bayes_refine.util.errors import InputError
 
 
@@ -125,3 +128,19 @@ def test_measured_counting_detector(shared_data: Path):
     noise = estimate_noise(images)
     assert noise.gain == pytest.approx(1.0, abs=0.04)
     assert is_counting(images, noise)
+
+
+def test_few_even_counts_are_photons(tmp_path):
+    """A small detector with an even background tells no line, but that pixels are counted."""
+    for gain in (1.0, 5.0):
+        simulation = Simulation(
+            n_images=2, n_pixels=128, distance_mm=30, d_min=4, seed=3, gain=gain
+        )
+        run = read_experiments(simulate_run(simulation, tmp_path / f"{gain:g}"))
+        stills = [replace(s, detector=replace(s.detector, gain=np.ones(1))) for s in run.stills]
+        with ImageReader() as reader:
+            if gain == 1:
+                assert noise_for(reader, stills) == Noise(1.0, 0.0)
+            else:
+                with pytest.raises(InputError, match=r"too even|too little"):
+                    noise_for(reader, stills)
