@@ -1,9 +1,9 @@
-"""The running estimate of true intensities, where no reference says what they are.
+"""The current estimate of true intensities, where no reference says what they are.
 
 Each image sees as its reference what Wilson's statistics and the *other* images say of a true
-intensity, with its sd (SPEC section 6); of many images a sixteenth is left out at a time.  The
-likelihood of a run is then the product of the images' predictive densities p(J_i | J of the
-others): no image agrees with itself.
+intensity, with its sd (docs/theory.md, Without a reference).  Of many images a sixteenth is left
+out at a time.  The likelihood of a run is then the product of the images' predictive densities
+p(J_i | J of the others), so that no image agrees with itself.
 """
 
 from __future__ import annotations

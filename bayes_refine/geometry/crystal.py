@@ -21,7 +21,7 @@ _MAX_STRAIN = 0.1  # of a cell under its own symmetry: cells that are indexed fr
 
 @dataclass(frozen=True)
 class Crystal:
-    """One crystal in one orientation (SPEC section 1).
+    """One crystal in one orientation (docs/theory.md, Geometry).
 
     Attributes:
         A: (3, 3) reciprocal-space setting matrix in the lab frame; its columns are

@@ -198,6 +198,6 @@ def pixel_to_lab(detector: Detector, panel: np.ndarray, xy_px: np.ndarray) -> np
 
 
 def pixel_to_q(detector: Detector, beam: Beam, panel: np.ndarray, xy_px: np.ndarray) -> np.ndarray:
-    """q_p = x̂/λ − s0, (n, 3) in Å⁻¹, of pixel coordinates (SPEC section 1)."""
+    """q_p = x̂/λ − s0, (n, 3) in Å⁻¹, of pixel coordinates (docs/theory.md, Geometry)."""
     lab = pixel_to_lab(detector, panel, xy_px)
     return lab / np.linalg.norm(lab, axis=1, keepdims=True) / beam.wavelength - beam.s0

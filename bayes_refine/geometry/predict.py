@@ -19,7 +19,7 @@ _MOST_IN_BOX = 2e8  # indices of which candidates are chosen
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predicted reflections, flat over images (n in all); SPEC section 1.
+    """Predicted reflections, flat over images (n in all); docs/theory.md, Geometry.
 
     Attributes:
         image: (n,) index of the still in the run.

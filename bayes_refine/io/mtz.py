@@ -14,7 +14,7 @@ from ..geometry.symmetry import asu_map
 from ..util.errors import InputError
 from ..util.text import ascii_title
 
-# Columns of unmerged.mtz and their MTZ types (SPEC section 7).
+# Columns of unmerged.mtz and their MTZ types.
 UNMERGED_TYPES = {
     "BATCH": "B",
     "I": "J",

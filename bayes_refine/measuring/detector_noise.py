@@ -1,7 +1,8 @@
 """Gain and read-out noise of a detector, found in the background of its own images.
 
 A pixel of mean m counts has variance v = g·m + r², with g the counts per photon and r the
-read-out noise in counts (photon transfer; SPEC section 3).
+read-out noise in counts (photon transfer; docs/theory.md, Gain and
+read-out noise).
 """
 
 from __future__ import annotations

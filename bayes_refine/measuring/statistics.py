@@ -1,4 +1,4 @@
-"""Shoebox → background → statistics with their variance pieces (SPEC sections 3 and 4).
+"""From shoeboxes to frozen statistics (docs/theory.md, Three statistics of a shoebox).
 
 At the pilot state every reflection has a template P, its derivatives along the centre and the
 shape, and an expected variance v.  Each statistic is linear in the pixels with frozen weights,

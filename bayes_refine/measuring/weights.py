@@ -41,7 +41,7 @@ def moment_weights(template, gradient, moments, variance):
     """Textbook weights: profile-fitted total, plain first and second moments over the signal.
 
     The second moments are taken about their expectation M2_model, so that with w = 1/v in the
-    total they do not share noise with it (SPEC section 4, "ratios").  Same arguments and
+    total they do not share noise with it.  Same arguments and
     result as :func:`score_weights`.
     """
     used = jnp.isfinite(variance)

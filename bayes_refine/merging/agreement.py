@@ -72,7 +72,7 @@ def r_split(half1: np.ndarray, half2: np.ndarray, weight: np.ndarray | None = No
 def r1_intensity(
     intensity: np.ndarray, truth: np.ndarray, weight: np.ndarray | None = None
 ) -> float:
-    """R1(I) = Σ w|I − k·I_true| / Σ w·k·I_true, a fraction, k by least squares (SPEC section 8)."""
+    """R1(I) = Σ w|I − k·I_true| / Σ w·k·I_true, a fraction, k by least squares."""
     x, y, w = _pairs(intensity, truth, weight)
     k = (w * x) @ y / ((w * y) @ y) if (w * y).any() else math.nan
     total = k * (w @ y)

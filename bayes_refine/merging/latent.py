@@ -123,8 +123,9 @@ class Latent:
 def intensity_posteriors(measured: Measured, prior: AmplitudePrior, n_nodes: int = NODES) -> Latent:
     """Posterior of I and F of each reflection by quadrature over F.
 
-    p(F_h | J) ∝ π(F_h)·Π_i t_ν(J_i; g_i F_h², s_i²(F_h)) (SPEC section 6); the mixture that a
-    Student-t is has been integrated out exactly, observation by observation.
+    p(F_h | J) ∝ π(F_h)·Π_i t_ν(J_i; g_i F_h², s_i²(F_h)) (docs/theory.md, True intensities).  A
+    Student-t is a mixture of normals; the mixture is integrated out exactly, observation by
+    observation.
     """
     nodes, log_likelihood = likelihood_at_nodes(measured, prior, n_nodes)
     values = log_likelihood + prior.log_density(nodes.amplitude)
@@ -175,7 +176,7 @@ def likelihood_only(
     hkl: np.ndarray | None = None,
     seed: int = 0,
 ) -> Merged:
-    """Merged intensities that no prior has touched (SPEC section 7), and random half sets.
+    """Merged intensities that no prior has touched (docs/theory.md, True intensities), and halves.
 
     One step of the Student-t's own estimator from an expected intensity: an observation's
     weight is w·g²/s², w = (ν + 1)/(ν + z²), z its residual there (Lange et al. 1989).  Sigma

@@ -42,7 +42,7 @@ def _told(
 
 
 def merged_columns(found: Intensities, free: np.ndarray) -> Columns:
-    """MTZ type and values of the columns of ``merged.mtz`` (SPEC section 7), (m,) each.
+    """MTZ type and values of the columns of ``merged.mtz``, (m,) each.
 
     IMEAN and SIGIMEAN, of the likelihood alone, NaN where the images say nothing (``blank``); N
     observations; FREE.  Mates: I(±) and SIGI(±) (K, M) by the same rule, and N(±).

@@ -4,8 +4,9 @@ A curve k is a function of x = ε_r/R0_eff with width one; its width grows with 
 
     R0_eff² = R0² + (η|q|)² + (β|q|²)²,   β = bλ/√2,
 
-by mosaic spread η and bandwidth b (SPEC section 2).  p = (R0/R0_eff)·k(ε_r/R0_eff) conserves
-the volume under it: a reflection smeared over a wider shell is weaker on the sphere.
+by mosaic spread η and bandwidth b (docs/theory.md, One reflection).  p = (R0/R0_eff)·k(ε_r/R0_eff)
+conserves the volume under the curve: a reflection smeared over a wider shell is weaker on the
+sphere.
 
 A fit of stills takes ``gaussian`` and a merge of integrated stills ``lorentzian``.  On a still
 the curve also says where the spot is, so its tails can be told from wrong orientations;
@@ -115,5 +116,5 @@ lorentzian = Partiality(_lorentzian_curve, _lorentzian_blocks)
 
 
 def debye_waller(B, norm_q) -> Array:
-    """B_term = exp(−B/(4d²)) of SPEC section 2, with 1/d = ``norm_q``, B in Å²."""
+    """B_term = exp(−B/(4d²)), with 1/d = ``norm_q``, B in Å²."""
     return jnp.exp(-0.25 * B * norm_q**2)

@@ -30,7 +30,7 @@ def number(default: float, low: float, high: float, unit: str = "") -> Any:
 
 @dataclass(frozen=True)
 class Priors:
-    """Priors of the models (SPEC section 5).  ``log`` priors: normal in ln, median given.
+    """Priors of the models (docs/theory.md, Priors).  ``log`` priors: normal in ln, median given.
 
     Each field states the range of values that :func:`check` lets pass.
 

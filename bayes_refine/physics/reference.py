@@ -134,7 +134,7 @@ def check_usable(reference: Reference) -> None:
 def free_set(
     hkl: np.ndarray, fraction: float, seed: int, space_group: gemmi.SpaceGroup
 ) -> np.ndarray:
-    """(n,) bool: the reflections that never see their reference intensity (SPEC section 6).
+    """(n,) bool: the reflections that never see their reference intensity.
 
     A hash of (asymmetric-unit index, seed), splitmix64, falls below ``fraction``.  So
     symmetry mates and Friedel mates go together, and the choice depends neither on which

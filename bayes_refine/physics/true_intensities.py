@@ -1,6 +1,7 @@
 """Posteriors of true intensities I = F², one dimension each, for all reflections at once.
 
-Given scales and variances, the m unique reflections of SPEC section 6 are m independent problems,
+Given scales and variances, the m unique reflections are m independent problems (docs/theory.md,
+True intensities),
 
     Z_h = ∫₀^∞ dF π(F) L_h(F),    ⟨Iᵏ⟩_h = Z_h⁻¹ ∫₀^∞ dF F²ᵏ π(F) L_h(F),
 

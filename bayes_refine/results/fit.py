@@ -52,7 +52,7 @@ def write_results(
     about: Mapping[str, Any] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Write the files of a fit (SPEC section 7) and return the content of ``summary.json``.
+    """Write the files of a fit and return the content of ``summary.json``.
 
     All of them or none (``folder.all_or_none``); then the pictures, ``overview.png`` and
     ``report.html``: where one fails, a sentence says so and the results stay.

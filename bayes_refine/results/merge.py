@@ -54,7 +54,7 @@ def write_merge(
     seconds: Mapping[str, float] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Write the files of a merge (SPEC section 7) and return the content of ``summary.json``.
+    """Write the files of a merge and return the content of ``summary.json``.
 
     All of them or none (``folder.all_or_none``); then ``report.html``: where a picture fails, a
     sentence says so and the results stay.

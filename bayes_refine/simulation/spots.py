@@ -94,7 +94,7 @@ def relp_covariance(simulation: Simulation, q: np.ndarray, frame: np.ndarray) ->
 
 
 def predict_spots(simulation: Simulation, truth: Truth, image: int) -> Spots:
-    """The reflections with |ε_r| < 4 R0_eff, J = G·B_term·p·pol·I_ref (SPEC section 2)."""
+    """The reflections with |ε_r| < 4 R0_eff, J = G·B_term·p·pol·I_ref."""
     beam, s0 = truth.beam, truth.beam.s0
     q = truth.sphere.hkl @ truth.A[image].T
     epsilon_r = np.linalg.norm(s0 + q, axis=1) - 1 / beam.wavelength
