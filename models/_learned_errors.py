@@ -13,19 +13,19 @@ from bayes_refine.physics.priors import Priors
 
 
 def perfect(obs: Observations, priors: Priors, terms: int) -> Errors:
-    """None: the plain model.  Residuals are normal, and counting is all that varies."""
+    """No errors: the plain model.  Residuals are normal, and only counting makes them vary."""
     return physics.PERFECT
 
 
 def learned(obs: Observations, priors: Priors, terms: int) -> Errors:
     """How far the model is off, learned from all images of the run."""
     error = log_normal("model_error", priors.model_error, priors.log_model_error_sd)
-    # with resolution: errors of strong and of sharp spots are not those of weak and wide ones
+    # The error may change with resolution: weak, wide spots err otherwise than strong, sharp ones.
     fall = numpyro.sample("model_error_fall", dist.Normal(0.0, priors.model_error_fall_sd_angstrom))
     # Sampled on a linear scale: data can exclude a large speckle but cannot tell 0 from 0.01, so
     # its logarithm would have a flat tail.
     speckle = numpyro.sample("speckle", dist.Normal(priors.speckle, priors.speckle_sd))
-    # radial and tangential: wavelengths smear spots radially, turned blocks mostly across
+    # Two directions: wavelengths smear a spot along the radius, turned blocks mostly across it.
     off = priors.position_error_px * obs.pixel_inv_angstrom
     position = log_normal("position_error", off, priors.log_position_error_sd, (2,))
     position_fall = normal("position_error_fall", 0.0, priors.position_error_fall_sd_angstrom, 2)
@@ -33,7 +33,7 @@ def learned(obs: Observations, priors: Priors, terms: int) -> Errors:
         physics.at_resolution(position[k], position_fall[k], obs.norm_q) ** 2 for k in (0, 1)
     )
     shape_error = log_normal("shape_error", priors.shape_error, priors.log_shape_error_sd)
-    # a spot of the wrong intensity may well be where it should be: tails of their own
+    # Moments have tails of their own: a spot of the wrong intensity may still be in its place.
     nu: jax.Array | float = math.inf
     nu_moments: jax.Array | float = math.inf
     if math.isfinite(priors.student_t_nu):

@@ -1,9 +1,9 @@
 """Scales of integrated stills, with the true intensities integrated out.
 
 J_i = G·exp(−B/4d²)·p·I_h + noise.  Shared by the run: the width of the partiality curve, the
-error model, and the mean intensity Σ(d).  One per image: G, B, and how wide its curve is.  One
-per reflection: I_h = F_h², with Wilson's prior; it is no site of this program, as the quadrature
-of :mod:`bayes_refine.physics.true_intensities` sums over it.
+error model, and the mean intensity Σ(d).  One per image: G, B, and the width of its curve.  One
+per reflection: I_h = F_h², with Wilson's prior.  I_h is no site of this program: the quadrature of
+:mod:`bayes_refine.physics.true_intensities` sums over it.
 """
 
 from collections.abc import Callable
@@ -36,9 +36,9 @@ def model(
 ) -> None:
     """Joint density of the unknowns and the observations, ``merging.observations.Observations``.
 
-    ``partiality`` and ``amplitude_prior`` are the two pieces with rivals.
+    ``partiality`` and ``amplitude_prior`` are the two pieces that can be replaced.
     """
-    # the run: curve, errors, mean intensity by resolution
+    # what the run shares: the curve, the errors, the mean intensity by resolution
     R0 = log_normal("R0", priors.R0_inv_angstrom, priors.log_R0_sd)
     mosaic = log_normal("mosaic_mrad", priors.mosaic_spread_mrad, priors.log_mosaic_spread_sd)
     dispersion = log_normal("dispersion", priors.dispersion_angstrom, priors.log_dispersion_sd)
@@ -48,7 +48,7 @@ def model(
     prior = amplitude_prior(obs, priors)
     numpyro.deterministic("log_mean", prior.log_mean)
 
-    # each image; the common factor and the common B of all images are Σ(d)'s
+    # each image; a factor and a B that all images have in common belong to Σ(d)
     with numpyro.plate("image", obs.n_images):
         log_G = numpyro.sample("log_G", dist.Normal(obs.log_G0, priors.log_G_sd))
         B = numpyro.sample("B", dist.Normal(0.0, priors.B_sd))
@@ -56,7 +56,7 @@ def model(
     log_G = numpyro.deterministic("log_G_pinned", log_G - log_G.mean())
     B = numpyro.deterministic("B_pinned", B - B.mean())
 
-    # each observation: how much of its reflection diffracts
+    # each observation: the share of its reflection that diffracts
     width = physics.effective_width(R0, mosaic, dispersion, obs.norm_q)
     excitation_error = obs.excitation_error / jnp.exp(log_width)[obs.image]
     p = numpyro.deterministic("partiality", partiality(excitation_error, R0, width))
@@ -64,7 +64,7 @@ def model(
     variance = (sigma_factor * obs.sigma) ** 2
     numpyro.deterministic("scale", g)
 
-    # each reflection: prior × observations at the nodes, summed; the nodes follow Σ(d)
+    # each reflection: prior × likelihood at the nodes of F, summed; the nodes are scaled with Σ(d)
     nodes = true_intensities.stretch(obs.nodes, prior.log_mean)
     F = nodes.amplitude
     observed = true_intensities.log_observations(

@@ -2,8 +2,9 @@
 
 Given F_ref, the complex F of a reflection has mean α·F_ref and variance ε·β(d) (Lunin & Skovoroda
 1995; Read 1990 with α = σ_A·√(Σ/Σ_ref) and β = Σ·(1 − σ_A²)).  The scale α is smooth because
-physics is, k·exp(−B/4d²) with an anisotropic tensor and bulk solvent; β is as wrong as the
-reference turns out to be.  The free set has Wilson's prior with Σ = α²·Σ_ref + β.
+physics is: k·exp(−B/4d²), anisotropic, with bulk solvent (docs/theory.md, The scale of a
+reference).  β is as large as the reference turns out to be wrong.  The free set has Wilson's prior
+with Σ = α²·Σ_ref + β.
 """
 
 from functools import partial
@@ -16,7 +17,7 @@ from bayes_refine import load_model
 
 
 def double_wilson(obs, priors):
-    """The prior given the reference's amplitudes, its scale and its error fitted."""
+    """The prior of F given the reference's amplitudes, with its scale α and its error β unknown."""
 
     def normal(name, mean, sd, shape=()):
         mean = jnp.broadcast_to(mean, shape)

@@ -1,12 +1,12 @@
-"""The per-pixel model that the factored one replaces: every pixel of every shoebox is a datum.
+"""The per-pixel model, a baseline for ``still``: every pixel of every shoebox is a datum.
 
-The unknowns, their priors and the physics of a reflection are those of :mod:`still`; what is
-compared is not three statistics a reflection but
+The unknowns, their priors and the physics of a reflection are those of :mod:`still`.  In place of a
+few statistics of each reflection this model compares
 
-    r_p = (I_p − Bg − J_model P_p)/σ_p,
+    r_p = (I_p − Bg − J_model P_p)/σ_p
 
-with the template P at the state itself.  ``noise`` says what σ_p is, or that counts are Poisson
-(``bayes_refine.per_pixel.pixel_noise``).
+of each pixel p, with the template P at the unknowns' own values.  ``noise`` says what σ_p is, or
+that counts are Poisson (``bayes_refine.per_pixel.pixel_noise``).
 """
 
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ def model(
     numpyro.deterministic("spot_moment", jnp.stack([spot.m11, spot.m22, spot.m12], 1))
     spots = numpyro.deterministic("spots", pixels.spots(spot, scale * obs.intensity_reference))
 
-    # the likelihood of its pixels
+    # the likelihood of the shoeboxes' pixels
     distribution, value = noise(pixels.expected(spots), pixels)
     with (
         numpyro.plate("image", obs.fit.shape[0], dim=-3),

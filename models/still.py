@@ -1,7 +1,8 @@
 """The factored model of still images: scale, profile width and geometry, three likelihoods.
 
-Shared by the run: R0, bandwidth, mosaic spread, beam centre and distance, and how far the model
-itself is off.  One per image: G, B, orientation, cell strain, mosaic spread, R1.
+Shared by the run: R0, bandwidth, mosaic spread, beam centre and distance, and the errors of the
+model itself.  One per image: G, B, orientation, cell strain, mosaic spread, R1.  The equations are
+in docs/theory.md.
 """
 
 from collections.abc import Callable
@@ -22,7 +23,8 @@ learned, perfect = _errors.learned, _errors.perfect
 
 
 class Run(NamedTuple):
-    """R0 (Å⁻¹), rms bandwidth, mosaic spread (mrad), shift of beam centre and distance (mm)."""
+    """What the run shares: R0 (Å⁻¹), rms bandwidth, mosaic spread (mrad), shift (3,) of the beam
+    centre along x and y and of the distance (mm)."""
 
     R0: jax.Array
     bandwidth: jax.Array
@@ -31,8 +33,8 @@ class Run(NamedTuple):
 
 
 class Image(NamedTuple):
-    """ln G, B (Å²), R1 (Å⁻¹), each (n, 1); rotation (n, 3) mrad, strain (n, K), and twice the
-    covariance of the blocks' rotations (n, 3, 3) mrad²."""
+    """What each of n images has: ln G, B (Å²) and R1 (Å⁻¹), each (n, 1); rotation (n, 3) mrad;
+    strain (n, K); twice the covariance of the mosaic blocks' rotations (n, 3, 3) mrad²."""
 
     log_G: jax.Array
     B: jax.Array
@@ -43,7 +45,7 @@ class Image(NamedTuple):
 
 
 def what_the_run_shares(obs: Observations, priors: Priors) -> Run:
-    """Width of the partiality curve, and where the detector is."""
+    """Sample the width of the partiality curve and the place of the detector."""
     R0 = log_normal("R0", priors.R0_inv_angstrom, priors.log_R0_sd)
     bandwidth = log_normal("bandwidth", obs.bandwidth, priors.log_bandwidth_sd)
     mosaic = log_normal("mosaic_mrad", priors.mosaic_spread_mrad, priors.log_mosaic_spread_sd)
@@ -52,7 +54,7 @@ def what_the_run_shares(obs: Observations, priors: Priors) -> Run:
 
 
 def what_an_image_has(obs: Observations, priors: Priors, run: Run) -> Image:
-    """Scale, B, orientation, cell, mosaic spread and width of spots, in the plate of images."""
+    """Sample scale, B, orientation, cell, mosaic spread and spot width, in the plate of images."""
     log_G = numpyro.sample("log_G", dist.Normal(obs.log_G0, priors.log_G_sd))
     B = numpyro.sample("B", dist.Normal(priors.B_mean, priors.B_sd))
     rotation = normal("rotation_mrad", 0.0, priors.rotation_sd_mrad, 3)
@@ -70,14 +72,14 @@ def round_spot(obs: Observations, R1: jax.Array, priors: Priors):
 
 
 def residual(mean, variance, nu) -> dist.Distribution:
-    """Student-t with ``nu`` degrees of freedom; normal for ``math.inf``."""
+    """A Student-t law with ``nu`` degrees of freedom; a normal law for ``math.inf``."""
     if isinstance(nu, float):
         return dist.Normal(mean, jnp.sqrt(variance))
     return dist.StudentT(nu, mean, jnp.sqrt(variance))
 
 
 def likelihood(obs: Observations, mean, variance, errors: Errors) -> None:
-    """Each statistic of each shoebox that informs the fit: the total, then its moments."""
+    """Observe the statistics of every shoebox that informs the fit: the total, then the moments."""
     with (
         numpyro.plate("image", mean.shape[0], dim=-2),
         numpyro.plate("reflection", mean.shape[2], dim=-1),
@@ -98,9 +100,9 @@ def model(
 ) -> None:
     """Joint density of the unknowns and the frozen statistics of ``obs`` (Observations).
 
-    ``partiality``, ``spot_shape`` and ``errors`` are the pieces with rivals; ``terms`` is how
-    many of the six statistics are used: 1 total, 3 with the centroid, 4 with the spread, 6 with
-    the quadrupoles.
+    ``partiality``, ``spot_shape`` and ``errors`` are the pieces that can be replaced; ``terms`` is
+    how many of the six statistics are used: 1 total, 3 with the centroid, 4 with the spread, 6
+    with the quadrupoles.
     """
     run = what_the_run_shares(obs, priors)
     wrong = errors(obs, priors, terms)  # what photons and geometry do not explain
@@ -121,7 +123,7 @@ def model(
     scale = jnp.exp(image.log_G) * physics.debye_waller(image.B, obs.norm_q) * p
     J_model = scale * obs.intensity_reference
 
-    # what its shoebox then shows
+    # what the spot's shoebox then shows
     blocks = partiality.block_variance(spot)
     expected = physics.expected_statistics(obs, spot, J_model, wrong, blocks, terms)
     likelihood(obs, expected.mean, expected.variance, wrong)

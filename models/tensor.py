@@ -1,7 +1,7 @@
 """The still model with elliptical spots: R1 is a 2×2 tensor in the detector's axes.
 
-ln R1 of :mod:`still` is the geometric mean of the two widths; two more unknowns an image
-stretch it along the detector's fast axis and along its diagonal.
+R1 of :mod:`still` is the geometric mean of the two widths.  Two more unknowns of each image stretch
+the spot along the detector's fast axis and along its diagonal.
 """
 
 from functools import partial
