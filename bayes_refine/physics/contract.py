@@ -1,4 +1,4 @@
-"""What the loop asks of a model of stills, and how its unknowns are called: one table of names."""
+"""What the loop asks of a model of stills, and what unknowns are called: one table of names."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class Unknown(NamedTuple):
     """An unknown of a model, by the name of its site.
 
     Attributes:
-        name: of the site; ``log_x`` is shown as x.
-        number: what one of its numbers is called in tables, ``{}`` for a label; with the unit.
-        axis: name of its last axis; labels: names along it, 1, 2, ... for None.
+        name: of the site; tables show exp of a site ``log_x``.
+        number: name of one number of the site in tables, with the unit; ``{}`` stands for a label.
+        axis: name of the site's last axis; labels: names along that axis, 1, 2, ... for None.
     """
 
     name: str
@@ -23,14 +23,14 @@ class Unknown(NamedTuple):
     labels: tuple[str, ...] | None = None
 
     def numbers(self, size: int) -> list[str]:
-        """What its ``size`` numbers are called."""
+        """Names of the unknown's ``size`` numbers in tables."""
         if not self.axis:
             return [self.number] if size == 1 else [f"{self.number}_{k + 1}" for k in range(size)]
         return [self.number.format(k) for k in self.labels or range(1, size + 1)]
 
 
 _BOTH = "radial", "tangential"
-# in the order of the tables; unknowns that are not here follow, under their own names
+# In the order of the tables; unknowns that are not listed follow under their own names.
 UNKNOWNS = {
     unknown.name: unknown
     for unknown in (
@@ -60,18 +60,18 @@ REQUIRED = {
 
 
 def unknown(site: str) -> Unknown:
-    """The row of a site; its own name, ``log_`` left out, where the table has none."""
+    """The row of a site; where the table has none, a row of the site's name without ``log_``."""
     return UNKNOWNS.get(site) or Unknown(site, site.removeprefix("log_"))
 
 
 def order(site: str) -> tuple[int, str]:
-    """Key that sorts sites as in the table, others by name after them."""
+    """Key that sorts sites as in the table, and other sites by name after those."""
     names = list(UNKNOWNS)
     return (names.index(site) if site in names else len(names), site)
 
 
 def check_deterministic(sites: Iterable[str]) -> None:
-    """See that a model says what the loop measures with.
+    """Check that a model has the deterministic sites that the loop measures with.
 
     Args:
         sites: names of the model's deterministic sites.

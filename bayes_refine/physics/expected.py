@@ -36,11 +36,11 @@ def expected_statistics(
     """Mean and variance of the frozen statistics of spots with J_model photons.
 
     E[T_0] = J_model·E[T_0]/J and Var[T_0] = counting + (errors of J_model)·J_model².  Moments are
-    those of the photons that are there: J_model is drawn to the measured total where J_model
-    is unsure, as it is where the total is an outlier (:func:`given_total`).
+    expected of the photons that are there: where J_model is uncertain, as where the total is an
+    outlier, J_model is drawn to the measured total (:func:`given_total`).
 
     Args:
-        spot: with the errors' blur. J_model: (n, m) photons.
+        spot: as ``learned_errors.blurred`` returns it. J_model: (n, m) photons.
         block_variance: (n, m) of the partiality at the spots.
         count: 1 the total, 3 with the centroid, 4 with the spread, 6 with the quadrupoles.
     """
@@ -51,7 +51,7 @@ def expected_statistics(
     counting = counting_variance(obs, J_model, count)
     mean, variance = J_model * profile[:, 0], counting[:, 0] + unsure * J_model**2
 
-    seen = jnp.where(profile[:, 0] > 0, profile[:, 0], 1.0)  # none where there are no pixels
+    seen = jnp.where(profile[:, 0] > 0, profile[:, 0], 1.0)  # 0 where a spot has no pixels
     total = obs.statistics[:, 0]
     J, J_variance = given_total(
         J_model,
@@ -76,9 +76,10 @@ def profile_statistics(
     """E[T_k]/J = r_k0 + Σ_j r_kj η_j (``measuring.statistics``) of the first, (n, count, m).
 
     Displacing a template by δ adds δδᵀ to its second moment, to second order.  The response to
-    the spread has the form η/(1 + cη), positive however wrong the pilot's width is: with c = 1,
-    the overlap of two Gaussians, exact for the total on a flat background; the spread's own as
-    measured, which bends: spots that scatter in width look narrower, on average, than their mean,
+    the spread has the form η/(1 + cη), which stays positive however wrong the template's width is.
+    The total has c = 1, the overlap of two Gaussians, exact on a flat background; the spread's own
+    c is measured.  This response bends, so that spots that scatter in width look narrower, on
+    average, than a spot of their mean width:
 
         E[η/(1 + cη)] ≈ η/(1 + cη) − c Var[η]/(1 + cη)³.
 
@@ -112,8 +113,8 @@ def counting_variance(obs: Observations, J: Array, count: int = 4) -> Array:
 def given_total(J_model: Array, unsure: Array, J: Array, variance: Array) -> tuple[Array, Array]:
     """Mean and variance of a spot's photons, given J_model and the J that was measured.
 
-    N(J_model, unsure·J_model²) × N(J, variance) on photons ≥ 0: where J_model is sure, it
-    stands, however bright the spot.
+    N(J_model, unsure·J_model²) × N(J, variance) on photons ≥ 0.  Where J_model is certain the mean
+    is J_model, however bright the spot.
 
     Args:
         unsure: (n, m) relative variance of J_model; J: (n, m) photons; variance: (n, m) of J by
@@ -122,6 +123,8 @@ def given_total(J_model: Array, unsure: Array, J: Array, variance: Array) -> tup
     prior = unsure * J_model**2 + 1e-30
     weight = prior / (prior + variance)
     mean, sd = J_model + weight * (J - J_model), jnp.sqrt(weight * variance)
-    z = jnp.maximum(mean / sd, -10.0)  # further down the difference below is noise
+    z = jnp.maximum(
+        mean / sd, -10.0
+    )  # below, the last line's difference is rounding
     hazard = jnp.exp(-0.5 * z**2 - 0.5 * jnp.log(2 * jnp.pi) - jax.scipy.special.log_ndtr(z))
     return sd * (z + hazard), sd**2 * jnp.maximum(1 - hazard * (hazard + z), 0.0)

@@ -1,8 +1,8 @@
-"""What photons and geometry do not explain: how far a model of spots itself is off (JAX).
+"""What photons and geometry do not explain: the errors of a model of spots itself (JAX).
 
-Beyond counting, J_model is off by a fraction that changes with resolution and by the speckle of
-finitely many mosaic blocks; spots are displaced by part of a pixel and their R1² is off by a
-fraction.  With zero errors, :data:`PERFECT`, all that is left is the plain model.
+Beyond counting, J_model is wrong by a fraction that changes with resolution and by the speckle of
+finitely many mosaic blocks; spots are displaced by part of a pixel, and R1² is wrong by a
+fraction.  Without errors, :data:`PERFECT`, the plain model is left.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from .observations import Array, Observations
 from .spot import Spot
 
-MIDDLE = 0.25  # Å⁻¹, the 1/d where errors that change with resolution are what they say
+MIDDLE = 0.25  # Å⁻¹, the 1/d at which an error that changes with resolution has its stated value
 
 
 class Errors(NamedTuple):
@@ -47,12 +47,12 @@ def at_resolution(error: Array, fall: Array, norm_q: Array) -> Array:
 
 
 def blurred(spot: Spot, errors: Errors) -> Spot:
-    """The spot as it is on average: spots off their places are wider about them."""
+    """The mean spot of many displaced ones: errors of place add to its second moment."""
     return spot._replace(m11=spot.m11 + errors.place_1, m22=spot.m22 + errors.place_2)
 
 
 def variance_of_J_model(errors: Errors, block_variance: Array) -> Array:
-    """Relative variance of J_model, (n, m): a fraction, and the speckle of few mosaic blocks.
+    """Relative variance of J_model, (n, m), by the fraction and the speckle of few mosaic blocks.
 
     Args:
         block_variance: (n, m), ``Partiality.block_variance``.
@@ -61,7 +61,8 @@ def variance_of_J_model(errors: Errors, block_variance: Array) -> Array:
 
 
 def variance_of_response(obs: Observations, errors: Errors, count: int) -> Array:
-    """Var[T_k]/J² = Σ_j r_kj² Var[η_j] of the first statistics, (n, count, m): places and shapes.
+    """Var[T_k]/J² = Σ_j r_kj² Var[η_j] of the first ``count`` statistics by errors of place and
+    shape, (n, count, m).
 
     T_k responds by r_kj to η_j (``expected.profile_statistics``).
     """
@@ -74,6 +75,6 @@ def variance_of_response(obs: Observations, errors: Errors, count: int) -> Array
 def tail_factor(z2: Array, nu: Array | float) -> Array | float:
     """Variance of a Student-t residual of square ``z2`` over its scale's; 1 for normal ones.
 
-    A Student-t is a normal of unknown precision; given z, (ν + 1)/(ν + z²) is its mean.
+    A Student-t is a normal of unknown precision, whose mean given z is (ν + 1)/(ν + z²).
     """
     return 1.0 if isinstance(nu, float) else (nu + z2) / (nu + 1)

@@ -17,7 +17,8 @@ STATISTICS = ("intensity", "centroid_radial", "centroid_tangential", "spread", "
 class Observations:
     """What a model is conditioned on: n images, up to m reflections each, padded.
 
-    Reflections are the last axis throughout, so that arithmetic on them is contiguous.
+    Reflections are the last axis throughout, so that arithmetic on them is contiguous.  The current
+    state, ``pilot`` in names of fields, is the one at which images were predicted and measured.
 
     Attributes:
         fit: (n, m) bool, reflections that inform the fit (padding and the free set do not).
@@ -26,13 +27,14 @@ class Observations:
         pilot_moment: (n, 3, m) second moment of the template, Å⁻².
         intensity_reference: (n, m) polarisation × I_ref; reference_error: (n, m) its relative sd.
         norm_q (n, m): 1/d, Å⁻¹; sin_theta, cos_theta (n, m); e1, e2, s_hat (n, 3, m).
-        q: (n, 3, m) A as indexed times h, Å⁻¹. excitation_error: (n, m) at the pilot, Å⁻¹.
+        q: (n, 3, m) A as indexed times h, Å⁻¹. excitation_error: (n, m) at the current state, Å⁻¹.
         detector_axes: (n, 2, 3, m) change of (ε_1, ε_2) at a fixed pixel, Å⁻¹ per mm of beam
             centre x, beam centre y and distance.
         azimuth: (n, 2, m) cos and sin of the angle from the panel's fast axis to e1.
         wavevector: (n, 1) 1/λ, Å⁻¹; bandwidth: rms fraction that the run is expected to have.
-        strain_basis: (n, K, 3, 3); pilot_setting (n, 3, 3): exp([ω]×)(1+E) at the pilot;
-        pilot_shift: (n, 3) beam centre x, y and distance at the pilot, mm.
+        strain_basis: (n, K, 3, 3) symmetric matrices that keep the crystal system;
+        pilot_setting: (n, 3, 3) exp([ω]×)(1+E) at the current state;
+        pilot_shift: (n, 3) shift of beam centre x, y and distance at the current state, mm.
         log_G0: ln of the run's first estimate of G.
         pixel_inv_angstrom: median size of a pixel in ε_t, Å⁻¹.
     """

@@ -8,10 +8,10 @@ by mosaic spread η and bandwidth b (docs/theory.md, One reflection).  p = (R0/R
 conserves the volume under the curve: a reflection smeared over a wider shell is weaker on the
 sphere.
 
-A fit of stills takes ``gaussian`` and a merge of integrated stills ``lorentzian``.  On a still
-the curve also says where the spot is, so its tails can be told from wrong orientations;
-integrated intensities come from crystals whose remaining errors of orientation and tails of
-spectra are in the curve, and those fall as a power.
+A fit of stills takes ``gaussian``, a merge of integrated stills ``lorentzian``.  On a still the
+curve also says where the spot is, so that tails of the curve can be told from wrong orientations.
+With integrated intensities the curve also contains remaining errors of orientation and the tails
+of spectra, which fall as a power.
 """
 
 from __future__ import annotations
@@ -25,22 +25,21 @@ import jax.numpy as jnp
 from .observations import Array
 from .spot import Spot
 
-MAX_POWER = 40.0  # e to it, a block's chance over all blocks': |ε_r| ≥ 6.3 R0_eff, p < 1e-17
+MAX_POWER = 40.0  # of e, in the variance by few blocks; reached from |ε_r| = 6.3 R0_eff, p < 1e-17
 
 
 @dataclass(frozen=True)
 class Partiality:
-    """A partiality curve: what a model asks of one, as a value that models take.
+    """A partiality curve, as a value that models take (docs/how-to/new-partiality.md).
 
-    p(ε_r) = (R0/R0_eff)·k(x), or k(x) where volume is not conserved.  A model of one's own needs
-    ln k alone: the conditional moments of a spot follow from its slope and its curvature
-    (:meth:`displacement`, :meth:`narrowing`).
+    p(ε_r) = (R0/R0_eff)·k(x), or k(x) where volume is not conserved.  The conditional moments of a
+    spot follow from the slope and the curvature of ln k (:meth:`displacement`, :meth:`narrowing`).
 
     Attributes:
         log_curve: ln k of x (any shape), 0 at x = 0.
         block_variance: of a Spot with arrays (n, m): relative variance of p, times the number of
             mosaic blocks, that their finite number causes.
-        conserves: whether p falls as R0/R0_eff on the sphere.
+        conserves: whether p on the sphere is R0/R0_eff rather than 1.
     """
 
     log_curve: Callable[[Array], Array]
@@ -53,15 +52,15 @@ class Partiality:
         return R0 / R0_eff * p if self.conserves else p
 
     def displacement(self, x: Array) -> Array:
-        """−½ d ln k/dx: mean of a smear s given ε_r, over its variance and 2/R0_eff.
+        """−½ d ln k/dx: mean of a smear s given ε_r, over 2·Var[s]/R0_eff; x for a Gaussian.
 
         Where ε_r is the sum of a part c of any distribution and of a Gaussian s,
-        E[s | ε_r] = −Var[s]·(ln p)′ (Tweedie's formula).  x of a Gaussian curve.
+        E[s | ε_r] = −Var[s]·(ln p)′ (Tweedie's formula).
         """
         return -0.5 * self._slope(x)
 
     def narrowing(self, x: Array) -> Array:
-        """−½ d² ln k/dx²: Var[s | ε_r] = Var[s] + Var[s]²·(ln p)″; 1 of a Gaussian curve."""
+        """−½ d² ln k/dx², as Var[s | ε_r] = Var[s] + Var[s]²·(ln p)″; 1 for a Gaussian curve."""
         return -0.5 * jax.jvp(self._slope, (x,), (jnp.ones_like(x),))[1]
 
     def _slope(self, x: Array) -> Array:
@@ -83,13 +82,16 @@ def _lorentzian_curve(x) -> Array:
 
 
 def _gaussian_blocks(spot: Spot) -> Array:
-    """Each block has a curve k = exp(−(ε_r − x)²/R_k²), R_k² = R0² + R_bw², about its own place x
-    with spread m = η|q|cosθ.  One draw of x varies by E[k²]/E[k]² − 1,
+    """Relative variance of p by one block, E[k²]/E[k]² − 1.
 
-        E[k²]/E[k]² = R_eff²/(R_k √(R_k² + 2m²)) · exp(2ε_r²(1/R_eff² − 1/(R_k² + 2m²))),
+    Each block has a curve k = exp(−(ε_r − x)²/R_k²), R_k² = R0² + R_bw², about its own place x of
+    spread m = η|q|cosθ, so that
 
-    zero at low resolution and large in the tails, where few blocks diffract: at most e⁴⁰ of it,
-    which p² < e⁻⁸⁰ makes nothing of, since e to any power does not fit in single precision.
+        E[k²]/E[k]² = R_eff²/(R_k √(R_k² + 2m²)) · exp(2ε_r²(1/R_eff² − 1/(R_k² + 2m²))).
+
+    The variance is zero at low resolution and large in the tails, where few blocks diffract.  The
+    power of e is cut at 40, since no larger one is safe in single precision; p² < e⁻⁸⁰ there, so
+    that the variance of J is zero all the same.
     """
     eff2 = spot.R0_eff**2
     k2, twice = eff2 - spot.mosaic2, eff2 + spot.mosaic2
@@ -98,8 +100,10 @@ def _gaussian_blocks(spot: Spot) -> Array:
 
 
 def _lorentzian_blocks(spot: Spot) -> Array:
-    """The same of curves k = 1/(1 + (ε_r − x)²/R_k²) about places x of a Cauchy distribution of
-    width R_eff − R_k, so that the mean curve is a Lorentzian of width R_eff:
+    """Relative variance of p by one block, as :func:`_gaussian_blocks`, for Lorentzian blocks.
+
+    The curves k = 1/(1 + (ε_r − x)²/R_k²) lie about places x of a Cauchy distribution of width
+    R_eff − R_k, so that the mean curve is a Lorentzian of width R_eff:
 
         E[k²]/E[k]² = (R_eff²(R_eff + R_k) + ε_r²(R_eff − R_k))/(2 R_k R_eff²).
     """

@@ -20,10 +20,10 @@ MAX_BYTES = 1 << 20  # of a file of priors
 
 
 def number(default: float, low: float, high: float, unit: str = "") -> Any:
-    """A field of priors: its default, and the range beyond which a value is a slip of the pen.
+    """A field of priors: its default, and the range outside which a value must be a mistake.
 
-    The ranges are those of the quantities themselves (a mosaic block of 10 Å to 1 mm, a B of
-    10⁴ Å²), or, for an sd of a logarithm, from "fixed" to "nothing is known".
+    Ranges are those of the quantities themselves (a mosaic block of 10 Å to 1 mm, a B of 10⁴ Å²);
+    of the sd of a logarithm the range goes from "fixed" to "nothing is known".
     """
     return field(default=default, metadata={"range": (low, high, unit)})
 
@@ -36,11 +36,11 @@ class Priors:
 
     Attributes:
         R0_inv_angstrom, log_R0_sd: partiality width (reciprocal size of a mosaic block), shared.
-        bandwidth, log_bandwidth_sd: rms Δλ/λ, and Δd/d within a crystal, which looks the same;
-            shared; ``bandwidth`` is the median where nothing states one.
+        bandwidth, log_bandwidth_sd: rms Δλ/λ, shared; Δd/d within a crystal looks the same.
+            ``bandwidth`` is the median where no file states one.
         mosaic_spread_mrad, log_mosaic_spread_sd: η, in the exp(−x²/η²) convention, shared.
         log_mosaic_image_sd: of ln η from crystal to crystal.
-        mosaic_shape_sd: of what tells η about one axis from η about another, ln of ratios.
+        mosaic_shape_sd: sd of ln of the ratios of η about different axes.
         rotation_sd_mrad: orientation about the indexed one, each axis.
         strain_sd: cell strain about the indexed cell, each allowed component.
         distance_sd_mm, beam_center_sd_mm: detector about its nominal place, shared.
@@ -49,14 +49,15 @@ class Priors:
         R1_px, log_R1_sd: spot width in pixels (beyond the pixel's own size) and its spread.
         stretch_sd: ln of the ratio of a spot's widths, each of two components (model tensor).
         model_error, log_model_error_sd: fractional error of J_model at d = 4 Å, shared.
-        model_error_fall_sd_angstrom: how fast ln of it falls with 1/d, about not at all, Å.
-        speckle, speckle_sd: 1/√(mosaic blocks that share the beam), the fewer the more uneven p
-            is, shared; normal, cut at zero.
+        model_error_fall_sd_angstrom: sd about 0 of how fast ln model_error falls with 1/d, Å.
+        speckle, speckle_sd: 1/√(mosaic blocks that share the beam), shared; the fewer blocks, the
+            more uneven p is.  Normal; a value below zero is no speckle.
         position_error_px, log_position_error_sd: centroid error beyond counting at d = 4 Å,
-            radial and tangential, shared; position_error_fall_sd_angstrom: of ln of them with 1/d.
+            radial and tangential, shared.
+        position_error_fall_sd_angstrom: sd about 0 of how fast ln of these errors falls with 1/d.
         shape_error, log_shape_error_sd: fractional error of R1² beyond counting, shared.
-        student_t_nu, log_student_t_nu_sd: degrees of freedom of the residuals, shared by
-            intensities and by moments; infinite for normal ones.
+        student_t_nu, log_student_t_nu_sd: degrees of freedom of the residuals of totals, and of
+            moments apart, each shared by the run; infinite for normal residuals.
     """
 
     R0_inv_angstrom: float = number(5e-4, 1e-7, 0.1, "Å⁻¹")
@@ -91,7 +92,7 @@ class Priors:
     log_student_t_nu_sd: float = number(0.5, 1e-4, 20)
 
 
-# Numbers are data to a compiled model; only what changes the form of a density is not.
+# Numbers are data of a compiled model; student_t_nu is not: it changes the density's form.
 jax.tree_util.register_dataclass(
     Priors,
     data_fields=[f.name for f in fields(Priors) if f.name != "student_t_nu"],
@@ -103,7 +104,7 @@ AnyPriors = TypeVar("AnyPriors", bound="DataclassInstance")
 
 
 def check(priors: AnyPriors) -> AnyPriors:
-    """The same priors; InputError where one is no number or outside the range of its field."""
+    """Return the priors; InputError where one is not a number, or outside the range of its field."""
     for item in fields(priors):
         value = getattr(priors, item.name)
         if isinstance(value, bool) or not isinstance(value, int | float) or value != value:

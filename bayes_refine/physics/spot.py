@@ -8,9 +8,10 @@ e1, e2 (``Predictions``), in the exp(−x²/R²) convention,
                                                       all axes; else (q×a)ᵀ C (q×b) along a and b
       + R_bw² w wᵀ,          w = (1, cotθ, 0)·∓       bandwidth, R_bw = bλ/(√2 d²)
 
-Its marginal along r is the partiality, its conditional given ε_r the spot: a mean that moves
-with ε_r along e1 (and e2), and a second moment.  A partiality curve that is no Gaussian stands
-for blocks (the part along r alone) of another shape, smeared by the same Gaussians.
+The marginal of this Gaussian along r is the partiality; its conditional given ε_r is the spot, with
+a mean that moves with ε_r along e1 (and e2) and a second moment.  A partiality curve that is not
+Gaussian stands for blocks (the part along r alone) of another shape, smeared by the same
+Gaussians.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ class Place(NamedTuple):
     """Where the geometry puts a reflection: arrays (n, m), Å⁻¹.
 
     Attributes:
-        excitation_error: ε_r. shift_1, shift_2: predicted centre from the pilot centre, along
-            e1 and e2.
+        excitation_error: ε_r. shift_1, shift_2: predicted centre less the one at the current state
+            (``Observations``), along e1 and e2.
     """
 
     excitation_error: Array
@@ -40,8 +41,8 @@ class Spot(NamedTuple):
 
     Attributes:
         excitation_error: ε_r. R0_eff: width of the partiality curve.
-        shift_1, shift_2: centroid from the pilot centre. m11, m22, m12: second moment.
-        mosaic2: the part of R0_eff² that is mosaic spread.
+        shift_1, shift_2: centroid less the predicted centre at the current state.
+        m11, m22, m12: second moment. mosaic2: the part of R0_eff² that is mosaic spread.
     """
 
     excitation_error: Array
@@ -78,7 +79,7 @@ def crystal_setting(strain_basis: Array, rotation_mrad: Array, strain: Array) ->
 
 
 def place_on_detector(obs: Observations, rotation_mrad, strain, shift_mm) -> Place:
-    """ε_r and the predicted centre's shift from the pilot centre.
+    """ε_r, and how far the predicted centre is from the one at the current state.
 
     Args:
         rotation_mrad: (n, 3) and strain (n, K): about the crystal as indexed.
@@ -104,7 +105,7 @@ def bandwidth_width(obs: Observations, bandwidth: Array | float) -> Array:
 def smeared_spot(
     obs: Observations, place: Place, R0, bandwidth, mosaic_mrad2, R1_moment, partiality
 ) -> Spot:
-    """Marginal and conditional of the relp (module docstring).
+    """Marginal and conditional of the reciprocal-lattice point (relp; module docstring).
 
     Blocks turned by ω move a relp by ω×q, along a by ω·(q×a).
 
@@ -113,8 +114,8 @@ def smeared_spot(
             blocks' rotations, mrad²: η² for the same spread about all axes; R1_moment: (M11,
             M22, M12) of the spot without mosaic spread and bandwidth, broadcastable to (n, m),
             Å⁻²: R1²/2, R1²/2, 0 for round spots.
-        partiality: ``partiality.Partiality``: how far a spot moves with ε_r, and how much
-            narrower than the smear it is.
+        partiality: ``partiality.Partiality``, which says how far a spot moves with ε_r, and how
+            much narrower the spot is than the smear.
     """
     q = obs.pilot_setting @ obs.q
     turned = jnp.stack([jnp.cross(q, a, axis=1) for a in (obs.s_hat, obs.e1, obs.e2)], 1) * 1e-3
@@ -139,11 +140,11 @@ def smeared_spot(
 
 
 def mosaic_covariance(mosaic_mrad, shape) -> Array:
-    """η²·LLᵀ (n, 3, 3), mrad², of η (n,) and five numbers (n, 5), zero for the same spread about
-    all axes: L is lower triangular with det L = 1.
+    """η²·LLᵀ (n, 3, 3), mrad², of η (n,) and five numbers (n, 5), L lower triangular, det L = 1.
 
-    That of a few blocks, drawn from a wide distribution with one η, varies as Wishart's does:
-    ln L_ii by 1/√(2·blocks), the rest by √2 of that.
+    Five zeros are the same spread about all axes.  The covariance of a few blocks, drawn from a
+    wide distribution with one η, varies as Wishart's distribution does: ln L_ii with an sd of
+    1/√(2·blocks), the other elements with √2 times that.
     """
     d1, d2 = shape[:, 0], shape[:, 1]
     zero = jnp.zeros_like(d1)

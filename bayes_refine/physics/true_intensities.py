@@ -6,9 +6,9 @@ True intensities),
     Z_h = ∫₀^∞ dF π(F) L_h(F),    ⟨Iᵏ⟩_h = Z_h⁻¹ ∫₀^∞ dF F²ᵏ π(F) L_h(F),
 
 solved by Gauss–Legendre quadrature in F (where Wilson's densities are smooth; in I they are not)
-on a bracket found anew for each reflection.  π is a prior density of F, L_h either a Gaussian
-summary of all that was observed, or the product of many (Student-t) observations.  The nodes are
-held while one differentiates: ∂ ln Z is then exact for the quadrature.
+on a bracket found anew for each reflection.  π is a prior density of F; L_h is either a Gaussian
+summary of all observations of h, or the product of many (Student-t) observations.  The nodes are
+held fixed in derivatives: ∂ ln Z is then exact for the quadrature.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def log_double_wilson(F, log_mean, centric, E_reference, correlation) -> Array:
 
         (2F/V)·exp(−(F² + f²)/V)·I₀(2Ff/V),   √(2/πV)·exp(−(F² + f²)/2V)·cosh(Ff/V)
 
-    (Read 1990, where r is σ_A; Hekstra et al. 2023).  r = 0 is Wilson's density.
+    (Read 1990, where r is σ_A; Hekstra et al. 2023).  r = 0 gives Wilson's density.
 
     Args:
         F: (m, K). log_mean, centric: as :func:`log_wilson`.
@@ -88,7 +88,7 @@ def log_double_wilson(F, log_mean, centric, E_reference, correlation) -> Array:
 
 
 def log_rice(F, centre, log_variance, centric) -> Array:
-    """ln π(F) of a complex F of mean f and variance V, its phase not seen: Rice, folded normal.
+    """ln π(F) of the modulus of a complex F of mean f and variance V: Rice, or folded normal.
 
     Args:
         F: (m, K). centre: (m,) f ≥ 0. log_variance: (m,) ln V. centric: (m,) bool.
@@ -106,7 +106,7 @@ def log_rice(F, centre, log_variance, centric) -> Array:
 def rice_slopes(F, centre, log_variance, centric) -> tuple[Array, Array]:
     """First and second derivatives of :func:`log_rice` by (ln f, ln V).
 
-    With (ln I₀)' = A and A' = 1 − A/x − A², or tanh for A if centric, they are polynomials.
+    With (ln I₀)' = A and A' = 1 − A/x − A² (centric: A = tanh) the derivatives are polynomials.
 
     Returns:
         (2, m, K) and (3, m, K): ∂_f, ∂_V and ∂_ff, ∂_fV, ∂_VV.
@@ -139,9 +139,9 @@ def log_gaussian(F, intensity, sigma) -> Array:
 def log_observations(F, J, g, variance, fraction, nu, code, weight, per_photon=0.0) -> Array:
     """ln L(F) = Σ_i w_i ln t_ν(J_i; g_i F², s_i²), s_i² = v_i + c_i·g_i·F² + (a_i·g_i·F²)², (m, K).
 
-    The product of many observations of each reflection has no closed form; it is evaluated at
-    the nodes.  The variance is that of the expected g·F² of each node, never of J.  Observations
-    go through in blocks, in the gradient too: memory does not grow with n times K.
+    The product of many observations of each reflection has no closed form, so that it is evaluated
+    at the nodes.  The variance is that of the expected g·F² of each node, never of J.  Observations
+    are taken in blocks, in the gradient too, so that memory does not grow with n times K.
 
     Args:
         F: (m, K) amplitudes at the nodes.
@@ -196,14 +196,14 @@ def place_nodes(
 ) -> Nodes:
     """Gauss–Legendre nodes where each integrand lives.
 
-    From [0, upper], each round evaluates the integrand on ``n_nodes`` even points and keeps the
-    span of those above e^−drop of the maximum, and half a step more: a round narrows a bracket up
-    to n_nodes/3-fold, and several maxima stay in it.  Differentiable functions of the result see
-    the nodes as constants.
+    Starting from [0, upper], each round evaluates the integrand on ``n_nodes`` even points and
+    keeps the span of the points above e^−drop of the maximum, and half a step more.  A round narrows a
+    bracket up to n_nodes/3-fold; several maxima stay in the bracket.  Derivatives of what follows
+    treat the nodes as constants.
 
     Args:
         log_integrand: F (m, K) → ln π + ln L, (m, K).
-        upper: (m,) beyond which there is nothing (:func:`upper_amplitude`).
+        upper: (m,) F beyond which the integrand is negligible (:func:`upper_amplitude`).
         n_nodes: K. A heavy tail widens the bracket beside its peak: on e⁻¹⁸, five observations
             each, the 99th percentile of the error of ln Z with 24, 32, 64 nodes is 4e-6, 4e-9,
             1e-9 for normal residuals, 2e-3, 6e-5, 1e-9 for ν = 7 and 2e-2, 2e-3, 1e-7 for ν = 3.
@@ -273,10 +273,10 @@ def posterior(values: Array, nodes: Nodes) -> Posterior:
 
 
 def draw_amplitudes(key: Array, values: Array, nodes: Nodes, n_draws: int) -> Array:
-    """Draws (n_draws, m) of F: a node by its weight, then anywhere in the node's cell.
+    """Draws (n_draws, m) of F: a node by its weight, then a place in the node's cell.
 
-    Gauss–Legendre weights, laid end to end from the bracket's lower end, have each node in its
-    own cell.
+    Gauss–Legendre weights, laid end to end from the bracket's lower end, are cells with one node in
+    each.
     """
     k = nodes.amplitude.shape[1]
     width = jnp.exp(nodes.log_weight)

@@ -1,4 +1,4 @@
-"""The variance of a spot's photons, wherever it is asked for."""
+"""The variance of a spot's photons, in one place for all that need it."""
 
 from __future__ import annotations
 
