@@ -123,8 +123,6 @@ def given_total(J_model: Array, unsure: Array, J: Array, variance: Array) -> tup
     prior = unsure * J_model**2 + 1e-30
     weight = prior / (prior + variance)
     mean, sd = J_model + weight * (J - J_model), jnp.sqrt(weight * variance)
-    z = jnp.maximum(
-        mean / sd, -10.0
-    )  # below, the last line's difference is rounding
+    z = jnp.maximum(mean / sd, -10.0)  # below, the last line's difference is rounding
     hazard = jnp.exp(-0.5 * z**2 - 0.5 * jnp.log(2 * jnp.pi) - jax.scipy.special.log_ndtr(z))
     return sd * (z + hazard), sd**2 * jnp.maximum(1 - hazard * (hazard + z), 0.0)

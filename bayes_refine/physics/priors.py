@@ -104,7 +104,7 @@ AnyPriors = TypeVar("AnyPriors", bound="DataclassInstance")
 
 
 def check(priors: AnyPriors) -> AnyPriors:
-    """Return the priors; InputError where one is not a number, or outside the range of its field."""
+    """Return the priors; InputError where one is not a number, or is outside its field's range."""
     for item in fields(priors):
         value = getattr(priors, item.name)
         if isinstance(value, bool) or not isinstance(value, int | float) or value != value:

@@ -61,8 +61,8 @@ class Reference:
         """Scale k and B (Å²) of ⟨I⟩/ε = k·Σ_j f_j²(d)·exp(−B/2d²), by a Wilson plot.
 
         The sum is over atoms of an average protein that fills half the cell, so that k is near 1
-        for intensities on the absolute scale (e²).  From d < 4 Å where there is enough of it.
-        None where fewer than 40 reflections, or no fall to fit, are left.
+        for intensities on the absolute scale (e²).  Only reflections of d < 4 Å count where 200 or
+        more have it.  None where fewer than 40 reflections are left, or no fall can be fitted.
         """
         use = self.d < 4.0 if (self.d < 4.0).sum() >= 200 else np.ones(len(self.d), bool)
         if use.sum() < 40:
@@ -80,7 +80,7 @@ class Reference:
         return float(np.exp(level)), float(-slope)
 
     def describe(self) -> str:
-        """One line: file, column, how many reflections, to what d, scale and B, remarks."""
+        """One line: file, column, number of reflections, range of d, scale and B, remarks."""
         line = (
             f"{self.source}: {len(self.hkl)} reflections, {self.d.max():.1f}–{self.d.min():.2f} Å, "
             f"{self.space_group.xhm()}"
@@ -90,8 +90,8 @@ class Reference:
         return "; ".join([line, *self.remarks])
 
 
-# heavy atoms per Å³ of a cell that is half protein (1.35 g/cm³, 14.1 Da a heavy atom with its
-# hydrogens), and what they are
+# Heavy atoms per Å³ of a cell that is half protein (1.35 g/cm³, 14.1 Da a heavy atom with its
+# hydrogens), and the shares of the elements.
 HEAVY_ATOMS = 0.0288
 PROTEIN = {"C": 0.63, "N": 0.17, "O": 0.195, "S": 0.005}
 
@@ -106,7 +106,7 @@ def protein_scattering(d: np.ndarray) -> np.ndarray:
     return HEAVY_ATOMS * found
 
 
-MIN_REFLECTIONS = 10  # a scale, a B and an agreement need some
+MIN_REFLECTIONS = 10  # the fewest for a scale, a B and an agreement
 
 
 def check_usable(reference: Reference) -> None:
@@ -136,9 +136,9 @@ def free_set(
 ) -> np.ndarray:
     """(n,) bool: the reflections that never see their reference intensity.
 
-    A hash of (asymmetric-unit index, seed), splitmix64, falls below ``fraction``.  So
-    symmetry mates and Friedel mates go together, and the choice depends neither on which
-    other reflections are present nor on their order.
+    A reflection is free where a hash of its asymmetric-unit index and ``seed``, splitmix64, falls
+    below ``fraction``.  So symmetry mates and Friedel mates go together, and the choice depends
+    neither on which other reflections are present nor on their order.
     """
     if not 0 <= fraction < 1:
         raise InputError(f"the free fraction must lie in [0, 1), not {fraction}")

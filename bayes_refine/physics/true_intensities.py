@@ -197,9 +197,9 @@ def place_nodes(
     """Gauss–Legendre nodes where each integrand lives.
 
     Starting from [0, upper], each round evaluates the integrand on ``n_nodes`` even points and
-    keeps the span of the points above e^−drop of the maximum, and half a step more.  A round narrows a
-    bracket up to n_nodes/3-fold; several maxima stay in the bracket.  Derivatives of what follows
-    treat the nodes as constants.
+    keeps the span of the points above e^−drop of the maximum, and half a step more.  A round
+    narrows a bracket up to n_nodes/3-fold; several maxima stay in the bracket.  Derivatives of what
+    follows treat the nodes as constants.
 
     Args:
         log_integrand: F (m, K) → ln π + ln L, (m, K).
