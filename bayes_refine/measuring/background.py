@@ -6,14 +6,14 @@ import jax.numpy as jnp
 
 
 def ring_background(ring, start, read_variance):
-    """Clipped mean of the ring, the pixels it is of, and their expected variance.
+    """Clipped mean of the ring, the pixels that the mean is of, and their expected variance.
 
-    Pixels further than 3.5 expected sd from the running mean go out, five times over; the
-    expected sd is that of the mean itself, √(Bg + σ_read²), never of the pixel.
+    Pixels further than 3.5 expected sd from the current mean are left out, five times over.  The
+    expected sd follows from the mean, √(Bg + σ_read²), never from the pixel.
 
     Args:
-        ring: (n, L) photons, NaN where not usable; start: (n,) median, which half the ring
-            would have to be junk to move; read_variance: photons².
+        ring: (n, L) photons, NaN where not usable; start: (n,) median of the ring, which is right
+            while fewer than half of the pixels are wrong; read_variance: photons².
 
     Returns:
         background (n,), kept (n, L) bool, and variance of one background pixel (n,).
@@ -34,17 +34,17 @@ def ring_background(ring, start, read_variance):
 
 
 def ring_slope(ring, background, keep, offsets):
-    """Slope of the background across the ring, by least squares about its mean.
+    """Slope of the background across the ring, by least squares about the mean.
 
-    A ring-shaped halo of the solvent falls across a shoebox, and shifts the centroid of a spot
-    by slope/J: of weak spots most, and of all towards the beam.
+    The ring-shaped halo of the solvent has a slope across a shoebox, which shifts the centroid of a
+    spot by an amount proportional to slope/J: weak spots most, and all spots towards the beam.
 
     Args:
         ring: (n, L) photons; background: (n,) mean of the pixels kept (n, L); offsets: (L, 2) px.
 
     Returns:
-        slope (n, 2) photons/px, middle (n, 2) px of the pixels kept, and the inverse (n, 2, 2),
-        px⁻², of their scatter: the slope's covariance over the variance of a pixel.
+        slope (n, 2), photons/px; middle (n, 2) of the pixels kept, px; and the inverse (n, 2, 2) of
+        their scatter, px⁻², which is the slope's covariance over the variance of a pixel.
     """
     count = jnp.maximum(jnp.sum(keep, axis=1), 1)[:, None]
     middle = keep @ offsets / count

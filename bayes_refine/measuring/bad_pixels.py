@@ -1,7 +1,8 @@
 """Hot and dead pixels that no mask names, found in the images of a run.
 
-A pixel that is bright on most images of a run, while its neighbours are not, counts no photons:
-spots of stills move, and a spot has width, even where one crystal gives many images.
+A pixel that is bright on most images of a run, while the neighbours are not, counts no photons:
+spots of stills move from image to image, and a spot has width even where one crystal gives many
+images (docs/theory.md, Pixels that hold no diffraction).
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from ..geometry.experiments import Still
 from ..io.images import ImageReader
 from ..util.errors import InputError
 
-SAID = 200  # pixels whose places are told
-MIN_IMAGES = 8  # fewer claim nothing
+SAID = 200  # pixels whose places the summary lists
+MIN_IMAGES = 8  # of fewer images no pixel is claimed bad
 _MAX_IMAGES = 32
 _MAX_BYTES = 512 * 2**20  # of the images in memory at a time
 _BRIGHT = 3.0  # sd of a pixel of one image
-_CHANCE_BRIGHT = 0.1  # at most, that a good pixel is: spots cover a few per cent of a still
-_FALSE = 0.01  # good pixels of a whole detector that are taken for bad, in the mean
+_CHANCE_BRIGHT = 0.1  # that a good pixel is bright, at most: spots cover a few % of a still
+_FALSE = 0.01  # expected number of good pixels of a whole detector that are taken for bad
 _SHARE = 0.05  # of a spot's brightest pixel that an edge neighbour has, where σ ≥ 0.28 px
 _DEAD = 0.25  # of its neighbours' photons that a dead pixel counts, at most
 _SURE = 2.0  # sd by which the neighbours must be below that share
@@ -35,8 +36,8 @@ class BadPixels:
     """Pixels that a run shows to be bad.
 
     Attributes:
-        hot, dead: (P, ny, nx) bool. n_images: that were looked at; none is claimed bad of fewer
-            than ``MIN_IMAGES``.
+        hot, dead: (P, ny, nx) bool. n_images: number of images that were looked at; of fewer than
+            ``MIN_IMAGES`` no pixel is claimed bad.
     """
 
     hot: np.ndarray
@@ -66,14 +67,17 @@ class BadPixels:
 def bad_pixels(images: np.ndarray, read_noise: float = 0.0) -> BadPixels:
     """Hot and dead pixels of a stack of images.
 
-    With b the median of the 24 pixels around in the median image, a pixel is *hot* if it is
-    above b + 3 √(b + r²) + zφb on so many images (at least half) that less than 0.01 good pixel
-    of the detector would be, each with a chance of 0.1 on each image: n_pixel·P(Bin(N, 0.1) ≥ K)
-    < 0.01; and if in the median image the second brightest of its four edge neighbours is, by
-    2 sd, less than 5 % as far above b: a spot, ice or the edge of a shadow has width.  φ is what
-    sensitivities of pixels scatter by, z the normal quantile of 0.01/n_pixel.  A pixel is *dead*
-    if it counts in all images together, spots left out, less than a quarter of what the second
-    faintest of its edge neighbours does, where chance would do so to 0.01 pixel of the detector.
+    Let b be the median of the 24 pixels around a pixel in the median image.  A pixel is *hot* if
+    two conditions hold.  It is above b + 3 √(b + r²) + zφb on K images, at least half of all, where
+    n_pixel·P(Bin(N, 0.1) ≥ K) < 0.01: with a chance of 0.1 on each image, less than 0.01 good pixel
+    of the detector would be.  And in the median image the second brightest of its four edge
+    neighbours is, by 2 sd, less than 5 % as far above b, since a spot, ice and the edge of a shadow
+    have width.  φ is the relative scatter of the pixels' sensitivities, z the normal quantile of
+    0.01/n_pixel.
+
+    A pixel is *dead* if it counts in all images together, spots left out, less than a quarter of
+    what the second faintest of its edge neighbours counts, where chance would make 0.01 pixel of
+    the detector do so.
 
     Args:
         images: (N, P, ny, nx) photons; NaN where not valid.
@@ -109,11 +113,11 @@ def bad_pixels_of(
 ) -> BadPixels:
     """Hot and dead pixels, from up to 32 images spread over the run.
 
-    Of a large detector fewer images are looked at, so that those in memory take 512 MB at most.
-    Fewer than ``MIN_IMAGES`` are not read; in a run of several detectors nothing is claimed.
+    Of a large detector fewer images are taken, so that the images in memory need 512 MB at most.
+    In a run of fewer than ``MIN_IMAGES`` images, or of several detectors, nothing is claimed.
 
     Args:
-        reader: of photons.
+        reader: gives photons.
         read_noise: photons rms a pixel.
     """
     detector = stills[0].detector
@@ -126,7 +130,7 @@ def bad_pixels_of(
     for i in spread[: len(images)]:
         try:
             image, valid = reader.read(stills[i])
-        except InputError:  # said where the image is measured
+        except InputError:  # the image's status says so
             continue
         images[n] = np.where(valid, image, np.nan)
         n += 1
@@ -134,7 +138,7 @@ def bad_pixels_of(
 
 
 def _images_that_may_be_dim(n: int, n_pixels: int) -> int | None:
-    """How many of n images need not show a hot pixel; None where all of them prove nothing."""
+    """Number of images, of n, on which a hot pixel may be dim; None where even n prove nothing."""
     for dim in range((n - 1) // 2, -1, -1):
         if n_pixels * binom.sf(n - dim - 1, n, _CHANCE_BRIGHT) <= _FALSE:
             return dim
@@ -142,9 +146,9 @@ def _images_that_may_be_dim(n: int, n_pixels: int) -> int | None:
 
 
 def _over_images(images: np.ndarray, few: int, r2: float) -> tuple[np.ndarray, ...]:
-    """(P, ny, nx) each: the median of N images, the value that all but ``few`` exceed, the sum
-    of what is no spot, and on how many images there is a value; what is not valid may be of any
-    brightness."""
+    """(P, ny, nx) each: the median of N images, the value that all images but ``few`` exceed, the
+    sum without spots, and the number of images with a value.  A pixel that is not valid on an image
+    counts as of unknown brightness."""
     flat = images.reshape(len(images), -1)
     middle, most, total = (np.empty(flat.shape[1], np.float32) for _ in range(3))
     known = np.sum(np.isfinite(flat), axis=0)
@@ -160,8 +164,8 @@ def _over_images(images: np.ndarray, few: int, r2: float) -> tuple[np.ndarray, .
 
 
 def _second_of_neighbours(values: np.ndarray, brightest: bool) -> np.ndarray:
-    """(P, ny, nx) second brightest, or faintest, of the edge neighbours; a missing one might be
-    of any brightness, and counts as infinitely bright or faint."""
+    """(P, ny, nx) second brightest, or second faintest, of the four edge neighbours.  A missing
+    neighbour might be of any brightness, and counts as infinitely bright, or faint."""
     first, second = (np.fmax, np.fmin) if brightest else (np.fmin, np.fmax)
     missing = np.inf if brightest else -np.inf
     padded = np.pad(values, ((0, 0), (1, 1), (1, 1)), constant_values=np.nan)
@@ -191,7 +195,7 @@ def _median(values: np.ndarray) -> np.ndarray:
 
 
 def _sensitivity_scatter(middle: np.ndarray, r2: float, n: int) -> float:
-    """φ: how far medians of pixels scatter about their neighbours', beyond counting, relative."""
+    """φ: relative scatter of the pixels' medians about their neighbours', beyond counting."""
     step = max(1, middle.size // 20_000)
     at = np.unravel_index(np.arange(0, middle.size, step), middle.shape)
     value, background = middle[at], _around(middle, at)

@@ -25,7 +25,7 @@ _MAX_IMAGES = 8
 
 @dataclass(frozen=True)
 class Noise:
-    """What a detector adds to counting statistics: v = photons + read_noise², in photons.
+    """Gain and read-out noise of a detector; a pixel's variance is photons + read_noise², photons².
 
     Attributes:
         gain: counts per photon.
@@ -41,17 +41,18 @@ def estimate_noise(
 ) -> Noise:
     """Gain and read-out noise from the background of images.
 
-    In patches of 8 × 8 pixels the variance is that of (a − b − c + d)/2 over groups of four
-    pixels, corners of a square of side 4: a gradient of the background cancels, and charge that
-    neighbours share does not hide.  Patches with spots are left out, the others sorted by their
-    mean into bins, and a line v = g·m + r² goes robustly through the bins.
+    The variance of a patch of 8 × 8 pixels is that of (a − b − c + d)/2 over groups of four pixels,
+    the corners of a square of side 4: a gradient of the background cancels, and charge that
+    neighbours share does not lower the variance.  Patches with spots are left out, the others are
+    sorted by mean into bins, and a line v = g·m + r² is fitted robustly to the bins.
 
     Args:
         images_and_masks: pairs of counts above the pedestal and valid pixels, (P, ny, nx).
         gain: counts per photon where it is known; then r alone is fitted.
 
     Raises:
-        InputError: too little background, or too even to tell gain from read-out noise.
+        InputError: there is too little background, or it is too even to tell the gain from the
+            read-out noise.
     """
     return _noise_of_patches([_patches(counts, valid) for counts, valid in images_and_masks], gain)
 
@@ -74,8 +75,8 @@ def _noise_of_patches(patches: list[np.ndarray], gain: float | None) -> Noise:
 
 
 def _variance_over_mean(patches: list[np.ndarray]) -> float:
-    """Of the patches together, without those that hold spots: the gain where there is no read-out
-    noise; NaN without a patch.
+    """Mean variance over mean counts of the patches without spots, which is the gain where there
+    is no read-out noise; NaN without a patch.
     """
     mean, variance, peak = np.concatenate(patches, axis=1) if patches else np.empty((3, 0))
     clean = peak < _SPOT * np.maximum(mean, 1e-6)
@@ -83,12 +84,12 @@ def _variance_over_mean(patches: list[np.ndarray]) -> float:
 
 
 def is_counting(images_and_masks: Iterable[tuple[np.ndarray, np.ndarray]], noise: Noise) -> bool:
-    """Whether pixels are counted photons: whole, never negative, variance as the mean."""
+    """Whether pixels are counted photons: whole, never negative, with a variance as the mean."""
     return all(_whole(*image) for image in images_and_masks) and _near_1(noise.gain)
 
 
 def _whole(counts: np.ndarray, valid: np.ndarray) -> bool:
-    """Whether all valid pixels are whole and not negative; a panel's few rows at a time."""
+    """Whether all valid pixels are whole and not negative; looks at a few rows at a time."""
     for panel, good in zip(counts, valid, strict=True):
         for first in range(0, len(panel), _ROWS):
             seen = panel[first : first + _ROWS][good[first : first + _ROWS]]
@@ -109,13 +110,13 @@ def noise_for(
 ) -> Noise:
     """The noise to use for a run.
 
-    Options come first, then a gain other than 1 in the ``.expt``; what is still unknown is
-    estimated from up to 8 readable images spread over the run, and is (1, 0) where they turn
-    out to be counted photons.
+    What the arguments say comes first, then a gain other than 1 in the experiments.  What is still
+    unknown is estimated from up to 8 readable images spread over the run, and is (1, 0) where the
+    images turn out to be counted photons.
 
     Args:
-        reader: for the images; its gain is not used, and may be set to what is found here.
-            (Where the ``.expt`` has another gain for each panel, their mean is returned:
+        reader: for the images; the reader's gain is not used here, and may be set to the result.
+            (Where the experiments have another gain for each panel, the result is their mean:
             leave the reader's gain None then.)
         gain: counts per photon.
         read_noise: rms, photons.
@@ -150,8 +151,8 @@ def noise_for(
 def _readable(
     reader: ImageReader, stills: Sequence[Still]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Up to 8 images spread over the run, one in memory at a time; others stand in for those that
-    cannot be read."""
+    """Up to 8 images spread over the run, one in memory at a time; other images take the place of
+    those that cannot be read."""
     step = -(-len(stills) // _MAX_IMAGES)
     spread = list(range(0, len(stills), step))
     found, failures = 0, list[InputError]()
@@ -221,8 +222,8 @@ def _clipped_mean(values: np.ndarray) -> float:
 def _line(x: np.ndarray, y: np.ndarray, gain: float | None) -> tuple[float, float, float]:
     """Slope, intercept ≥ 0 and relative sd of the slope of y = slope·x + intercept.
 
-    Errors are taken as proportional to y; outlying bins get Huber's weight.  The sd is that of
-    a line with a free intercept, so that it tells whether x spreads enough.
+    Errors are taken as proportional to y; outlying bins get Huber's weight.  The sd is that of a
+    line with a free intercept, and so says whether x spreads enough.
     """
     weight = np.ones_like(y)
     scale = 1 / np.maximum(y, 1e-3 * np.max(y))

@@ -1,4 +1,4 @@
-"""Narrow powder rings on an image, as of ice: there a plane is no background of a spot."""
+"""Narrow powder rings on an image, as of ice, where a plane cannot be the background of a spot."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from scipy.ndimage import binary_dilation, grey_opening, label, median_filter
 from ..geometry.detector import Beam, Detector
 from ..geometry.experiments import Still
 
-WIDEST = 15  # px: what is wider is a plane to a shoebox
-_PER_STEP = 400  # pixels of a radius that are looked at, where there are so many
+WIDEST = 15  # px: across a shoebox a wider ring is a plane
+_PER_STEP = 400  # pixels of a radius that are used, at most
 _FEWEST = 20
 _SURE = 4.0  # sd of the mean of a radius, in most parts of a detector
 _MATTERS = 0.25  # of the sd of a pixel: a ridge that high moves a spot's total by half its sd
@@ -34,7 +34,7 @@ class Ring(NamedTuple):
 
 
 class IceRings:
-    """The rings of each image of a run, found when the image is first seen.
+    """The rings of each image of a run, found when the image is first measured.
 
     Attributes:
         found: rings by file and frame of an image, none for images without.
@@ -46,7 +46,7 @@ class IceRings:
         self._last: tuple[tuple[Detector, Beam], np.ndarray] | None = None
 
     def of(self, still: Still) -> tuple[Ring, ...]:
-        """Rings of an image that was seen."""
+        """Rings of an image that was measured; none of one that was not."""
         return self.found.get((still.image_path, still.frame), ())
 
     def __call__(self, image: np.ndarray, valid: np.ndarray, still: Still) -> np.ndarray | None:
@@ -94,12 +94,13 @@ def rings_of(
 ) -> tuple[Ring, ...]:
     """Rings of one image that are narrower than ``WIDEST`` pixels.
 
-    In each of about nine parts of the detector (a shadow would be a step of the whole): the mean
-    at each radius, of pixels within 3.5 sd of its median, made level by the median slope around,
-    minus the same opened by 15 pixels (the largest of the smallest of any 15 in a row: peaks that
-    narrow go, steps and wider peaks stay).  A ring is where that is beyond four of its sd and a
-    quarter of a pixel's in most of the parts, of three at least, that have the radius, and a pixel
-    on either side.
+    The detector has about nine parts, since the edge of a shadow is a step in some of them and a
+    ring is in all.  In each part, the mean at each radius is taken over pixels within 3.5 sd of the
+    radius's median, and the median slope around is subtracted.  The profile's morphological opening
+    by 15 pixels (the largest of the smallest of any 15 in a row) loses peaks that narrow and keeps
+    steps and wider peaks; the profile minus its opening is what is left of peaks.  A ring is where
+    this exceeds four sd of the mean, and a quarter of a pixel's sd, in most of the parts that have
+    the radius, which must be three at least; one pixel is added on either side.
 
     Args:
         image, valid: (P, ny, nx) photons and validity. inverse_d: (P, ny, nx) Å⁻¹.
@@ -139,7 +140,7 @@ def _parts(pixels: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, int]
 
 
 def _peaks(profile: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """(n,) what stands above the profile opened; 0 where there is too little of it."""
+    """(n,) profile less its opening; 0 where the profile is known at too few radii."""
     at = np.flatnonzero(known)
     if len(at) < 2 * WIDEST:
         return np.zeros(len(profile))
@@ -149,14 +150,14 @@ def _peaks(profile: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def _trend(profile: np.ndarray) -> np.ndarray:
-    """(n,) sum of the median slope around each radius: no ring, no edge of a shadow is in it."""
+    """(n,) sum of the median slope around each radius, in which rings and shadows do not show."""
     padded = np.pad(profile, (WIDEST // 2, WIDEST - WIDEST // 2), mode="edge")
     slope = (padded[WIDEST:] - padded[:-WIDEST]) / WIDEST
     return np.cumsum(median_filter(slope, 4 * WIDEST + 1, mode="nearest"))
 
 
 def _pixel_step(inverse_d: np.ndarray) -> float:
-    """Å⁻¹, of a pixel along the radius: the longer way of the median pixel."""
+    """Size of a pixel along the radius, Å⁻¹: the larger step of the median pixel."""
     x, y = (np.abs(np.diff(inverse_d[:, ::7, ::7], axis=axis)) / 7 for axis in (2, 1))
     return float(np.median(np.hypot(x[:, :-1], y[:, :, :-1])))
 
@@ -164,10 +165,10 @@ def _pixel_step(inverse_d: np.ndarray) -> float:
 def _profile(
     pixels: np.ndarray, at: np.ndarray, n: int, r2: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(n,) at each radius: mean without spots, variance of a pixel (the larger of what is expected
-    and seen), and number of pixels."""
+    """(n,) each, by radius: mean without spots, variance of a pixel (the larger of the expected and
+    the observed one), and number of pixels."""
     count = np.bincount(at, minlength=n)
-    # sorted by radius and brightness as one whole number: three times as fast
+    # Sorting radius and brightness as one whole number is three times as fast.
     level = np.clip((pixels + _LOWEST) * _LEVELS, 0, _HIGHEST - 1).astype(np.int64)
     ordered = np.sort(at * _HIGHEST + level)
     middle = np.minimum(np.cumsum(count) - count + count // 2, len(ordered) - 1)

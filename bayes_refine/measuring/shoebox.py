@@ -17,7 +17,7 @@ class Shoebox:
     Attributes:
         signal_radius: pixels nearer to the predicted centre are measured.
         ring_inner, ring_outer: pixels between these radii carry the background.
-        spot_radius: pixels nearer than this a bright spot takes from its neighbours.
+        spot_radius: a bright spot takes pixels nearer than this from its neighbours.
     """
 
     signal_radius: float
@@ -49,8 +49,8 @@ def _disc(inner: float, outer: float) -> np.ndarray:
 def shoebox_for_width(R1_px: float) -> Shoebox:
     """A shoebox for spots of width R1 (px, exp(−r²/R1²)), in whole steps of a pixel.
 
-    2.5 R1 holds 99.8 % of a Gaussian spot; a pixel is added for the centre's uncertainty.
-    The ring has at least 80 pixels.
+    A radius of 2.5 R1 holds 99.8 % of a Gaussian spot; one pixel is added for the uncertainty of
+    the centre.  The ring has at least 80 pixels.
     """
     radius = float(np.clip(np.ceil(2.5 * R1_px) + 1, 3, 12))
     inner = radius + 1
@@ -62,9 +62,9 @@ class Boxes(NamedTuple):
     """Pixels of n shoeboxes: K of signal and L of background.
 
     Attributes:
-        centre: (n, 2) predicted centre from the centre of the box's middle pixel, px.
-        signal: (n, K) photons; usable (n, K): valid and in no neighbour's spot; contested
-            (n, K): in a neighbour's.
+        centre: (n, 2) predicted centre less the centre of the box's middle pixel, px.
+        signal: (n, K) photons; usable: (n, K) bool, valid and in no neighbour's spot; contested:
+            (n, K) bool, valid and in a neighbour's spot.
         ring: (n, L) photons, NaN where not usable.
     """
 

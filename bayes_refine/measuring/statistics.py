@@ -1,15 +1,15 @@
 """From shoeboxes to frozen statistics (docs/theory.md, Three statistics of a shoebox).
 
-At the pilot state every reflection has a template P, its derivatives along the centre and the
-shape, and an expected variance v.  Each statistic is linear in the pixels with frozen weights,
-T_k = Σ_p a_kp (I_p − Bg), so that for any later state of the model
+At the current state, the *pilot* in names, every reflection has a template P, derivatives of P
+along centre and shape, and an expected variance v of each pixel.  Each statistic is linear in the
+pixels with frozen weights, T_k = Σ_p a_kp (I_p − Bg), so that for any later state of the model
 
     E[T_k]   = J·(r_k0 + Σ_j r_kj η_j),
     Var[T_k] = V_bg,k + J·V_sig,k,
 
-with η the displacement and the change of second moment of the profile in units of the pilot
-width ρ; the spread's own response, the largest change in a fit, is r_33 η/(1 + cη), good to
-second order.  The inner loop of a fit never touches a pixel.
+with η the displacement and the change of second moment of the profile in units of the template's
+width ρ.  The spread's own response, the largest change in a fit, is r_33 η/(1 + cη), right to
+second order.  The inner loop of a fit never reads a pixel.
 
 The six statistics are, in order: total, centroid 1 (radial), centroid 2 (tangential), spread
 (half the trace), and the two quadrupoles plus (half the difference) and cross.
@@ -30,12 +30,12 @@ from .stray_pixels import conditional_variance, stray_pixels
 from .template import template_and_gradient
 from .weights import Weights, score_weights
 
-MIN_RING = 10  # pixels of background, or a spot is not measured
-LEAST_COVERED = 1e-3  # of a template on usable pixels, or nothing was measured
+MIN_RING = 10  # pixels of background; with fewer a spot is not measured
+LEAST_COVERED = 1e-3  # of a template on usable pixels; with less a spot is not measured
 SEEN = ("background", "contested", "slope")
 ONES = ("variance_background", "width", "saturation")
 
-MAX_SATURATION = 1.9  # below 2: the spread's response stays positive down to points, η = −½
+MAX_SATURATION = 1.9  # below 2, so that the response is positive down to points, η = −½
 _CHUNK = 1024  # reflections per compiled call: bounds memory, one compilation for all runs
 
 
@@ -50,12 +50,12 @@ class Statistics:
         variance_background, variance_signal: (n, 6) V_bg and V_sig.
         background: (n,) photons per pixel at the centre; background_variance: (n,) of the ring's
             mean; slope: (n, 2) of the background along x and y, photons per pixel and pixel.
-        width: (n,) ρ, Å⁻¹: pilot R1, ρ² = trace of the second moment of the template.
+        width: (n,) ρ of the template, Å⁻¹; ρ² is the trace of its second moment (R1² if round).
         covered: (n,) fraction of the template on pixels that are used: valid, uncontested, and
-            not stray (``stray_pixels``); stray: (n,) number of those.
+            not stray (``stray_pixels``); stray: (n,) number of stray pixels.
         contested: (n,) fraction of the template on pixels claimed by a neighbour.
-        saturation: (n,) c of the spread's own response r_33 η/(1 + cη): 0 where the spot's own
-            photons are the noise, up to 1.8 on a background that drowns them.
+        saturation: (n,) c of the spread's own response r_33 η/(1 + cη): 0 where the noise is of
+            the spot's own photons, up to 1.8 where the background's noise is far larger.
     """
 
     value: np.ndarray
@@ -72,12 +72,12 @@ class Statistics:
     stray: np.ndarray
 
     def select(self, keep: np.ndarray) -> Statistics:
-        """Those of a boolean mask or an index array."""
+        """The statistics of some reflections, by a boolean mask or an index array."""
         return Statistics(*(getattr(self, f.name)[keep] for f in fields(self)))
 
     @classmethod
     def none(cls) -> Statistics:
-        """Of no reflection."""
+        """Statistics of no reflection: arrays of length 0."""
         shapes = [(6,), (6, 6), (6,), (6,), *[()] * 6, (2,), ()]
         return cls(*(np.zeros((0, *shape)) for shape in shapes))
 
@@ -140,17 +140,17 @@ def measure(
     read_noise: float = 0.0,
     weights: Weights = score_weights,
 ) -> Statistics:
-    """The frozen statistics of n shoeboxes at the pilot state, in single precision.
+    """The frozen statistics of n shoeboxes at the current state, in single precision.
 
     Args:
         boxes: :func:`cut_shoeboxes`.
-        frame: (n, 2, 2) Å⁻¹/px; moment: (n, 3) pilot second moment (M11, M22, M12), Å⁻²;
-        expected: (n,) J_model at the pilot, photons (never the observed one);
+        frame: (n, 2, 2) Å⁻¹/px; moment: (n, 3) of the templates, M11, M22, M12, Å⁻².
+        expected: (n,) J_model at the current state, photons (never the observed J).
         read_noise: photons rms a pixel.
         weights: :func:`score_weights` or :func:`moment_weights`.
     """
     n = len(boxes.centre)
-    # Å⁻² of a spot are below what single precision squares safely: work in 1e-3 Å⁻¹
+    # Squares of Å⁻² of a spot underflow in single precision: work in 1e-3 Å⁻¹
     ring = np.asarray(boxes.ring)
     numbers = (_median(ring), frame * 1e3, moment * 1e6, np.maximum(expected, 0.0))
     parts = []
@@ -166,17 +166,17 @@ def measure(
 def _bounded(found: Statistics) -> Statistics:
     """Statistics of finite numbers, with variances above zero.
 
-    A spot of which next to nothing lies on usable pixels has variances that underflow in single
-    precision, and weights that overflow: it counts as not covered at all, its statistics as zero
-    with a variance of one.
+    Where next to nothing of a spot lies on usable pixels, variances underflow in single precision
+    and weights overflow.  Such a spot counts as not covered; its statistics are zero with a
+    variance of one.
     """
     columns = {f.name: getattr(found, f.name) for f in fields(found)}
-    of_mean = columns.pop("background_variance")  # infinite where no ring says anything
+    of_mean = columns.pop("background_variance")  # infinite where a ring has too few pixels
     good = (found.covered > LEAST_COVERED) & np.all(found.variance_background > 0, axis=1)
     for values in columns.values():
         good &= np.all(np.isfinite(values).reshape(len(good), -1), axis=1)
     for name, values in columns.items():
-        # the background of a ring, and the share that neighbours claim, are there without a spot
+        # ring background and contested share are known without the spot
         kept = np.isfinite(values) if name in SEEN else good.reshape(-1, *[1] * (values.ndim - 1))
         columns[name] = np.where(kept, values, 1.0 if name in ONES else 0.0)
     of_mean = np.where(np.isnan(of_mean), np.inf, of_mean)

@@ -1,4 +1,4 @@
-"""Pixels of a spot that hold what no spot could: zingers, hot pixels that no mask names (JAX)."""
+"""Pixels of a spot that hold what no spot could: zingers, hot pixels not in the mask (JAX)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from scipy.stats import norm
 
 from .shoebox import Shoebox
 
-FALSE_PER_SPOT = 1e-5  # chance of a spot as expected to lose a pixel
-_WRONG = 0.2  # what the template may be off by: of a pixel's share, in place and width of widths
+FALSE_PER_SPOT = 1e-5  # chance that a spot as expected loses a pixel
+_WRONG = 0.2  # error of the template: of a pixel's share, and of place and width, in widths
 _NARROWEST = 0.7  # of the expected width that a spot may have
 _ALONE = 3.0  # sd by which neighbours must miss the photons of a spot centred on a pixel
 
@@ -19,25 +19,26 @@ _ALONE = 3.0  # sd by which neighbours must miss the photons of a spot centred o
 def stray_pixels(excess, usable, template, gradient, moment_px, noise, expected, shoebox: Shoebox):
     """Pixels far above their share of a spot, and too bright for the pixels beside them.
 
-    With e_p what a pixel holds above the background, a pixel is left out where both hold:
+    Let e_p be the photons of pixel p above the background.  Pixel p is left out where both hold:
 
-    - *It has more than its share.*  J₋p = Σ P e/v / Σ P²/v over the other pixels says what the
-      spot is without it, however bright, and e_p is expected at J₋p P_p, give or take counting,
-      the error of J₋p and the template's own: a fifth of P_p, and of its gradient along place
-      and width.  The deviance of counting with that variance must pass the normal quantile of
-      1e-5 over the number of pixels.
-    - *It is alone.*  Of a spot of at least 0.7 of the expected width the two neighbours on a
-      line have, whatever the spot's centre, at least ρ = 2 f₁/f₀ of what the pixel has, f_k the
-      share of a pixel k away from one that the spot is centred on.  Theirs must be less by 3 sd.
+    - *It has more than its share.*  J₋p = Σ P e/v / Σ P²/v over the other pixels is the spot's J
+      without pixel p, however bright the spot is, and e_p is expected to be J₋p P_p.  The variance
+      about this is that of counting, of J₋p, and of the template: a fifth of P_p, and of its
+      gradients along place and width.  The deviance of counting with this variance must exceed the
+      square of the normal quantile of 1e-5 over the number of pixels.
+    - *It is alone.*  In a spot of at least 0.7 of the expected width, wherever its centre is, the
+      two neighbours of a pixel on a line have together at least ρ = 2 f₁/f₀ of the pixel's photons,
+      f_k being the share of a pixel k away from the one that the spot is centred on.  The
+      neighbours' photons must be less than that by 3 sd.
 
-    No bright spot is its own outlier by the first, no misplaced one by the second.
+    The first condition keeps a bright spot from being its own outlier, the second a displaced one.
 
     Args:
         excess: (n, K) photons above the background; usable: (n, K) bool.
         template: (n, K); gradient: (n, 5, K) of it along η.
         moment_px: (n, 2) variance of the template along x at a given y, and along y, px².
         noise: (n,) variance of a pixel of background, photons².
-        expected: (n,) J_model at the pilot, photons ≥ 0.
+        expected: (n,) J_model at the current state, photons ≥ 0.
 
     Returns:
         (n, K) bool.
@@ -63,8 +64,8 @@ def stray_pixels(excess, usable, template, gradient, moment_px, noise, expected,
 
 
 def _alone(e, usable, moment_px, noise, shoebox: Shoebox):
-    """(n, K) bool: too bright for the neighbours on the lines where both are usable."""
-    before, after = _neighbours(shoebox)  # (2, K) each, K where there is none
+    """(n, K) bool: too bright for the neighbours, on the lines where both neighbours are usable."""
+    before, after = _neighbours(shoebox)  # (2, K) each, K where there is no neighbour
     room = ((0, 0), (0, 1))
     e_, known = jnp.pad(e, room), jnp.pad(usable, room)
     width = _NARROWEST * jnp.sqrt(moment_px)
@@ -84,7 +85,7 @@ def _alone(e, usable, moment_px, noise, shoebox: Shoebox):
 
 
 def _neighbours(shoebox: Shoebox) -> tuple[np.ndarray, np.ndarray]:
-    """Where the pixels before and after each along x and y are among the signal's, (2, K)."""
+    """Indices (2, K), among the signal's pixels, of the pixels before and after along x and y."""
     offsets = shoebox.signal_offsets
     at = {tuple(offset): k for k, offset in enumerate(offsets)}
 

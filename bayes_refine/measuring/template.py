@@ -9,10 +9,10 @@ import numpy as np
 def template_and_gradient(centre, frame, moment, width, offsets):
     """Pixel-integrated Gaussian template, its derivatives along η, and the plain moments.
 
-    P_p = ∫_pixel N(ε; 0, M) dε with second moment M; 4×4 Gauss–Legendre nodes a pixel, good to
-    1e-3 of the peak down to R1 = 0.45 px (2 % at 0.3 px).  Along the centre ∂P/∂δ = M⁻¹ε P,
-    along the shape ∂P/∂M = ½(M⁻¹εεᵀM⁻¹ − M⁻¹)P; by the heat equation the latter also is half the
-    second derivative along the centre.
+    P_p = ∫_pixel N(ε; 0, M) dε with second moment M, by 4×4 Gauss–Legendre nodes a pixel: right to
+    1e-3 of the peak down to R1 = 0.45 px (2 % at 0.3 px).  Along the centre ∂P/∂δ = M⁻¹ε P, along
+    the shape ∂P/∂M = ½(M⁻¹εεᵀM⁻¹ − M⁻¹)P, which by the heat equation is also half the second
+    derivative along the centre.
 
     Args:
         centre: (n, 2) px; frame: (n, 2, 2) Å⁻¹/px; moment: (n, 3) M11, M22, M12, Å⁻²;

@@ -14,8 +14,8 @@ def score_weights(template, gradient, moments, variance):
     """Efficient weights: scores of a Gaussian likelihood with expected variance, decorrelated.
 
     With g_k = ∂_k P/v and Fisher matrix F = Σ ∂_k P ∂_l P/v = L·Lᵀ, the rows of L⁻¹g are
-    exactly uncorrelated at the pilot, the total first: row 0 is the profile-fitted
-    J = Σ(P/v)(I − Bg)/Σ(P²/v), and no later statistic shares noise with it.
+    exactly uncorrelated at the current state, the total first: row 0 is the profile-fitted
+    J = Σ(P/v)(I − Bg)/Σ(P²/v), and no later statistic shares noise with J.
 
     Args:
         template: (n, K); gradient: (n, 5, K) of the template along η; moments: (n, 5, K),
@@ -41,7 +41,7 @@ def moment_weights(template, gradient, moments, variance):
     """Textbook weights: profile-fitted total, plain first and second moments over the signal.
 
     The second moments are taken about their expectation M2_model, so that with w = 1/v in the
-    total they do not share noise with it.  Same arguments and
+    total the moments do not share noise with the total.  Same arguments and
     result as :func:`score_weights`.
     """
     used = jnp.isfinite(variance)
