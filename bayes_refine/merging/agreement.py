@@ -3,9 +3,9 @@
 All functions take plain arrays, ignore pairs that are not both finite, and return NaN where
 there is nothing to say.
 
-Stills measure some reflections only at g ≈ 0, with a σ that is many times any intensity; a few
-of those make an unweighted CC½ say nothing of all others.  In ``shell_table`` a reflection
-counts by :func:`signal_share`, which knows expected σ alone, never what was observed of it.
+Some reflections of stills are measured only at g ≈ 0, with a σ of many times any intensity; a few
+of these are enough to make an unweighted CC½ meaningless.  ``shell_table`` weights a reflection by
+:func:`signal_share`, which knows the expected σ alone, never the observed intensity.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def mean_intensity(intensity: np.ndarray, sigma: np.ndarray) -> float:
     if not good.any():
         return math.nan
     I, variance = np.asarray(intensity)[good], np.asarray(sigma)[good] ** 2  # noqa: E741
-    least = 1e-3 * float(np.sqrt(np.median(variance)))  # where nothing is seen, σ alone weighs
+    least = 1e-3 * float(
+        np.sqrt(np.median(variance))
+    )  # so that weights are by σ alone where nothing is observed
     S = least
     for _ in range(20):
         S = max(float(np.average(I, weights=1 / (S**2 + variance))), least)
@@ -115,23 +117,23 @@ def shell_table(
     free: np.ndarray | None = None,
     posterior: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
-    """Statistics of merged intensities, a row a shell and a last one for all shells.
+    """Statistics of merged intensities: a row for each shell, and a last row for all shells.
 
     Args:
         merged: m reflections.
         cell: Å and degrees.
         edges: (k + 1,) shell edges in Å, from low to high resolution.
         reference: (m,) reference intensities, NaN where there is none.
-        free: (m,) bool: reflections that never saw their reference.
-        posterior: (m,) posterior mean intensities, to be compared with the reference too.
+        free: (m,) bool: reflections whose reference intensity informed nothing.
+        posterior: (m,) posterior mean intensities, also compared with the reference.
 
     Returns:
         JSON-ready rows: shell, d_max, d_min (Å), n_unique, n_observations, completeness,
         multiplicity, mean_i_over_sigma, cc_half, cc_half_unweighted, cc_star, r_split,
         n_both_halves, cc_ref, r1_ref, cc_free, n_free, and of the posterior cc_ref_posterior and
         cc_free_posterior; None where there is nothing to say.  With ``free`` given, cc_ref and
-        r1_ref are of the other reflections, the ones that saw their reference.  Correlations and
-        R of likelihood-only intensities are weighted by :func:`signal_share`.
+        r1_ref are of the other reflections, those that the reference informed.  Correlations and R
+        of likelihood-only intensities are weighted by :func:`signal_share`.
     """
     edges = np.asarray(edges, float)
     shell = shell_index(resolution(merged.hkl, cell), edges)

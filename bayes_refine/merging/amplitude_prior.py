@@ -1,8 +1,8 @@
-"""What priors of amplitudes need to know: Σ(d), and how well a reference is to be believed.
+"""Numbers of the priors of amplitudes: Σ(d), and the scale and the error of a reference.
 
-Where the scales are known, :func:`fit_prior` finds both by maximum marginal likelihood Π_h Z_h.
-Z_h depends on no more than the centre and the variance of reflection h's prior, so that two
-derivatives a reflection make the whole Hessian.
+Where the scales g are known, :func:`fit_prior` finds these numbers by maximum marginal likelihood
+Π_h Z_h.  Z_h depends only on the centre and the variance of reflection h's prior, so that two
+derivatives of each reflection give the whole Hessian.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from .reference_scale import N_SCALE, ReferenceAmplitudes
 N_KNOTS = 8
 LOG_SIGMA_SD = 5.0  # of ln Σ at a knot about its first estimate
 LOG_BETA_MEAN, LOG_BETA_SD = -1.5, 3.0  # of ln β/Σ(d) at a knot
-PASSES, STILL = 20, 0.02  # Newton steps at most; until no unknown moves by so many prior sd
-REACH = 2.0  # a step is at most so much in ln Σ or ln β, so that the nodes stay good
+PASSES, STILL = 20, 0.02  # Newton steps at most; prior sd, the last step of every unknown is less
+REACH = 2.0  # longest step in ln Σ or ln β, for which the nodes are still good
 
 
 def knot_weights(d: np.ndarray, n_knots: int = N_KNOTS) -> tuple[np.ndarray, np.ndarray]:
-    """(m, K) weights, linear in 1/d², of values at K knots from end to end, and the knots' d."""
+    """(m, K) weights that interpolate values at K knots linearly in 1/d², and the knots' d (Å)."""
     q2 = 1 / np.asarray(d, float) ** 2
     knots = np.linspace(q2.min(), q2.max() * (1 + 1e-9), n_knots)
     rows = [np.interp(q2, knots, row) for row in np.eye(n_knots)]
@@ -44,9 +44,9 @@ def fit_prior(
 ) -> AmplitudePrior:
     """The prior of the greatest marginal likelihood Π_h Z_h, given the scales.
 
-    Wilson's has ln Σ at knots in 1/d².  Where a reference informs, α(h) scales its amplitudes
-    (:mod:`reference_scale`), and β(d), the variance about them, has ln β at the same knots; what
-    the data leave uncertain of α is added to β in the end.
+    Wilson's prior has ln Σ at knots in 1/d².  Where a reference informs, α(h) scales the reference
+    amplitudes (:mod:`reference_scale`), and β(d), the variance of F about them, has ln β at the
+    same knots.  In the end the variance by the uncertainty of α is added to β.
 
     Args:
         d: (m,) Å. epsilon, centric: (m,).
@@ -69,13 +69,13 @@ def fit_prior(
 
 
 def _wilson(x, weights, level, log_epsilon, centric):
-    """The prior at x, (ln Σ − level)/sd at K knots; nothing for ln f, and ln V."""
+    """Wilson's prior at x = (ln Σ − level)/sd at K knots; with ln f (zeros) and ln V (m,)."""
     log_mean = log_epsilon + weights @ (level + LOG_SIGMA_SD * x)
     return AmplitudePrior(log_mean, centric), (jnp.zeros_like(log_mean), log_mean)
 
 
 def _double_wilson(x, weights, level, log_epsilon, centric, reference, departure_sd):
-    """The prior at x, N(0, 1) each: α, ln β, departures of ln Σ; and ln α, ln V."""
+    """The prior at x (α, ln β, departures of ln Σ, each N(0, 1)); with ln α and ln V (m,)."""
     k = weights.shape[1]
     numbers = reference.scale_numbers(x[:N_SCALE])
     log_beta = weights @ (level + LOG_BETA_MEAN + LOG_BETA_SD * x[N_SCALE : N_SCALE + k])
@@ -85,7 +85,7 @@ def _double_wilson(x, weights, level, log_epsilon, centric, reference, departure
 
 @jax.jit
 def _blurred(x, covariance, fixed) -> AmplitudePrior:
-    """The prior at x, wider by what ``covariance`` of x makes of the scale's uncertainty."""
+    """The prior at x, with the variance added that ``covariance`` of x gives to the scale."""
     prior, _ = _double_wilson(x, *fixed)
     slope = jax.jacfwd(lambda x: _double_wilson(x, *fixed)[1][0])(x)
     variance = jnp.einsum("mi,ij,mj->m", slope, covariance, slope)
@@ -101,7 +101,7 @@ def _blurred(x, covariance, fixed) -> AmplitudePrior:
 
 
 def _climb(prior_of, x, measured, fixed, reach):
-    """x of the greatest Π_h Z_h·N(x; 0, 1), and the Hessian of −ln of it."""
+    """x of the greatest Π_h Z_h·N(x; 0, 1), and the Hessian of −ln of that product."""
     for _ in range(PASSES):
         nodes, log_likelihood = likelihood_at_nodes(measured, _prior_at(prior_of, x, *fixed))
         at = (log_likelihood, nodes, *fixed)
@@ -125,7 +125,7 @@ def _prior_at(prior_of, x, *fixed) -> AmplitudePrior:
 
 @partial(jax.jit, static_argnums=0)
 def _cost(prior_of, x, log_likelihood, nodes, *fixed):
-    """−ln p of x, likelihoods being known at the nodes."""
+    """−ln p of x, from likelihoods at the nodes."""
     values = log_likelihood + prior_of(x, *fixed)[0].log_density(nodes.amplitude)
     return 0.5 * x @ x - true_intensities.log_evidence(values, nodes).sum()
 

@@ -17,10 +17,10 @@ class Merged:
         hkl: (m, 3) int32 unique indices, sorted by H K L.
         intensity, sigma: (m,) on the reference's scale.
         n: (m,) int observations with a weight.
-        half_intensity, half_sigma: (m, 2) the same from each half of the images, NaN where a
-            half has no observation.
-        half_of_image: (n_images,) int, 0 or 1: the half each image went to.
-        weight: (n,) w·g²/σ² of each observation, in the order they were given.
+        half_intensity, half_sigma: (m, 2) intensity and sigma from each half of the images, NaN
+            where a half has no observation.
+        half_of_image: (n_images,) int, 0 or 1: the half that each image is in.
+        weight: (n,) w·g²/σ² of each observation, in the order of the observations.
     """
 
     hkl: np.ndarray
@@ -48,7 +48,7 @@ def merge(
 ) -> Merged:
     """Merge J = g·I + noise: I = Σ(w g J/σ²)/Σ(w g²/σ²), σ_I = Σ(g²/σ²)^(−1/2).
 
-    There is no cut on I/σ nor on partiality: g ≈ 0 carries no weight by itself.
+    There is no cut on I/σ nor on partiality: an observation with g ≈ 0 has no weight anyway.
 
     Args:
         hkl_asu: (n, 3) integers; for anomalous data with the mates kept apart.
@@ -56,13 +56,13 @@ def merge(
         variance: (n,) expected σ_J² (photons²), from the model, never from the counts.
         scale: (n,) g = G·B_term·p·pol, photons per unit of I.
         image: (n,) index of the image, from 0.
-        emphasis: (n,) or a number, w ≥ 0 by which a robust estimator trusts observations
-            more or less than σ says; it acts on the mean, not on σ_I.
+        emphasis: (n,) or a number, w ≥ 0 by which a robust estimator trusts observations more or
+            less than σ says; w changes the mean, not σ_I.
         seed: of the random halves.
         half_of_image: (n_images,) 0 or 1, the halves; by default random ones, by ``seed``.
 
     Returns:
-        One row a reflection that some observation bears on.
+        One row for each reflection that has an observation with a weight.
 
     Raises:
         ValueError: a variance that is not positive, or a value that is not finite.

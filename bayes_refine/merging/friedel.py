@@ -1,13 +1,14 @@
-"""Friedel mates kept apart, with a prior that knows how alike they are.
+"""Friedel mates kept apart, with a prior on how alike they are.
 
-The structure factors of an acentric pair are jointly complex normal with Wilson's variance S and
-correlation ρ(d) close to one, the anomalous scatterers' part being what they do not share.  Then
+The structure factors of an acentric pair are jointly complex normal with Wilson's variance S and a
+correlation ρ(d) close to one: mates differ by the part of the anomalous scatterers.  Then
 
     p(F₊, F₋) = Wilson(F₊; S) · Rice(F₋; ρ·F₊, S(1 − ρ²)),
 
-symmetric in the two: given one mate, the other has the double-Wilson prior whose reference is
-the mate.  So two nested one-dimensional quadratures do, outside over the better known mate.
-Centric reflections, their own mates, and pairs with one mate measured keep Wilson's prior.
+symmetric in the two: given one mate, the other has the double-Wilson prior whose reference is the
+first.  Two nested one-dimensional quadratures are enough, the outer one over the better known mate.
+Centric reflections, which are their own mates, and pairs with one measured mate keep Wilson's
+prior.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ..physics import true_intensities
 
 OUTER, INNER = 24, 20  # nodes over the better known mate, and over the other one given it
 BLOCK = 256  # pairs in memory at a time, each with OUTER·INNER nodes
-FIT_PAIRS = 4000  # that ρ(d) is fitted to
+FIT_PAIRS = 4000  # pairs that ρ(d) is fitted to, at most
 DIFFERENCE_SD = 2.0  # of ln(1 − ρ²) about that of a typical protein, at low and high resolution
 TYPICAL_DIFFERENCE = np.log(2e-3)  # ⟨|F₊ − F₋*|²⟩/⟨F²⟩ = 2(1 − ρ): some 4 % rms in amplitude
 
@@ -33,7 +34,7 @@ TYPICAL_DIFFERENCE = np.log(2e-3)  # ⟨|F₊ − F₋*|²⟩/⟨F²⟩ = 2(1 �
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Pairs:
-    """p acentric pairs, each mate with a Gaussian summary of what was observed of it.
+    """p acentric pairs, each mate with a Gaussian summary of its observations.
 
     Attributes:
         intensity, sigma: (p, 2) likelihood-only Î, σ̂ of + and −.
@@ -53,8 +54,8 @@ class PairPosterior:
 
     Attributes:
         intensity, intensity_sd, amplitude, amplitude_sd: (p, 2) of + and −.
-        mean_intensity, mean_intensity_sd, mean_amplitude, mean_amplitude_sd: (p,) of the two
-            mates' mean, their correlation included.
+        mean_intensity, mean_intensity_sd, mean_amplitude, mean_amplitude_sd: (p,) of the mean of
+            the two mates, with their posterior correlation.
         difference, difference_sd: (p,) of F₊ − F₋.
         log_evidence: (p,) ln Z.
     """
@@ -91,8 +92,8 @@ def pair_posterior(pairs: Pairs, correlation: np.ndarray) -> PairPosterior:
 def fit_correlation(pairs: Pairs, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """ρ (p,) of the greatest marginal likelihood, and ln(1 − ρ) at low and high resolution.
 
-    ln(1 − ρ) is linear in 1/d²: anomalous scatterers do not fall off as all others do.  Fitted
-    to a random choice of pairs where there are many, with a log-normal prior on 1 − ρ.
+    ln(1 − ρ) is linear in 1/d², since anomalous scattering falls off less than all other
+    scattering.  Of many pairs a random choice is fitted; 1 − ρ has a log-normal prior.
     """
     q2 = np.asarray(pairs.d) ** -2.0
     ends = np.array([q2.min(), max(q2.max(), q2.min() * (1 + 1e-6))])
@@ -108,7 +109,7 @@ def fit_correlation(pairs: Pairs, seed: int = 0) -> tuple[np.ndarray, np.ndarray
         return float(value), np.asarray(slope)
 
     start = np.full(2, TYPICAL_DIFFERENCE)
-    # 1 − ρ below 1e-6 is no difference that any data show, above 0.5 no pair of mates
+    # Of 1 − ρ < 1e-6 data show no difference; mates never differ by 1 − ρ > 0.5.
     found = minimize(
         cost, start, jac=True, method="L-BFGS-B", bounds=[(np.log(1e-6), np.log(0.5))] * 2
     )

@@ -1,7 +1,7 @@
 """From observations whose scales are known to true intensities: what ``fit`` and ``merge`` share.
 
-Measured + AmplitudePrior → :func:`intensity_posteriors` → posteriors;
-:func:`likelihood_only` beside them.
+Measured + AmplitudePrior → :func:`intensity_posteriors` → posteriors; Measured →
+:func:`likelihood_only` → intensities without a prior.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Measured:
         per_photon: (n,) variance per unit of g·I by counting; 0 where sigmas are a file's.
         fraction: (n,) fractional error of g·I: of the model, and of g itself.
         nu: degrees of freedom, may be infinite.
-        code: (n,) int, which reflection, ascending. image: (n,) int. weight: (n,) 1 or 0.
+        code: (n,) int, index of the reflection, ascending. image: (n,) int. weight: (n,) 1 or 0.
         hkl: (m, 3) int32, sorted by H K L.
     """
 
@@ -49,7 +49,7 @@ class Measured:
     hkl: Array
 
     def variance_at(self, expected: np.ndarray) -> np.ndarray:
-        """(n,) s² where each observation's I (n,) is expected."""
+        """(n,) s² of each observation at its expected I (n,)."""
         gI = np.asarray(self.scale) * expected
         linear = np.asarray(self.per_photon) + np.asarray(self.fraction) ** 2 * gI
         return np.asarray(self.variance) + gI * linear
@@ -59,9 +59,11 @@ class Measured:
 class AmplitudePrior:
     """Wilson's prior of F, or the double-Wilson prior given a reference.
 
-    Attributes, (m,): log_mean, ln ⟨I⟩ by resolution, ln ε·Σ(d); centric; centre, the mean f of the
-    complex F that a reference gives, 0 where none informs; log_variance, ln V about f: V = ε·Σ(d)
-    where none informs.  Wilson's prior has None for the last two.
+    Attributes:
+        log_mean: (m,) ln ⟨I⟩ by resolution, ln ε·Σ(d). centric: (m,) bool.
+        centre: (m,) f, the mean of the complex F given a reference; 0 where no reference informs.
+        log_variance: (m,) ln V, V the variance about f; V = ε·Σ(d) where no reference informs.
+            Wilson's prior has None for centre and log_variance.
     """
 
     log_mean: Array
@@ -71,14 +73,14 @@ class AmplitudePrior:
 
     @property
     def centre_and_variance(self) -> tuple[Array, Array]:
-        """f and ln V (m,), Wilson's too."""
+        """f and ln V (m,), of Wilson's prior too."""
         if self.centre is None or self.log_variance is None:
             return jnp.zeros_like(self.log_mean), self.log_mean
         return self.centre, self.log_variance
 
     @property
     def informed(self) -> np.ndarray:
-        """(m,) bool, where a reference takes part."""
+        """(m,) bool, where a reference informs."""
         return np.asarray(self.centre_and_variance[1] < self.log_mean)
 
     @property
@@ -89,7 +91,7 @@ class AmplitudePrior:
 
     @property
     def reach(self) -> Array:
-        """(m,) F beyond which the prior has nothing, seven sd above its centre."""
+        """(m,) F above which the prior has no mass, seven sd above its centre."""
         f, log_V = self.centre_and_variance
         return f + 7 * jnp.exp(0.5 * log_V)
 
@@ -106,7 +108,7 @@ for _cls in (Measured, AmplitudePrior):
 
 @dataclass(frozen=True)
 class Latent:
-    """Posteriors of m reflections; ``nodes`` over F and ln π + ln L (m, K) there, for draws."""
+    """Posteriors of m reflections; for draws, nodes over F and ln π + ln L (m, K) at the nodes."""
 
     posterior: Posterior
     nodes: Nodes
@@ -136,7 +138,7 @@ def intensity_posteriors(measured: Measured, prior: AmplitudePrior, n_nodes: int
 def likelihood_at_nodes(
     measured: Measured, prior: AmplitudePrior, n_nodes: int = NODES
 ) -> tuple[Nodes, Array]:
-    """Nodes where π·L lives, and ln L (m, K) there."""
+    """Nodes that cover π·L, and ln L (m, K) at the nodes."""
     nu = jnp.asarray(min(float(measured.nu), NEARLY_NORMAL))
     return _compiled_likelihood(measured, prior, nu, n_nodes)
 
@@ -178,21 +180,21 @@ def likelihood_only(
 ) -> Merged:
     """Merged intensities that no prior has touched (docs/theory.md, True intensities), and halves.
 
-    One step of the Student-t's own estimator from an expected intensity: an observation's
-    weight is w·g²/s², w = (ν + 1)/(ν + z²), z its residual there (Lange et al. 1989).  Sigma
-    is the Fisher information's, expected, not observed, but for outliers, of which no more is
-    known than their weight says:
+    One step of the Student-t's own estimator from an expected intensity: an observation's weight is
+    w·g²/s² with w = (ν + 1)/(ν + z²), z being the residual at the expected intensity (Lange et al.
+    1989).  Sigma is that of the expected Fisher information, not of the observed one, except for
+    outliers, which count no more than their weight:
 
         σ⁻² = Σ min((ν + 1)/(ν + 3), w)·g²/s².
 
-    The intensity of a single observation is J/g whatever was expected; a pull is √(ν + 1) at
-    most then.  Halves share the scales; each has weights from its own posterior, as weights that
-    pull both to what all data say would make them agree.
+    The intensity of a single observation is J/g whatever was expected, and its pull is then at most
+    √(ν + 1).  Halves share the scales.  The weights of each half come from its own posterior:
+    weights from all data would pull both halves to the same values and make the halves agree.
 
     Args:
-        prior: that the halves' expected intensities are found with.
-        expected: (m,) intensities ≥ 0 that variances and residuals are taken at.
-        hkl: (m, 3) what to merge as; by default ``measured.hkl``.
+        prior: for the expected intensities of the halves.
+        expected: (m,) intensities ≥ 0 at which variances and residuals are taken.
+        hkl: (m, 3) indices to merge under; by default ``measured.hkl``.
         seed: of the random halves of the images.
     """
     taken = np.asarray(measured.weight) > 0
@@ -212,7 +214,7 @@ def likelihood_only(
         weight[taken] = found.weight
         return replace(found, weight=weight)
 
-    used = np.unique(image[taken])  # an image without a use shifts no other's half
+    used = np.unique(image[taken])  # an image that is not used changes no other image's half
     half_of_image = np.zeros(int(image.max()) + 1, int)
     half_of_image[used] = split_images(len(used), seed)
     whole = merged_at(np.asarray(expected)[code])

@@ -29,7 +29,7 @@ def apart(
     """Friedel mates apart, under the bivariate Wilson prior of :mod:`friedel`.
 
     ``measured`` has I− at −h (``symmetry.asu_map``).  Pairs enter as the normal summaries of
-    :func:`latent.likelihood_only`, which has ``merged`` of the two together too; single mates
+    :func:`latent.likelihood_only`, which also gives ``merged`` of the two together.  Single mates
     and centric reflections keep the posterior under ``prior``.
     """
     alone = intensity_posteriors(measured, prior)
@@ -69,7 +69,7 @@ def apart(
         difference[paired], difference_sd[paired] = found.difference, found.difference_sd
         correlation[paired] = rho
         numbers["one_minus_mates_correlation"] = np.exp(ends).tolist()
-    # both together, at the mean of the mates where variances are concerned
+    # both together; variances are those at the mean of the mates
     asu = asu_map(np.asarray(measured.hkl), space_group)[0]
     merged = likelihood_only(measured, prior, expected, asu, seed)
     keep = rows_of(merged.hkl, hkl)
@@ -92,7 +92,7 @@ def apart(
 def anomalous_table(
     mates: Mates, merged: Merged, cell: gemmi.UnitCell, edges: np.ndarray
 ) -> list[dict[str, Any]]:
-    """CC of anomalous differences I₊ − I₋ between random halves, a row a shell and one for all.
+    """CC of anomalous differences I₊ − I₋ between random halves: a row for each shell and for all.
 
     Weighted as in ``agreement.shell_table``, the expected signal being the mates' own,
     Var(I₊ − I₋) = 2S²(1 − ρ²) for two exponential intensities of correlation ρ².

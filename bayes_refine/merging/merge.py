@@ -1,4 +1,4 @@
-"""The one path of a merge: integrated stills → scales → true intensities."""
+"""A merge from end to end: integrated stills → scales → true intensities."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class MergeSettings:
     """Settings of a merge.
 
     Attributes:
-        d_min: Å, 0 for all there is.
-        free_fraction, seed: of the free set; the seed is that of the halves and draws too.
-        anomalous: Friedel mates are reflections of their own, in scaling and merging.
-        refit: fit each half of the images alone too, for a CC½ that shares nothing.
+        d_min: Å, 0 for all resolutions.
+        free_fraction, seed: of the free set; the seed is also that of the halves and draws.
+        anomalous: keep Friedel mates apart, in scaling and merging.
+        refit: also fit each half of the images alone, for a CC½ of halves that share nothing.
     """
 
     d_min: float = 0.0
@@ -87,8 +87,8 @@ def merge_run(
 
     Args:
         model: ``latent``, or ``latent_reference`` with a reference.
-        reference: that informs scales and intensities, but for the free set; give none where
-            it is only to judge.
+        reference: informs scales and intensities, except in the free set; leave it out where it is
+            only to be compared with.
         estimate: how intensities follow from scales: ``merged_intensities.together``,
             ``near_reference``, or with ``settings.anomalous`` ``mates.apart``.
 
@@ -223,7 +223,8 @@ def image_table(run: MergeRun) -> dict[str, np.ndarray]:
 def all_images(run: MergeRun, table: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The columns of :func:`image_table` with a row for each image without a usable observation.
 
-    Its status says so, its numbers are NaN; all in the order of batch numbers.
+    The status of such an image says so, its numbers are NaN.  Rows are in the order of batch
+    numbers.
     """
     empty = run.data.empty
     fitted = np.unique(run.data.batch)
@@ -246,8 +247,8 @@ def all_images(run: MergeRun, table: Mapping[str, np.ndarray]) -> dict[str, np.n
 def check_finite(run: MergeRun) -> None:
     """InputError where a scale, a shared number or an intensity did not come out finite.
 
-    The last look before anything is written: no file of a merge holds inf, and NaN only where it
-    stands for "not measured".
+    Checked before anything is written: files of a merge hold no inf, and NaN only for "not
+    measured".
     """
     s, post, merged = run.scaled, run.intensities.posterior, run.intensities.merged
     numbers = {
@@ -272,7 +273,7 @@ NATURAL = {"R0": "R0_inv_angstrom", "dispersion": "dispersion_angstrom", "nu": "
 
 
 def shared_draws(draws: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """(D,) draws of each single number the images share, on its natural scale, by name."""
+    """(D,) draws of each scalar that the images share, on the natural scale, by name."""
     found = {}
     for site, values in draws.items():
         if values.ndim == 1:
@@ -282,9 +283,10 @@ def shared_draws(draws: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def shared_values(run: MergeRun, draws: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """Value at the mode and sd of what :func:`shared_draws` has.
+    """Value at the mode and sd of each number of :func:`shared_draws`.
 
-    The sd is half the central 68 % of Laplace draws: a log-normal's own sd is all tail.
+    The sd is half the central 68 % of Laplace draws, since the sd of a log-normal is mostly that of
+    the tail.
     """
     mode = {name: np.atleast_1d(value) for name, (value, _) in run.scaled.shared.items()}
     mode = shared_draws({name: value for name, value in mode.items() if len(value) == 1})

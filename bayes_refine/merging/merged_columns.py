@@ -16,17 +16,17 @@ BLANK = 4.0  # σ over ε·Σ(d)
 def blank(found: Intensities) -> np.ndarray:
     """(m,) bool: reflections of which the images say nothing, σ_I > 4·ε·Σ(d).
 
-    ε·Σ(d) is the mean that Wilson's statistics give a reflection of this resolution, and for an
-    acentric one its sd too.  With σ of 4 times that, an observation has 1/16 of the information
-    that resolution alone has, and would move a posterior mean by 1/17 of the distance.  σ grows
-    without bound as partiality goes to 0, and such an I, harmless where it is weighted by
-    1/σ², spoils whatever averages plainly in shells (Wilson plots, French and Wilson).
+    ε·Σ(d) is the mean of I of this resolution by Wilson's statistics, and of an acentric reflection
+    also the sd.  A measurement with a σ of 4 times that has 1/16 of the information that resolution
+    alone has, and would move a posterior mean by 1/17 of the distance.  σ grows without bound as
+    the partiality goes to 0.  Such an I is harmless where it is weighted by 1/σ², but spoils plain
+    averages in shells (Wilson plots, French and Wilson).
     """
     return ~(found.merged.sigma <= BLANK * found.prior_mean)
 
 
 def blank_sentence(n_blank: int, n: int) -> str:
-    """What is said of them."""
+    """The sentence about blank reflections, in the terminal and in the report."""
     return (
         f"{n_blank} of {n} reflections have no IMEAN: their sigma exceeds {BLANK:g} times the mean "
         "intensity of their resolution, so the images say nothing of them."

@@ -54,11 +54,11 @@ class Intensities:
 
     Attributes:
         merged: likelihood only, mates together; its halves at common scales.
-        prior_mean: (m,) ε·Σ(d), in the same order: what resolution alone says of I.
-        posterior: five arrays (m,) in the same order; where mates are apart, of their mean.
-        latent: what draws are made from, in the order of ``latent_hkl`` (k, 3), mates apart if
-            they are; the pairs' own correlation is not in it.
-        numbers: what the prior's own numbers came out as, by name.
+        prior_mean: (m,) ε·Σ(d), in the same order: the I to expect from resolution alone.
+        posterior: five arrays (m,) in the same order; of the mates' mean where mates are apart.
+        latent: for draws, in the order of ``latent_hkl`` (k, 3), each mate a reflection where mates
+            are apart; draws of the mates of a pair are independent.
+        numbers: fitted numbers of the prior, by name.
         mates: None where they are together.
     """
 
@@ -99,12 +99,11 @@ def near_reference(
 ) -> Intensities:
     """The Gaussian prior N(I_ref, τ²), conjugate, in closed form.
 
-    The Student-t likelihood enters as the normal of :func:`latent.likelihood_only`: mixture
-    weights frozen at the posterior under ``prior``, σ̂ by Fisher information.  I_ref is
-    what the reference makes one expect under ``prior``, τ(d) = t(d)·ε·Σ(d) with ln t at knots in
-    1/d², of the greatest marginal likelihood.  Free reflections, and those without a reference,
-    have Wilson's mean and variance for I_ref and τ².  I may come out negative; F = √I is of the
-    part I ≥ 0.
+    The Student-t likelihood enters as the normal summary of :func:`latent.likelihood_only`, with
+    weights at the posterior under ``prior``.  I_ref is the mean of I under ``prior``, and τ(d) =
+    t(d)·ε·Σ(d), ln t at knots in 1/d² having the greatest marginal likelihood.  Free reflections,
+    and those without a reference, have Wilson's mean and variance for I_ref and τ².  I may be
+    negative; F = √I is of the part I ≥ 0.
     """
     start = intensity_posteriors(measured, prior)
     merged = likelihood_only(measured, prior, start.posterior.intensity, seed=seed)

@@ -23,7 +23,7 @@ from .reference_scale import ReferenceAmplitudes, amplitudes_of
 # Of 40 reflections with 200 Student-t observations (ν = 3), the worst ln Z is off by 2e-3 while
 # scales move; with normal residuals by far less.
 FIT_NODES, FIT_DROP = 16, 8.0
-MEAN_PARTIALITY = 0.3  # guess that turns a mean observation into Σ, to start with
+MEAN_PARTIALITY = 0.3  # a guess, for a first Σ from the mean observation
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ScalingPriors:
         log_width_image_sd: of ln of the width from image to image.
         log_G_sd: ln G of an image about its mean intensity. B_sd: of B about the mean B, Å².
         model_error, log_model_error_sd: fractional error of g·I.
-        sigma_factor, log_sigma_factor_sd: what the file's sigmas are multiplied with.
+        sigma_factor, log_sigma_factor_sd: factor on the file's sigmas.
         student_t_nu, log_student_t_nu_sd: degrees of freedom of the residuals.
         log_Sigma_sd: ln Σ(d) about the mean observed intensity, each knot.
         log_beta_mean, log_beta_sd: of ln β(d) about the same, each knot (model latent_reference:
@@ -81,7 +81,7 @@ class Observations:
     """What a scaling model is conditioned on: n observations of m reflections, by reflection.
 
     Attributes:
-        intensity, sigma, weight: (n,) on the file's scale; weight 0 takes no part.
+        intensity, sigma, weight: (n,) on the file's scale; weight 0 for rows that are left out.
         image, code: (n,) int, the image and the unique reflection (ascending).
         norm_q, excitation_error: (n,) Å⁻¹.
         hkl: (m, 3) int32. norm_q_unique: (m,) Å⁻¹. log_epsilon: (m,). centric: (m,) bool.
@@ -89,8 +89,8 @@ class Observations:
         knot_weight: (m, K) ln Σ(d) = knot_weight @ ln Σ at K knots, linear in 1/d² between.
         departure_sd: (K,) of ln Σ at knots where no reference informs.
         log_G0: (n_images,) and log_Sigma0 (K,), first estimates.
-        nodes: of the quadrature, over normalised amplitudes E = F/√(ε·Σ(d)), so that they go
-            along when Σ(d) moves; renewed as scales move.
+        nodes: of the quadrature, over normalised amplitudes E = F/√(ε·Σ(d)), so that the nodes of F
+            follow Σ(d); renewed as scales change.
         n_images: static.
     """
 
@@ -129,10 +129,10 @@ def prepare(
     n_knots: int = N_KNOTS,
     anomalous: bool = False,
 ) -> Observations:
-    """Sort a run's observations by unique reflection, and look up what is known of each.
+    """Sort a run's observations by unique reflection, and look up the reference of each.
 
-    Without an excitation error in the file it is zero, so that p is the same everywhere at one
-    resolution.  The choice of the free set sees neither data nor reference.
+    Where the file has no excitation errors they are taken as zero, so that p depends on resolution
+    alone.  The free set is chosen without looking at data or reference.
 
     Args:
         d_min: Å; observations beyond are left out.

@@ -5,9 +5,9 @@ traceless tensors that the Laue group allows,
 
     ln α(h) = ln k − B/4d² − ŝᵀÂŝ − sᵀB̂s/4 + ln(1 − k_sol·exp(−B_sol/4d²)).
 
-Â is of what scales by direction at any resolution, as absorption does, B̂ of displacements.  The
-last term is bulk solvent by Babinet's principle, which is in the data and not in the reference,
-or, where k_sol < 0, the other way round.
+Â is what scales by direction at any resolution, as absorption does; B̂ is anisotropic displacement.
+The last term is bulk solvent by Babinet's principle, in the data and not in the reference, or,
+where k_sol < 0, in the reference and not in the data (docs/theory.md, The scale of a reference).
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from .latent import AmplitudePrior
 
 N_ANISOTROPY = 5  # traceless symmetric tensors
 N_SCALE = 4 + 2 * N_ANISOTROPY
-# sd of the normal priors of the scale's numbers, Â's and B̂'s about zero
+# sd of the normal priors of the scale's numbers; those of Â and B̂ are about zero
 LOG_K_SD = 2.0  # about a first estimate
-B_SD = 30.0  # Å², of the data over the reference's, likewise
+B_SD = 30.0  # Å², of the data's B less the reference's, about a first estimate
 DIRECTION_SD = 0.1  # of Â along each of the orthonormal tensors
-ANISOTROPY_SD = 5.0  # Å², of B̂ likewise
+ANISOTROPY_SD = 5.0  # Å², of B̂ along each of the same tensors
 SOLVENT_SD = 1.0  # u of k_sol = 1 − e⁻ᵘ
-SOLVENT_B, LOG_SOLVENT_B_SD = 120.0, 0.7  # Å²: thermolysin asks for 40, Babinet fits for 200
-DEPARTURE_SD = 0.1  # of ln Σ(d) where no reference informs from ln(α²Σ_ref + β)
-ALONE, DEPARTURE_ALONE_SD = 10.0, 1.0  # with fewer informed reflections at a knot
+SOLVENT_B, LOG_SOLVENT_B_SD = 120.0, 0.7  # Å²: thermolysin has 40, fits of Babinet's term have 200
+DEPARTURE_SD = 0.1  # of ln Σ(d) about ln(α²Σ_ref + β), where no reference informs
+ALONE, DEPARTURE_ALONE_SD = 10.0, 1.0  # fewest informed reflections of a knot; the sd with fewer
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class ReferenceAmplitudes:
 
     Attributes:
         amplitude: (m,) F_ref, 0 where the reference must not inform.
-        informed: (m,) bool, neither in the free set nor unknown.
-        log_mean: (m,) ln Σ_ref(d), in which the free set has no part.
+        informed: (m,) bool, reflections of the reference that are not free.
+        log_mean: (m,) ln Σ_ref(d), of reflections that are not free.
         quarter_q2: (m,) 1/4d², Å⁻². tensors: (m, 5) ŝᵀT_j ŝ for orthonormal tensors T_j that the
             Laue group allows, zero columns after the last.
-        log_k0, B0: first estimates of ln k and of B (Å², of the data over the reference's).
+        log_k0, B0: first estimates of ln k and of B (Å², the data's less the reference's).
     """
 
     amplitude: Array
@@ -90,7 +90,7 @@ class ReferenceAmplitudes:
         """The prior, and (ln α, ln V) (m,) that it depends on.
 
         Given F_ref the complex F has mean α·F_ref and variance V = ε·β(d).  Where no reference
-        informs, V = ε·Σ(d) with Σ = α²·Σ_ref + β, times a departure that such reflections know.
+        informs, V = ε·Σ(d) with Σ = α²·Σ_ref + β, times a departure of such reflections' own.
 
         Args:
             numbers: as of :meth:`log_scale`. log_beta, log_departure: (m,).
@@ -103,7 +103,7 @@ class ReferenceAmplitudes:
         return prior, (log_alpha, log_variance)
 
     def starting_from(self, log_mean: np.ndarray, d: np.ndarray) -> ReferenceAmplitudes:
-        """With k and B of a straight line through ln Σ (K,) of the data at ``d`` (K,) Å."""
+        """A copy that starts at k and B of a line through the data's ln Σ (K,) at ``d`` (K,) Å."""
         q2 = 4 * np.asarray(self.quarter_q2)
         order = np.argsort(q2)
         of_reference = np.interp(np.asarray(d) ** -2.0, q2[order], np.asarray(self.log_mean)[order])
@@ -129,7 +129,7 @@ def amplitudes_of(
     fraction: float,
     seed: int,
 ) -> ReferenceAmplitudes:
-    """What ``reference`` says of ``hkl`` (m, 3) at ``d`` (m,) Å, but for the free set.
+    """What ``reference`` says of ``hkl`` (m, 3) at ``d`` (m,) Å, nothing of the free set.
 
     Args:
         cell: of the data, for directions.
@@ -178,7 +178,7 @@ def allowed_tensors(cell: gemmi.UnitCell, group: gemmi.SpaceGroup) -> np.ndarray
         basis[k, i, j] = basis[k, j, i] = 0.5**0.5
     basis[3] = np.diag([1, -1, 0]) / 2**0.5
     basis[4] = np.diag([-1, -1, 2]) / 6**0.5
-    # the mean over the group is a projection; its image is where singular values are one
+    # The mean over the group is a projection; singular values of one span the allowed tensors.
     mean = np.array([np.mean([t.T @ b @ t for t in turns], axis=0) for b in basis])
     projection = np.einsum("aij,bij->ab", basis, mean)
     u, size, _ = np.linalg.svd(projection)

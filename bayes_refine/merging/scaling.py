@@ -1,7 +1,7 @@
 """Scaling integrated stills: the most probable scales, with true intensities integrated out.
 
-Unmerged → ``observations.prepare`` → :func:`fit_scales` → :class:`Scaled`.  No
-reference is needed (Wilson's prior); with one, the free set never sees it.
+Unmerged → ``observations.prepare`` → :func:`fit_scales` → :class:`Scaled`.  No reference is needed
+(Wilson's prior); a reference never informs the free set.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .average import Merged, split_images
 from .latent import AmplitudePrior, Measured, intensity_posteriors, likelihood_only
 from .observations import FIT_DROP, FIT_NODES, Observations, ScalingPriors
 
-N_DRAWS, N_SCALE_DRAWS = 200, 25  # for sd of images' unknowns; of every ln g, to a seventh
+N_DRAWS, N_SCALE_DRAWS = 200, 25  # for sd of images' unknowns; for sd of ln g, known to 1/7
 # Starting with large errors keeps every residual near the convex middle of its Student-t.
 BROAD = {"log_model_error": np.log(0.8), "log_sigma_factor": np.log(3.0)}
 
@@ -38,11 +38,11 @@ class Scaled:
     Attributes:
         fit: mode and curvature of every site; ``fit.status`` says which images settled.
         log_G, B, log_width: (n_images,) with their Laplace sd; ln G and B about their means.
-        shared: what images share, value and Laplace sd by name, on the natural scale.
+        shared: value and Laplace sd of each shared unknown by name, on the natural scale.
         partiality: (n,) p of each observation, in the order of ``observations``.
-        measured: the observations with g; its fractional error has that of ln g in it.
+        measured: the observations with g; the fractional error contains the sd of ln g.
         prior: of the amplitudes, as fitted; with a reference, fitted again at these scales.
-        observations: as they went into the fit.
+        observations: the observations that were fitted.
     """
 
     fit: infer.Fit
@@ -77,7 +77,7 @@ def fit_scales(
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> Scaled:
-    """The joint MAP of scales, widths, errors and Σ(d), and the intensities given it.
+    """The joint mode of scales, widths, errors and Σ(d), and the intensities at this mode.
 
     Args:
         model: NumPyro program of ``(observations, priors)``: ``latent`` or ``latent_reference``.
@@ -166,7 +166,7 @@ def compiled_sites(model: infer.Model):
 
 
 def pinned_draws(fit: infer.Fit, seed: int, n_draws: int) -> dict[str, np.ndarray]:
-    """Laplace draws by site, ln G and B about their means over images, which are no one's."""
+    """Laplace draws by site; ln G and B about their means over images, which no data determine."""
     draws = infer.laplace_draws(fit, np.random.default_rng(seed), n_draws)
     for name in ("log_G", "B"):
         draws[name] = draws[name] - draws[name].mean(axis=1, keepdims=True)
@@ -215,7 +215,7 @@ class Halves:
 def refit_halves(
     obs: Observations, model: infer.Model, priors: ScalingPriors | None = None, seed: int = 0
 ) -> Halves:
-    """Fit each random half of the images from scratch: nothing is shared between the two.
+    """Fit each random half of the images from scratch, so that the halves share nothing.
 
     The halves go through one compiled program, with the other half's weights at zero.
     """
