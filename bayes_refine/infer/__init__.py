@@ -1,7 +1,9 @@
 """From a model and its observations to a fit.
 
 Any NumPyro program can be fitted whose latent sites are either in the plate ``image`` or in no
-plate.  NumPyro appears here and in ``models/`` alone.
+plate.  Nothing here knows crystallography, and NumPyro appears only here, in
+``per_pixel`` and in ``models/``.  The words *arrow* and *border* are explained in
+:mod:`curvature`.
 """
 
 from .batches import Batches

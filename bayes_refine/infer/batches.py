@@ -1,4 +1,4 @@
-"""The images of a run, some at a time."""
+"""What a model is conditioned on, in batches of images."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Batches:
-    """What a model is conditioned on, some images at a time: for runs that memory cannot hold.
+    """What a model is conditioned on, a batch of images at a time: for runs larger than memory.
 
     Attributes:
-        parts: the model's first argument for each batch, all of one shape, read when asked for.
+        parts: the model's first argument for each batch, all of one shape, read when needed.
         size: images that a part has room for.
-        n_images: of the run; the last part's room beyond them does not count.
+        n_images: of the run; places of the last part beyond them are filled with its last image.
     """
 
     parts: Sequence[Any]
@@ -26,16 +26,16 @@ class Batches:
     n_images: int
 
     def slices(self) -> Iterator[slice]:
-        """Where each part lies among the images of all parts, room included."""
+        """The places of each part among those of all parts, unused places included."""
         return (slice(b * self.size, (b + 1) * self.size) for b in range(len(self.parts)))
 
     def padded(self, values: np.ndarray) -> np.ndarray:
-        """(n_images, ...) with the last image repeated to fill the room of the last part."""
+        """Rows (n_images, ...), the last one repeated for the unused places of the last part."""
         room = len(self.parts) * self.size - self.n_images
         return np.concatenate([values, np.repeat(np.asarray(values)[-1:], room, axis=0)])
 
     def whole(self) -> Any:
-        """All parts as one: each array with axes leads with that of the images."""
+        """All parts as one, in memory; the first axis of each array is that of the images."""
 
         def joined(*leaves):
             if np.ndim(leaves[0]) == 0:
@@ -46,9 +46,9 @@ class Batches:
 
 
 def one_by_one(function: Callable, data: Any, *rows: jax.Array) -> Any:
-    """``function`` of each image's part of ``data`` and rows, stacked: (n, ...) of each result.
+    """``function`` of the data and rows of one image at a time, results stacked: (n, ...) each.
 
-    A part leads with one image, as do its rows; its arrays stay in a processor's cache.
+    Arrays of one image have a first axis of length one, and stay in a processor's cache.
 
     Args:
         data: as a part of :class:`Batches`. rows: (n, ...) arrays.

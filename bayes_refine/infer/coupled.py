@@ -1,8 +1,8 @@
 """The MAP of a run whose images are coupled, as by true intensities that were integrated out.
 
-The Hessian has no blocks then, and :mod:`newton` does not apply.  But each pair of images shares
-few reflections: blocks of images and a border for what they share are still a good guess at
-it, and L-BFGS learns the rest from gradients.
+The Hessian then has elements between images, and :mod:`newton` does not apply.  But each pair of
+images shares few reflections, so that the arrow-shaped part (:mod:`curvature`) is a good first
+guess at the Hessian; L-BFGS learns the rest from gradients.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from .density import Model, Site, density, find_sites, flatten, prior_density, u
 from .laplace import Fit
 from .lbfgs import Minimum, minimise
 
-DIFFERENCE = 1e-4  # of unconstrained unknowns, for second derivatives from gradients
-REACH = 0.5  # a step is at most so many prior sd of each unknown
+DIFFERENCE = 1e-4  # step of unconstrained unknowns, for second derivatives from gradients
+REACH = 0.5  # longest step of each unknown, in prior sd
 
 
 class Climb(NamedTuple):
-    """One stage of a fit: renew what is frozen and the curvature, then climb.
+    """One stage of a fit: renew the frozen nodes and the curvature, then climb.
 
-    ``evaluations`` of the gradient at most, until only ``tolerance`` nats are promised.
+    A climb takes at most ``evaluations`` of the gradient, and ends where the quadratic model
+    promises less than ``tolerance`` nats.
     """
 
     evaluations: int
@@ -36,7 +37,7 @@ class Climb(NamedTuple):
 
 
 STAGES = (Climb(25, 100.0), Climb(35, 10.0), Climb(50, 1.0), Climb(200, 0.02))
-DAMPING = 0.1  # of the curvature that climbs are preconditioned with
+DAMPING = 0.1  # of the curvature that is the preconditioner
 
 
 class Arrow(NamedTuple):
@@ -59,12 +60,12 @@ def coupled_fit(
     """Climb to the joint MAP of a model of ``(obs, priors)``, and take its curvature there.
 
     Args:
-        init: where to start, by site; the prior mean where it says nothing.
-        refresh: (obs, values by site) → obs, with what is frozen in it (quadrature nodes) renewed.
+        init: start by site; sites that are absent start at the prior mean.
+        refresh: (obs, values by site) → obs with its frozen part (quadrature nodes) renewed.
         progress: called with a line at every evaluation of the gradient.
 
     Returns:
-        The fit, whose covariances leave the coupling of images out, and the last ``obs``.
+        The fit, whose covariances neglect the coupling of images, and the last ``obs``.
 
     Raises:
         ValueError: JAX is in single precision.
@@ -113,8 +114,9 @@ def _prior_sd(model, sites, unravel, x, args) -> np.ndarray:
 def finite_differences(gradient_at, x, n: int, k: int, s: int, seed: int = 0) -> Arrow:
     """The arrow part of the Hessian from k + s + 1 gradients.
 
-    All images move at once, each up or down at random: what coupling brings into a block then
-    averages out instead of adding up (Hutchinson's trick), and the pinned gauge is not pushed.
+    All images move at once, each up or down at random, so that contributions of the coupling to a
+    block average out instead of adding up (Hutchinson's trick), and a common shift of all images,
+    which is fixed, is not tried.
     """
     at = gradient_at(x)[1]
     sign = np.random.default_rng(seed).choice([-1.0, 1.0], n)
@@ -132,7 +134,7 @@ def finite_differences(gradient_at, x, n: int, k: int, s: int, seed: int = 0) ->
 
 
 def ravelled(sites: tuple[Site, ...], values):
-    """All unknowns (n k + s,) of values by site, and how to take them apart: (n, k) and (s,)."""
+    """All unknowns as one vector (n k + s,), and the function that splits it: (n, k) and (s,)."""
     theta, phi = (np.asarray(a) for a in flatten(sites, values))
     n, k = theta.shape
 
@@ -160,8 +162,8 @@ def compiled_objective(model: Model, sites: tuple[Site, ...]):
 def _positive_inverse(matrices: np.ndarray, damping: float) -> np.ndarray:
     """Inverse of |H| + damping·diag|H|, |H| with its eigenvalues made positive, (n, k, k).
 
-    A diagonal element that is small beside its like in other blocks is an inflection, and would
-    promise the moon: the damping counts it as large as the median.
+    A diagonal element far smaller than the same element of other blocks is near an inflection, and
+    would allow far too long a step: the damping takes it as large as the median.
     """
     diagonal = np.abs(np.diagonal(matrices, axis1=1, axis2=2))
     scale = np.sqrt(np.maximum(diagonal, np.median(diagonal, axis=0)) + 1e-12)
@@ -172,7 +174,7 @@ def _positive_inverse(matrices: np.ndarray, damping: float) -> np.ndarray:
 
 
 def _preconditioner(arrow: Arrow) -> Callable[[np.ndarray], np.ndarray]:
-    """Inverse blocks and inverse diagonal: far from the mode, the border misleads."""
+    """Inverse blocks and inverse shared diagonal; far from the mode the border is misleading."""
     n, k = arrow.blocks.shape[:2]
     blocks = _positive_inverse(arrow.blocks, DAMPING)
     shared = np.diag(_positive_inverse(np.diag(np.diag(arrow.shared))[None], DAMPING)[0])

@@ -1,6 +1,8 @@
 """The arrow-shaped curvature of a run, and how its blocks are inverted.
 
-Each image's unknowns have a block, and a border with what the images share.
+Unknowns of different images have no mixed second derivatives.  The Hessian of −ln p therefore has
+the shape of an *arrow*: a block (k, k) for each image's unknowns, a *border* (k, s) for each image
+of the mixed derivatives with the s shared unknowns, and one block (s, s) of the shared unknowns.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import numpy as np
 from .density import density, expectations, prior_density
 
 Array = jax.Array | np.ndarray
-WIDEST = 2.0  # times what is known without a curvature: beyond, it is not to be believed
+WIDEST = 2.0  # sd of a direction over the prior's, at most: a wider one is not believed
 
 
 class Arrow(NamedTuple):
@@ -26,7 +28,7 @@ class Arrow(NamedTuple):
 
 
 def columns_of(product, theta, phi):
-    """A linear map along each of the images' unknowns, all images at once, then the shared ones."""
+    """A linear map along each unknown of an image, all images at once, then each shared unknown."""
     k, s = theta.shape[1], phi.shape[0]
     eye = jnp.eye(k + s, dtype=theta.dtype)
     return jax.vmap(lambda e: product(jnp.broadcast_to(e[:k], theta.shape), e[k:]))(eye)
@@ -43,8 +45,8 @@ def hessian(negative, theta, phi) -> Arrow:
 def exact_curvature(model, sites, theta, phi, weight, share, args) -> Arrow:
     """The Hessian of −ln p itself, (n, k) and (s,) unconstrained unknowns.
 
-    ``weight``: (n,) 1, or 0 for an image that is only room; ``share``: of the shared prior that
-    this batch answers for.
+    ``weight``: (n,) 1, or 0 for an unused place; ``share``: the fraction of the shared prior that
+    this batch contributes.
     """
 
     def negative(t, p):
@@ -57,8 +59,9 @@ def exact_curvature(model, sites, theta, phi, weight, share, args) -> Arrow:
 def fisher_curvature(model, sites, theta, phi, weight, share, args) -> Arrow:
     """Expected curvature of normal and Student-t observations, exact curvature of the priors.
 
-    Never negative along an observation, and several times cheaper: forward derivatives only.
-    The exact Hessian where some observed site is of another kind.
+    This curvature is never negative along an observation, and several times cheaper than the exact
+    one, since it needs forward derivatives only.  Where an observed site is of another kind, the
+    exact Hessian is returned.
     """
     slopes = fisher_slopes(model, sites, theta, phi, weight, args)
     if slopes is None:
@@ -82,7 +85,7 @@ def fisher_slopes(model, sites, theta, phi, weight, args) -> Array | None:
     """(n, k + s, rows) S of which S Sᵀ is the information of each image's observations.
 
     Rows of an image: (location, ln scale) of each observed site in turn, each for all its
-    reflections, then ln ν of each.  None where some site is of no kind that is known here.
+    reflections, then ln ν of each.  None where a site is neither normal, Student-t nor Poisson.
     """
     found = expectations(model, sites, theta, phi, args)
     if found is None:
@@ -91,7 +94,7 @@ def fisher_slopes(model, sites, theta, phi, weight, args) -> Array | None:
     def by_image(x):
         return x.reshape(len(theta), -1)
 
-    # ln scale and ln ν inform each other: one row of the two together, one of ln ν alone
+    # Information of ln scale and ln ν is correlated: one row of both, one row of ln ν alone.
     together = [row.of_both / jnp.maximum(row.of_scale, 1e-30) for row in found]
     alone = [
         by_image(row.of_df - row.of_both * x).sum(1) for row, x in zip(found, together, strict=True)
@@ -131,8 +134,8 @@ def upward_root(matrices, damping=None, np_=np):
 def no_wider(covariance, sd):
     """A covariance (s, s) with no direction wider than ``WIDEST`` times sd (s,).
 
-    Data that are not normal can curve ln p up by as much as the prior curves it down: what is left
-    says nothing, and the prior is what is known.
+    Data that are not normal can curve ln p upwards by as much as the prior curves it downwards.
+    The remaining curvature then means nothing, and the prior's width stands.
     """
     values, vectors = np.linalg.eigh(covariance / np.outer(sd, sd))
     root = sd[:, None] * vectors * np.sqrt(np.minimum(values, WIDEST**2))
@@ -147,6 +150,6 @@ def eigen(matrices, np_=np):
 
 
 def scaled(matrices):
-    """(..., k, k) in units that make the diagonal ±1: what its eigenvalues say has no units."""
+    """(..., k, k) in units that make the diagonal ±1, so that eigenvalues have no units."""
     scale = np.sqrt(np.abs(np.diagonal(matrices, axis1=-2, axis2=-1)) + 1e-30)
     return matrices / (scale[..., :, None] * scale[..., None, :])

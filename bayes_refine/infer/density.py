@@ -1,4 +1,4 @@
-"""A NumPyro model's density, its unknowns laid out as (images, unknowns), and its observed part.
+"""A NumPyro model's density with unknowns laid out as (images, unknowns), and its observed sites.
 
 Everything here works in NumPyro's unconstrained space.
 """
@@ -26,7 +26,7 @@ IMAGE = "image"  # name of the plate over images
 
 @dataclass(frozen=True)
 class Site:
-    """One unknown: name, event shape, whether every image has its own, and its support."""
+    """One unknown: name, event shape, whether it is an image's or shared, and its support."""
 
     name: str
     shape: tuple[int, ...]
@@ -80,7 +80,7 @@ def traced(model, values, args):
 
 
 def _not_for_these(error: AttributeError) -> str:
-    """Where a model asks its arguments for what they do not have."""
+    """The sentence about a model that asks its arguments for what they do not have."""
     where, given = traceback.extract_tb(error.__traceback__)[-1], type(error.obj)
     return (
         f"{where.filename}, line {where.lineno}: the model asks for {error.name!r}, which "
@@ -101,7 +101,7 @@ def latent_sites(trace):
 
 
 def observed_sites(model: Model, *args: Any) -> tuple[str, ...]:
-    """Names of what a model observes."""
+    """Names of a model's observed sites."""
     names: list[str] = []
 
     def note(args):
@@ -125,7 +125,7 @@ def compiled_prior_means(model: Model):
 
 
 def find_sites(model, args, init):
-    """The latent sites, and where to start: ``init``, the prior mean where it says nothing."""
+    """The latent sites, and a start: ``init``, or the prior mean of sites not in it."""
     latent: dict[str, Any] = {}
     jax.eval_shape(lambda args: latent.update(latent_sites(traced(model, {}, args))), args)
     values = dict(compiled_prior_means(model)(args))
@@ -207,7 +207,7 @@ def density(model, sites, theta, phi, args):
 
 
 def prior_density(model, sites, theta, phi, args):
-    """The part of :func:`density` with no observation in it: cheap, no array over reflections."""
+    """The part of :func:`density` without observations: cheap, without arrays over reflections."""
     values = unflatten(sites, theta, phi)
     image, shared = jnp.zeros(len(theta)), jnp.zeros(())
     latent = latent_sites(traced(model, values, args))
@@ -224,11 +224,11 @@ def prior_density(model, sites, theta, phi, args):
 
 
 class Expected(NamedTuple):
-    """What an observed site expects: arrays of its observations' shape, but for log_df.
+    """Expectations at an observed site: arrays of its observations' shape, except log_df.
 
     Attributes:
-        mean, log_scale: of each observation; of a Poisson count no scale, 0.
-        log_df: ln ν of a Student-t, a scalar; 0 of others.
+        mean, log_scale: of each observation; a Poisson count has log_scale 0.
+        log_df: ln ν of a Student-t, a scalar; 0 for other distributions.
         of_mean, of_scale, of_both, of_df: Fisher information of the mean, of ln scale, of ln scale
             with ln ν, and of ln ν; zero where masked.
     """

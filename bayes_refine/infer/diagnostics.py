@@ -7,10 +7,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-RHAT = 1.01  # Vehtari et al. 2021: above it chains have not mixed
-ESS_PER_CHAIN = 100  # the same: below it R-hat and the ESS are themselves uncertain
-KHAT = 0.7  # Vehtari et al. 2024: above it importance weights are not to be used
-BFMI = 0.3  # Betancourt 2016: below it the energy is explored too slowly
+RHAT = 1.01  # Vehtari et al. 2021: above this chains have not mixed
+ESS_PER_CHAIN = 100  # the same: below this R-hat and ESS are themselves uncertain
+KHAT = 0.7  # Vehtari et al. 2024: above this importance weights are not to be used
+BFMI = 0.3  # Betancourt 2016: below this the energy is explored too slowly
 
 
 def psis(log_weights: np.ndarray, relative_efficiency: float = 1.0):
@@ -33,7 +33,7 @@ def psis(log_weights: np.ndarray, relative_efficiency: float = 1.0):
         else:
             from arviz_stats.base import array_stats
 
-            # ArviZ 1.x takes ln p of left-out data, the negative of their log weights
+            # ArviZ 1.x takes ln p of left-out data, which is minus the log weights
             smoothed, khat = array_stats.psislw(-log_weights, relative_efficiency)
     return np.asarray(smoothed), np.asarray(khat)
 

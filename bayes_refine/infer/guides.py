@@ -1,8 +1,8 @@
-"""Families of Gaussian approximations, each begun at the Laplace approximation.
+"""Families of Gaussian approximations, each starting at the Laplace approximation.
 
-A guide is three functions of its parameters, which are all of order one: places in posterior
-sd, logarithms of widths relative to the Laplace approximation's.  ln q is split as the density
-is: (n,) of the images given what is shared, and a scalar of what is shared.
+A guide is three functions of its parameters.  All parameters are of order one: places in posterior
+sd, and logarithms of widths over those of the Laplace approximation.  ln q is split as the density
+is: (n,) of the images given the shared unknowns, and a scalar of the shared unknowns.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _mean_field_start(fit: Fit):
 
 
 def _mean_field_parts(parameters, axes: _Axes):
-    # the places move along the axes of the posterior, not of the family: the same family
+    # Places move along the posterior's axes, not the family's; the family is the same.
     places = coloured(axes.frame, parameters["image_place"], parameters["shared_place"])
     widths = (
         axes.image_sd * jnp.exp(parameters["image_log_width"]),
@@ -160,12 +160,12 @@ structured = Guide("structured", _structured_start, _structured_draw, _structure
 
 # -- low rank ----------------------------------------------------------------------------------
 
-ALONE = 0.1  # sd, of what is shared, that the common directions leave to each coordinate
+ALONE = 0.1  # sd of shared coordinates that the common directions leave to each at the start
 
 
 class _Directions(NamedTuple):
-    """The Laplace approximation; it in coordinates white in each image alone: U (n·k + s, r) and
-    diagonal sd (n·k + s,) with covariance U Uᵀ + diag².
+    """The Laplace approximation, and in coordinates white in each image alone U (n·k + s, r) and
+    diagonal sd (n·k + s,) of the covariance U Uᵀ + diag².
     """
 
     frame: Whitening
@@ -226,8 +226,8 @@ def _low_rank_log_density(parameters, directions: _Directions, theta, phi):
 def low_rank(rank: int | None = None) -> Guide:
     """Independent widths and ``rank`` common directions, in coordinates white in each image.
 
-    By default as many directions as there are shared unknowns: then the Laplace approximation,
-    whose images depend on each other through what they share, is nearly in the family.
+    By default there are as many directions as shared unknowns.  The Laplace approximation, whose
+    images depend on each other through the shared unknowns, is then nearly in the family.
     """
     name = "low rank" if rank is None else f"low rank ({rank})"
     return Guide(name, partial(_low_rank_start, rank), _low_rank_draw, _low_rank_log_density)

@@ -1,6 +1,6 @@
-"""Laplace made exact by importance sampling in two levels: each image given what is shared.
+"""Importance sampling about the Laplace approximation in two levels: shared unknowns, then images.
 
-With what is shared held at φ the images are independent, so that each can be weighted by itself,
+Given the shared unknowns φ the images are independent, so that each can be weighted by itself,
 
     Z_i(φ) = ∫ p(y_i, θ_i | φ) dθ_i ≈ (1/M) Σ_m p(y_i, θ_im | φ)/q(θ_im | φ),
 
@@ -23,12 +23,12 @@ from .diagnostics import psis
 from .laplace import Fit
 from .whitening import Whitening, coloured, log_volume, whitening
 
-NU = 7.0  # of the t that proposes an image's unknowns: tails heavier than a normal's
+NU = 7.0  # of the Student-t that proposes an image's unknowns, with tails heavier than normal
 
 
 @dataclass(frozen=True)
 class Nested:
-    """Weighted draws of what n images share, and of each image given it.
+    """Weighted draws of the shared unknowns of n images, and of each image given these.
 
     Attributes:
         sites: the unknowns.
@@ -48,14 +48,14 @@ class Nested:
     image_khat: np.ndarray
 
     def values(self) -> dict[str, np.ndarray]:
-        """The draws (S, ...) by site, constrained; ``log_weights`` are theirs."""
+        """The draws (S, ...) by site, constrained, with weights ``log_weights``."""
         draw = jax.vmap(partial(unflatten, self.sites))(
             jnp.asarray(self.image), jnp.asarray(self.shared)
         )
         return {name: np.asarray(value) for name, value in draw.items()}
 
     def draws(self, rng: np.random.Generator, n_draws: int) -> dict[str, np.ndarray]:
-        """Draws (n_draws, ...) by site without weights; those of large weight more than once."""
+        """Draws (n_draws, ...) by site without weights; draws of large weight appear repeatedly."""
         weights = np.exp(self.log_weights)
         rows = rng.choice(len(weights), n_draws, p=weights / weights.sum())
         return {name: value[rows] for name, value in self.values().items()}
@@ -73,10 +73,10 @@ def nested_draws(
 
     Args:
         fit: of ``map_fit`` for the same model and ``args``.
-        n_draws: S, of what is shared; half as many before say where their mean is, which is not
-            at the joint mode (shared errors are larger once the images are integrated out).
-        n_image: M, of each image for each of those, drawn anew:
-            the noise of Z_i makes the weights less even, but no less right.
+        n_draws: S, of the shared unknowns.  Half as many draws before say where their mean is,
+            which is not the joint mode: shared errors are larger with the images integrated out.
+        n_image: M, of each image for each of the S draws, drawn anew.  The noise of Z_i makes the
+            weights less even, but leaves them right.
     """
     weigh = partial(_weighted, fit, rng, model, args, n_image)
     frame = whitening(fit)

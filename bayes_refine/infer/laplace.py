@@ -1,4 +1,4 @@
-"""A posterior mode with its curvature, draws from it, and what they predict."""
+"""A posterior mode with its curvature, draws from it, and predictions of the draws."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Fit:
         sites: the unknowns, in the order of the columns below.
         image: (n, k) and shared: (s,), the mode, unconstrained.
         image_precision: (n, k, k), curvature of each image with the shared unknowns held.
-        border: (n, k, s), curvature between an image's and the shared unknowns.
+        border: (n, k, s), mixed curvature of an image's and the shared unknowns (``curvature``).
         shared_covariance: (s, s), Laplace, the images' unknowns integrated out.
         distance: (n,) of each image's unknowns to the mode, in posterior sd (0 at the mode).
-        shared_distance: the same of the shared unknowns.
+        shared_distance: distance of the shared unknowns to the mode, in posterior sd.
         status: (n,) ``util.status.Status``: converged, or what is wrong with the image.
         iterations: Newton steps taken.
         log_density: ln p at the mode.
@@ -70,9 +70,12 @@ class Fit:
 def laplace_draws(fit: Fit, rng: np.random.Generator, n_draws: int) -> dict[str, np.ndarray]:
     """Draws (n_draws, ...) by site from the Laplace approximation, constrained.
 
-    About the mean where the fit knows it, else about the mode.  Shared unknowns from their
-    marginal, each image's from its conditional given those: exact for the arrow-shaped
-    Gaussian, linear in the number of images.
+    Draws are about the posterior mean where the fit knows the mean, else about the mode.  Shared
+    unknowns are drawn from their marginal, each image's from its conditional given those, which is
+    exact for an arrow-shaped Gaussian, in a time linear in the number of images.
+
+        draws = laplace_draws(run.fit, np.random.default_rng(0), 100)
+        draws["log_G"].shape  # (100, n, 1)
     """
     off = _gaussian(rng, np.linalg.inv(fit.shared_covariance), (n_draws,))
     slope = np.linalg.solve(fit.image_precision, fit.border)
@@ -88,8 +91,8 @@ def predictive_draws(
 ) -> Iterator[dict[str, tuple[np.ndarray, np.ndarray]]]:
     """For each draw, ln p of every observed site and a replicate of it: posterior predictive.
 
-    One draw at a time in memory; each array has the shape of the site's observation, and is of
-    no meaning where the model masks it.
+    One draw at a time is in memory.  Each array has the shape of the site's observation; values
+    where the model masks the observation have no meaning.
     """
     one = _compiled_predictive(model)
     for i in range(len(next(iter(draws.values())))):

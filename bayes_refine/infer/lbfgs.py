@@ -1,4 +1,4 @@
-"""L-BFGS with a preconditioner, for densities that are cheap in gradients and have no blocks."""
+"""L-BFGS with a preconditioner, for densities with cheap gradients and a Hessian without blocks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SHORTEST_STEP = 1e-6
 
 
 class Minimum(NamedTuple):
-    """Where the search ended: x (n,), f, its gradient (n,), and how many evaluations it took.
+    """Where the search ended: x (n,), f, its gradient (n,), and the number of evaluations.
 
     ``promise`` is ½gᵀHg, the decrease that the quadratic model still promises.
     """
@@ -37,10 +37,10 @@ def minimise(
     """Minimise f (Nocedal & Wright 2006, algorithm 7.4) from x (n,).
 
     Args:
-        precondition: g → H₀g, H₀ a positive definite guess at the inverse Hessian; as that has
-            the right scale, a step of one is tried first.
-        reach: (n,) farthest that one step may take each unknown.
-        tolerance: stop when ½gᵀHg, the decrease that is promised, falls below it (nats).
+        precondition: g → H₀g, H₀ a positive definite guess at the inverse Hessian of the right
+            scale, so that a step of one is tried first.
+        reach: (n,) longest step of each unknown.
+        tolerance: stop when ½gᵀHg, the promised decrease, falls below ``tolerance`` (nats).
     """
     value, gradient = value_and_gradient(x)
     evaluations = 1

@@ -1,12 +1,13 @@
-"""How well does a model predict what it has not seen?  Leave-one-out by importance sampling.
+"""How well a model predicts data that it was not fitted to: leave-one-out by importance sampling.
 
 With draws θ_s of weights w_s from the posterior of all data, the draws without y_h have weights
 v_s ∝ w_s/p(y_h | θ_s), Pareto-smoothed, and
 
     elpd_h = ln Σ_s v_s p(y_h | θ_s) / Σ_s v_s        (Vehtari, Gelman & Gabry 2017).
 
-By reflection, y_h is all that one shoebox says.  By image, an image's own unknowns cannot stay
-as they were fitted to it: p(y_i | φ) is its evidence, over its own prior, given what is shared.
+By reflection, y_h is all statistics of one shoebox.  By image, an image's own unknowns were fitted
+to that image and must not be kept: p(y_i | φ) is the evidence of the image, its unknowns integrated
+over their prior, given the shared unknowns φ.
 """
 
 from __future__ import annotations
@@ -28,8 +29,7 @@ class Loo:
     """Expected log predictive density of N parts of the data, each left out in turn.
 
     Attributes:
-        pointwise: (N,) nats. khat: (N,) Pareto k-hat; above 0.7 a part's number is not to be
-            trusted.
+        pointwise: (N,) nats. khat: (N,) Pareto k-hat; above 0.7 a part's number is unreliable.
         effective: effective number of parameters, ln p(y | θ) averaged over θ minus elpd.
     """
 
@@ -103,9 +103,9 @@ def leave_out(
     """Leave each of N parts of the data out in turn.
 
     Args:
-        log_likelihood: (S, N) ln p of all that is left out with a part, for S draws.
-        scored: (S, N) ln p of what the prediction of a part is judged by; the same if left out.
-            Models that observe more or less are compared by what they share.
+        log_likelihood: (S, N) ln p of all data that are left out with a part, for S draws.
+        scored: (S, N) ln p of the data that the prediction of a part is judged by; by default all
+            of them.  Models that observe different sites are compared by the sites in common.
         log_weights: (S,) of the draws.
     """
     scored = log_likelihood if scored is None else scored
@@ -127,8 +127,8 @@ def compare(models: Mapping[str, Loo], groups: np.ndarray | None = None) -> list
 
     Args:
         models: by name; of the same parts of the same data.
-        groups: (N,) of each part; parts of a group, such as an image's reflections, may be
-            predicted badly together: the standard error is that of the groups' sums.
+        groups: (N,) group of each part.  Parts of a group, such as an image's reflections, may be
+            predicted badly together, so that the standard error is that of the groups' sums.
 
     Raises:
         ValueError: different numbers of parts.

@@ -50,9 +50,7 @@ def mean_intensity(intensity: np.ndarray, sigma: np.ndarray) -> float:
     if not good.any():
         return math.nan
     I, variance = np.asarray(intensity)[good], np.asarray(sigma)[good] ** 2  # noqa: E741
-    least = 1e-3 * float(
-        np.sqrt(np.median(variance))
-    )  # so that weights are by σ alone where nothing is observed
+    least = 1e-3 * float(np.sqrt(np.median(variance)))  # weights are by σ where nothing is seen
     S = least
     for _ in range(20):
         S = max(float(np.average(I, weights=1 / (S**2 + variance))), least)
