@@ -1,18 +1,20 @@
 """The shared unknowns at the mode of their own marginal density.
 
-At the joint mode the unknowns of every image are fitted to the same residuals that the shared
-errors are read from: these come out small by n − k of n.  With the images integrated out,
+At the joint mode the unknowns of every image are fitted to the same residuals that determine the
+shared errors, so that variances come out too small by a factor (n − k)/n.  With the images
+integrated out,
 
     ln p(φ) = ln p_shared(φ) + Σ_i ln ∫ p(y_i, θ_i | φ) dθ_i,
 
-they do not: the mode is that of restricted maximum likelihood (Patterson & Thompson 1971).  An
-image's integral is that of Laplace's normal N(θ̂_i, L_iL_iᵀ) and what weights make of it,
+variances do not: the mode is that of restricted maximum likelihood (Patterson & Thompson 1971).  An
+image's integral is that of Laplace's normal N(θ̂_i, L_iL_iᵀ), corrected by weights,
 
     ∫ p dθ ≈ (2π)^{k/2} |L_i| mean_m p(θ̂_i + L_i z_m) exp(½|z_m|²),
 
-over the same few points z_m everywhere, whose first three moments are the unit normal's own.
-Laplace's integral alone (Tierney & Kadane 1986) would do for normal data: tails that are not
-normal shift what is shared by a fraction of a posterior sd that grows with the number of images.
+with the same few points z_m for all images, whose first three moments are the unit normal's.
+Laplace's integral alone (Tierney & Kadane 1986) would be enough for normal data; tails that are not
+normal shift the shared unknowns by a fraction of a posterior sd that grows with the number of
+images.
 """
 
 from __future__ import annotations
@@ -33,10 +35,10 @@ from .density import Model, Site, density
 from .laplace import Fit
 from .search import Look, Search, State, fit_at
 
-DIFFERENCE = 0.7  # posterior sd, of second differences of slopes for how far means are from modes
-CLOSE = 0.1  # posterior sd, of forward differences of slopes for the curvature at the mode
-FAR = 1.0  # posterior sd of an image from its mode: further, and the points miss it
-FEWEST = 16  # pairs of points: noise of less than a hundredth of a posterior sd
+DIFFERENCE = 0.7  # posterior sd, step of second differences of slopes, for means less modes
+CLOSE = 0.1  # posterior sd, step of forward differences of slopes, for the curvature at the mode
+FAR = 1.0  # posterior sd; the points miss the mode of an image that is further from it
+FEWEST = 16  # pairs of points, for a noise of less than a hundredth of a posterior sd
 SETTLING = 5  # Newton steps of the images at the end
 
 
@@ -48,16 +50,17 @@ def marginal_fit(
     tolerance: float = 0.2,
     progress: Callable[[str], None] | None = None,
 ) -> Fit:
-    """Move a joint MAP to where the shared unknowns are at their marginal mode.
+    """Move the shared unknowns of a joint MAP to their marginal mode.
 
     Newton steps with the joint density's curvature and the marginal's slope, halved where the
-    marginal density falls; the images follow at their own modes.  The covariance of what is
-    shared is of the marginal density's curvature; what the integrals change of the joint's is
-    measured on the first batch of images, as for all.  How far means are from modes comes with it.
+    marginal density falls; each image follows at its own mode.  The covariance of the shared
+    unknowns is of the marginal density's curvature; its difference from the joint density's
+    curvature is measured on the first batch of images and scaled to all.  The result also has the
+    posterior means less the modes.
 
     Args:
         model, args: as they were given to ``map_fit``. fit: what it returned.
-        tolerance: the last step is shorter than this many posterior sd; each is several times
+        tolerance: the last step is shorter than this many posterior sd; each step is several times
             shorter than the one before.
         progress: called with one line a step.
 
@@ -95,7 +98,7 @@ def _marginal_fit(model, args, fit: Fit, max_iterations, tolerance, progress) ->
             continue
         state, here, best, slope = there, look, value, its_slope
         step, far = _step(here, slope)
-    for _ in range(SETTLING):  # the last step, and images that lag behind what they share
+    for _ in range(SETTLING):  # for images that lag behind the shared unknowns
         state = _moved(search, state, here.steps.alone - here.steps.pull @ step, step, usable)
         here, step = search.look(state, exact_curvature), np.zeros_like(step)
         if np.max(usable * here.steps.distance) < tolerance / 2:
@@ -159,14 +162,14 @@ def _shift(search: Search, state: State, here: Look, covariance, usable):
     """Posterior mean less mode, (n, k) and (s,), to second order: half the third derivatives of
     ln p, contracted with the covariance once and once more (Tierney & Kadane 1986).
 
-    Second differences of the slope: along what is shared, the images following, and along the
-    unknowns of all images at once, which do not know of each other.  What the second do to the
-    shared unknowns is in their marginal mode already.
+    Second differences of the slope are taken along the shared unknowns, the images following, and
+    along the unknowns of all images at once, which are independent given the shared ones.  The
+    effect of the images' differences on the shared unknowns is in the marginal mode already.
     """
     pull, blocks = here.steps.pull, here.arrow.blocks
 
     def bent(image, shared):
-        """Slope of −ln p on both sides of the state less twice that here, (n, k) and (s,)."""
+        """Slope of −ln p on both sides of the state less twice the slope at it, (n, k) and (s,)."""
         sides = [
             search.slope(state._replace(theta=state.theta + x, phi=state.phi + y))
             for x, y in ((image, shared), (-image, -shared))
@@ -188,7 +191,7 @@ def _shift(search: Search, state: State, here: Look, covariance, usable):
 
 
 def _covariance(search: Search, state: State, here: Look, joint: np.ndarray, usable) -> np.ndarray:
-    """Covariance of what is shared: of ``joint``'s curvature and what the integrals add to it."""
+    """Covariance of the shared unknowns: of ``joint``'s curvature and that of the integrals."""
     few, n = search.first_batch(), search.data.size
     share = usable.sum() / max(usable[:n].sum(), 1.0)
     state = state._replace(theta=state.theta[:n], damping=state.damping[:n])
@@ -216,7 +219,7 @@ def _compiled_integral(model: Model, sites: tuple[Site, ...], apart: bool):
         def total(p):
             shared = density(model, sites, theta, p, args)[1]
 
-            @jax.checkpoint  # what is kept for the way back would not fit in a processor's cache
+            @jax.checkpoint  # kept values would not fit in a processor's cache
             def at(z):
                 place = theta - pull @ (p - phi) + roots @ z
                 image = density(model, sites, place, p, args)[0] + z @ z / 2

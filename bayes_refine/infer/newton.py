@@ -1,9 +1,8 @@
 """The joint MAP of a run through its arrow-shaped Hessian.
 
-A block for each image, a narrow border for what the images share, exactly from
-Hessian–vector products of the NumPyro density itself.  The images come in batches, each of
-which adds to the shared unknowns' slope and Schur complement: memory does not grow with the
-run but for the few numbers an image has.
+The Hessian (:mod:`curvature`) comes exactly from Hessian–vector products of the NumPyro density.
+Images come in batches; each batch adds to the slope and the Schur complement of the shared
+unknowns, so that memory grows with the run only by the few unknowns of each image.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from .density import Model
 from .laplace import Fit
 from .search import Curvature, Search, fit_at
 
-SERVES = 0.9  # of the way left by a step is too much: a new curvature costs as much as ten steps
+SERVES = 0.9  # of the distance is left after a step: then a new curvature, which costs ten steps
 
 
 def map_fit(
@@ -34,12 +33,12 @@ def map_fit(
 ) -> Fit:
     """The joint MAP of a model with its Laplace curvature.
 
-    Damped Fisher scoring, then Newton, through the arrow Hessian (per-image blocks, Schur
-    complement on the shared unknowns), which is renewed when steps with it no longer pay
-    (Shamanskii 1967).  Directions of negative curvature are followed upwards
-    (|eigenvalue|); no step goes beyond one prior sd; each image has its own damping and keeps
-    its old place when a step does not help it, so ln p never falls and one bad image does not
-    hold up the rest.
+    Damped Fisher scoring, then Newton's method, through the arrow-shaped Hessian (a block for each
+    image, a Schur complement for the shared unknowns), which is renewed when steps with the old one
+    no longer pay (Shamanskii 1967).  Directions of negative curvature are followed uphill
+    (|eigenvalue|); no step is longer than one prior sd.  Each image has its own damping, and stays
+    where it is when a step does not raise its ln p, so that ln p never falls and one bad image does
+    not hold up the others.
 
     Args:
         model: NumPyro program; ``args``: what it is called with, the first of them whole or as
@@ -47,10 +46,10 @@ def map_fit(
         init: start by site (constrained, all images); the prior mean where absent.
         tolerance: stop when every image and the shared unknowns are nearer to the mode than
             this many posterior sd.
-        stragglers: share of the images that need not be, nor the shared unknowns then: for a
-            fit that will be repeated.
-        curvature: that far from the mode is followed, never negative along an observation.
-        exact: end with Newton steps and the exact Hessian; else with ``curvature`` too.
+        stragglers: share of the images that need not be so near, nor the shared unknowns then: for
+            a fit that will be repeated.
+        curvature: the curvature far from the mode, never negative along an observation.
+        exact: end with Newton steps and the exact Hessian; else with ``curvature``.
         progress: called with one line a step.
 
     Raises:
@@ -65,11 +64,11 @@ def map_fit(
         is_last = far < tolerance or iteration == max_iterations
         renew, final = None, exact_curvature if exact else curvature
         if is_last and here.curvature is not final:
-            renew = final  # by it, the mode may be further
+            renew = final  # by the new curvature the mode may be further
         elif not is_last and here.curvature is None and far > SERVES * before:
-            # from near the mode the exact Hessian goes straight
+            # near the mode the exact Hessian leads straight to it
             renew = exact_curvature if exact and far < 1.0 else curvature
-        if renew is not None:  # what failed by the old one may be right by the new
+        if renew is not None:  # a step that failed with the old curvature may succeed now
             state = state._replace(
                 damping=np.minimum(state.damping, trusted.damping),
                 shared_damping=min(state.shared_damping, trusted.shared_damping),

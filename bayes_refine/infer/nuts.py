@@ -19,7 +19,7 @@ from .laplace import Fit
 from .whitening import coloured, whitening
 
 STRIDE = 50  # trajectories between two lines of progress
-SPREAD = 1.5  # of the chains' starts, in units of the Laplace approximation's
+SPREAD = 1.5  # of the chains' starts, over that of the Laplace approximation
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Chains:
         stats: (c, d) each: diverging, acceptance_rate, n_steps, tree_depth, energy, lp; names
             and meanings are ArviZ's ``sample_stats``.
         summary: by site rhat, ess_bulk, ess_tail in the site's shape.
-        converged, message: whether to believe it, and one sentence why.
+        converged, message: whether to believe the draws, and one sentence why.
         seconds: wall time of warm-up and draws, compilation included.
     """
 
@@ -63,10 +63,10 @@ def nuts_fit(
 ) -> Chains:
     """Draw from a model's posterior with NUTS, starting at its MAP.
 
-    The Laplace covariance is the mass matrix: the sampler moves in ``whitening``'s coordinates,
-    whose metric is diagonal and starts at one, so a step costs as much as the density and the
-    memory is that of the draws.  Chains start spread 1.5 times as wide as the Laplace
-    approximation and run together (vectorised).
+    The Laplace covariance is the mass matrix: the sampler moves in the coordinates of
+    ``whitening``, in which the metric is diagonal and starts at one.  A step therefore costs as
+    much as the density, and memory is that of the draws.  Chains start 1.5 times as widely spread
+    as the Laplace approximation and run together (vectorised).
 
     Args:
         fit: of ``map_fit`` for the same model and ``args``.
@@ -151,7 +151,7 @@ def nuts_fit(
 
 
 def _starts(rng, fit: Fit, n_chains: int, energies):
-    """White starts (c, n, k) and (c, s); those where the density is not finite, nearer the mode."""
+    """White starts (c, n, k) and (c, s), moved to the mode until the density is finite."""
     shapes = (n_chains, *fit.image.shape), (n_chains, *fit.shared.shape)
     z = tuple(jnp.asarray(SPREAD * rng.standard_normal(shape)) for shape in shapes)
     for _ in range(20):

@@ -24,11 +24,11 @@ from .laplace import Fit
 from .steps import Slope, Steps, steps_of
 
 Curvature = Callable[..., Arrow]
-SINGULAR = 1e-10  # of the diagonal: a smaller eigenvalue has no Cholesky factor to speak of
+SINGULAR = 1e-10  # of the diagonal: the Cholesky factor of a smaller eigenvalue is rounding
 
 
 class State(NamedTuple):
-    """Where the search is: unknowns (n, k) and (s,), and a damping for each (n,), scalar."""
+    """State of a search: unknowns (n, k) and (s,), and their dampings (n,) and a scalar."""
 
     theta: np.ndarray
     phi: np.ndarray
@@ -37,9 +37,9 @@ class State(NamedTuple):
 
 
 class Look(NamedTuple):
-    """The density at one point: slope, curvature, and where they point.
+    """The density at one point: slope, curvature, and the steps that follow from these.
 
-    ``curvature`` is what was found there, None where ``arrow`` is that of another place.
+    ``curvature`` is the one computed at this point, None where ``arrow`` is that of another point.
     """
 
     slope: Slope
@@ -104,24 +104,24 @@ class Search:
         return few
 
     def prior_sd(self, state: State) -> np.ndarray:
-        """(s,) of each shared unknown by itself, unconstrained, whatever the images' are."""
+        """(s,) prior sd of each shared unknown by itself, unconstrained."""
         args, where = next(iter(self.batches()))
         find = compiled_prior_sd(self.model, self.sites)
         return np.asarray(find(state.theta[where], state.phi, args))
 
     def batches(self, skip: int = 0):
-        """The model's arguments for each batch, and where it lies."""
+        """The model's arguments for each batch, and the batch's places among the images."""
         for b, where in list(enumerate(self.data.slices()))[skip:]:
             part = self._part(b)
             yield (() if part is None else (part, *self.rest)), where
 
     def look(self, state: State, curvature: Curvature | Arrow) -> Look:
-        """Slope and curvature at a state, or the curvature of another, and where they point.
+        """Slope and curvature at a state (or the curvature of another state), and the steps.
 
-        Images whose numbers are not finite there are set aside.
+        Images whose numbers are not finite at the state are set aside.
 
         Raises:
-            InputError: those of every image are not, or those of what the images share.
+            InputError: no image has finite numbers, or the shared unknowns have none.
         """
         slope, found = self.slope(state), None
         while self._set_aside(~finite_rows(slope.image, slope.g_image)):
@@ -139,7 +139,7 @@ class Search:
         return Look(slope, curvature, found, steps)
 
     def _set_aside(self, bad: np.ndarray) -> bool:
-        """Give images the data of another, and no weight; whether there were any to do so with."""
+        """Give some images the data of another and no weight; return whether there were any."""
         new = np.flatnonzero(bad & (self.weight > 0))
         if not len(new):
             return False
@@ -178,14 +178,14 @@ class Search:
         )
 
     def arrow(self, state: State, curvature: Curvature) -> Arrow:
-        """The curvature, that of the room for images a unit matrix."""
+        """The curvature at a state; unused places have a unit matrix."""
         find = _compiled_curvature(self.model, self.sites, curvature, self.apart)
         blocks, border, shared = zip(*self._sums(find, state), strict=True)
         room = (1 - self.weight)[:, None, None] * np.eye(state.theta.shape[1])
         return Arrow(np.concatenate(blocks) + room, np.concatenate(border), sum(shared))
 
     def _sums(self, find, state: State) -> list[Any]:
-        """What ``find`` says of each batch; what is shared counts once in all."""
+        """The results of ``find`` for each batch; the shared prior counts once in all."""
         share, theta = 1 / len(self.data.parts), self._spared(state.theta)
         return [
             jax.tree.map(np.asarray, find(theta[w], state.phi, self.weight[w], share, args))
@@ -193,12 +193,12 @@ class Search:
         ]
 
     def _spared(self, theta: np.ndarray) -> np.ndarray:
-        """(..., n, k) unknowns, those of images that were set aside at their stand-in's start."""
+        """(..., n, k) unknowns; images that were set aside have the start of their stand-in."""
         return np.where(self.aside[:, None], self.stand_in, theta) if self.aside.any() else theta
 
     def step(self, state: State, here: Look) -> State:
-        """One step uphill: an image moves only where that helps it, what is shared only where
-        it helps in all.
+        """One step uphill: an image moves only if its ln p rises, the shared unknowns only if the
+        total ln p rises.
         """
         r_image, r_shared = self.reach
         steps = here.steps
@@ -206,7 +206,7 @@ class Search:
         d_image = np.clip(steps.alone - steps.pull @ d_shared, -r_image, r_image)
         d_alone = np.clip(steps.alone, -r_image, r_image)
 
-        # all move; only what is shared moves; only the images move
+        # all move; only the shared unknowns move; only the images move
         thetas = self._spared(state.theta + np.stack([d_image, 0 * d_image, d_alone]))
         phis = state.phi + np.stack([d_shared, d_shared, 0 * d_shared])
         try_out = _compiled_densities(self.model, self.sites)
@@ -235,7 +235,7 @@ def finite_rows(*arrays: Any) -> np.ndarray:
 
 
 def _eased(damping, helped):
-    """Less damping after a step that helped; after one that did not, enough to feel it."""
+    """Less damping after a step that raised ln p; after another one, enough to shorten the next."""
     return np.clip(np.where(helped, 0.3 * damping, np.maximum(10 * damping, 0.1)), 1e-9, 1e9)
 
 
@@ -244,10 +244,10 @@ def _eased(damping, helped):
 
 @lru_cache(maxsize=16)
 def _compiled_slope(model: Model, sites: tuple[Site, ...]):
-    """ln p of each image and of what is shared, and its slope, of one batch.
+    """ln p of each image and of the shared prior, and the slope, of one batch.
 
-    Takes (n, k) and (s,); ``weight``: (n,) 1, or 0 for an image that is only room; ``share``: of
-    the shared prior that this batch answers for.
+    Takes (n, k) and (s,); ``weight``: (n,) 1, or 0 for an unused place; ``share``: the fraction of
+    the shared prior that this batch contributes.
     """
 
     def negative(theta, phi, weight, share, args):
@@ -307,7 +307,7 @@ def compiled_reach(model: Model, sites: tuple[Site, ...]):
         one = upward_inverse(prior.blocks[:1], jnp.zeros(1))[0]
         slope = one @ prior.border[0]
         schur = prior.shared - len(theta) * prior.border[0].T @ slope
-        shared = upward_inverse(schur[None], jnp.zeros(1))[0]  # a prior may be hollow here
+        shared = upward_inverse(schur[None], jnp.zeros(1))[0]  # a prior may curve upwards here
         return jnp.sqrt(jnp.diag(one + slope @ shared @ slope.T)), jnp.sqrt(jnp.diag(shared))
 
     return reach
@@ -326,7 +326,7 @@ def compiled_prior_sd(model: Model, sites: tuple[Site, ...]):
 
 
 def fit_at(search: Search, state: State, here: Look, iterations: int, tolerance: float) -> Fit:
-    """What a search found, without the room of the last batch: unknowns, curvature, a verdict."""
+    """The fit at a state, without the unused places of the last batch; statuses of the images."""
     n = search.n_images
     image, shared, g_image, g_shared = here.slope
     slope = Slope(image[:n], shared, g_image[:n], g_shared)

@@ -1,4 +1,4 @@
-"""What models sample in more than one place."""
+"""Kinds of unknowns that models sample in more than one place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where slope and arrow-shaped curvature point: each image alone, and what all of them share."""
+"""Newton's steps from slope and arrow-shaped curvature: of each image, and of shared unknowns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .curvature import Arrow, eigen, upward_inverse
 
 
 class Slope(NamedTuple):
-    """ln p of n images (n,) and of what they share, and the slope of −ln p: (n, k) and (s,)."""
+    """ln p of n images (n,) and of the shared prior; the slope of −ln p, (n, k) and (s,)."""
 
     image: np.ndarray
     shared: float
@@ -27,10 +27,13 @@ class Steps(NamedTuple):
     """Newton's steps uphill, damped, and distances to the mode, not damped.
 
     Attributes:
-        alone: (n, k) of each image with what is shared held; pull: (n, k, s), minus the change of
-            its best place with what is shared. distance: (n,) alone, in posterior sd.
-        shared: (s,) with the images following; shared_distance: in posterior sd.
-        g_schur, schur: (s,) and (s, s), slope and curvature of −ln p along what is shared with
+        alone: (n, k) of each image with the shared unknowns held; distance: (n,) its length, in
+            posterior sd.
+        pull: (n, k, s), −∂θ̂_i/∂φ: how far the optimum of image i moves when a shared unknown
+            changes.
+        shared: (s,) of the shared unknowns, the images following; shared_distance: its length, in
+            posterior sd.
+        g_schur, schur: (s,) and (s, s), slope and curvature of −ln p along the shared unknowns,
             the images following.
     """
 

@@ -1,4 +1,4 @@
-"""Variational inference from the MAP: a Gaussian guide made as near the posterior as it can be."""
+"""Variational inference from the MAP: the Gaussian guide of a family nearest to the posterior."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from .guides import Guide, structured
 from .laplace import Fit
 
 RHAT = 1.1  # of a parameter over two stretches (Dhaka et al. 2020)
-DRIFT = 0.05  # posterior sd, or fraction of a width: what nobody would notice
+DRIFT = 0.05  # posterior sd, or fraction of a width, that does not matter
 SETTLED = 0.99  # of the parameters
 UNNOTICED = 0.05  # nats, of the ELBO
-SHORTER = 1 / 3  # steps, once the ELBO has stopped and the parameters wander
+SHORTER = 1 / 3  # factor on the steps where the ELBO has stopped and parameters still wander
 
 
 @dataclass(frozen=True)
@@ -80,21 +80,21 @@ def svi_fit(
 ) -> GuideFit:
     """Fit a Gaussian guide to a model's posterior by stochastic variational inference.
 
-    Adam on the evidence lower bound, its gradient along the draws alone (Roeder et al. 2017):
-    without noise where the guide is the posterior.  Judged stretch by stretch (Dhaka et al.
-    2020): it has converged when the ELBO's change is below its Monte-Carlo error and 99 % of the
-    parameters either have an R-hat below 1.1 over the last two stretches or drift by less than
-    0.05 posterior sd, and steps three times shorter no longer raise the ELBO (Welandawe et al.
-    2022): noise of long steps makes a guide too narrow.  The parameters are the average over
-    the last two stretches.
+    Adam maximises the evidence lower bound with the gradient along the draws alone (Roeder et al.
+    2017), which has no noise where the guide is the posterior.  The fit is judged after each
+    stretch of steps (Dhaka et al. 2020).  It has converged when the change of the ELBO is below its
+    Monte-Carlo error, when 99 % of the parameters either have an R-hat below 1.1 over the last two
+    stretches or drift by less than 0.05 posterior sd, and when steps three times shorter no longer
+    raise the ELBO (Welandawe et al. 2022), since the noise of long steps makes a guide too narrow.
+    The parameters are averages over the last two stretches.
 
     Args:
         fit: of ``map_fit`` for the same model and ``args``; the guide's start and its metric.
         guide: ``guides.structured``, ``guides.mean_field`` or ``guides.low_rank()``.
-        args: of the model.  Where the first is ``Batches``, a step sees one part, in random
-            order, its terms scaled by the number of parts: for runs that memory cannot hold.
-        batch: images a step, drawn anew, their terms scaled by n/batch; all by default.  Needs
-            ``args[0]`` to be arrays that lead with the images (scalars are shared).
+        args: of the model.  Where the first is ``Batches``, a step sees one part, in random order,
+            with terms scaled by the number of parts: for runs larger than memory.
+        batch: images of a step, drawn anew, with terms scaled by n/batch; all images by default.
+            Needs ``args[0]`` to be arrays whose first axis is that of images (scalars are shared).
         particles: draws a step. learning_rate: of the first steps. stretch: steps between looks.
         n_khat: draws for k-hat, none if 0.
         progress: called with one line a stretch.
@@ -190,7 +190,7 @@ def _all(fit: Fit, args: tuple) -> _Part:
 
 
 def _part(args: tuple, number: int) -> _Part:
-    """One part of ``Batches``; room beyond the last image weighs nothing."""
+    """One part of ``Batches``; unused places have no weight."""
     data: Batches = args[0]
     rows = number * data.size + np.arange(data.size)
     weight = np.where(rows < data.n_images, 1.0, 0.0)
@@ -202,7 +202,7 @@ def _parts(args: tuple) -> Iterator[_Part]:
 
 
 def _levels(model, fit: Fit, parts: Iterator[_Part]) -> jax.Array:
-    """(n,) ln p of each image at the mode: taken out of what a batch of images stands for."""
+    """(n,) ln p of each image at the mode, subtracted from a batch's terms to lower the noise."""
 
     @jax.jit
     def at(theta, args):
@@ -219,7 +219,7 @@ def _levels(model, fit: Fit, parts: Iterator[_Part]) -> jax.Array:
 def _objective(model, sites, guide: Guide, frame, levels, parameters, key, part: _Part):
     """One draw's estimate of the negative ELBO."""
     theta, phi = guide.draw(parameters, frame, key)
-    held = jax.lax.stop_gradient(parameters)  # the score's mean is zero: only noise
+    held = jax.lax.stop_gradient(parameters)  # the score has mean zero and would add noise alone
     q_image, q_shared = guide.log_density(held, frame, theta, phi)
     p_image, p_shared = density(model, sites, theta[part.rows], phi, part.args)
     above = part.weight * (p_image - levels[part.rows] - q_image[part.rows])
@@ -227,7 +227,7 @@ def _objective(model, sites, guide: Guide, frame, levels, parameters, key, part:
 
 
 class _Moved(NamedTuple):
-    """Adam's state, and sums and squares of the parameters about where the stretch began."""
+    """Adam's state, and sums and squares of the parameters less those at the stretch's start."""
 
     state: Any
     origin: Any
@@ -316,7 +316,7 @@ def _walk_on_disk(model, sites, guide, particles, frame, levels, args, rng):
 
 
 def _settled(before: _Stretch, now: _Stretch, steps: int):
-    """Share of the parameters that do not move any more from one stretch to the next."""
+    """Share of the parameters that no longer move from one stretch to the next."""
     still = []
     for name in now.mean:
         drift = now.mean[name] - before.mean[name]

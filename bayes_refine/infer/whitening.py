@@ -2,8 +2,9 @@
 
     φ = φ̂ + L_s z_s,    θ_i = θ̂_i − S_i (φ − φ̂) + L_i z_i
 
-with L_s L_sᵀ the covariance of the shared unknowns, S_i = H_i⁻¹B_i the slope of image i's mode
-on them and L_i L_iᵀ = H_i⁻¹ its covariance given them: the arrow's own factors.
+with L_s L_sᵀ the covariance of the shared unknowns, S_i = H_i⁻¹B_i how far image i's mode moves
+with them (B_i its border, :mod:`curvature`), and L_i L_iᵀ = H_i⁻¹ the image's covariance given
+them.
 """
 
 from __future__ import annotations
