@@ -1,1 +1,1 @@
-"""The loop of a fit to stills, predict → measure → fit, and the numbers that come out of it."""
+"""The loop of a fit to stills, predict → measure → fit, and the numbers that result."""

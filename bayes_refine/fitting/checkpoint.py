@@ -1,4 +1,4 @@
-"""What a fit goes on from when it was stopped: its state after the last finished round."""
+"""The state of a fit after its last finished round, on disk, for a fit that was stopped."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ class Progress:
     """A fit between two rounds.
 
     Attributes:
-        rounds: finished. state: to measure the next one at. status: (n,) of images so far.
-        kept: what later rounds take over. movement: one entry a round.
+        rounds: number that are finished. state: for the next round to measure at.
+        status: (n,) of images so far. kept: numbers that later rounds take over.
+        movement: one entry for each round.
     """
 
     rounds: int
@@ -44,27 +45,27 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder that keeps the progress of one fit; statistics are measured again.
+    """A folder that holds the progress of one fit; statistics are not in it, but measured again.
 
     Attributes:
-        folder: made by the first :meth:`save`.
-        made_of: what the fit depends on, as JSON can say it: inputs, options, versions.
+        folder: made by :meth:`begin`.
+        made_of: inputs, options and versions that the fit depends on, as JSON.
     """
 
     folder: Path
     made_of: Mapping[str, Any]
 
     def begin(self) -> None:
-        """Say what is being fitted, before any round is finished; nothing where that is said."""
+        """Record what is fitted before any round is finished, if there is no record yet."""
         if read_record(self.folder) is None:
             self._record({"made_of": dict(self.made_of), "rounds": 0})
 
     def clear(self) -> None:
-        """Forget it: the results are complete."""
+        """Delete the folder: the results are complete."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def save(self, progress: Progress, run: Run) -> None:
-        """Replace what is kept: complete on disk before the record of it names it."""
+        """Replace the progress: the new state is complete on disk before the record names it."""
         arrays = {f"state/{k}": np.asarray(v) for k, v in progress.state.items()}
         if run.running is not None:
             arrays |= {f"known/{k}": v for k, v in run.running.known._asdict().items()}
@@ -101,10 +102,10 @@ class Checkpoint:
         flush_to_disk(self.folder)
 
     def load(self, run: Run) -> tuple[Progress, Run] | None:
-        """The progress that was kept and the run with its intensities; None where none was.
+        """The saved progress, and the run with its intensities; None where nothing was saved.
 
         Raises:
-            InputError: it is of other input, options or versions, or is damaged.
+            InputError: the progress is of other input, options or versions, or is damaged.
         """
         record = read_record(self.folder)
         if record is None:
@@ -149,7 +150,7 @@ def _knowing(run: Run, running: Running, arrays: Mapping[str, np.ndarray]) -> Ru
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """What ``record.json`` says, or None where no round was finished."""
+    """The content of ``record.json``, or None where there is none."""
     try:
         return json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,20 +1,20 @@
-"""Whether an image is what its indexing claims: its photons against what chance would expect.
+"""Whether an image is what its indexing claims (docs/theory.md, Is an image what it claims to be).
 
-An indexing claims that J photons come where J_model = G·B_term·p·pol·I_ref says, so many at each
-reflection.  Two rivals claim less: that there is nothing (G = 0), and that the expectations are
-right but belong to other reflections.  For the second they are exchanged at random among
-reflections of an image that have about the same resolution, each time with the scale that is best
-then.  With ln p of the totals given their expectations, at the image's own mode,
+An indexing claims that each reflection has about J_model = G·B_term·p·pol·I_ref photons.  Two
+rivals claim less: that there is nothing (G = 0), and that the expectations are right but belong to other
+reflections.  For the second rival the expectations are exchanged at random among reflections of the
+image that have about the same resolution, each time at the best scale.  With ln p of the totals
+given their expectations, at the image's own mode, the evidence against the rivals is
 
     of nothing:  ln p(J | J_model) − k − ln p(J | 0),
     of chance:   ln p(J | J_model) − k − mean_π max_s ln p(J | s·J_model,π),
 
-k the number of the image's unknowns that its photons say something of, Σ (1 − sd²/prior sd²): what
-a mode gains by having been fitted (Akaike 1974).  An image that was turned at random, or is of
-another crystal, or is blank, has photons that know nothing of I_ref and of p, and is one of its
-own permutations but for what the fit gained.  A claim has to be above chance by three sd of the
-permutations; or, where it claims too little for that (few reflections, intensities unknown), by
-half of what photons drawn from the claim itself are.
+with k = Σ (1 − sd²/prior sd²), the number of the image's unknowns that its photons determine: the
+gain of a mode by having been fitted (Akaike 1974).  Photons of an image that was turned at random,
+is of another crystal, or is blank depend neither on I_ref nor on p; but for the gain of the fit the
+claim is then one of its own permutations.  A claim has to be above chance by three sd of the
+permutations, or, where the claim is too weak for that (few reflections, intensities unknown), by
+half of the evidence that photons drawn from the claim itself have.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from ..util.status import Kind, Status
 from .reflections import Reflections
 
 PERMUTATIONS = 32
-REPLICATES, FEW = 2, 8  # of photons drawn from a claim, each with so many permutations
+REPLICATES, FEW = 2, 8  # draws of photons from a claim; permutations of each
 SHELL = 15  # reflections that exchange their expectations
-ODDS = float(np.log(20.0))  # against nothing being there
-Z_CHANCE = 3.0  # sd of chance that a claim has to be above it
+ODDS = float(np.log(20.0))  # ln odds for photons being there, at least
+Z_CHANCE = 3.0  # sd of the permutations by which a claim has to be above them
 
 
 class Claims(NamedTuple):
-    """What is for the claim of each image, (n,) each; NaN of an image without reflections.
+    """Evidence for the claim of each image, (n,) each; NaN of an image without reflections.
 
     Attributes:
-        n_reflections: that informed the fit.
-        over_nothing: ln p over that of nothing being there.
-        over_chance: ln p over the mean of permuted expectations; chance_sd: their sd; expected:
-            ``over_chance`` of photons drawn from the claim.
+        n_reflections: number that informed the fit.
+        over_nothing: ln p less that of J_model = 0.
+        over_chance: ln p less its mean over permuted expectations; chance_sd: sd over these.
+        expected: ``over_chance`` of photons drawn from the claim.
     """
 
     n_reflections: np.ndarray
@@ -56,11 +56,11 @@ class Claims(NamedTuple):
 
 
 def claims_of(r: Reflections, nu: float, identifiers: Sequence[str], seed: int) -> Claims:
-    """What each image's totals say for its indexing.
+    """Evidence of each image's totals for its indexing.
 
     Args:
         nu: degrees of freedom of the totals' residuals; infinite for normal ones.
-        identifiers: of the images, by which random numbers are drawn.
+        identifiers: of the images; random numbers of an image depend on its name and ``seed``.
     """
     n = len(identifiers)
     found = np.full((5, n), np.nan)
@@ -130,7 +130,7 @@ def _best(totals: _Totals, J_model, relative, nu: float) -> np.ndarray:
 
 
 def informed_unknowns(fit: infer.Fit) -> np.ndarray:
-    """(n,) of an image's unknowns, how many its data say something of: Σ (1 − sd²/prior sd²)."""
+    """(n,) number of an image's unknowns that its data determine: Σ (1 − sd²/prior sd²)."""
     if fit.image_prior_sd is None:
         return np.zeros(len(fit.image))
     variance = np.diagonal(fit.image_covariance(), axis1=1, axis2=2)
@@ -138,7 +138,7 @@ def informed_unknowns(fit: infer.Fit) -> np.ndarray:
 
 
 def judged(fit: infer.Fit, claims: Claims) -> np.ndarray:
-    """(n,) statuses: the fit's, or that an image shows nothing, or not what it claims."""
+    """(n,) statuses: the fit's, or ``no signal``, or ``doubtful``."""
     status, k = fit.status.copy(), informed_unknowns(fit)
     signal = claims.over_nothing - k
     above = claims.over_chance - k

@@ -20,16 +20,16 @@ from ..geometry.symmetry import absent, asu_keys, epsilon_centric
 from ..merging.latent import AmplitudePrior, Measured, intensity_posteriors
 from ..physics.reference import Reference, wilson_mean
 
-START_B = 20.0  # Å², of the Wilson plot to start with; what it is off by, the images' B take up
-SHORTEST = 4096  # observations or reflections in one quadrature, the fewest
+START_B = 20.0  # Å², of the first Wilson plot; the images' B take up its error
+SHORTEST = 4096  # observations or reflections that a quadrature is padded to, at least
 COLUMNS = ("intensity", "scale", "variance", "per_photon", "fraction", "image", "weight")
-FOLDS = 16  # at most: with more images, an image is left out together with every sixteenth
+FOLDS = 16  # at most; of more images, every sixteenth is left out together
 
 
 class Known(NamedTuple):
     """Posterior mean and sd of I, (1 + K, m), by key (m,), ascending.
 
-    Row 0 of all images; row 1 + k without those of fold k.
+    Row 0 is from all images, row 1 + k from all images but those of fold k.
     """
 
     key: np.ndarray
@@ -39,14 +39,14 @@ class Known(NamedTuple):
 
 @dataclass(frozen=True)
 class Running:
-    """Intensities as the images say, and what they would say without each image.
+    """The current estimate of intensities, from all images and from all but each fold.
 
     Attributes:
-        reference: every reflection to the resolution limit, posterior means; where nothing was
-            observed, Wilson's mean.
-        known: what the images say, by unique reflection; Wilson's prior holds of all others.
-        fold: (n_images,) int: images of one fold are left out together.  Images that are seen are
-            dealt out in turn, so that an image without a use shifts no other's fold.
+        reference: posterior means of all reflections to the resolution limit; Wilson's mean where
+            nothing was observed.
+        known: posteriors of reflections that were observed; all others have Wilson's prior.
+        fold: (n_images,) int; images of one fold are left out together.  Images with observations
+            are dealt out in turn, so that an image without any changes no other image's fold.
     """
 
     reference: Reference
@@ -75,7 +75,7 @@ class Running:
 
 
 def wilson_of(hkl: np.ndarray, reference: Reference) -> tuple[np.ndarray, np.ndarray]:
-    """Mean intensity ε·Σ(d) and whether centric, (n,), of ``hkl`` (n, 3)."""
+    """Mean intensity ε·Σ(d) and whether it is centric, (n,) each, of ``hkl`` (n, 3)."""
     epsilon, centric = epsilon_centric(hkl, reference.space_group)
     of_reference = reference.intensity / epsilon_centric(reference.hkl, reference.space_group)[0]
     d = resolution(hkl, reference.cell)
@@ -85,7 +85,7 @@ def wilson_of(hkl: np.ndarray, reference: Reference) -> tuple[np.ndarray, np.nda
 def start(
     cell: gemmi.UnitCell, space_group: gemmi.SpaceGroup, d_min: float, n_images: int
 ) -> Running:
-    """Before anything is measured: Wilson's mean intensity, ε·exp(−B/2d²) with B = 20 Å²."""
+    """The estimate before anything is measured: Wilson's mean ε·exp(−B/2d²), B = 20 Å²."""
     hkl = np.asarray(gemmi.make_miller_array(cell, space_group, d_min), np.int32)
     hkl = hkl[~absent(hkl, space_group)]
     d = cell.calculate_d_array(hkl)
@@ -100,14 +100,14 @@ def start(
 def renewed(old: Running, measured: Measured) -> Running:
     """The estimate from a run's observations, and from those of all folds but each.
 
-    Posteriors by quadrature, each fold's without any of it: weights of residuals that had seen an
-    image would have its neighbours agree with it, and errors come out too small.  Reweighting
-    would not do: errors grow with the intensity that is expected, so that from below, one weak
-    observation makes outliers of all the strong ones.
+    Each posterior is computed by quadrature without any observation of its fold.  Weights of
+    residuals that had seen an image would make other images agree with this image, and errors
+    would come out too small.  Iterative reweighting would fail: errors grow with the expected
+    intensity, so that, coming from below, one weak observation makes all strong ones outliers.
     """
     if not len(measured.code):
         return old
-    # Σ(d) first, from what all images say
+    # Σ(d) first, from all images
     now = _knowing(old, measured, _posterior(measured, old.reference)[:, None])
     whole = _posterior(measured, now.reference)
     image = np.asarray(measured.image)
@@ -124,14 +124,14 @@ def renewed(old: Running, measured: Measured) -> Running:
 
 
 def _knowing(old: Running, measured: Measured, found: np.ndarray) -> Running:
-    """With mean and sd ``found`` (2, rows, m)."""
+    """The estimate with mean and sd ``found`` (2, rows, m)."""
     now = replace(old, known=Known(pack_hkl(np.asarray(measured.hkl)), *found))
     intensity = now.together(now.reference.hkl)[0]
     return replace(now, reference=replace(now.reference, intensity=intensity))
 
 
 def _others(measured: Measured, left_out: np.ndarray) -> tuple[np.ndarray, Measured]:
-    """Which reflections (m,) the observations ``left_out`` (n,) are of, and all others of those."""
+    """Reflections (m,) of the observations ``left_out`` (n,), and their other observations."""
     code = np.asarray(measured.code)
     seen = np.zeros(len(measured.hkl), bool)
     seen[code[left_out]] = True
@@ -158,7 +158,7 @@ def _posterior(measured: Measured, reference: Reference) -> np.ndarray:
 
 
 def _padded(measured: Measured) -> Measured:
-    """To one of few shapes, which decide what is compiled again, by observations of no weight."""
+    """Padded with observations of no weight to one of few shapes, each of them compiled once."""
     n, m = len(measured.code), len(measured.hkl)
     spare, spare_hkl = (max(SHORTEST, 1 << (x - 1).bit_length()) - x for x in (n, m))
     columns = {

@@ -20,12 +20,12 @@ def stills_alike(
 ) -> tuple[tuple[Still, ...], Reindexing]:
     """The stills of a run with every one indexed alike, and what was chosen; before any fit.
 
-    Every still is measured once, at the geometry that it was indexed with.  What is refined
-    afterwards never sees intensities of a wrong reflection.
+    Every still is measured once, at its geometry as indexed, so that the fit afterwards never takes
+    the intensity of a wrong reflection.
 
     Args:
-        by_reference: choose by ``run.ref``, less the free set; else, where it says nothing of
-            strong and weak, by comparing the images with each other.
+        by_reference: choose by ``run.ref`` without the free set; else, where ``run.ref`` has mean
+            intensities only, by comparing the images with each other.
 
     Raises:
         InputError: the reference's cell does not have its symmetry, or no image can be used.
@@ -57,7 +57,7 @@ def stills_alike(
 
 
 def _columns(batch: Batch) -> tuple[np.ndarray, ...]:
-    """What there is to choose by of the reflections of a batch that were measured."""
+    """Columns of a batch's measured reflections that the choice is made by."""
     p, s = batch.predictions, batch.statistics
     columns = (
         p.hkl,

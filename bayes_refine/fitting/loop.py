@@ -32,8 +32,8 @@ from .reflections import Reflections, reflections_of
 from .start import BROAD_MARGIN, scout
 from .state import State, moved, pilot_geometry, tails
 
-SET_ASIDE = (Kind.NO_SIGNAL, Kind.DOUBTFUL)  # before the last round
-LEARNING_ROUNDS = 2  # more, where the intensities are learned too
+SET_ASIDE = (Kind.NO_SIGNAL, Kind.DOUBTFUL)  # left out of the last round
+LEARNING_ROUNDS = 2  # additional rounds where the intensities are learned too
 
 
 @dataclass(frozen=True)
@@ -41,19 +41,18 @@ class RunFit:
     """A fitted run: n images.
 
     Attributes:
-        stills: refined geometry; indexed: as they came in, but all indexed alike.
-        reindexing: which of several ways of indexing each image's is.
-        reference: the intensities it was fitted to: the given ones, or what the images say
-            together.
-        status: (n,) ``util.status.Status``: converged, or why an image is not to be trusted.
-        fit: the posterior mode; an image that could not be used stays in, at its priors.
-        reflections: all that were predicted in the last round.
-        batches: the same with everything that was measured; observed: what the fit was
-            conditioned on.  Both on disk.
-        movement: one entry a round.
-        ice: (n,) rings of each image, whose pixels measured no spot.
-        problem: what was fitted, and how: its reader, model and settings. priors: of the fit.
-        unread: images that are not among the n, since they cannot be read, and why.
+        stills: with refined geometry; indexed: with the geometry as given, all indexed alike.
+        reindexing: the way of indexing that was taken for each image.
+        reference: the intensities that were fitted to: the given ones, or the images' own estimate.
+        status: (n,) ``util.status.Status``: converged, or what is wrong with the image.
+        fit: the posterior mode; an image that could not be used has a row at its priors.
+        reflections: all reflections that were predicted in the last round.
+        batches: these reflections with all measurements; observed: the observations of the fit.
+            Both lie on disk.
+        movement: one entry for each round.
+        ice: (n,) rings of each image; their pixels were not used.
+        problem: the run with reader, model and settings. priors: of the fit.
+        unread: images that cannot be read, and why; they are not among the n.
     """
 
     stills: tuple[Still, ...]
@@ -78,7 +77,7 @@ class RunFit:
 
     @property
     def observations(self) -> Observations:
-        """What the fit was conditioned on, all images together in memory."""
+        """The observations of the fit, all images together in memory."""
         return self.observed.whole()
 
 
@@ -97,15 +96,14 @@ def fit_run(
     Where the lattice has more symmetry than the crystal, all stills are indexed alike first.
 
     Args:
-        ref: reference intensities; None for a fit without: each image then sees as its reference
-            what the others say of a true intensity (``crosswise_reference``), and two rounds more
-            are taken.
-        reader: gives photons (``prepare`` sees to it); what it cannot read is reported in
-            ``RunFit.status``.
+        ref: reference intensities, or None: the reference of each image is then what the other
+            images say (``crosswise_reference``), and two more rounds are taken.
+        reader: anything with ``read(still) → (photons, valid)``; an image that cannot be read is
+            reported in ``RunFit.status``.
         model: NumPyro program of ``(observations, priors)``, :func:`load_model`.
         progress: called with a line now and then.
-        checkpoint: keeps the state after each round but the last; what it has kept already is
-            where the fit begins.
+        checkpoint: saves the state after each round but the last; a fit begins at the saved state
+            if there is one.
 
     Raises:
         InputError: the reference does not fit the crystals, no image can be used, the checkpoint is
@@ -131,11 +129,11 @@ def refine(
     say: Say,
     checkpoint: Checkpoint | None = None,
 ) -> tuple[RunFit, R]:
-    """The loop: scouts, then one round after the other, from a broad curve to convergence.
+    """The loop: a start, then one round after the other, from a broad curve to convergence.
 
     Args:
-        run: its stills indexed alike, as ``reindexing`` says.
-        step: what one round is: ``one_round``, or another of its signature.
+        run: with stills indexed alike, as ``reindexing`` says.
+        step: a round: ``one_round``, or another function of that signature.
         checkpoint: as of ``fit_run``.
 
     Returns:
@@ -153,7 +151,7 @@ def refine(
         start = scout(run, priors, say)
         status = np.full(len(run.stills), "", dtype=object)
         done = Progress(0, start.state, status, start.kept, ())
-        if settings.rounds == 1:  # no round to spare for a broad curve
+        if settings.rounds == 1:  # there is no round for a broad curve
             done = replace(done, state={**start.state, **start.after})
         else:
             now, margin, after = start.broad, BROAD_MARGIN, start.after
@@ -161,12 +159,12 @@ def refine(
     for round_ in range(done.rounds + 1, rounds + 1):
         say(f"round {round_} of {rounds}: {len(run.stills)} images")
         last = round_ == rounds
-        found = None  # the last round's need not stay in memory through this one
+        found = None  # frees the memory of the round before
         found = step(run, state, now, status, kept, margin, last, say)
         state, kept = found.state, found.seen.kept
         movement.append(found.movement)
         say(f"round {round_}: {found.movement}")
-        if round_ == rounds - 1:  # what is doubtful does not inform the last round
+        if round_ == rounds - 1:  # doubtful images do not inform the last round
             said = _judged(run, found.seen, state, priors, found.fit)
             wrong = (status == "") & np.isin([s.kind for s in said], SET_ASIDE)
             status[wrong] = said[wrong]
@@ -205,7 +203,7 @@ def _reflections(run: Run, seen: Seen, state: State, priors: Priors) -> Reflecti
 
 
 def _renewed(run: Run, old: Running, seen: Seen, state: State, priors: Priors) -> Run:
-    """The run with the intensities that the images say after a round."""
+    """The run with the images' estimate of intensities after a round."""
     r = _reflections(run, seen, state, priors)
     rows = np.flatnonzero(r.informs)
     nu = tails(state, priors)
@@ -214,7 +212,8 @@ def _renewed(run: Run, old: Running, seen: Seen, state: State, priors: Priors) -
 
 
 def _pinned(state: State, seen: Seen) -> State:
-    """A common factor and a common B of all images are the intensities': means stay in place."""
+    """The state with the means of ln G and B over images fixed: without a reference a common scale
+    and a common B cannot be told from the intensities."""
     usable = seen.counts > 0
     pinned = dict(state)
     for name, mean in (("log_G", seen.kept.log_G0 or 0.0), ("B", 0.0)):
@@ -224,7 +223,7 @@ def _pinned(state: State, seen: Seen) -> State:
 
 
 def _judged(run: Run, seen: Seen, state: State, priors: Priors, fit: infer.Fit) -> np.ndarray:
-    """(n,) statuses: the fit's, or that an image is not what it claims (``claims``)."""
+    """(n,) statuses: the fit's, or that of an image that is not what it claims (``claims``)."""
     r = _reflections(run, seen, state, priors)
     names = [still.identifier for still in run.stills]
     return judged(fit, claims_of(r, tails(state, priors), names, run.settings.seed))

@@ -1,4 +1,4 @@
-"""What the images of a run show at a state: predicted, measured; a few in memory at a time."""
+"""Predict and measure all images of a run at a given state, one batch of images in memory."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from .state import State, Width, images_of, partiality_width
 from .statistics_of_images import geometry_at, pixel_size, predictions_of, stills_at
 
 MIN_COVERED = 0.6  # of a spot's template on usable pixels, for it to inform the fit
-UNKNOWN = 1e3  # sd over mean of a reference's intensity, from which it says nothing
+UNKNOWN = 1e3  # sd over mean of a reference intensity that says nothing
 CLAIM = 1.5  # |ε_r| in R0_eff (p > 10 %) up to which a spot spoils its neighbours
 
 
 class Kept(NamedTuple):
-    """What later rounds take over from the scouts or the first.
+    """Numbers of the start or the first round that later rounds take over.
 
     Attributes:
-        slots: padding (``padding.slots``), the shape that is compiled.
-        log_G0: ln G of the run. pixel_inv_angstrom: size of a pixel.
+        slots: reflections that an image has room for (``padding.slots``), a compiled shape.
+        log_G0: first estimate of the run's ln G. pixel_inv_angstrom: size of a pixel in ε_t.
     """
 
     slots: int = 0
@@ -43,10 +43,10 @@ class Kept(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """What a few images show in one round: N reflections, flat.
+    """Predictions and measurements of a batch of images in one round: N reflections, flat.
 
     Attributes:
-        images: of the run; ``Predictions.image`` counts from the first of them.
+        images: the batch's among those of the run; ``Predictions.image`` counts from the first.
         where: the places of flat reflections in the padded observations.
         intensity: (N,) I_ref, NaN where unknown; free, informs: (N,) bool.
     """
@@ -63,11 +63,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class Seen:
-    """What one round is conditioned on, n images.
+    """Measurements of all n images in one round.
 
     Attributes:
         batches, observations: of the same images, on disk.
-        counts: (n,) reflections that inform the fit. log_G: (n, 1) where the scales start.
+        counts: (n,) number of reflections that inform the fit. log_G: (n, 1) start of the scales.
         kept: for the next round.
     """
 
@@ -87,14 +87,14 @@ def measured(
     margin: float,
     say: Say,
 ) -> Seen:
-    """Predict and measure at a state.
+    """Predict and measure all images at a state.
 
     Args:
-        state: sites that are missing start at their prior mean, scales at what is measured.
-        status: (n,) ``util.status.Status`` or "", which becomes one for each image that turns out
-            not to be usable.
-        kept: from the round before, ``Seen.kept``.
-        margin: |ε_r| up to which reflections are taken, in R0_eff.
+        state: absent sites start at their prior mean, scales at the measured ones.
+        status: (n,) ``util.status.Status`` or ""; written to for each image that turns out not to
+            be usable.
+        kept: ``Seen.kept`` of the round before.
+        margin: largest |ε_r| of reflections that are taken, in R0_eff.
 
     Raises:
         InputError: nothing is predicted on the detector, or no image can be used.
@@ -133,7 +133,7 @@ def measured(
 
 
 def _measured_batch(run, state, priors, status, kept: Kept, pixel, predictions, images, shoebox):
-    """One batch, its observations and starting scales, and what the first settles for all."""
+    """One batch, its observations and first scales, and what the first batch fixes for all."""
     where, obs = geometry_at(run, state, predictions, images, kept.slots, pixel)
     n, here = images.stop - images.start, images_of(state, images, run.size)
     scaled = "log_G" in state
@@ -142,7 +142,7 @@ def _measured_batch(run, state, priors, status, kept: Kept, pixel, predictions, 
     J = where.flat(sites["scale"]) * predictions.polarisation * expected
     moment = where.flat(sites["spot_moment"])
     shoebox = shoebox or shoebox_for(predictions.frame, moment)
-    # without scales nothing is expected yet: flat weights
+    # before there are scales nothing is expected, and weights are flat
     statistics, failed = statistics_of(
         run,
         stills_at(run, state, images),
@@ -185,7 +185,7 @@ def _measured_batch(run, state, priors, status, kept: Kept, pixel, predictions, 
 
 
 def _first_scales(total, J1, informs, image, n, log_G0):
-    """ln G (n, 1) from Σ T J1/Σ J1², J1 expected at G = 1, and the run's, for an image without."""
+    """ln G (n, 1) from Σ T J1/Σ J1², J1 expected at G = 1, and the median, for images without."""
     use = informs & (J1 > 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.bincount(image[use], (total * J1)[use], n) / np.bincount(
@@ -206,10 +206,10 @@ def _first_scales(total, J1, informs, image, n, log_G0):
 
 
 def references(run: Run, predictions: Predictions, images: slice):
-    """I_ref (NaN where unknown) and its sd, the free set, and what to expect without looking at
-    free I_ref, (N,) each.
+    """I_ref (NaN where unknown), its sd, the free set, and the expected I, (N,) each; the expected I
+    of free reflections is the mean of their resolution.
 
-    Without a reference an image's is what the others say, and there is nothing to keep from it.
+    Without a reference I_ref is the estimate of the other images, and no reflection is free.
     """
     hkl, settings = predictions.hkl, run.settings
     if run.running is not None:
@@ -240,7 +240,7 @@ def cut(
     R0_eff: Width,
     shoebox: Shoebox,
 ) -> Boxes:
-    """Pixels of an image's shoeboxes, those of bright neighbours known as such.
+    """Pixels of an image's shoeboxes; those of bright neighbours are marked as contested.
 
     Args:
         image, mask: (P, ny, nx) photons and validity.
@@ -258,8 +258,8 @@ def statistics_of(
 ) -> tuple[Statistics, dict[int, str]]:
     """Statistics of some images' reflections.
 
-    Returns the statistics and, for images that cannot be read, why: their spots count as
-    uncovered.
+    Returns the statistics, and by image the reason why it cannot be read; spots of such an image
+    count as uncovered.
     """
     if not len(predictions):
         return Statistics.none(), {}

@@ -1,4 +1,4 @@
-"""True intensities at the end of a fit, from its own J, scales and expected variances."""
+"""True intensities at the end of a fit, from the fit's J, scales and expected variances."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .reflections import Reflections
 def observed_rows(
     r: Reflections, rows: np.ndarray, space_group: gemmi.SpaceGroup, anomalous: bool = False
 ) -> np.ndarray:
-    """The reflections ``rows`` of a fit in the order that :func:`measured_of` has them in."""
+    """The reflections ``rows`` of a fit in the order of :func:`measured_of`."""
     hkl = asu_map(r.hkl[rows], space_group, anomalous)[0]
     return rows[np.argsort(pack_hkl(hkl), kind="stable")]
 
@@ -33,10 +33,10 @@ def measured_of(
     nu: float,
     anomalous: bool = False,
 ) -> Measured:
-    """The reflections ``rows`` of a fit, sorted by what they are observations of.
+    """The reflections ``rows`` of a fit, sorted by unique reflection.
 
-    Variances are counting's and the model's, as functions of I; the uncertainty of the scale g
-    (``scale_sd``, fractional, (N,) or a number) is a fractional error beside the model's.
+    Variances, as functions of I, are those of counting and of the model.  The uncertainty of the
+    scale g (``scale_sd``, fractional, (N,) or a number) is added to the model's fractional error.
 
     Args:
         nu: degrees of freedom of the residuals, ``state.tails``.
@@ -74,9 +74,9 @@ def intensities_of_fit(
 ) -> Intensities:
     """Likelihood-only and posterior intensities at a fit's scales.
 
-    Wilson's prior without a reference, the double-Wilson one with it, but for the free set; the
-    prior's own numbers are those of the greatest marginal likelihood.  With ``anomalous``, as
-    ``measured`` must be then, the bivariate Wilson prior of Friedel mates.
+    Without a reference the prior is Wilson's; with one it is the double-Wilson prior, except in the
+    free set.  The prior's own numbers have the greatest marginal likelihood.  With ``anomalous``,
+    for which ``measured`` has the mates apart, it is the bivariate Wilson prior of Friedel mates.
     """
     hkl = np.asarray(measured.hkl)
     d = resolution(hkl, cell)

@@ -16,7 +16,7 @@ from .state import State
 
 @dataclass(frozen=True)
 class Movement:
-    """How far the pilot moved in one round: rms over images, and what was used.
+    """How far the state moved in one round, rms over images, and the work that took.
 
     Attributes:
         rotation_mrad, log_R1, log_G: rms changes.
@@ -40,11 +40,11 @@ class Movement:
 
 @dataclass(frozen=True)
 class Round:
-    """What one round came to.
+    """The result of one round.
 
     Attributes:
-        state: the new one. fit: that it is of. seen: what was measured for it.
-        movement: from the state before.
+        state: the new state. fit: the mode that the state is of. seen: the measurements.
+        movement: from the state before to the new one.
     """
 
     state: State
@@ -67,7 +67,7 @@ def one_round(
 
     Args:
         state, status, kept, margin: as ``measure_run.measured`` takes them.
-        last: fit to convergence, with the exact curvature, and what is shared at its marginal mode.
+        last: fit to convergence with the exact curvature, shared unknowns at their marginal mode.
 
     Raises:
         InputError: as ``measure_run.measured``.
@@ -101,7 +101,7 @@ def movement_of(
     seconds_measure: float,
     seconds_fit: float,
 ) -> Movement:
-    """What changed in a round, over the images that could be used."""
+    """The change of the state in a round, over the images that could be used."""
     usable = seen.counts > 0
 
     def rms(name):

@@ -1,4 +1,4 @@
-"""What a run's images held that is no diffraction of its crystals, counted."""
+"""Counts of pixels and rings that are no diffraction of the run's crystals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From predictions and statistics (flat) to what a model is conditioned on (padded by image)."""
+"""From flat predictions and statistics to a model's observations, padded by image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..geometry.predict import Predictions
 from ..measuring.statistics import Statistics
 from ..physics.observations import Observations
 
-WASTE = 10_000  # empty slots that cost less than a compilation: 3 s of 10 on two cores
+WASTE = 10_000  # empty slots cost 3 s on two cores, a compilation 10 s
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class Layout:
 
 
 def slots(counts: np.ndarray, at_least: int = 0, n_images: int | None = None) -> int:
-    """Slots an image for reflections of which image i has ``counts[i]``.
+    """Number of places for reflections in each image, of which image i has ``counts[i]``.
 
-    Shapes decide what has to be compiled again, so their number grows in steps of 32 and stays
-    at ``at_least``, the last round's, where that wastes less time than compiling would take.
+    A new shape has to be compiled, so that the number grows in steps of 32, and stays at
+    ``at_least``, that of the last round, where empty places waste less time than compiling takes.
 
     Args:
-        n_images: in this shape; those of ``counts`` if not more.
+        n_images: of this shape; the length of ``counts`` by default.
     """
     m = -(-int(np.max(counts, initial=1)) // 32) * 32
     n_images = len(counts) if n_images is None else n_images
@@ -55,7 +55,7 @@ def slots(counts: np.ndarray, at_least: int = 0, n_images: int | None = None) ->
 
 
 def layout(image: np.ndarray, n_image: int, m: int) -> Layout:
-    """Slots for reflections sorted by image; ``image`` (n,) from 0."""
+    """The places of reflections sorted by image; ``image`` (n,) from 0."""
     start = np.searchsorted(image, np.arange(n_image))
     return Layout(image, np.arange(len(image)) - start[image], (n_image, m))
 
@@ -72,10 +72,9 @@ def geometry_observations(
     """Observations with the geometry filled in and the statistics still zero.
 
     Args:
-        stills: as indexed, of one bandwidth; the last one stands in for images that are only
-            room.
-        predictions: made at the pilot state.
-        rotation_mrad: (n_image, 3), strain: (n_image, K), shift_mm: (3,), the pilot state.
+        stills: as indexed, of one bandwidth; the last one also fills unused places.
+        predictions: made at the current state.
+        rotation_mrad: (n_image, 3), strain: (n_image, K), shift_mm: (3,), the current state.
         pixel_inv_angstrom: of the run.
     """
     room = where.shape[0] - len(stills)

@@ -1,7 +1,7 @@
 """Draws from the posterior of a fitted run: about its mode, from a guide, or by NUTS.
 
-A *method* is a function of (run, model, priors, rng, say) that returns ``Draws``; what else it
-takes is bound with ``functools.partial``.  All draw from the posterior of the same frozen
+A *method* is a function of (run, model, priors, rng, say) that returns ``Draws``; its options are
+bound with ``functools.partial``.  All methods draw from the posterior of the same frozen
 statistics, those of the fit's last round.
 """
 
@@ -30,13 +30,14 @@ class Draws:
     """Draws of the unknowns of a run, c chains of d, and whether to believe them.
 
     Attributes:
-        method: "map", "laplace", "svi" or "nuts", or in words.
+        method: "map", "laplace", "svi", "nuts", or other words.
         values: (c, d, ...) by site, constrained.
-        scales_vary: whether the scales' uncertainty goes into merged sigmas.
-        of_laplace: whether they are of the normal about the mode, whose moments the fit knows.
-        stats: (c, d) each, by ArviZ's names of ``sample_stats``; none but for NUTS.
-        converged, message: a judgement and one sentence why; None and "" if there is none.
-        numbers: the diagnostics behind it.
+        scales_vary: whether the uncertainty of the scales goes into merged sigmas.
+        of_laplace: whether draws are of the normal about the mode, whose moments the fit knows.
+        stats: (c, d) each, by ArviZ's names of ``sample_stats``; of NUTS only.
+        converged, message: whether to believe the draws, and one sentence why; None and "" where
+            there is no judgement.
+        numbers: the diagnostics behind the judgement.
         seconds: wall time, compilation included.
     """
 
@@ -56,7 +57,7 @@ class Draws:
         return np.shape(next(iter(self.values.values())))[:2]  # type: ignore[return-value]
 
     def flat(self, at_most: int | None = None) -> dict[str, np.ndarray]:
-        """(D, ...) by site, the chains one after the other; ``at_most`` so many, evenly spaced."""
+        """(D, ...) by site, one chain after the other; evenly spaced ones if there are too many."""
         c, d = self.shape
         rows = np.arange(c * d)
         if at_most is not None and at_most < c * d:
@@ -90,7 +91,7 @@ def at_mode(
     say: Say,
     n_draws: int = 100,
 ) -> Draws:
-    """The same, but merged sigmas take the scales at the mode as known."""
+    """Draws as of :func:`laplace`; merged sigmas take the scales at the mode as known."""
     return replace(laplace(run, model, priors, rng, say, n_draws), method="map", scales_vary=False)
 
 
@@ -168,7 +169,7 @@ def nuts(
 
 @dataclass(frozen=True)
 class _Sampled(infer.Fit):
-    """A mode whose sd are those of draws."""
+    """A mode with the sd of draws."""
 
     spread: Mapping[str, np.ndarray] = field(default_factory=dict)
 
@@ -177,7 +178,7 @@ class _Sampled(infer.Fit):
 
 
 def with_spread(fit: infer.Fit, draws: Draws) -> infer.Fit:
-    """The mode with the sd of the draws for its own, where those are not Laplace's anyway."""
+    """The mode with the sd of the draws, where the draws are not Laplace's."""
     if draws.of_laplace:
         return fit
     known = {f.name: getattr(fit, f.name) for f in fields(infer.Fit)}
@@ -187,7 +188,7 @@ def with_spread(fit: infer.Fit, draws: Draws) -> infer.Fit:
 
 
 def describe(draws: Draws, sites: tuple[infer.Site, ...]) -> dict[str, Any]:
-    """What ``summary.json`` says of the draws; mean and sd of each shared unknown among them."""
+    """The part of ``summary.json`` about draws, with mean and sd of each shared unknown."""
     chains, each = draws.shape
     shared = {}
     for site in sites:
@@ -208,7 +209,7 @@ def describe(draws: Draws, sites: tuple[infer.Site, ...]) -> dict[str, Any]:
 
 
 def of_batch(run: RunFit, values: Mapping[str, np.ndarray], images: slice) -> dict[str, np.ndarray]:
-    """Flat draws of a batch of images, the last image again where the batch has room for more."""
+    """Flat draws of a batch of images, those of the last image repeated in unused places."""
     rows = np.minimum(np.arange(images.start, images.start + run.observed.size), images.stop - 1)
     return {
         s.name: values[s.name][:, rows] if s.per_image else values[s.name] for s in run.fit.sites
@@ -216,7 +217,7 @@ def of_batch(run: RunFit, values: Mapping[str, np.ndarray], images: slice) -> di
 
 
 def _statistics(run: RunFit):
-    """All images' in memory, on the device once."""
+    """The observations of all images in memory, moved to the device once."""
     return jax.device_put(run.observations)
 
 

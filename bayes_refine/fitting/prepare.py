@@ -28,9 +28,9 @@ class Prepared:
         reference: intensities, or None.
         reader: of photons; bad pixels are masked.
         noise: gain and read-out noise of the detector.
-        bad_pixels: that are masked on all images.
-        d_min: Å, how far to go.
-        unread: stills whose images cannot be read, and why; the fit has no part of them.
+        bad_pixels: masked on all images.
+        d_min: Å, resolution limit.
+        unread: stills whose images cannot be read, and why; the fit leaves them out.
     """
 
     experiments: Experiments
@@ -52,7 +52,7 @@ def prepare(
     bandwidth: float | None = None,
     sensor: tuple[float | None, float | None] = (None, None),
 ) -> Prepared:
-    """Find what the images do not say of themselves, and put it on the run.
+    """Find gain, read-out noise, bandwidth and bad pixels, and put them on the run.
 
         with br.ImageReader(gain=5.5) as reader:
             run = br.prepare(br.read_experiments("indexed.expt"), reader, d_min=2.3)
@@ -60,7 +60,7 @@ def prepare(
 
     Args:
         reader: with the gain and the pedestal that are known.  A gain that is not known is taken
-            from the experiments, else found in the background of the images, and put on it.
+            from the experiments, else found in the background of the images, and set on the reader.
         d_min: Å; that of the reference if not given.
         read_noise: photons rms a pixel; found in the images if not given.
         bandwidth: rms fraction; what the files say if not given.
@@ -80,7 +80,7 @@ def prepare(
         check_fits(reference, [s.crystal for s in stills], str(experiments.path))
     noise = noise_for(reader, stills, reader.gain, read_noise)
     one_gain = all((s.detector.gain == s.detector.gain[0]).all() for s in stills)
-    if reader.gain is None and one_gain:  # else each panel's own, of which noise has the mean
+    if reader.gain is None and one_gain:  # else each panel has its own; noise has their mean
         reader.gain = noise.gain
     bad = bad_pixels_of(reader, stills, noise.read_noise)
     if bad.mask.any():

@@ -1,4 +1,4 @@
-"""What is fitted, and how: the stills of a run with what may come near the sphere on each."""
+"""What is fitted, and how: stills, reference, reader, model, settings, candidate reflections."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from . import crosswise_reference
 from .crosswise_reference import Running
 from .state import of_one_bandwidth, partiality_width
 
-BATCH = 16  # images in memory at a time; as many as are scouted, so that all is compiled once
+BATCH = 16  # images in memory at a time; as many as at the start, so that all is compiled once
 
 Say = Callable[[str], None]
 
@@ -33,8 +33,8 @@ class Settings:
 
     Attributes:
         d_min: Å. rounds: of predict → measure → fit.
-        margin: reflections are taken up to |ε_r| of so many R0_eff; at 2.4, p = 0.3 %, well
-            beyond where anything is seen.
+        margin: largest |ε_r| of reflections that are taken, in R0_eff; at 2.4, p = 0.3 %, and no
+            spot is visible.
         free_fraction, seed: the free set (``reference.free_set``).
         read_noise: photons rms a pixel.
         weights: ``weights.score_weights`` or ``weights.moment_weights``.
@@ -54,10 +54,10 @@ class Run:
     """What is fitted, and how.
 
     Attributes:
-        ref: reference intensities; where there are none, what all images together say.
-        candidates: (·, 3) hkl for each still.
-        running: without a reference, what the images say of each other's intensities.
-        ice: rings of the images seen so far; pixels on them measure no spot.
+        ref: reference intensities; without a reference, the estimate of all images together.
+        candidates: (·, 3) hkl for each still that may come near the sphere.
+        running: without a reference, the estimates of each image's intensities by the others.
+        ice: rings of the images that were measured so far; pixels on rings are not used.
     """
 
     stills: tuple[Still, ...]
@@ -70,7 +70,7 @@ class Run:
     ice: IceRings = field(default_factory=IceRings)
 
     def few(self, images: np.ndarray) -> Run:
-        """The same for some of the images."""
+        """The run with some of its images."""
         return replace(
             self,
             stills=tuple(self.stills[i] for i in images),
@@ -96,7 +96,7 @@ def prepare_run(
     priors: Priors,
     settings: Settings,
 ) -> Run:
-    """A run to be fitted: its reference, or what takes its place, and its candidates.
+    """A run to be fitted: its reference, or a first estimate in its place, and its candidates.
 
     Args:
         ref: None for a run whose images are to be each other's reference.

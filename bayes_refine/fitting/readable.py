@@ -15,8 +15,8 @@ Unread = tuple[tuple[Still, Status], ...]
 def readable(stills: Sequence[Still], reader: ImageReader) -> tuple[list[Still], Unread]:
     """The stills whose images can be read, and the others with what was wrong.
 
-    Each image is read once for this.  What is then fitted is what a list without the others has:
-    they change no bit of it.
+    Each image is read once for this.  The fit is that of a list without the unreadable images, to
+    the bit.
 
     Raises:
         InputError: no image can be read.

@@ -1,4 +1,4 @@
-"""What a fit says of every reflection of a run."""
+"""Measured and expected numbers of every reflection of a run, at the fit's mode."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Reflections:
         J: (N,) profile-fitted intensity, photons.
         variance_background (photons²), variance_signal (photons), relative_variance: (N,) v₀, v₁,
             v₂ of Var[J] = v₀ + v₁·J + v₂·J²: background, counting, model error.
-        expected: (N,) I to weight with: I_ref; for free reflections and those without a
-            reference the mean intensity of their resolution, since no weight may know what it
-            must not see; without any reference what all images together say.
+        expected: (N,) I that weights are computed with: I_ref; for free reflections and those
+            without a reference the mean intensity of their resolution, since a weight must not know
+            I_ref there; in a fit without a reference the estimate of all images together.
         background, covered, contested, stray: (N,) as ``measuring.statistics.Statistics``.
         intensity_reference: (N,) I_ref, NaN where unknown; reference_error: its relative sd.
-        free, informs: (N,) bool: the free set, and what the fit was conditioned on.
+        free, informs: (N,) bool: in the free set; an observation of the fit.
         scale: (N,) G·B_term·p·pol, photons per unit of I.
         partiality, excitation_error (Å⁻¹): (N,) at the mode.
         spot_moment: (N, 3) M11, M22, M12 at the mode, Å⁻².
@@ -73,7 +73,7 @@ class Reflections:
         return self.scale * self.intensity_reference
 
     def variance_at(self, intensity: np.ndarray) -> np.ndarray:
-        """(N,) variance of J, photons², were the true intensities (N,) these."""
+        """(N,) variance of J, photons², at true intensities (N,)."""
         return variance_of_J(
             self.scale * intensity,
             self.variance_background,
@@ -83,12 +83,12 @@ class Reflections:
 
     @property
     def variance(self) -> np.ndarray:
-        """(N,) expected variance of J, photons², at ``expected``: to weight with."""
+        """(N,) expected variance of J, photons², at ``expected``, for weights."""
         return self.variance_at(self.expected)
 
     @property
     def variance_model(self) -> np.ndarray:
-        """(N,) the same at I_ref where there is one, for residuals; no weight."""
+        """(N,) expected variance of J at I_ref where there is one, for residuals only."""
         known = np.isfinite(self.intensity_reference)
         return self.variance_at(np.where(known, self.intensity_reference, self.expected))
 

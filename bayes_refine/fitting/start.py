@@ -1,4 +1,4 @@
-"""Where a run starts: found on a few of its images before all are fitted."""
+"""The start of a run: a state found on a few of its images before all are fitted."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from .problem import BATCH, Run, Say
 from .state import State, partiality_width, widths
 from .statistics_of_images import geometry_at, pixel_size, predictions_of, stills_at
 
-HOLD = 0.05  # sd of ln of what is held: R0, η and bandwidth while the curve is broad, ν all along
-BROAD_MARGIN = 1.5  # |ε_r| in R0_eff up to which reflections are taken then (p = 10 %)
-# errors to start from: too large is soon mended, too small is not
+HOLD = 0.05  # sd of ln of held unknowns: R0, η, bandwidth while the curve is broad; ν always
+BROAD_MARGIN = 1.5  # largest |ε_r| in R0_eff while the curve is broad (p = 10 %)
+# first errors: too large ones are soon corrected, too small ones are not
 ROUGH = {"log_model_error": [0.5], "log_position_error": [5e-4] * 2, "log_shape_error": [0.5]}
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where to start and what to expect.
+    """The start of a run.
 
     Attributes:
-        state: for the first round, on a broad partiality curve.
-        broad: the priors that hold it broad.
-        after: sites to put in the state once the first round is done.
-        kept: what the scouts settled for all.
+        state: for the first round, with a broad partiality curve.
+        broad: the priors that hold the curve broad.
+        after: sites that go into the state after the first round.
+        kept: numbers that all rounds take over.
     """
 
     state: State
@@ -41,12 +41,12 @@ class Start:
 
 
 def scout(run: Run, priors: Priors, say: Say) -> Start:
-    """Fit a batch of images from all over the run to learn where all may start.
+    """Fit a batch of images from all over the run, the start, to find a state for all images.
 
-    Orientations that are off look like mosaic spread, so the first round of a run is fitted
-    with η² + 2⟨ω²⟩ in place of η² and both widths held: a curve so broad that every image is
-    found on it.  ⟨ω²⟩, the widths, the detector and the errors come from the scouts, whose own
-    first round has the priors' widths.
+    Wrong orientations look like mosaic spread.  The first round of a run is therefore fitted with
+    η² + 2⟨ω²⟩ in place of η² and with both widths held: the curve is then so broad that the spots
+    of every image lie on it.  ⟨ω²⟩, the widths, the detector and the errors come from the start,
+    whose own first round has the priors' widths.
     """
     n = len(run.stills)
     images = np.unique(np.linspace(0, n - 1, BATCH).astype(int))
@@ -54,7 +54,7 @@ def scout(run: Run, priors: Priors, say: Say) -> Start:
     say(f"finding the width of spots and of the partiality curve on {len(images)} images")
     # heavy tails while much is still wrong
     priors = replace(priors, log_student_t_nu_sd=HOLD)
-    if run.running is not None:  # what the model errs by, and what intensities are, look the same
+    if run.running is not None:  # errors of the model and unknown intensities look alike
         priors = replace(priors, log_model_error_sd=HOLD, speckle_sd=HOLD * priors.speckle)
         priors = replace(priors, model_error_fall_sd_angstrom=HOLD)
     hold = {"log_R0_sd": HOLD, "log_mosaic_spread_sd": HOLD, "log_bandwidth_sd": HOLD}
@@ -93,8 +93,8 @@ def scout(run: Run, priors: Priors, say: Say) -> Start:
 def spot_width(run: Run, priors: Priors) -> float:
     """ln R1 (Å⁻¹) of a run from the summed spread Σ T_spread J1/Σ T_total J1.
 
-    Flat weights, J1 the expected intensity at G = 1; four times, since the template has to be
-    about right for its answer to be.
+    Weights are flat; J1 is the expected J at G = 1.  Four iterations, since the template has to be
+    about right for the width to be right.
     """
     n = len(run.stills)
     images = slice(0, n)

@@ -1,4 +1,4 @@
-"""The state a run is measured at, as geometry and as the width of the partiality curve."""
+"""The current state of a run, as geometry and as the width of the partiality curve."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Width = Callable[[np.ndarray, Beam], np.ndarray]  # R0_eff (Å⁻¹) of d (Å) a
 
 
 def images_of(state: State, images: slice, size: int) -> State:
-    """The part of a state that some images have, the last one repeated up to ``size``.
+    """The part of a state that belongs to some images, the last one repeated up to ``size``.
 
-    A site of the images' own has the axes of their plate, (n, 1, ...); a shared one those of
-    its event, none or one.
+    A site of images has the axes of their plate, (n, 1, ...); a shared site has those of its event,
+    none or one.
     """
     rows = np.minimum(np.arange(images.start, images.start + size), images.stop - 1)
     return {k: np.asarray(v)[rows] if np.ndim(v) > 1 else v for k, v in state.items()}
@@ -56,8 +56,7 @@ def moved(
 
 
 def of_one_bandwidth(stills: Sequence[Still], priors: Priors) -> tuple[Still, ...]:
-    """The stills with the bandwidth to expect of the run: what they state (the median, where they
-    differ), else the prior's."""
+    """The stills with one bandwidth: the median of those that they state, else the prior's."""
     stated = [s.beam.bandwidth for s in stills if s.beam.bandwidth]
     expected = float(np.median(stated)) if stated else priors.bandwidth
     beams = {id(s.beam): replace(s.beam, bandwidth=expected) for s in stills}

@@ -53,7 +53,7 @@ def geometry_at(
     slots: int,
     pixel_inv_angstrom: float,
 ) -> tuple[padding.Layout, Observations]:
-    """Observations without statistics of some images' reflections, and where those are."""
+    """The places of some images' reflections, and their observations, still without statistics."""
     some = run.stills[images]
     where = padding.layout(predictions.image, run.size, slots)
     pilot = pilot_geometry(some, images_of(state, images, len(some)))
