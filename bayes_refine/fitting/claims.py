@@ -1,9 +1,9 @@
 """Whether an image is what its indexing claims (docs/theory.md, Is an image what it claims to be).
 
 An indexing claims that each reflection has about J_model = G·B_term·p·pol·I_ref photons.  Two
-rivals claim less: that there is nothing (G = 0), and that the expectations are right but belong to other
-reflections.  For the second rival the expectations are exchanged at random among reflections of the
-image that have about the same resolution, each time at the best scale.  With ln p of the totals
+rivals claim less: that there is nothing (G = 0), and that the expectations are right but belong to
+other reflections.  For the second rival the expectations are exchanged at random among reflections
+of the image that have about the same resolution, each time at the best scale.  With ln p of the totals
 given their expectations, at the image's own mode, the evidence against the rivals is
 
     of nothing:  ln p(J | J_model) − k − ln p(J | 0),

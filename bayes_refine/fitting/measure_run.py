@@ -206,8 +206,9 @@ def _first_scales(total, J1, informs, image, n, log_G0):
 
 
 def references(run: Run, predictions: Predictions, images: slice):
-    """I_ref (NaN where unknown), its sd, the free set, and the expected I, (N,) each; the expected I
-    of free reflections is the mean of their resolution.
+    """I_ref (NaN where unknown), its sd, the free set, and the expected I, (N,) each.
+
+    The expected I of free reflections is the mean of their resolution.
 
     Without a reference I_ref is the estimate of the other images, and no reflection is free.
     """
