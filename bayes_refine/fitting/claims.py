@@ -3,8 +3,8 @@
 An indexing claims that each reflection has about J_model = G·B_term·p·pol·I_ref photons.  Two
 rivals claim less: that there is nothing (G = 0), and that the expectations are right but belong to
 other reflections.  For the second rival the expectations are exchanged at random among reflections
-of the image that have about the same resolution, each time at the best scale.  With ln p of the totals
-given their expectations, at the image's own mode, the evidence against the rivals is
+of the image that have about the same resolution, each time at the best scale.  With ln p of the
+totals given their expectations, at the image's own mode, the evidence against the rivals is
 
     of nothing:  ln p(J | J_model) − k − ln p(J | 0),
     of chance:   ln p(J | J_model) − k − mean_π max_s ln p(J | s·J_model,π),

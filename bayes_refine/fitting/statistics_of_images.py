@@ -20,9 +20,7 @@ from .state import State, images_of, moved, partiality_width, pilot_geometry
 def predictions_of(
     run: Run, state: State, priors: Priors, margin: float, images: slice
 ) -> Predictions:
-    """Reflections of some images at a state, up to |ε_r| of ``margin`` R0_eff, all of finite
-    numbers.
-    """
+    """Reflections of some images at a state with |ε_r| up to ``margin`` R0_eff; all numbers finite."""
     stills, width = stills_at(run, state, images), partiality_width(state, priors)
     found = predict.concatenate(
         [
@@ -30,7 +28,7 @@ def predictions_of(
             for i, (s, hkl) in enumerate(zip(stills, run.candidates[images], strict=True))
         ]
     )
-    # a ray along a panel has no pixel
+    # a ray parallel to a panel has no pixel
     return found.select(infer.finite_rows(*(getattr(found, f.name) for f in fields(found))))
 
 

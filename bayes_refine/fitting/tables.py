@@ -1,4 +1,4 @@
-"""The numbers of a fit by name: each image's, and those that the images share.
+"""The numbers of a fit by name: those of each image, and those that the images share.
 
 An image is *usable* if its status says so (``util.status.Kind.usable``).
 """
@@ -27,7 +27,7 @@ def usable_images(run: RunFit) -> np.ndarray:
 
 
 def fitted_images(run: RunFit) -> np.ndarray:
-    """(n,) bool: images with a posterior mode, were it only to say that nothing is seen."""
+    """(n,) bool: images with a posterior mode, usable or not."""
     r = run.reflections
     informed = np.bincount(r.image[r.informs], minlength=len(run.stills)) > 0
     return informed & (run.status != Kind.NO_MAXIMUM)
@@ -55,13 +55,16 @@ def lab_positions(run: RunFit) -> np.ndarray:
 
 
 def image_table(run: RunFit) -> dict[str, np.ndarray]:
-    """Columns of ``images.csv``: one row an image, NaN where it could not be fitted.
+    """Columns of ``images.csv``: a row for each image, NaN where the image could not be fitted.
 
-    identifier, status, n_reflections (measured), cc_model (Pearson CC of J and J_model over all
-    measured reflections with a reference, free ones too), then every unknown of an image with
-    its sd: G, B (Å²), R1 (Å⁻¹), rot_x_mrad, ..., strain_1, ..., what else the model has.
-    Where indexing is ambiguous, reindex and reindex_log_odds before them.  Images that cannot be
-    read come after all others.
+    identifier, status, n_reflections (measured); reindex and reindex_log_odds where indexing is
+    ambiguous; every unknown of an image with its sd: G, B (Å²), R1 (Å⁻¹), rot_x_mrad, ...,
+    strain_1, ..., and further unknowns of the model; cc_model, the Pearson CC of J and J_model over
+    all measured reflections with a reference, free ones too.  Images that cannot be read come after
+    all others.
+
+        table = image_table(run)
+        table["G"][table["status"] == "converged"]
     """
     n, r = len(run.stills), run.reflections
     fitted = fitted_images(run)
@@ -105,7 +108,7 @@ def _with_unread(columns: dict[str, np.ndarray], run: RunFit) -> dict[str, np.nd
 
 
 def _numbers(fit: Fit, site: Site) -> Iterator[tuple[str, Any, Any]]:
-    """(name, value, sd) of each number of a site: exp(x) of a site ``log_x``, sd by its slope.
+    """(name, value, sd) of each number of a site; of a site ``log_x`` value and sd are those of x.
 
     Values are (n,) of an image's unknown, scalars of a shared one.
     """
@@ -123,10 +126,12 @@ def _numbers(fit: Fit, site: Site) -> Iterator[tuple[str, Any, Any]]:
 
 
 def shared_values(run: RunFit) -> dict[str, dict[str, float]]:
-    """Value and sd of what the images share, units in the names.
+    """Value and sd of each shared unknown, with the unit in the name.
 
-    The refined distance and beam centre (of the first image; px of the panel the beam meets)
-    stand beside the shifts themselves.
+    Of the refined distance and beam centre (of the first image; px of the panel that the beam
+    meets) there is also the shift.
+
+        shared_values(run)["distance_mm"]  # {"value": ..., "sd": ..., "shift": ...}
     """
     found = {
         name: {"value": value, "sd": sd}
@@ -152,7 +157,8 @@ def shared_values(run: RunFit) -> dict[str, dict[str, float]]:
 def beam_place(still: Still) -> dict[str, Any]:
     """Where the beam meets the detector: distance and beam centre along fast and slow, mm.
 
-    Of the panel the beam meets, or would meet first outside its edges; distance along its normal.
+    Numbers are of the panel that the beam meets, or that is nearest to the beam; the distance is
+    along the panel's normal.
     """
     detector, along = still.detector, still.beam.s0_direction
     v = np.array(
