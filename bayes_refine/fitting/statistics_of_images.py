@@ -20,7 +20,7 @@ from .state import State, images_of, moved, partiality_width, pilot_geometry
 def predictions_of(
     run: Run, state: State, priors: Priors, margin: float, images: slice
 ) -> Predictions:
-    """Reflections of some images at a state with |ε_r| up to ``margin`` R0_eff; all numbers finite."""
+    """Reflections of some images at a state with |ε_r| < ``margin`` R0_eff, of finite numbers."""
     stills, width = stills_at(run, state, images), partiality_width(state, priors)
     found = predict.concatenate(
         [

@@ -1,4 +1,4 @@
-"""The factored likelihood against the per-pixel one it replaces: one run, one table."""
+"""The factored likelihood beside the per-pixel one: one run, one table."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from .fit import fit_pixels
 from .pixels import Pixels
 
 T = TypeVar("T")
-NEAR = 3e-4  # Å⁻¹: reflections so near the sphere show an error of ε_r
+NEAR = 3e-4  # Å⁻¹: reflections this near the sphere show errors of ε_r
 ERRORS = (
     "log_model_error",
     "model_error_fall",
@@ -151,8 +151,8 @@ def compare(
 
 
 def noises(values: State, priors: Priors) -> dict[str, pixel_noise.PixelLikelihood]:
-    """How pixels may scatter, by name; the robust one takes the fractional error that the
-    factored fit learned (``values``), which pixels by themselves would not tell.
+    """Likelihoods of a pixel by name; the robust one takes the fractional error that the
+    factored fit learned (``values``), since single pixels do not determine it.
     """
     found: dict[str, pixel_noise.PixelLikelihood] = {
         "observed variance": pixel_noise.observed_variance,

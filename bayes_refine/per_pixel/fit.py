@@ -27,7 +27,7 @@ from .pixels import Pixels, frozen, pixels_of
 
 @dataclass(frozen=True)
 class PixelRound(Round):
-    """What one round came to, and the ``pixels`` that were fitted."""
+    """The result of one round, and the ``pixels`` that were fitted."""
 
     pixels: Pixels
 
@@ -46,13 +46,13 @@ def fit_pixels(
 ) -> tuple[RunFit, Pixels]:
     """Refine a run as ``fitting.loop.fit_run`` does, but to the pixels themselves.
 
-    The scouts, the start, the reflections, shoeboxes, backgrounds, free set and rounds are the
-    same; σ of ``pixel_noise.expected_variance`` is frozen where a round starts.  Reflections come
-    from the statistics of the last round's boxes at the state found.
+    The start, the reflections, shoeboxes, backgrounds, free set and rounds are the same; σ of
+    ``pixel_noise.expected_variance`` is frozen at the state that a round begins with.  Reflections
+    come from the statistics of the last round's shoeboxes at the final state.
 
     Args:
         stills: indexed alike.
-        factored: the model of the scouts and of what is said of each reflection.
+        factored: the model of the start and of the numbers of each reflection.
         model, noise: the per-pixel model, and how its pixels scatter (``infer``).
         errors: sites of ``factored`` that ``model`` has none of; they weight the reflections
             when those are merged.

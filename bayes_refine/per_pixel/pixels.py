@@ -1,4 +1,4 @@
-"""The pixels of shoeboxes as the data of a model: what the factored statistics are made of."""
+"""The pixels of shoeboxes as the data of a model; the factored statistics are made of these."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Pixels:
             informs.
         variance: (n, K, m) photons², frozen: see :func:`frozen`.
         background: (n, K, m) photons, the plane through the ring.
-        centre: (n, 2, m) pilot centre from the middle of the box's middle pixel, px.
+        centre: (n, 2, m) centre at the current state less the box's middle pixel's middle, px.
         to_pixel: (n, 2, 2, m) d(x, y)/d(ε_1, ε_2), px per Å⁻¹.
         offsets: (K, 2) px. read_variance: photons² a pixel.
         nodes: of the quadrature across a pixel.
