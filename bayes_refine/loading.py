@@ -29,6 +29,9 @@ def model_names() -> list[str]:
 def load_model(name_or_path: str | Path) -> Callable[..., Any]:
     """The NumPyro program ``model`` of a file, given the file's path or a model's name.
 
+        model = load_model("still")
+        mine = load_model("my_model.py")
+
     Args:
         name_or_path: anything that ends in ``.py`` is a path; all else is a name of
             :func:`model_names`, looked for in the package, then beside it.
@@ -46,6 +49,9 @@ def load_model(name_or_path: str | Path) -> Callable[..., Any]:
 
 def load_file(name_or_path: str | Path) -> Any:
     """The module that a model's file is, for a model that takes pieces from another one.
+
+        still = load_file("still")
+        model = functools.partial(still.model, errors=still.perfect)
 
     Args:
         name_or_path: as of :func:`load_model`; a name may begin with an underscore, as those of

@@ -99,6 +99,9 @@ def fit(
 ) -> RunFit:
     """Refine a prepared run (``loop.fit_run``), at its resolution and with its read-out noise.
 
+        run = br.fit(prepared, br.load_model("still"), settings=br.Settings(rounds=4))
+        run.status, run.fit.values()["log_G"]
+
     Raises:
         InputError: as ``fit_run``.
     """

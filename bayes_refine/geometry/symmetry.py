@@ -23,6 +23,9 @@ def asu_map(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Map Miller indices to the reciprocal asymmetric unit.
 
+    >>> asu_map(np.array([[-1, -2, 3]]), gemmi.SpaceGroup("P 43 21 2"))[0].tolist()
+    [[2, 1, 3]]
+
     Args:
         hkl: (n, 3) integers.
         space_group: its Laue class decides; translations do not matter here.

@@ -40,7 +40,11 @@ class Site:
 
 
 def evaluate(model: Model, values: dict[str, np.ndarray], *args: Any) -> dict[str, np.ndarray]:
-    """The model's deterministic sites at ``values`` (constrained; the prior mean where absent)."""
+    """The model's deterministic sites at ``values`` (constrained; the prior mean where absent).
+
+    sites = evaluate(run.problem.model, run.fit.values(), run.observations, run.priors)
+    sites["partiality"]  # (n, m)
+    """
     sites = _compiled_deterministic(model)(values, args)
     return {name: np.asarray(value) for name, value in sites.items()}
 

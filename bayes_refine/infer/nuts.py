@@ -68,6 +68,10 @@ def nuts_fit(
     much as the density, and memory is that of the draws.  Chains start 1.5 times as widely spread
     as the Laplace approximation and run together (vectorised).
 
+        rng = np.random.default_rng(0)
+        chains = nuts_fit(run.fit, rng, run.problem.model, run.observations, run.priors)
+        print(chains.message)
+
     Args:
         fit: of ``map_fit`` for the same model and ``args``.
         n_draws, n_warmup: of each chain.

@@ -88,6 +88,10 @@ def svi_fit(
     raise the ELBO (Welandawe et al. 2022), since the noise of long steps makes a guide too narrow.
     The parameters are averages over the last two stretches.
 
+        rng = np.random.default_rng(0)
+        found = svi_fit(run.fit, rng, run.problem.model, run.observations, run.priors)
+        draws = found.draws(rng, 1000)
+
     Args:
         fit: of ``map_fit`` for the same model and ``args``; the guide's start and its metric.
         guide: ``guides.structured``, ``guides.mean_field`` or ``guides.low_rank()``.

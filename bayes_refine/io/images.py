@@ -22,6 +22,9 @@ _KEPT_BYTES = 2**28  # of images as stored: later rounds do not unpack them agai
 class ImageReader:
     """Reads the images of stills as photons; a context manager that keeps a few files open.
 
+        with ImageReader(gain=5.5) as reader:
+            photons, valid = reader.read(still)  # (P, ny, nx) float32 and bool
+
     Args:
         gain: counts per photon, in place of the detector's own.
         pedestal: counts at no photon, in place of the detector's own.

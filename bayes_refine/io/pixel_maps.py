@@ -29,6 +29,9 @@ _LEAST_USABLE = 0.5  # of the pixels; less is a mask read the wrong way round
 def read_mask(path: str | Path, detector: Detector) -> np.ndarray:
     """(P, ny, nx) bool, True where a pixel may be used.
 
+        usable = read_mask("mask.h5:/data/mask", still.detector)
+        reader = ImageReader(usable=usable)
+
     Truth values say which pixels are good, as in DIALS.  Whole numbers are flags of what is wrong
     with a pixel, 0 for nothing, as in NXmx, CXI, pyFAI and Dectris's files.
 
@@ -49,6 +52,8 @@ def read_mask(path: str | Path, detector: Detector) -> np.ndarray:
 
 def read_pixel_map(path: str | Path, detector: Detector, positive: bool = False) -> np.ndarray:
     """(P, ny, nx) float32 of a gain or pedestal map; NaN where a pixel is not to be used.
+
+        reader = ImageReader(gain_map=read_pixel_map("gain.npy", still.detector, positive=True))
 
     Args:
         positive: whether values must be, as gains; others become NaN.

@@ -41,6 +41,9 @@ def read_reference(
 ) -> Reference:
     """Reference intensities from an MTZ, a structure-factor mmCIF or coordinates.
 
+        reference = read_reference("model.pdb", d_min=2.0)
+        print(reference.describe())
+
     Intensities are preferred to amplitudes, which are squared; Friedel mates and duplicates
     are averaged; non-finite values, F000, systematic absences, amplitudes that are not positive
     and rows that a CIF's status says are not observed are dropped and counted in

@@ -42,6 +42,9 @@ def read_unmerged(
     With M/ISYM the original indices are restored; without it they are taken as they stand.
     What makes a row usable: :func:`~bayes_refine.io.unmerged.usable_observations`.
 
+        data = read_unmerged("fitted/unmerged.mtz")
+        len(data), data.left_out
+
     Args:
         space_group, cell: in place of the file's.
         labels: of I, SIGI and BATCH, where they are not those.

@@ -26,6 +26,9 @@ def pearson(x: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None) -> f
     """Pearson correlation of (n,) arrays; NaN for fewer than three pairs or no spread.
 
     Means, variances and the covariance are weighted by ``weight`` (n,), by default one.
+
+    >>> pearson(np.arange(4.0), 2 * np.arange(4.0))
+    1.0
     """
     x, y, w = _pairs(x, y, weight)
     if len(x) < 3 or not w.sum() > 0:
@@ -95,7 +98,11 @@ def completeness(
 
 
 def shell_edges(d_max: float, d_min: float, n: int) -> np.ndarray:
-    """(n + 1,) edges in Å, from d_max down to d_min, of shells of equal volume in 1/d³."""
+    """(n + 1,) edges in Å, from d_max down to d_min, of shells of equal volume in 1/d³.
+
+    >>> shell_edges(10.0, 2.0, 2).round(2).tolist()
+    [10.0, 2.51, 2.0]
+    """
     return np.linspace(d_max**-3.0, d_min**-3.0, n + 1) ** (-1 / 3)
 
 

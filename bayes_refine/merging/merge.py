@@ -85,6 +85,9 @@ def merge_run(
 ) -> MergeRun:
     """Scale and merge integrated stills.
 
+        merged = merge_run(read_unmerged("unmerged.mtz"), load_model("latent"))
+        merged.intensities.merged.intensity  # of the likelihood alone, (m,)
+
     Args:
         model: ``latent``, or ``latent_reference`` with a reference.
         reference: informs scales and intensities, except in the free set; leave it out where it is

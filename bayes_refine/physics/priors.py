@@ -34,6 +34,8 @@ class Priors:
 
     Each field states the range of values that :func:`check` lets pass.
 
+        priors = Priors(mosaic_spread_mrad=0.2, student_t_nu=math.inf)
+
     Attributes:
         R0_inv_angstrom, log_R0_sd: partiality width (reciprocal size of a mosaic block), shared.
         bandwidth, log_bandwidth_sd: rms Δλ/λ, shared; Δd/d within a crystal looks the same.
@@ -121,6 +123,8 @@ def check(priors: AnyPriors) -> AnyPriors:
 
 def read_priors(path: str | Path, defaults: AnyPriors) -> AnyPriors:
     """Priors from a TOML file of ``name = number`` lines; names not given keep their default.
+
+        priors = read_priors("priors.toml", Priors())
 
     Args:
         defaults: a dataclass of numbers, ``Priors()`` or ``merging.observations.ScalingPriors()``.

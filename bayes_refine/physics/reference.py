@@ -139,6 +139,8 @@ def free_set(
     A reflection is free where a hash of its asymmetric-unit index and ``seed``, splitmix64, falls
     below ``fraction``.  So symmetry mates and Friedel mates go together, and the choice depends
     neither on which other reflections are present nor on their order.
+
+        free = free_set(reference.hkl, 0.05, 0, reference.space_group)
     """
     if not 0 <= fraction < 1:
         raise InputError(f"the free fraction must lie in [0, 1), not {fraction}")

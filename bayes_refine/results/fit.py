@@ -54,6 +54,9 @@ def write_results(
 ) -> dict[str, Any]:
     """Write the files of a fit and return the content of ``summary.json``.
 
+        summary = write_results("fitted", run, prepared)
+        summary["agreement"][-1]["cc_free"]
+
     All of them or none (``folder.all_or_none``); then the pictures, ``overview.png`` and
     ``report.html``: where one fails, a sentence says so and the results stay.
 

@@ -56,6 +56,8 @@ def write_merge(
 ) -> dict[str, Any]:
     """Write the files of a merge and return the content of ``summary.json``.
 
+        write_merge("merged", run, load_model("latent"), ScalingPriors(), MergeSettings())
+
     All of them or none (``folder.all_or_none``); then ``report.html``: where a picture fails, a
     sentence says so and the results stay.
 

@@ -37,6 +37,8 @@ def simulate_run(
     ``reference.mtz`` (F, IREF): all or none of them, with ``simulation.json``, by which they are
     known.  Files of the same names that no simulation wrote stay.
 
+        path = simulate_run(Simulation(n_images=8, seed=3), "run")  # run/indexed.expt
+
     Args:
         progress: called with (images done, images in all) after each image.
 

@@ -24,6 +24,10 @@ _MAX_DEPTH = 100  # of nested lists in a file
 def read_experiments(path: str | Path) -> Experiments:
     """The stills of a DIALS ``.expt`` file.
 
+        experiments = read_experiments("indexed.expt")
+        still = experiments.stills[0]
+        still.crystal.cell, still.beam.wavelength, still.detector.n_panels
+
     Lengths mm and Å as in the file; ``Beam.bandwidth``, which the format does not hold, is 0.
     Identifiers that are empty or shared are replaced by ``stem#frame`` of the image, with
     ``.crystalN`` added where several crystals lie on it.  Experiments that have no crystal, one
