@@ -76,7 +76,7 @@ def rms_errors(stills, A_true) -> np.ndarray:
 
 
 def test_excitation_errors_come_right(run, lysosim):
-    """From ~25e-5 to below 4e-5 Å⁻¹, a quarter of what it was (SPEC section 8: a crude fit
+    """From ~25e-5 to below 4e-5 Å⁻¹, a quarter of what it was (a crude fit
     reaches 3e-5, CrystFEL 10.9e-5)."""
     _, A, _ = lysosim
     before, after = rms_errors(run.indexed, A), rms_errors(run.stills, A)

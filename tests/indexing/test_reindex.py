@@ -250,7 +250,7 @@ def test_the_scale_is_integrated_out():
 
 @pytest.mark.parametrize("centric", [False, True])
 def test_moments_of_a_reference_are_those_of_its_distribution(centric):
-    """F = r·E_ref + √(1 − r²)·noise, complex or real (SPEC: acentric Rice, centric folded)."""
+    """F = r·E_ref + √(1 − r²)·noise, complex or real (acentric Rice, centric folded)."""
     rng, r, E, S = np.random.default_rng(1), 0.8, 1.3, 50.0
     n = 400_000
     noise = rng.normal(size=n) if centric else rng.normal(size=(n, 2)) @ [1, 1j] / np.sqrt(2)

@@ -196,7 +196,7 @@ def test_predictions_agree_with_dials_on_64_panels(shared_data):
             found, found_xy = ray_to_pixel(detector, _unit(still.beam.s0 + on_sphere))
             assert np.array_equal(found, panels)
             assert np.max(np.abs(found_xy - xy)) < 0.003
-            # q as it stands (SPEC section 1) differs by the excitation error alone
+            # q as it stands differs by the excitation error alone
             found, found_xy = ray_to_pixel(detector, _unit(still.beam.s0 + q))
             assert np.mean(found == panels) > 0.99
             same = found == panels

@@ -1,4 +1,4 @@
-"""Gain and read-out noise: recovered from images simulated with both known (SPEC section 3)."""
+"""Gain and read-out noise: recovered from images simulated with both known."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_impossible_options_are_refused(bad):
 
 
 def test_measured_integrating_detector(shared_data: Path):
-    """SPEC section 8: background variance grows by about 5.5 ADU² per ADU on these images."""
+    """Background variance grows by about 5.5 ADU² per ADU on these images."""
     experiments = read_experiments(shared_data / "thermolysin_xfel" / "thermolysin_xfel.expt")
     with ImageReader() as reader:
         noise = noise_for(reader, experiments.stills)

@@ -284,7 +284,7 @@ def test_block_variance_is_that_of_single_blocks(pilot, which):
     omega = rng.multivariate_normal(np.zeros(3), SPREAD[0] / 2, 1_000_000)
     q = rotation_matrix(omega) @ predictions.q[i]
     epsilon = np.linalg.norm(beam.s0 + q, axis=1) - 1 / beam.wavelength
-    R_bw = beam.bandwidth * beam.wavelength / (sqrt(2) * predictions.d[i] ** 2)  # SPEC section 2
+    R_bw = beam.bandwidth * beam.wavelength / (sqrt(2) * predictions.d[i] ** 2)
     p = np.exp(-(epsilon**2) / (SIMULATION.R0**2 + R_bw**2))
     found = physics.gaussian.block_variance(spot_of(obs))
     assert float(where.flat(found)[i]) == pytest.approx(p.var() / p.mean() ** 2, rel=0.03)

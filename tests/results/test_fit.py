@@ -1,4 +1,4 @@
-"""The contract of every file that a fit leaves (SPEC section 7)."""
+"""The contract of every file that a fit leaves."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def test_center_and_width_of_a_spot():
         P = spot_photons(truth.detector, truth.beam, one(spots, i)).ravel() / spots.J[i]
         np.testing.assert_allclose(P @ pixels, landing_px(simulation, spots.q[[i]])[0], atol=2e-3)
         epsilon = (q_pixels - spots.q[i]) @ spots.frame[i, 1:].T
-        # variance R²/2 (SPEC section 2); binning adds a twelfth of the pixel's area (Sheppard)
+        # variance R²/2; binning adds a twelfth of the pixel's area (Sheppard)
         s = spots.q[i] + truth.beam.s0
         cosine = s[2] / np.linalg.norm(s)
         pixel = simulation.pixel_size_mm / simulation.distance_mm * cosine
@@ -149,7 +149,7 @@ def test_monte_carlo_of_mosaic_blocks_and_wavelengths(mosaic_rad, shape, bandwid
 
 
 def test_partiality_width_is_the_spec_s():
-    """R_bw² = (bλ)²/(2d⁴), SPEC section 2."""
+    """R_bw² = (bλ)²/(2d⁴) (docs/theory.md, One reflection)."""
     simulation = Simulation(bandwidth=2e-3, wavelength=1.3)
     q_norm = np.array([0.1, 0.4])
     sine = simulation.wavelength * q_norm / 2  # on the sphere
