@@ -30,9 +30,11 @@ def errors(run: RunFit, truth_path: str | Path) -> list[Error]:
     """Errors of the usable images and of the detector, against ``truth.h5`` of a simulated run."""
     with h5py.File(truth_path, "r") as file:
         truth = {name: file[name][()] for name in file}
+        truth |= {name: truth[name][[still.frame for still in run.stills]] for name in "AGB"}
         size = float(file.attrs["pixel_size_mm"])
     good = np.flatnonzero(usable_images(run))
-    table, shared = image_table(run), shared_values(run)
+    n, shared = len(run.stills), shared_values(run)
+    table = {name: column[:n] for name, column in image_table(run).items()}
     before = [_misorientation_deg(run.indexed[i].crystal.A, truth["A"][i]) for i in good]
     after = [_misorientation_deg(run.stills[i].crystal.A, truth["A"][i]) for i in good]
     found = [

@@ -75,6 +75,9 @@ def compare_command(
             chosen, reader, ref, d_min=d_min, read_noise=read_noise, bandwidth=bandwidth
         )
         settings = settings_of(ready, settings)
+        if truth is not None:  # of the images that can be read
+            number = {still.identifier: i for i, still in enumerate(chosen.stills)}
+            truth = truth.select([number[still.identifier] for still in ready.experiments.stills])
         model, pixel_model = loading.load_model("still"), loading.load_model("per_pixel")
         contestants = compare.compare(
             ready.experiments.stills, ref, reader, model, pixel_model, prior, settings, progress=say

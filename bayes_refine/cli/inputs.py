@@ -13,11 +13,11 @@ import numpy as np
 
 from ..geometry.experiments import Experiments, Still
 from ..io.crystfel_experiments import usable_of_stream
+from ..io.crystfel_stream import is_stream
 from ..io.gemmi_files import cell_of, space_group_of
 from ..io.jungfraujoch import read_names
 from ..io.open_experiments import open_experiments
 from ..io.pixel_maps import mask_files, read_mask, read_pixel_map
-from ..io.recognise import Kind, kind_of
 from ..io.reference import Given, read_reference
 from ..physics.priors import AnyPriors, read_priors
 from ..physics.reference import Reference, check_usable
@@ -55,7 +55,7 @@ def mask_for(
     streams by the masks and bad regions of the geometry too.
     """
     found = _given_mask(experiments, given)
-    if kind_of(experiments.path) is not Kind.STREAM:
+    if not is_stream(experiments.path):
         return found
     own = usable_of_stream(experiments, geometry)
     return own if found is None else found if own is None else found & own

@@ -62,6 +62,12 @@ class Truth:
     G: np.ndarray | None
     B: np.ndarray | None
 
+    def select(self, images: Sequence[int]) -> Truth:
+        """That of some of the images."""
+        rows = np.asarray(images, int)
+        of_some = (None if x is None else x[rows] for x in (self.G, self.B))
+        return Truth(self.A[rows], *of_some)
+
 
 @dataclass(frozen=True)
 class Contestant:
@@ -177,7 +183,7 @@ def scores(
     rows = np.flatnonzero(r.measured & used[r.image])
     n = len(run.stills)
     found = {"images used": float(used.sum())}
-    found["CC(J, J_model), median"] = _median(tables.image_table(run)["cc_model"][used])
+    found["CC(J, J_model), median"] = _median(tables.image_table(run)["cc_model"][:n][used])
     found |= _against_truth(run, used, truth)
     if len(rows):
         hkl = asu_map(r.hkl[rows], ref.space_group)[0]

@@ -139,7 +139,7 @@ def test_files_that_cannot_be_used(data, tmp_path, capsys):
     assert status("fit", data / "nowhere.expt", *reference) == 2
     assert "nowhere.expt" in capsys.readouterr().err
     assert status("fit", data / "reference.mtz", *reference) == 2
-    assert "not JSON" in capsys.readouterr().err
+    assert "merge takes it" in capsys.readouterr().err
     assert status("fit", edited(data, "cell.expt", longer_cell), *reference) == 2
     assert "cell" in capsys.readouterr().err
     assert status("fit", edited(data, "gone.expt", no_images), *reference) == 2

@@ -67,8 +67,7 @@ def test_merged_intensities_in_five_formats(folder):
     np.testing.assert_allclose(shelx, factor * I, atol=0.006 + 0.006 * factor)
     lines = (folder / "merged.sca").read_text().splitlines()
     assert lines[2].split()[-1] == "p43212" and len(lines) == 3 + len(I)
-    block = gemmi.cif.read(str(folder / "merged.cif"))[0]
-    found = gemmi.ReflnBlock(block)
+    found = gemmi.as_refln_blocks(gemmi.cif.read(str(folder / "merged.cif")))[0]
     assert len(found.make_miller_array()) == len(mtz.make_miller_array())
     xds = gemmi.read_xds_ascii(str(folder / "merged_XDS_ASCII.HKL"))
     np.testing.assert_allclose(np.array(xds.iobs_array), I, rtol=1e-3)
