@@ -86,7 +86,7 @@ def test_files_that_the_tutorial_names(text, followed):
     folder, _ = followed
     tutorial = text[text.index(TUTORIAL) :]
     named = set(re.findall(r"\b(?:run|fitted|merged)/[\w.]+\w|\b\w+\.png", tutorial))
-    assert {"fitted/merged.mtz", "fitted/report.html", "scales.png"} <= named
+    assert {"fitted/images.csv", "fitted/report.html", "scales.png"} <= named
     assert {f"{k}.mtz" for k in ("merged", "posterior", "half1", "half2")} <= {
         file.name for file in (folder / "fitted").iterdir()
     }
