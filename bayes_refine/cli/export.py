@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -23,5 +24,10 @@ def export_command(
     ],
 ) -> None:
     """Write results for other programs: DIALS, CrystFEL, XDS, SHELX, SCALEPACK, mmCIF."""
-    for path in export(folder, formats):
+    exported(folder, formats)
+
+
+def exported(folder: Path, formats: Sequence[Export] | None) -> None:
+    """Write results in more formats, and say where."""
+    for path in export(folder, formats or ()):
         out_console.print(f"wrote {path}", markup=False, soft_wrap=True)

@@ -26,6 +26,7 @@ from ..util.errors import InputError
 from ..util.status import Kind
 from . import options
 from .app import app, log_to, out_console, progress
+from .export import exported
 from .inputs import (
     given_from,
     in_order,
@@ -62,6 +63,7 @@ def fit_command(
         float, options.free_option("Share of unique reflections kept from the fit.")
     ] = 0.05,
     seed: options.Seed = 0,
+    write: options.Write = None,
     anomalous: Annotated[
         bool, typer.Option("--anomalous", help="Keep Friedel mates apart in merged.mtz.")
     ] = False,
@@ -240,6 +242,7 @@ def fit_command(
         )
     write_settings(context, out / "settings.toml")
     checkpoint.clear()
+    exported(out, write)
 
 
 # -- steps ----------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from ..util import folder
 from ..util.errors import InputError
 from . import options
 from .app import app, err_console, log_to, out_console, progress
+from .export import exported
 from .inputs import given_from, priors_from, reference_from
 from .settings import write_settings
 
@@ -70,6 +71,7 @@ def merge_command(
         float, options.free_option("Share of unique reflections that never see their reference.")
     ] = 0.05,
     seed: options.Seed = 0,
+    write: options.Write = None,
     priors_file: Annotated[Path | None, options.priors_option("of scales ")] = None,
     draws: Annotated[
         int | None,
@@ -133,6 +135,7 @@ def merge_command(
         )
     write_settings(context, out / "settings.toml")
     _report(out, summary, time.perf_counter() - started)
+    exported(out, write)
 
 
 def _prior(prior: Prior | None, reference_file: Path | None, anomalous: bool) -> Prior:

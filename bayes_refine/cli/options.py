@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..results.exports import Export
 from ..util.errors import InputError
 from .settings import read_settings
 
@@ -200,6 +201,14 @@ Cell = Annotated[
         metavar="A,B,C,α,β,γ",
         help="Å and degrees, where a file has none; of integrated stills, in its place.",
         show_default="from the files",
+    ),
+]
+Write = Annotated[
+    list[Export] | None,
+    typer.Option(
+        "--write",
+        help="Results for other programs too; may be given more than once.",
+        show_default="none",
     ),
 ]
 Seed = Annotated[int, seed_option("Of the free set, the random halves and the draws.")]

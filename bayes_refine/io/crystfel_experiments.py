@@ -16,8 +16,7 @@ from ..util.errors import InputError
 from .crystfel_geometry import HC_EV_ANGSTROM, Geometry, Mask, lab_region_mask
 from .crystfel_geometry_text import parse_geometry
 from .crystfel_stream import Chunk, read_stream
-from .expt.document import document_of
-from .expt.read import parse
+from .expt.foreign import as_experiments
 
 UP = np.array([0.0, 1.0, 0.0])  # normal of a horizontal plane of polarisation, CrystFEL's default
 
@@ -76,13 +75,7 @@ def experiments_of_stream(
             )
     if not stills:
         raise InputError(f"{path}: no image was indexed; there is nothing to fit")
-    document = document_of(stills)
-    contents = parse(document, path)  # checks all that is read of an experiment list
-    named = tuple(
-        replace(stills[n], identifier=still.identifier)
-        for n, still in zip(contents.numbers, contents.stills, strict=True)
-    )
-    return Experiments(named, path, document, contents.left_out)
+    return as_experiments(stills, path)
 
 
 def geometry_of_stream(path: Path, text: str, geometry_file: str | Path | None = None) -> Geometry:

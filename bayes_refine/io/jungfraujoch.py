@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,7 @@ from ..geometry.experiments import Experiments, Still
 from ..geometry.symmetry import asu_map
 from ..util.errors import InputError
 from .boundary import refusing
-from .expt.document import document_of
-from .expt.read import parse
+from .expt.foreign import as_experiments
 from .hdf5_links import open_hdf5
 from .unmerged import Unmerged
 
@@ -132,10 +130,7 @@ def experiments_of_jungfraujoch(
             stills.append(Still("", path.resolve(), n, beam, detector, crystal))
     if not stills:
         raise InputError(f"{path}: no image was indexed; there is nothing to fit")
-    document = document_of(stills)
-    named = parse(document, path).stills
-    stills = [replace(s, identifier=t.identifier) for s, t in zip(stills, named, strict=True)]
-    return Experiments(tuple(stills), path, document)
+    return as_experiments(stills, path)
 
 
 def unmerged_of_jungfraujoch(

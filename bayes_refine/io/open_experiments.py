@@ -12,8 +12,7 @@ from ..geometry.experiments import Experiments
 from ..util.errors import InputError
 from .crystfel_experiments import experiments_of_stream
 from .expt import read_experiments
-from .expt.document import document_of
-from .expt.read import parse
+from .expt.foreign import as_experiments
 from .jungfraujoch import Names, experiments_of_jungfraujoch, is_jungfraujoch
 from .recognise import Kind, expanded, kind_of
 
@@ -76,12 +75,5 @@ def _together(parts: Sequence[Experiments]) -> Experiments:
         for still in part.stills:
             path = still.image_path
             stills.append(replace(still, image_path=path if path.is_absolute() else path.resolve()))
-    shared = len({s.identifier for s in stills}) < len(stills)
-    if shared:
-        stills = [replace(s, identifier="") for s in stills]
-    document, path = document_of(stills), parts[0].path
-    if shared:
-        names = [still.identifier for still in parse(document, path).stills]
-        stills = [replace(s, identifier=name) for s, name in zip(stills, names, strict=True)]
     left_out = tuple(sentence for part in parts for sentence in part.left_out)
-    return Experiments(tuple(stills), path, document, left_out)
+    return as_experiments(stills, parts[0].path, left_out)

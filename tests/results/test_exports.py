@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 import bayes_refine as br
+from bayes_refine import cli
+from bayes_refine.cli import export as cli_export
 from bayes_refine.io.crystfel_unmerged import unmerged_of_stream
 from bayes_refine.io.dials_reflections import read_refl, unmerged_of_dials
 from bayes_refine.io.unmerged_mtz import read_unmerged
@@ -77,3 +79,19 @@ def test_a_folder_without_results(tmp_path):
     for kind in Export:
         with pytest.raises(InputError, match="give the folder of a fit"):
             export(tmp_path, [kind])
+
+
+def test_the_command(folder, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["export", str(folder), "--write", "hkl", "--write", "sca"])
+    assert not end.value.code
+    printed = "".join(capsys.readouterr().out.split())
+    assert all(f"{name}.hkl" in printed for name in ("merged", "half1", "half2"))
+    assert "merged.sca" in printed
+
+
+def test_formats_of_fit_and_merge(folder, capsys):
+    cli_export.exported(folder, None)
+    assert not capsys.readouterr().out
+    cli_export.exported(folder, [Export.shelx])
+    assert "merged_shelx.hkl" in capsys.readouterr().out
