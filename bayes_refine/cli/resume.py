@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..fitting.checkpoint import read_record
+from ..fitting.checkpoint import STATE, read_record
 from ..geometry.experiments import Still
 from ..util.errors import InputError
 from ..util.folder import CHECKPOINT, WORK
@@ -47,9 +47,13 @@ def folder_of(command: Sequence[str]) -> Path | None:
 
 
 def stopped_in(command: Sequence[str]) -> Path | None:
-    """The folder of a fit that can be gone on with, or None."""
+    """The folder of a fit of which a round is finished, or None: there is nothing else to go on
+    with.
+    """
     out = folder_of(command) if command[1:2] == ["fit"] else None
-    return out if out is not None and (out / WORK / CHECKPOINT).is_dir() else None
+    if out is None or not any((out / WORK / CHECKPOINT).glob(STATE.format("*"))):
+        return None
+    return out
 
 
 def made_of(command: Sequence[str], stills: Iterable[Still]) -> dict[str, Any]:

@@ -10,8 +10,11 @@ import pytest
 
 from bayes_refine import cli
 from bayes_refine.cli import merge
+from bayes_refine.cli.resume import stopped_in
 from bayes_refine.cli.settings import write_settings
+from bayes_refine.fitting.checkpoint import STATE
 from bayes_refine.util.errors import InputError
+from bayes_refine.util.folder import CHECKPOINT, WORK
 
 
 def status(*arguments) -> int:
@@ -72,3 +75,13 @@ def test_options_that_are_none(tmp_path, capsys, text, words):
     assert status(*line) == 2
     error = capsys.readouterr().err
     assert words in error and "c.toml" in error
+
+
+def test_only_a_fit_with_a_finished_round_can_be_gone_on_with(tmp_path):
+    command = ["bayes-refine", "fit", "a.expt", "--out", str(tmp_path)]
+    folder = tmp_path / WORK / CHECKPOINT
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text("{}")
+    assert stopped_in(command) is None
+    (folder / STATE.format(1)).write_bytes(b"")
+    assert stopped_in(command) == tmp_path
