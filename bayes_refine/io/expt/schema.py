@@ -109,6 +109,8 @@ class Node(_Entry):
 
 
 class DetectorEntry(_Entry):
+    """Panels, and the groups that they hang in where the file has a hierarchy."""
+
     panels: Annotated[list[PanelEntry], Field(min_length=1, max_length=10_000)]
     hierarchy: Node | None = None
 
@@ -130,6 +132,8 @@ class ScanProperties(_Entry):
 
 
 class ScanEntry(_Entry):
+    """Which frames, from 1, an experiment is of, and how far the crystal turns in one."""
+
     image_range: tuple[Pixel, Pixel] | None = None
     properties: ScanProperties | None = None
     oscillation: tuple[Number, Number] | None = None  # start and width, before dxtbx 3.17
