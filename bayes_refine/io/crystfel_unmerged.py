@@ -8,7 +8,6 @@ import gemmi
 import numpy as np
 
 from ..geometry.crystal import cell_from_real_axes
-from ..geometry.symmetry import asu_map
 from ..util.errors import InputError
 from .crystfel_geometry import HC_EV_ANGSTROM, Geometry
 from .crystfel_geometry_text import parse_geometry
@@ -60,15 +59,11 @@ def unmerged_of_stream(
     hkl, intensity, sigma, image, excitation, xy = (
         np.concatenate(column) for column in zip(*parts, strict=True)
     )
-    asu, isym = asu_map(hkl, space_group)
-    return Unmerged(
+    return Unmerged.observed(
         hkl=hkl,
-        hkl_asu=asu,
-        isym=isym,
         intensity=intensity,
         sigma=sigma,
         batch=image + 1,
-        image=image,
         excitation_error=excitation,
         xy_px=xy,
         cell=cell or gemmi.UnitCell(*np.median(cells, axis=0)),

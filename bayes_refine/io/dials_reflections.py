@@ -13,7 +13,6 @@ import numpy as np
 
 from ..geometry.detector import pixel_to_lab
 from ..geometry.experiments import Still
-from ..geometry.symmetry import asu_map
 from ..util.errors import InputError
 from .expt import read_experiments
 from .unmerged import Unmerged
@@ -182,16 +181,12 @@ def unmerged_of_dials(
     if space_group is None and len(groups) > 1:
         raise InputError(f"{source}: crystals of space groups {', '.join(sorted(groups))}")
     group = space_group or stills[0].crystal.space_group
-    asu, isym = asu_map(hkl, group)
     cells = [still.crystal.cell.parameters for still in stills]
-    return Unmerged(
+    return Unmerged.observed(
         hkl=hkl,
-        hkl_asu=asu,
-        isym=isym,
         intensity=intensity,
         sigma=sigma,
         batch=image + 1,
-        image=np.unique(image, return_inverse=True)[1],
         excitation_error=excitation,
         xy_px=xy,
         cell=cell or gemmi.UnitCell(*np.median(cells, axis=0)),

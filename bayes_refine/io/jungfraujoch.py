@@ -20,7 +20,6 @@ import numpy as np
 from ..geometry.crystal import Crystal, cell_from_real_axes
 from ..geometry.detector import Beam, Detector
 from ..geometry.experiments import Experiments, Still
-from ..geometry.symmetry import asu_map
 from ..util.errors import InputError
 from .boundary import refusing
 from .expt.foreign import as_experiments
@@ -174,15 +173,11 @@ def unmerged_of_jungfraujoch(
     hkl, image, excitation, intensity, sigma, x, y = (
         np.concatenate(column) for column in zip(*parts, strict=True)
     )
-    asu, isym = asu_map(hkl, group)
-    return Unmerged(
+    return Unmerged.observed(
         hkl=hkl,
-        hkl_asu=asu,
-        isym=isym,
         intensity=intensity.astype(float),
         sigma=sigma.astype(float),
         batch=image + 1,
-        image=image,
         excitation_error=excitation,
         xy_px=np.stack([x, y], axis=1).astype(float) + (0.5 - middle),
         cell=cell or gemmi.UnitCell(*np.median(cells, axis=0)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import gemmi
 import numpy as np
@@ -53,6 +54,19 @@ class Unmerged:
 
     def __len__(self) -> int:
         return len(self.hkl)
+
+    @classmethod
+    def observed(
+        cls, hkl: np.ndarray, batch: np.ndarray, space_group: gemmi.SpaceGroup, **rest: Any
+    ) -> Unmerged:
+        """Observations of ``hkl`` (n, 3) on images ``batch`` (n,): what follows from both (the
+        asymmetric unit, and images numbered through without gaps) is filled in.
+        """
+        asu, isym = asu_map(hkl, space_group)
+        image = np.unique(batch, return_inverse=True)[1]
+        columns: dict[str, Any] = {"hkl": hkl, "hkl_asu": asu, "isym": isym}
+        columns |= {"batch": batch, "image": image}
+        return cls(**columns, space_group=space_group, **rest)
 
     def select(self, keep: np.ndarray, reason: str) -> Unmerged:
         """The observations of a boolean mask (n,); the others are counted under ``reason``."""

@@ -7,7 +7,6 @@ from pathlib import Path
 import gemmi
 import numpy as np
 
-from ..geometry.symmetry import asu_map
 from ..util.errors import InputError
 from .unmerged import Unmerged
 
@@ -53,17 +52,13 @@ def unmerged_of_xds(
     frame = np.floor(np.array(xds.zd_array, float)[keep]).astype(int)
     if (frame == frame[0]).all() and len(np.unique(hkl, axis=0)) == len(hkl):
         raise InputError(f"{path}: merged intensities (MERGE=TRUE); give the unmerged ones")
-    asu, isym = asu_map(hkl, group)
     dataset = np.array(xds.iset_array, int)[keep]  # nXDS, XSCALE: a number each
     _, image = np.unique(np.stack([dataset, frame], 1), axis=0, return_inverse=True)
-    return Unmerged(
+    return Unmerged.observed(
         hkl=hkl,
-        hkl_asu=asu,
-        isym=isym,
         intensity=np.array(xds.iobs_array, float)[keep],
         sigma=sigma[keep],
         batch=image.ravel() + 1,
-        image=image.ravel(),
         excitation_error=None,
         xy_px=np.stack([np.array(xds.xd_array), np.array(xds.yd_array)], 1)[keep],
         cell=cell or gemmi.UnitCell(*xds.cell_constants),
