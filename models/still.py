@@ -97,12 +97,13 @@ def model(
     spot_shape: Callable[..., Any] = round_spot,
     errors: Callable[..., Errors] = learned,
     terms: int = 4,
+    correction: Callable[..., jax.Array] = physics.uncorrected,
 ) -> None:
     """Joint density of the unknowns and the frozen statistics of ``obs`` (Observations).
 
-    ``partiality``, ``spot_shape`` and ``errors`` are the pieces that can be replaced; ``terms`` is
-    how many of the six statistics are used: 1 total, 3 with the centroid, 4 with the spread, 6
-    with the quadrupoles.
+    ``partiality``, ``spot_shape``, ``errors`` and ``correction`` are the pieces that can be
+    replaced; ``terms`` is how many of the six statistics are used: 1 total, 3 with the centroid, 4
+    with the spread, 6 with the quadrupoles.
     """
     run = what_the_run_shares(obs, priors)
     wrong = errors(obs, priors, terms)  # what photons and geometry do not explain
@@ -121,6 +122,7 @@ def model(
     # 3. how bright: J_model = G · B_term · p · I_ref
     p = partiality(spot.excitation_error, run.R0, spot.R0_eff)
     scale = jnp.exp(image.log_G) * physics.debye_waller(image.B, obs.norm_q) * p
+    scale = correction(obs, scale)
     J_model = scale * obs.intensity_reference
 
     # what the spot's shoebox then shows

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..geometry.crystal import rotation_matrix, strain_basis
-from ..geometry.detector import beam_frame
+from ..geometry.detector import beam_frame, pixel_to_lab
 from ..geometry.experiments import Still
 from ..geometry.predict import Predictions
 from ..measuring.statistics import Statistics
-from ..physics.observations import Observations
+from ..physics.observations import Metadata, Observations
 
 WASTE = 10_000  # empty slots cost 3 s on two cores, a compilation 10 s
 
@@ -121,6 +122,25 @@ def geometry_observations(
         log_G0=np.array(0.0),
         pixel_inv_angstrom=np.array(pixel_inv_angstrom),
     )
+
+
+def metadata(
+    stills: Sequence[Still], predictions: Predictions, where: Layout, order: np.ndarray
+) -> Metadata:
+    """Where on the detector reflections are, and when their images were taken.
+
+    Args:
+        stills: of the batch, at the current state. order: of each in its run, from 0 to 1.
+    """
+    xy_mm = np.zeros((len(predictions), 2))
+    bounds = np.searchsorted(predictions.image, np.arange(len(stills) + 1))
+    for still, k in zip(stills, map(slice, bounds[:-1], bounds[1:]), strict=True):
+        here = predictions.panel[k], predictions.xy_px[k]
+        xy_mm[k] = pixel_to_lab(still.detector, *here)[:, :2]
+    room = where.shape[0] - len(stills)
+    columns = predictions.panel, *predictions.xy_px.T, *xy_mm.T
+    order = np.concatenate([order, np.repeat(order[-1:], room)])
+    return Metadata._make([*map(where.pad, columns), order[:, None]])
 
 
 def with_statistics(

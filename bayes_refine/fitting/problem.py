@@ -38,6 +38,7 @@ class Settings:
         free_fraction, seed: the free set (``reference.free_set``).
         read_noise: photons rms a pixel.
         weights: ``weights.score_weights`` or ``weights.moment_weights``.
+        metadata: whether observations have ``Metadata``, for models that depend on them.
     """
 
     d_min: float = 2.0
@@ -47,6 +48,7 @@ class Settings:
     seed: int = 0
     read_noise: float = 0.0
     weights: Weights = score_weights
+    metadata: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 
@@ -55,6 +55,9 @@ def geometry_at(
     some = run.stills[images]
     where = padding.layout(predictions.image, run.size, slots)
     pilot = pilot_geometry(some, images_of(state, images, len(some)))
-    return where, padding.geometry_observations(
-        list(some), predictions, where, *pilot, pixel_inv_angstrom
-    )
+    obs = padding.geometry_observations(list(some), predictions, where, *pilot, pixel_inv_angstrom)
+    if run.settings.metadata:
+        order = (np.arange(images.start, images.stop) + 0.5) / len(run.stills)
+        at = stills_at(run, state, images)
+        obs = replace(obs, metadata=padding.metadata(at, predictions, where, order))
+    return where, obs

@@ -8,7 +8,7 @@ from .expected import (
     profile_statistics,
 )
 from .learned_errors import PERFECT, Errors, at_resolution, blurred
-from .observations import STATISTICS, Array, Observations
+from .observations import STATISTICS, Array, Metadata, Observations
 from .partiality import (
     Partiality,
     debye_waller,
@@ -16,6 +16,7 @@ from .partiality import (
     gaussian,
     gaussian_peak,
     lorentzian,
+    uncorrected,
 )
 from .spot import (
     Place,
@@ -34,6 +35,7 @@ __all__ = [
     "Array",
     "Errors",
     "ExpectedStatistics",
+    "Metadata",
     "Observations",
     "Partiality",
     "Place",
@@ -55,4 +57,5 @@ __all__ = [
     "profile_statistics",
     "rotation_matrix_mrad",
     "smeared_spot",
+    "uncorrected",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -10,6 +11,23 @@ import numpy as np
 Array = jax.Array | np.ndarray
 
 STATISTICS = ("intensity", "centroid_radial", "centroid_tangential", "spread", "plus", "cross")
+
+
+class Metadata(NamedTuple):
+    """Where on the detector each reflection is, and when its image was taken.
+
+    Attributes:
+        panel: (n, m) number of the panel. x_px, y_px: (n, m) predicted centre on the panel.
+        x_mm, y_mm: (n, m) predicted centre in the lab frame, one frame for all panels.
+        order: (n, 1) place of the image in its run, from 0 to 1.
+    """
+
+    panel: Array
+    x_px: Array
+    y_px: Array
+    x_mm: Array
+    y_mm: Array
+    order: Array
 
 
 @jax.tree_util.register_dataclass
@@ -37,6 +55,7 @@ class Observations:
         pilot_shift: (n, 3) shift of beam centre x, y and distance at the current state, mm.
         log_G0: ln of the run's first estimate of G.
         pixel_inv_angstrom: median size of a pixel in ε_t, Å⁻¹.
+        metadata: for pieces of a model that depend on them; None where none does.
     """
 
     fit: Array
@@ -66,3 +85,4 @@ class Observations:
     pilot_shift: Array
     log_G0: Array
     pixel_inv_angstrom: Array
+    metadata: Metadata | None = None

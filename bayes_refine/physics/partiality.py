@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from .observations import Array
+from .observations import Array, Observations
 from .spot import Spot
 
 MAX_POWER = 40.0  # of e, in the variance by few blocks; reached from |ε_r| = 6.3 R0_eff, p < 1e-17
@@ -122,3 +122,8 @@ lorentzian = Partiality(_lorentzian_curve, _lorentzian_blocks)
 def debye_waller(B, norm_q) -> Array:
     """B_term = exp(−B/(4d²)), with 1/d = ``norm_q``, B in Å²."""
     return jnp.exp(-0.25 * B * norm_q**2)
+
+
+def uncorrected(obs: Observations, scale: jax.Array) -> jax.Array:
+    """The scale G·B_term·p (n, m) as it is: the default correction of a model."""
+    return scale
