@@ -110,7 +110,8 @@ def small_run(tmp_path_factory) -> SmallRun:
 
 
 def _spoil(data: Path, expt: Path) -> None:
-    """Images 4 to 7: in a truncated file, in none, not a number, of another shape."""
+    """Images 4 to 7: in a truncated file, in none, not a number, of another shape; an image that
+    was not indexed is in the list too."""
     document = json.loads(expt.read_text())
     whole = (data / "master.h5").read_bytes()
     (data / "truncated.h5").write_bytes(whole[: len(whole) // 2])
@@ -124,4 +125,6 @@ def _spoil(data: Path, expt: Path) -> None:
             file["entry/data/data"] = pixels
     for k, name in enumerate(("truncated.h5", "missing.h5", "nan.h5", "shape.h5"), start=4):
         document["imageset"][k] |= {"images": [name], "single_file_indices": [0]}
+    unindexed = {k: v for k, v in document["experiment"][0].items() if k != "crystal"}
+    document["experiment"].append({**unindexed, "identifier": "not indexed"})
     expt.write_text(json.dumps(document))

@@ -108,6 +108,7 @@ def write_results(
             "versions": versions(),
             "method": draws.method,
             **_summary(told, ref, found, settings),
+            "experiments_left_out": prepared.experiments.left_out,
             "posterior": describe(draws, run.fit.sites),
             "noise": asdict(prepared.noise),
             "bad_pixels": prepared.bad_pixels.summary(),

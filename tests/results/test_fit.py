@@ -260,6 +260,8 @@ def test_summary(small_run):
         assert summary["globals"][name]["sd"] > 0
     assert summary["counts"]["images_failed"] == 4
     kinds = summary["counts"]["status"]
+    (why,) = summary["experiments_left_out"]
+    assert "experiment[8]: it has no crystal" in why
     assert kinds["not read"] == 3 and kinds["too few reflections"] == 1
     assert [row["shell"] for row in summary["agreement"]] == [*range(10), "all"]
     assert summary["noise"] == {"gain": 1.0, "read_noise": 0.0}
