@@ -37,7 +37,7 @@ def model(
     place = physics.place_on_detector(obs, image.rotation_mrad, image.strain, run.shift_mm)
     smear = run.R0, run.bandwidth, image.mosaic_mrad2
     spot = physics.smeared_spot(obs, place, *smear, R1_moment, partiality)
-    p = partiality(spot.excitation_error, run.R0, spot.R0_eff)
+    p = partiality.of(spot, run.R0)
     scale = jnp.exp(image.log_G) * physics.debye_waller(image.B, obs.norm_q) * p
     numpyro.deterministic("scale", scale)
     numpyro.deterministic("partiality", p)

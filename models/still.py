@@ -120,7 +120,7 @@ def model(
     spot = physics.blurred(spot, wrong)
 
     # 3. how bright: J_model = G · B_term · p · I_ref
-    p = partiality(spot.excitation_error, run.R0, spot.R0_eff)
+    p = partiality.of(spot, run.R0)
     scale = jnp.exp(image.log_G) * physics.debye_waller(image.B, obs.norm_q) * p
     scale = correction(obs, scale)
     J_model = scale * obs.intensity_reference

@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import infer
 from ..geometry.experiments import Still
-from ..geometry.predict import Predictions
+from ..geometry.predict import Predictions, swept
 from ..measuring.shoebox import Boxes, Shoebox, cut_shoeboxes, shoebox_for_width
 from ..measuring.statistics import Statistics, measure
 from ..physics import reference
@@ -249,7 +249,8 @@ def cut(
         R0_eff: ``state.partiality_width``.
     """
     near = CLAIM * R0_eff(predictions.d[rows], still.beam)
-    claimed = np.abs(predictions.excitation_error[rows]) < near
+    nearest = np.abs(predictions.excitation_error[rows]) - swept(still, predictions.q[rows])
+    claimed = nearest < near
     panel, xy_px = predictions.panel[rows], predictions.xy_px[rows]
     return cut_shoeboxes(image, mask, panel, xy_px, claimed, shoebox)
 

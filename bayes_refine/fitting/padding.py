@@ -121,6 +121,7 @@ def geometry_observations(
         pilot_shift=np.broadcast_to(shift_mm, (n, 3)),
         log_G0=np.array(0.0),
         pixel_inv_angstrom=np.array(pixel_inv_angstrom),
+        half_turn=None if all(s.turn_mrad is None for s in stills) else pad(_half_turn(stills, p)),
     )
 
 
@@ -141,6 +142,13 @@ def metadata(
     columns = predictions.panel, *predictions.xy_px.T, *xy_mm.T
     order = np.concatenate([order, np.repeat(order[-1:], room)])
     return Metadata._make([*map(where.pad, columns), order[:, None]])
+
+
+def _half_turn(stills: list[Still], p: Predictions) -> np.ndarray:
+    """(n, 3) path of relps in half of the exposure, along ŝ, e1 and e2 (``predict.half_turn``)."""
+    turn = np.array([np.zeros(3) if s.turn_mrad is None else s.turn_mrad for s in stills])
+    path = np.cross(5e-4 * turn[p.image], p.q)
+    return np.stack([np.sum(path * e, axis=1) for e in (p.s_hat, p.e1, p.e2)], axis=1)
 
 
 def with_statistics(

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .crystal import Crystal
 from .detector import Beam, Detector
 
@@ -18,7 +20,9 @@ class Still:
         identifier: name of the experiment, unique in a run.
         image_path: the file that holds the image.
         frame: index of the image within that file, from 0.
-        beam, detector, crystal: geometry as indexed.
+        beam, detector, crystal: geometry as indexed, of a turning crystal in the middle of the
+            exposure.
+        turn_mrad: (3,) rotation of the crystal during the exposure, lab axes; None of a still.
     """
 
     identifier: str
@@ -27,6 +31,7 @@ class Still:
     beam: Beam
     detector: Detector
     crystal: Crystal
+    turn_mrad: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

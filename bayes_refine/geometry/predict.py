@@ -103,12 +103,27 @@ def candidate_indices(cell: gemmi.UnitCell, space_group: gemmi.SpaceGroup, d_min
 def near_sphere(
     still: Still, hkl: np.ndarray, d_min: float, excitation_max, d_max: float = 60.0
 ) -> np.ndarray:
-    """The hkl of (m, 3) with d_min ≤ d ≤ d_max and |ε_r| below ``excitation_max`` (of d, Å⁻¹)."""
+    """The hkl of (m, 3) with d_min ≤ d ≤ d_max and |ε_r| below ``excitation_max`` (of d, Å⁻¹) at
+    some time of the exposure.
+    """
     q = hkl @ still.crystal.A.T
     norm_q = np.linalg.norm(q, axis=1)
     excitation = np.linalg.norm(still.beam.s0 + q, axis=1) - 1 / still.beam.wavelength
     keep = (norm_q <= 1 / d_min) & (norm_q >= 1 / d_max)
-    return hkl[keep & (np.abs(excitation) < excitation_max(1 / norm_q))]
+    nearest = np.abs(excitation) - swept(still, q)
+    return hkl[keep & (nearest < excitation_max(1 / norm_q))]
+
+
+def half_turn(still: Still, q: np.ndarray) -> np.ndarray:
+    """(n, 3) path of relps ``q`` (n, 3) in half of the exposure, ½Δφ m×q, lab frame, Å⁻¹."""
+    turn = np.zeros(3) if still.turn_mrad is None else still.turn_mrad
+    return np.cross(5e-4 * turn, q)
+
+
+def swept(still: Still, q: np.ndarray) -> np.ndarray:
+    """(n,) half of the change of ε_r of relps ``q`` (n, 3) during the exposure, Å⁻¹."""
+    s = still.beam.s0 + q
+    return np.abs(np.sum(s * half_turn(still, q), axis=1)) / np.linalg.norm(s, axis=1)
 
 
 def predict(

@@ -28,6 +28,7 @@ from .spot import (
     rotation_matrix_mrad,
     smeared_spot,
 )
+from .turning import gaussian_over_turn
 
 __all__ = [
     "PERFECT",
@@ -49,6 +50,7 @@ __all__ = [
     "effective_width",
     "expected_statistics",
     "gaussian",
+    "gaussian_over_turn",
     "gaussian_peak",
     "given_total",
     "lorentzian",

@@ -51,6 +51,19 @@ class Partiality:
         p = jnp.exp(self.log_curve(excitation_error / R0_eff))
         return R0 / R0_eff * p if self.conserves else p
 
+    def of(self, spot: Spot, R0: Array | float) -> Array:
+        """p (n, m) of spots."""
+        return self(spot.excitation_error, R0, spot.R0_eff)
+
+    def exposed(self, spot: Spot, slopes: tuple[Array, Array], half_turn: Array | None) -> Spot:
+        """The spot over the exposure: that of a still (``turning.OverTurn`` for a turning crystal).
+
+        Args:
+            slopes: (n, m) change of its centroid along e1 and e2 with ε_r/R0_eff.
+            half_turn: ``Observations.half_turn``.
+        """
+        return spot
+
     def displacement(self, x: Array) -> Array:
         """−½ d ln k/dx: mean of a smear s given ε_r, over 2·Var[s]/R0_eff; x for a Gaussian.
 

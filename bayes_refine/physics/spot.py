@@ -43,6 +43,7 @@ class Spot(NamedTuple):
         excitation_error: ε_r. R0_eff: width of the partiality curve.
         shift_1, shift_2: centroid less the predicted centre at the current state.
         m11, m22, m12: second moment. mosaic2: the part of R0_eff² that is mosaic spread.
+        swept: half of the path of a relp along ŝ while the crystal turns; 0 of a still.
     """
 
     excitation_error: Array
@@ -53,6 +54,7 @@ class Spot(NamedTuple):
     m22: Array
     m12: Array
     mosaic2: Array | float = 0.0
+    swept: Array | float = 0.0
 
 
 def rotation_matrix_mrad(rotation_mrad: Array) -> Array:
@@ -114,8 +116,8 @@ def smeared_spot(
             blocks' rotations, mrad²: η² for the same spread about all axes; R1_moment: (M11,
             M22, M12) of the spot without mosaic spread and bandwidth, broadcastable to (n, m),
             Å⁻²: R1²/2, R1²/2, 0 for round spots.
-        partiality: ``partiality.Partiality``, which says how far a spot moves with ε_r, and how
-            much narrower the spot is than the smear.
+        partiality: ``partiality.Partiality``, which says how far a spot moves with ε_r, how much
+            narrower the spot is than the smear, and what the turn of an exposure does.
     """
     q = obs.pilot_setting @ obs.q
     turned = jnp.stack([jnp.cross(q, a, axis=1) for a in (obs.s_hat, obs.e1, obs.e2)], 1) * 1e-3
@@ -127,7 +129,7 @@ def smeared_spot(
     r1, r2 = (-m[:, 0, 1] - bw2 * cot) / R0_eff, -m[:, 0, 2] / R0_eff
     x = place.excitation_error / R0_eff
     moved, narrower = partiality.displacement(x), partiality.narrowing(x)
-    return Spot(
+    spot = Spot(
         excitation_error=place.excitation_error,
         R0_eff=R0_eff,
         shift_1=place.shift_1 + r1 * moved,
@@ -137,6 +139,7 @@ def smeared_spot(
         m12=R1_moment[2] + 0.5 * (m[:, 1, 2] - r1 * r2 * narrower),
         mosaic2=m[:, 0, 0],
     )
+    return partiality.exposed(spot, (r1, r2), obs.half_turn)
 
 
 def mosaic_covariance(mosaic_mrad, shape) -> Array:
