@@ -14,6 +14,7 @@ import typer
 from .. import loading
 from ..fitting import loop, tables
 from ..fitting.checkpoint import Checkpoint
+from ..fitting.exposures import exposed
 from ..fitting.prepare import Prepared, fit, prepare
 from ..fitting.problem import Settings
 from ..io.images import ImageReader
@@ -185,6 +186,9 @@ def fit_command(
             rich_help_panel=DETECTOR,
         ),
     ] = None,
+    oscillation: options.Oscillation = None,
+    spindle: options.Spindle = None,
+    as_stills: options.AsStills = False,
     resume: Annotated[
         bool,
         typer.Option(
@@ -204,7 +208,7 @@ def fit_command(
         chosen = replace(chosen, student_t_nu=student_t)
     given = given_from(space_group, cell)
     found = usable_experiments(experiments, given.space_group, geometry, names)
-    run_of = in_order(some_images(found, images))
+    run_of = exposed(in_order(some_images(found, images)), oscillation, spindle, as_stills)
     if reference_file is None or d_min is not None:
         resolution_limit(d_min, None, run_of.stills)
     ref = None

@@ -211,5 +211,34 @@ Write = Annotated[
         show_default="none",
     ),
 ]
+Oscillation = Annotated[
+    float | None,
+    typer.Option(
+        "--oscillation",
+        metavar="DEG",
+        help="Turn of the crystal during an exposure, degrees; up to 0.5.",
+        show_default="from the .expt, else none: stills",
+        callback=between(0.0, 360.0, "degrees"),
+        rich_help_panel=DETECTOR,
+    ),
+]
+Spindle = Annotated[
+    tuple[float, float, float] | None,
+    typer.Option(
+        "--spindle",
+        metavar="X Y Z",
+        help="Axis that the crystal turns about, in the laboratory.",
+        show_default="from the .expt",
+        rich_help_panel=DETECTOR,
+    ),
+]
+AsStills = Annotated[
+    bool,
+    typer.Option(
+        "--as-stills",
+        help="Take frames of a turning crystal as stills.",
+        rich_help_panel=DETECTOR,
+    ),
+]
 Seed = Annotated[int, seed_option("Of the free set, the random halves and the draws.")]
 SimulationSeed = Annotated[int, seed_option("Of every random number.")]

@@ -14,6 +14,7 @@ from ..physics.priors import Priors
 from ..physics.reference import Reference, check_fits
 from ..util.errors import InputError
 from .checkpoint import Checkpoint
+from .exposures import model_of
 from .loop import RunFit, fit_run
 from .problem import Say, Settings
 from .readable import Unread, readable
@@ -107,8 +108,9 @@ def fit(
     """
     settings = settings_of(run, settings or Settings())
     stills = run.experiments.stills
+    program = model_of(model, stills)
     found = fit_run(
-        stills, run.reference, run.reader, model, priors, settings, progress, checkpoint
+        stills, run.reference, run.reader, program, priors, settings, progress, checkpoint
     )
     return replace(found, unread=run.unread)
 

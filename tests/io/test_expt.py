@@ -410,9 +410,10 @@ def nested(depth):
         (put("imageset", 0, "dx", "dx.pickle"), r"imageset\[0\]\.dx: a map of displaced pixels"),
         (put("imageset", 1, "single_file_indices", [1, 2]), "2 single_file_indices of 1 images"),
         (put("imageset", 1, "single_file_indices", [-1]), r"single_file_indices\[0\]: "),
-        (scan(oscillation=[0.0, 0.1], image_range=[1, 1]), "only stills"),
-        (scan(properties={"oscillation": [0.0], "oscillation_width": [0.1]}), "only stills"),
-        (scan(properties={"oscillation": [0.0, 0.5]}), "only stills"),
+        (scan(oscillation=[0.0, 0.1], image_range=[1, 1]), "goniometer: it is missing"),
+        (scan(oscillation=[0.0, 0.6], image_range=[1, 1]), r"scan\[0\]: 0.6° an image: .* dials"),
+        (scan(properties={"oscillation": [0.0], "oscillation_width": [1.0]}), "1° an image"),
+        (scan(properties={"oscillation": [0.0, -0.7]}), "-0.7° an image"),
     ],
 )
 def test_refusals_name_the_file_and_the_place_in_one_sentence(tmp_path, change, says):

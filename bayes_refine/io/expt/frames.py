@@ -9,7 +9,6 @@ from pathlib import Path
 from ...util.errors import InputError
 from .schema import Document, ExperimentEntry, ImageSetEntry, ScanEntry
 
-STILL_DEG = 1e-3  # a turn below 0.02 mrad is less than orientations are known to
 _MAPS = {
     "gain": "a gain map per pixel: remove it here and give it as --gain-map",
     "pedestal": "a pedestal map per pixel: remove it here and give it as --pedestal-map",
@@ -39,17 +38,12 @@ class Frames:
         ``image_range`` counts frames from 1, of a template with # it is the number of the file.
 
         Raises:
-            InputError: none or several images, a rotation scan, maps of pixels.
+            InputError: none or several images, maps of pixels.
         """
         entry = self._document.experiment[n]
         scan = None if entry.scan is None else self._document.scan[entry.scan]
         where = f"imageset[{entry.imageset}]"
         images = self._document.imageset[entry.imageset]
-        if scan is not None and abs(width := _width(scan)) >= STILL_DEG:
-            raise InputError(
-                f"scan[{entry.scan}]: a rotation scan of {width:g}° an image: only stills can be "
-                "used"
-            )
         for key, what in _MAPS.items():
             if getattr(images, key):
                 raise InputError(f"{where}.{key}: {what}")
@@ -108,16 +102,6 @@ class Frames:
 def absolute(name: str, folder: Path) -> Path:
     """A file that an ``.expt`` in ``folder`` names, ~ and $VARIABLES expanded as DIALS does."""
     return Path(os.path.abspath(folder / os.path.expanduser(os.path.expandvars(name))))
-
-
-def _width(scan: ScanEntry) -> float:
-    """Turn of an image, degrees."""
-    if scan.properties is not None:  # dxtbx since 3.17
-        if scan.properties.oscillation_width:
-            return max(scan.properties.oscillation_width, key=abs)
-        angles = scan.properties.oscillation or []
-        return angles[1] - angles[0] if len(angles) > 1 else 0.0
-    return scan.oscillation[1] if scan.oscillation else 0.0
 
 
 def _one_image(scan: ScanEntry, entry: ExperimentEntry) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from ...geometry.detector import Beam, Detector
 from ...geometry.experiments import Experiments, Still
 from ...util.errors import InputError
 from ...util.text import printable
+from .exposure import Exposure, exposure_of
 from .frames import Frames
 from .models import beam_of, check_in_the_beam, crystal_of, detector_of
 from .names import Named, unique_names
@@ -36,8 +38,8 @@ def read_experiments(path: str | Path) -> Experiments:
 
     Raises:
         InputError: the file is missing, not an experiment list, without a usable experiment,
-            rotation data, or holds a beam, detector or image set that cannot be used; the
-            message names the place in the file.
+            rotation data of more than 0.5° an image, or holds a beam, detector or image set that
+            cannot be used; the message names the place in the file.
     """
     path = Path(path)
     document = _load(path)
@@ -58,12 +60,14 @@ class Contents(NamedTuple):
         stills: in the file's order. numbers: of their experiments in the file.
         left_out: a sentence for each experiment that cannot be used.
         masks: mask files, which are not read.
+        exposures: turns of the crystals; None of stills.
     """
 
     stills: tuple[Still, ...]
     numbers: tuple[int, ...]
     left_out: tuple[str, ...]
     masks: list[str]
+    exposures: tuple[Exposure | None, ...]
 
 
 def parse(document: dict[str, Any], path: Path) -> Contents:
@@ -77,12 +81,14 @@ def parse(document: dict[str, Any], path: Path) -> Contents:
     left_out: list[str] = []
     seen: dict[tuple[str, Path, int, bytes], int] = {}
     parts: list[tuple[int, Path, int, Beam, Detector, Crystal]] = []
+    exposures: list[Exposure | None] = []
     for n, entry in enumerate(entries.experiment):
         b, d = beam(entry.beam), detector(entry.detector)
         try:
             if (entry.beam, entry.detector) not in paired:
                 check_in_the_beam(b, d)
                 paired.add((entry.beam, entry.detector))
+            exposure = exposure_of(entries, n)
             file, frame = frames.of(n)
         except InputError as error:
             raise InputError(f"{path}, experiment[{n}], {error}") from None
@@ -94,12 +100,15 @@ def parse(document: dict[str, Any], path: Path) -> Contents:
         except InputError as error:
             left_out.append(str(error))
             continue
+        if exposure is not None:
+            c = replace(c, A=exposure.mount @ c.A)
         if entry.identifier:
             twin = seen.setdefault((entry.identifier, file, frame, c.A.tobytes()), n)
             if twin != n:
                 left_out.append(f"{path}, experiment[{n}]: it is experiment[{twin}] once more")
                 continue
         parts.append((n, file, frame, b, d, c))
+        exposures.append(exposure)
     if not parts:
         raise InputError(left_out[0])
     names = unique_names(
@@ -108,8 +117,13 @@ def parse(document: dict[str, Any], path: Path) -> Contents:
             for n, file, frame, _, _, c in parts
         ]
     )
-    stills = tuple(Still(name, *part[1:]) for name, part in zip(names, parts, strict=True))
-    return Contents(stills, tuple(part[0] for part in parts), tuple(left_out), frames.masks())
+    turns = [None if exposure is None else exposure.turn_mrad for exposure in exposures]
+    stills = tuple(
+        Still(name, *part[1:], turn_mrad=turn)
+        for name, part, turn in zip(names, parts, turns, strict=True)
+    )
+    numbers = tuple(part[0] for part in parts)
+    return Contents(stills, numbers, tuple(left_out), frames.masks(), tuple(exposures))
 
 
 def _once(key: str, entries: list, make: Callable[[Any], Any], path: Path) -> Callable[[int], Any]:

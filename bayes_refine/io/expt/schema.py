@@ -161,6 +161,7 @@ class ExperimentEntry(_Entry):
     imageset: Index
     crystal: Index | None = None
     scan: Index | None = None
+    goniometer: Any = None  # stills have one that does not matter
 
 
 class Document(_Entry):
@@ -172,6 +173,7 @@ class Document(_Entry):
     crystal: list[CrystalEntry]
     imageset: list[ImageSetEntry]
     scan: list[ScanEntry] = []
+    goniometer: Any = None
 
 
 def checked(document: dict[str, Any], path: Path) -> Document:

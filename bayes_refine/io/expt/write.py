@@ -13,6 +13,7 @@ from ...geometry.crystal import Crystal, tabulated_setting
 from ...geometry.detector import Detector
 from ...geometry.experiments import Experiments
 from ...util.errors import InputError
+from .exposure import Exposure
 from .frames import absolute
 from .read import parse
 
@@ -35,8 +36,10 @@ def write_experiments(path: str | Path, experiments: Experiments) -> None:
     document, source = experiments.document, experiments.path
     contents = parse(document, source)
     original = {
-        still.identifier: (n, still)
-        for n, still in zip(contents.numbers, contents.stills, strict=True)
+        still.identifier: (n, still, exposure)
+        for n, still, exposure in zip(
+            contents.numbers, contents.stills, contents.exposures, strict=True
+        )
     }
     new: dict[str, list] = {key: [] for key in ("experiment", "crystal", "detector", "imageset")}
     places: dict[tuple, int] = {}  # what was written already: stills may share models
@@ -50,14 +53,14 @@ def write_experiments(path: str | Path, experiments: Experiments) -> None:
     for still in experiments.stills:
         if still.identifier not in original:
             raise InputError(f"{source} has no experiment {still.identifier!r} to write back")
-        n, old = original[still.identifier]
+        n, old, exposure = original[still.identifier]
         entry = document["experiment"][n]
         shift = _translation(old.detector, still.detector)
         crystal, detector, imageset = (document[key][entry[key]] for key in list(new)[1:])
         c = place("crystal", crystal, still.crystal.A.tobytes(), still.crystal.hall)
         d = place("detector", detector, shift.tobytes())
         i = place("imageset", imageset)
-        new["crystal"][c] = _crystal_entry(crystal, old.crystal, still.crystal)
+        new["crystal"][c] = _crystal_entry(crystal, old.crystal, still.crystal, exposure)
         new["detector"][d] = new["detector"][d] or _shifted_detector_entry(detector, shift)
         new["imageset"][i] = _with_absolute_paths(imageset, source)
         indices = {"crystal": c, "detector": d, "imageset": i}
@@ -79,14 +82,20 @@ def _translation(old: Detector, new: Detector) -> np.ndarray:
     return shifts.mean(axis=0)
 
 
-def _crystal_entry(entry: dict[str, Any], old: Crystal, new: Crystal) -> dict[str, Any]:
-    """The crystal in the setting of the file: A' = A·Vᵀ of the file's Hall symbol."""
+def _crystal_entry(
+    entry: dict[str, Any], old: Crystal, new: Crystal, exposure: Exposure | None
+) -> dict[str, Any]:
+    """The crystal in the setting of the file: A' = A·Vᵀ of the file's Hall symbol, at the datum of
+    the goniometer if it turns during the exposure.
+    """
     if np.array_equal(old.A, new.A) and old.hall == new.hall:
         return entry
     A, hall = new.A, new.hall
     if hall == old.hall:
         hall = entry["space_group_hall_symbol"]
         A = A @ tabulated_setting(hall)[1].T
+    if exposure is not None:
+        A = exposure.mount.T @ A
     axes = np.linalg.inv(A)
     kept = {key: value for key, value in entry.items() if not key.startswith(_STALE)}
     refined = {f"real_space_{k}": axis.tolist() for k, axis in zip("abc", axes, strict=True)}
