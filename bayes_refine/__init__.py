@@ -17,6 +17,7 @@ Each sub-package needs only those before it: ``util``, ``geometry``, ``physics``
 ``report``, ``results``, ``cli``.
 """
 
+from .fitting.exposures import exposed
 from .fitting.loop import RunFit, fit_run
 from .fitting.posterior_draws import Draws
 from .fitting.prepare import Prepared, fit, prepare
@@ -90,6 +91,7 @@ __all__ = [
     "completeness",
     "estimate_noise",
     "evaluate",
+    "exposed",
     "fit",
     "fit_run",
     "free_set",

@@ -56,7 +56,6 @@ class Observations:
         log_G0: ln of the run's first estimate of G.
         pixel_inv_angstrom: median size of a pixel in ε_t, Å⁻¹.
         metadata: for pieces of a model that depend on them; None where none does.
-
         half_turn: (n, 3, m) path of a relp along ŝ, e1 and e2 in half of the exposure, while the
             crystal turns, Å⁻¹; None of stills.
     """
@@ -89,5 +88,4 @@ class Observations:
     log_G0: Array
     pixel_inv_angstrom: Array
     metadata: Metadata | None = None
-
     half_turn: Array | None = None

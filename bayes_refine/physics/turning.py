@@ -25,7 +25,8 @@ from .spot import Spot
 
 _NARROW = 2e-3  # b below which the box is taken as a Gaussian of its variance
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(12)
-_NODES, _WEIGHTS = (_NODES + 1) / 2, _WEIGHTS / 2  # of integrals from 0 to 1
+_TAU = np.concatenate([(_NODES - 1) / 2, (_NODES + 1) / 2])  # of integrals from −1 to 0 and 0 to 1
+_WEIGHTS = np.tile(_WEIGHTS / 2, 2)
 
 
 class Averaged(NamedTuple):
@@ -114,14 +115,13 @@ def _blocks_over_turn(spot: Spot) -> Array:
     k2, twice = eff2 - spot.mosaic2, eff2 + spot.mosaic2
     x, b = spot.excitation_error / spot.R0_eff, spot.swept / spot.R0_eff
     mean_power = 2 * averaged(x, b).log_curve
-    total = jnp.zeros_like(x)
-    for node, weight in zip(_NODES, _WEIGHTS, strict=True):
-        z = jnp.sqrt(2.0) * spot.swept * (1 - node) / jnp.sqrt(k2)
-        safe = jnp.where(z < 1e-3, 1.0, z)
-        overlap = jnp.where(z < 1e-3, 1 - z**2 / 3, 0.5 * jnp.sqrt(jnp.pi) * erf(safe) / safe)
-        for tau in (node, -node):
-            power = -2 * eff2 / twice * (x + b * tau) ** 2 - mean_power
-            total += weight * (1 - node) * overlap * jnp.exp(jnp.minimum(power, MAX_POWER))
+    rest = (1 - jnp.abs(_TAU)).reshape(-1, *[1] * x.ndim)
+    z = jnp.sqrt(2.0) * spot.swept / jnp.sqrt(k2) * rest
+    safe = jnp.where(z < 1e-3, 1.0, z)
+    overlap = jnp.where(z < 1e-3, 1 - z**2 / 3, 0.5 * jnp.sqrt(jnp.pi) * erf(safe) / safe)
+    power = -2 * eff2 / twice * (x + b * _TAU.reshape(rest.shape)) ** 2 - mean_power
+    weight = _WEIGHTS.reshape(rest.shape) * rest * overlap
+    total = jnp.sum(weight * jnp.exp(jnp.minimum(power, MAX_POWER)), 0)
     return jnp.maximum(eff2 / jnp.sqrt(k2 * twice) * total - 1, 0.0)
 
 

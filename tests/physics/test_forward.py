@@ -181,11 +181,11 @@ def test_mosaic_covariance_keeps_its_size():
     np.testing.assert_allclose(round_[0], 0.49 * np.eye(3))
 
 
-def spot_of(obs, geometry=PILOT) -> physics.Spot:
+def spot_of(obs, geometry=PILOT, curve=physics.gaussian) -> physics.Spot:
     R1_moment = (SIMULATION.R1**2 / 2, SIMULATION.R1**2 / 2, 0.0)
     place = physics.place_on_detector(obs, *map(jnp.asarray, geometry))
     smear = SIMULATION.R0, SIMULATION.bandwidth, jnp.asarray(SPREAD)
-    return physics.smeared_spot(obs, place, *smear, R1_moment, physics.gaussian)
+    return physics.smeared_spot(obs, place, *smear, R1_moment, curve)
 
 
 def test_spot_is_the_simulator_s_gaussian(pilot):
@@ -238,9 +238,11 @@ def some_relps(predictions):
     return chosen
 
 
+@pytest.mark.parametrize("turn", [None, (2.0, -3.0, 1.0)], ids=["still", "turning"])
 @pytest.mark.parametrize("which", range(4))
-def test_spot_is_the_sum_of_its_blocks_and_wavelengths(pilot, which):
-    """Rays of exactly rotated blocks at each wavelength, weight exp(−ε_r²/R0²); R1 aside.
+def test_spot_is_the_sum_of_its_blocks_and_wavelengths(pilot, which, turn):
+    """Rays of exactly rotated blocks at each wavelength, weight exp(−ε_r²/R0²); R1 aside.  A
+    crystal that turns by ``turn`` mrad has blocks at all times of the exposure.
 
     3·10⁵ draws of which a third count: means to 0.5 % of a width, variances to 1 %; second
     order in ε_r/|q| is another per cent.
@@ -251,6 +253,12 @@ def test_spot_is_the_sum_of_its_blocks_and_wavelengths(pilot, which):
     n, beam = 300_000, indexed[predictions.image[i]].beam
     omega = rng.multivariate_normal(np.zeros(3), SPREAD[0] / 2, n)
     q = rotation_matrix(omega) @ predictions.q[i]
+    curve = physics.gaussian
+    if turn is not None:
+        q = np.einsum("nij,nj->ni", rotation_matrix(rng.uniform(-0.5, 0.5, (n, 1)) * turn), q)
+        turning = [replace(still, turn_mrad=np.array(turn)) for still in indexed]
+        obs = geometry_observations(turning, predictions, where, *PILOT, 1e-3)
+        curve = physics.gaussian_over_turn
     lam = beam.wavelength * (1 + beam.bandwidth * rng.standard_normal(n))
     s = q + beam.s0_direction / lam[:, None]
     length = np.linalg.norm(s, axis=1)
@@ -260,8 +268,9 @@ def test_spot_is_the_sum_of_its_blocks_and_wavelengths(pilot, which):
     mean = weight @ epsilon / weight.sum()
     M = np.einsum("n,ni,nj->ij", weight, epsilon - mean, epsilon - mean) / weight.sum()
 
-    spot = {k: where.flat(v)[i] for k, v in spot_of(obs)._asdict().items()}
-    p = physics.gaussian(spot["excitation_error"], SIMULATION.R0, spot["R0_eff"])
+    found = spot_of(obs, curve=curve)
+    p = where.flat(curve.of(found, SIMULATION.R0))[i]
+    spot = {k: where.flat(v)[i] for k, v in found._asdict().items() if np.ndim(v)}
     own = SIMULATION.R1**2 / 2
     width = sqrt(spot["m22"] - own)
     assert weight.mean() == pytest.approx(float(p), rel=0.03)
