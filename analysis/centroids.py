@@ -52,10 +52,10 @@ def centroids(run: br.RunFit, model, priors: br.Priors) -> dict[str, np.ndarray]
         sd = np.stack([sd[:, k][fit] for k in (1, 2)], 1) / unit
     fall = np.outer(norm_q - 0.25, values["position_error_fall"])
     beyond = np.exp(values["log_position_error"] - fall)
-    eta = 1e-3 * np.exp(values["log_mosaic_image_mrad"])
-    m2 = np.asarray((eta * obs.norm_q * obs.cos_theta) ** 2)
+    mosaic_rad = 1e-3 * np.exp(values["log_mosaic_image_mrad"])
+    mosaic_variance = np.asarray((mosaic_rad * obs.norm_q * obs.cos_theta) ** 2)
     bw2 = np.asarray(physics.bandwidth_width(obs, np.exp(values["log_bandwidth"])) ** 2)
-    rr = np.exp(2 * values["log_R0"]) + m2 + bw2
+    rr = np.exp(2 * values["log_R0"]) + mosaic_variance + bw2
     tan = np.asarray(obs.sin_theta / obs.cos_theta)
     to_px = np.linalg.inv(r.frame[rows])
     return {
@@ -66,7 +66,7 @@ def centroids(run: br.RunFit, model, priors: br.Priors) -> dict[str, np.ndarray]
         "counting": np.sqrt(np.maximum(sd**2 - beyond**2, 0)),
         "beyond": beyond,
         "bandwidth": (-bw2 / tan / rr)[fit],
-        "mosaic": (m2 * tan / rr)[fit],
+        "mosaic": (mosaic_variance * tan / rr)[fit],
         "off_px": np.einsum("nij,nj->ni", to_px, off),
         "xy_px": r.xy_px[rows],
     }

@@ -46,9 +46,13 @@ def alone(curvature, fit, data):
     """(n, k + s, k + s) Hessian of −ln p of each image as if it were the run."""
     found = []
     for i in range(len(fit.image)):
-        arrow = curvature(fit.image[i : i + 1], fit.shared, image_of(data, i, len(fit.image)))
-        top = np.concatenate([arrow.blocks[0], arrow.border[0]], axis=1)
-        below = np.concatenate([np.asarray(arrow.border[0]).T, arrow.shared], axis=1)
+        block_hessian = curvature(
+            fit.image[i : i + 1], fit.shared, image_of(data, i, len(fit.image))
+        )
+        top = np.concatenate([block_hessian.blocks[0], block_hessian.coupling[0]], axis=1)
+        below = np.concatenate(
+            [np.asarray(block_hessian.coupling[0]).T, block_hessian.shared], axis=1
+        )
         found.append(np.concatenate([top, below]))
     return np.array(found)
 
@@ -136,7 +140,7 @@ def correlations(hessian, where, free=None):
 
 def in_the_run(fit):
     """Correlations of ln G with the shared ln R0, and with the image's own R1 and geometry."""
-    slope = np.linalg.solve(fit.image_precision, fit.border)
+    slope = np.linalg.solve(fit.image_precision, fit.coupling)
     cross = -slope @ fit.shared_covariance  # (n, k, s)
     covariance = fit.image_covariance()
     sd = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
@@ -161,10 +165,10 @@ def in_the_run(fit):
 def of_run(name, stills, reference, reader, settings):
     """Print and return the couplings of each likelihood on one run."""
     fitted = br.fit_run(stills, reference, reader, FACTORED, br.Priors(), settings)
-    run, seen, state, priors = at_mode(fitted, reference, reader, FACTORED, settings)
-    observed, rows = seen.observations.whole(), {}
-    fit = br.map_fit(FACTORED, seen.observations, priors, init=state, exact=False)
-    pixels = pixels_of(run, seen, state, priors)
+    run, measurements, state, priors = at_mode(fitted, reference, reader, FACTORED, settings)
+    observed, rows = measurements.observations.whole(), {}
+    fit = br.map_fit(FACTORED, measurements.observations, priors, init=state, exact=False)
+    pixels = pixels_of(run, measurements, state, priors)
     pixels = frozen(pixels, infer.evaluate(PER_PIXEL, state, pixels, priors)["spots"])
     noises = {
         "Poisson": pixel_noise.poisson,

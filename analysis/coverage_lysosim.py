@@ -22,7 +22,7 @@ from lysosim import SHARED, load, robust_sd, rotation_error_mrad
 
 import bayes_refine as br
 from bayes_refine import infer, physics
-from bayes_refine.physics.observations import Observations
+from bayes_refine.physics.observations import SpotStatistics
 
 LEVELS = (0.5, 0.9, 0.95)
 N_DRAWS = 1000
@@ -40,7 +40,7 @@ def coverage(levels: np.ndarray) -> list[float]:
     return [float(np.mean(levels <= p)) for p in LEVELS]
 
 
-def few(obs: Observations, images) -> Observations:
+def few(obs: SpotStatistics, images) -> SpotStatistics:
     """The observations of some of the images."""
     names = [f.name for f in fields(obs) if f.name not in NOT_BY_IMAGE]
     return replace(obs, **{name: getattr(obs, name)[np.asarray(images)] for name in names})
@@ -48,32 +48,32 @@ def few(obs: Observations, images) -> Observations:
 
 def mean_orientation(draws, rng: np.random.Generator, blocks=None) -> np.ndarray:
     """Mean of the blocks' rotations about nominal, (d, n, 3) mrad: N(0, η²LLᵀ/2N)."""
-    eta, shape = np.exp(draws["log_mosaic_image_mrad"]), draws["mosaic_shape"]
-    covariance = physics.mosaic_covariance(eta.reshape(-1), shape.reshape(-1, 5))
-    lower = np.linalg.cholesky(covariance).reshape(*eta.shape[:2], 3, 3)
+    mosaic_mrad, shape = np.exp(draws["log_mosaic_image_mrad"]), draws["mosaic_shape"]
+    covariance = physics.mosaic_covariance(mosaic_mrad.reshape(-1), shape.reshape(-1, 5))
+    lower = np.linalg.cholesky(covariance).reshape(*mosaic_mrad.shape[:2], 3, 3)
     speckle = np.maximum(draws["speckle"], 0)[:, None, None] if blocks is None else blocks**-0.5
-    white = rng.standard_normal((*eta.shape[:2], 3))
+    white = rng.standard_normal((*mosaic_mrad.shape[:2], 3))
     return np.einsum("dnij,dnj->dni", lower, white) * speckle / np.sqrt(2)
 
 
-def of_blocks(obs: Observations, values, n_blocks: int, rng: np.random.Generator) -> np.ndarray:
+def of_blocks(obs: SpotStatistics, values, n_blocks: int, rng: np.random.Generator) -> np.ndarray:
     """(n, 6, m) statistics that crystals of ``n_blocks`` mosaic blocks would have given.
 
     p is the mean over blocks of their own curves, blocks rotated by N(0, η²/2) an axis about the
     refined orientation; counting noise; nothing else is wrong.
     """
     R0 = jnp.exp(values["log_R0"])
-    eta, bandwidth = jnp.exp(values["log_mosaic_mrad"]), jnp.exp(values["log_bandwidth"])
+    mosaic_mrad, bandwidth = jnp.exp(values["log_mosaic_mrad"]), jnp.exp(values["log_bandwidth"])
     R1 = jnp.exp(values["log_R1"])
     where = values["rotation_mrad"][:, 0], values["strain"][:, 0], values["detector_shift_mm"]
-    spread = jnp.tile(eta**2 * jnp.eye(3), (len(R1), 1, 1))
+    spread = jnp.tile(mosaic_mrad**2 * jnp.eye(3), (len(R1), 1, 1))
     round_spot = R1**2 / 2, R1**2 / 2, 0.0
     place = physics.place_on_detector(obs, *where)
     curve = physics.gaussian
     spot = physics.smeared_spot(obs, place, R0, bandwidth, spread, round_spot, curve)
     G = jnp.exp(values["log_G"]) * physics.debye_waller(values["B"], obs.norm_q)
     smooth = curve(spot.excitation_error, R0, spot.R0_eff)
-    turned = 1e-3 * float(eta) / np.sqrt(2) * rng.standard_normal((n_blocks, len(R1), 3))
+    turned = 1e-3 * float(mosaic_mrad) / np.sqrt(2) * rng.standard_normal((n_blocks, len(R1), 3))
     lever = jnp.cross(obs.q, obs.s_hat, axis=1)
     R_k = jnp.sqrt(R0**2 + physics.bandwidth_width(obs, bandwidth) ** 2)
     p = 0.0
@@ -177,13 +177,13 @@ def main() -> None:
     print(f"ω: Laplace sd {np.median(sd, 0).round(4)}, error {error[good].std(0).round(4)} mrad")
     values = run.fit.values()
     speckle = float(values["speckle"])
-    eta = float(np.median(np.exp(values["log_mosaic_image_mrad"])))
+    mosaic_mrad = float(np.median(np.exp(values["log_mosaic_image_mrad"])))
     print(
-        f"η {eta:.3f} mrad, speckle {speckle:.4f} ± {float(run.fit.sd('speckle')):.4f},"
+        f"η {mosaic_mrad:.3f} mrad, speckle {speckle:.4f} ± {float(run.fit.sd('speckle')):.4f},"
         f" {speckle**-2:.1f} blocks:"
-        f" mean orientation {eta * speckle / np.sqrt(2):.3f} mrad an axis; needed"
+        f" mean orientation {mosaic_mrad * speckle / np.sqrt(2):.3f} mrad an axis; needed"
         f" {np.sqrt(np.mean(error[good] ** 2 - sd**2)):.3f}, that is"
-        f" {eta**2 / 2 / np.mean(error[good] ** 2 - sd**2):.1f} blocks"
+        f" {mosaic_mrad**2 / 2 / np.mean(error[good] ** 2 - sd**2):.1f} blocks"
     )
 
     # scale about one common offset, B as it is

@@ -21,7 +21,7 @@ from lysosim import SHARED, load
 from robustness import near_sphere_rms
 
 import bayes_refine as br
-from bayes_refine.fitting.state import moved, pilot_geometry
+from bayes_refine.fitting.state import geometry_of, moved
 from bayes_refine.per_pixel import compare
 
 MODEL = br.load_model("still")
@@ -94,7 +94,7 @@ def main() -> None:
     for name, blinded in kinds.items():
         fit = br.map_fit(MODEL, blinded(observations), priors, init=start, exact=False)
         values, table[name] = fit.values(), shares(fit, priors)
-        stills = moved(run.indexed, *pilot_geometry(run.indexed, values))
+        stills = moved(run.indexed, *geometry_of(run.indexed, values))
         rms = 1e5 * np.median(near_sphere_rms(stills, run.reflections, truth))
         log_G = compare.robust_sd(values["log_G"][:, 0] - np.log(truth.G))
         B = compare.robust_sd(values["B"][:, 0] - truth.B)

@@ -21,14 +21,14 @@ from lysosim import SHARED, gauge, load
 
 import bayes_refine as br
 from bayes_refine import infer
-from bayes_refine.fitting.measure_run import MIN_COVERED, Kept, measured
+from bayes_refine.fitting.measure_run import MIN_COVERED, Plan, measure_run
 from bayes_refine.fitting.merge_fit import intensities_of_fit, measured_of
 from bayes_refine.fitting.problem import prepare_run
 from bayes_refine.fitting.start import BROAD_MARGIN, spot_width
 from bayes_refine.fitting.state import tails
 from bayes_refine.fitting.tables import mean_cell, usable_images
 from bayes_refine.geometry.miller import pack_hkl
-from bayes_refine.indexing.rough_scales import rough_scales
+from bayes_refine.indexing.first_scales import first_scales
 from bayes_refine.measuring.weights import moment_weights, score_weights
 from bayes_refine.merging.agreement import pearson, r1_intensity
 from bayes_refine.merging.average import merge
@@ -63,9 +63,9 @@ def as_indexed(stills, reader, weights):
     few = run.few(np.arange(min(len(stills), 16)))
     state = {"log_R1": np.full((len(stills), 1), spot_width(few, priors))}
     status = np.full(len(stills), "", object)
-    seen = measured(run, state, priors, status, Kept(), BROAD_MARGIN, lambda line: None)
+    measurements = measure_run(run, state, priors, status, Plan(), BROAD_MARGIN, lambda line: None)
     columns = []
-    for batch in seen.batches:
+    for batch in measurements.batches:
         p, s = batch.predictions, batch.statistics
         J, ok = s.value[:, 0] / p.polarisation, s.covered > MIN_COVERED
         rows = p.hkl, p.image + batch.images.start, J, p.excitation_error
@@ -88,7 +88,7 @@ def steps(stills, reader, group, cell):
     found.append(averaged(*summed[:3], np.ones(len(summed[0])), group))
     found.append(averaged(hkl, image, J, one, group))
     for offset in (None, excitation):
-        g = rough_scales(hkl, image, J, offset, cell, group)
+        g = first_scales(hkl, image, J, offset, cell, group)
         found.append(averaged(hkl, image, J, g / np.median(g), group))
 
     model, priors, settings = br.load_model("still"), br.Priors(), br.Settings(d_min=D_MIN)

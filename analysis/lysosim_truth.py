@@ -118,10 +118,13 @@ def main() -> None:
     print(
         f"rotation error, sd by axis: {turned.std(0).round(4)} mrad; Laplace sd {laplace.round(4)}"
     )
-    eta = float(np.exp(values["log_mosaic_mrad"])) / np.sqrt(2)
+    mosaic_rms_mrad = float(np.exp(values["log_mosaic_mrad"])) / np.sqrt(2)
     # ten domains, the first unturned; their spread about their own mean is what the spots show
-    mean_of_ten = eta / np.sqrt(0.9) * np.sqrt(9) / 10
-    print(f"mosaic rms {eta:.3f} mrad an axis; the mean of ten domains lies {mean_of_ten:.3f} off")
+    mean_of_ten = mosaic_rms_mrad / np.sqrt(0.9) * np.sqrt(9) / 10
+    print(
+        f"mosaic rms {mosaic_rms_mrad:.3f} mrad an axis; the mean of ten domains lies"
+        f" {mean_of_ten:.3f} off"
+    )
     print(
         f"rms ε_r error of the mean orientation against the nominal one:"
         f" {mosaic_floor(run, truth, mean_of_ten):.3g} Å⁻¹, which no estimate can go below"

@@ -44,7 +44,7 @@ def simulated(folder: Path, **changed):
     expt = br.simulate_run(br.Simulation(mosaic_rad=3e-4, **changed), folder)
     stills = br.read_experiments(expt).stills
     with h5py.File(folder / "truth.h5") as file:
-        truth = compare.Truth(file["A"][()], file["G"][()], file["B"][()])
+        truth = compare.TrueImages(file["A"][()], file["G"][()], file["B"][()])
         bandwidth = float(file.attrs["bandwidth"])
     stills = [replace(s, beam=replace(s.beam, bandwidth=bandwidth)) for s in stills]
     return stills, br.read_reference(folder / "reference.mtz"), truth
@@ -71,10 +71,10 @@ def show(name, tables, out):
 
 def race(stills, reference, reader, settings) -> dict[str, tuple[float, int]]:
     """CPU ms an image and steps of one fit from one start, on the same shoeboxes."""
-    run, seen, state, priors = at_start(stills, reference, reader, FACTORED, settings)
-    pixels = pixels_of(run, seen, state, priors)
+    run, measurements, state, priors = at_start(stills, reference, reader, FACTORED, settings)
+    pixels = pixels_of(run, measurements, state, priors)
     pixels = frozen(pixels, infer.evaluate(PER_PIXEL, state, pixels, priors)["spots"])
-    factored = (FACTORED, seen.observations, priors)
+    factored = (FACTORED, measurements.observations, priors)
     fits = {
         "factored, Fisher's curvature": lambda: br.map_fit(*factored, init=state, exact=False),
         "factored, exact at the end": lambda: br.map_fit(*factored, init=state),
@@ -118,7 +118,7 @@ def main() -> None:
 
     stills, reference, true = load(options.data, options.images)
     with br.ImageReader() as reader:
-        truth = compare.Truth(true.A, true.G, true.B)
+        truth = compare.TrueImages(true.A, true.G, true.B)
         tables["lysosim"] = table_of(stills, reference, truth, reader, settings, options.times)
         show("lysosim", tables, options.out)
 

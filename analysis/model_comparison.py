@@ -1,7 +1,7 @@
 """Which model would have predicted the data best, had it not seen them?
 
 Partiality forms, normal and Student-t residuals, round and elliptical spots, with and without
-each term, on the same frozen statistics of the same reflections: one pilot measures, then every
+each term, on the same frozen statistics of the same reflections: one state measures, then every
 model is fitted to that.  PSIS-LOO by reflection (all that a shoebox says is left out together)
 and by image (an image's own unknowns integrated over their prior), from importance-weighted
 draws.  Round spots predict the quadrupoles too, so that both forms of R1 face all six
@@ -56,7 +56,7 @@ def by_reflection(x: Assessed, scored=None) -> infer.Loo:
     return infer.leave_out(whole, judged, x.nested.log_weights)
 
 
-def show(title: str, models: dict[str, infer.Loo], groups=None) -> list[infer.Compared]:
+def show(title: str, models: dict[str, infer.Loo], groups=None) -> list[infer.ModelComparison]:
     """Print a table of differences; with ``groups``, their standard error over images too."""
     rows = infer.compare(models)
     over = {r.name: r.difference_se for r in infer.compare(models, groups)} if len(groups) else {}

@@ -8,20 +8,22 @@ from pathlib import Path
 import numpy as np
 
 import bayes_refine as br
-from bayes_refine.fitting.measure_run import Kept, measured
+from bayes_refine.fitting.measure_run import Plan, measure_run
 from bayes_refine.fitting.problem import prepare_run
-from bayes_refine.fitting.start import scout
+from bayes_refine.fitting.start import find_start
 
 
 def at_start(stills, reference, reader, model, settings, priors=None):
-    """Run, what is seen at the state that the scouts found, that state, and the priors."""
+    """Run, what is measured at the state that the start found, that state, and the priors."""
     priors = priors or br.Priors()
     run = prepare_run(stills, reference, reader, model, priors, settings)
-    start = scout(run, priors, lambda line: None)
+    start = find_start(run, priors, lambda line: None)
     state = {**start.state, **start.after}
     status = np.full(len(run.stills), "", dtype=object)
-    seen = measured(run, state, priors, status, start.kept, settings.margin, lambda line: None)
-    return run, seen, {**state, "log_G": seen.log_G}, priors
+    measurements = measure_run(
+        run, state, priors, status, start.plan, settings.margin, lambda line: None
+    )
+    return run, measurements, {**state, "log_G": measurements.log_G}, priors
 
 
 def at_mode(fitted, reference, reader, model, settings, priors=None):
@@ -30,12 +32,12 @@ def at_mode(fitted, reference, reader, model, settings, priors=None):
     run = prepare_run(fitted.indexed, reference, reader, model, priors, settings)
     state = fitted.fit.values()
     status = np.full(len(run.stills), "", dtype=object)
-    kept = Kept(
+    plan = Plan(
         log_G0=float(np.asarray(fitted.observations.log_G0)),
         pixel_inv_angstrom=float(np.asarray(fitted.observations.pixel_inv_angstrom)),
     )
-    seen = measured(run, state, priors, status, kept, settings.margin, lambda line: None)
-    return run, seen, state, priors
+    measurements = measure_run(run, state, priors, status, plan, settings.margin, lambda line: None)
+    return run, measurements, state, priors
 
 
 def thermolysin(data: Path, reader: br.ImageReader):

@@ -29,7 +29,7 @@ from pixel_start import at_mode, thermolysin
 import bayes_refine as br
 from bayes_refine import infer
 from bayes_refine.fitting import measure_run
-from bayes_refine.fitting.state import moved, pilot_geometry
+from bayes_refine.fitting.state import geometry_of, moved
 from bayes_refine.geometry.crystal import Crystal, rotation_matrix
 from bayes_refine.measuring import statistics
 from bayes_refine.per_pixel import compare, curvature, pixel_noise
@@ -133,9 +133,11 @@ def wrong_reference(reference, share, factor, seed=0):
 
 def refit(fitted, reference, reader, settings):
     """Both likelihoods on what is measured where a clean fit ended: {method: Fit}."""
-    run, seen, state, priors = at_mode(fitted, reference, reader, FACTORED, settings)
-    found = {"factored": br.map_fit(FACTORED, seen.observations, priors, init=state, exact=False)}
-    pixels = pixels_of(run, seen, state, priors)
+    run, measurements, state, priors = at_mode(fitted, reference, reader, FACTORED, settings)
+    found = {
+        "factored": br.map_fit(FACTORED, measurements.observations, priors, init=state, exact=False)
+    }
+    pixels = pixels_of(run, measurements, state, priors)
     pixels = frozen(pixels, infer.evaluate(PER_PIXEL, state, pixels, priors)["spots"])
     for name, noise in NOISES.items():
         found[name] = curvature.pixel_fit(PER_PIXEL, noise, pixels, priors, state)
@@ -161,7 +163,7 @@ def errors(fits, fitted, truth):
     out = {}
     for method, fit in fits.items():
         values = fit.values()
-        stills = moved(fitted.indexed, *pilot_geometry(fitted.indexed, values))
+        stills = moved(fitted.indexed, *geometry_of(fitted.indexed, values))
         rms = near_sphere_rms(stills, fitted.reflections, truth)
         log_G = values["log_G"][:, 0] - np.log(truth.G)
         out[method] = 1e5 * float(np.median(rms)), compare.robust_sd(log_G)

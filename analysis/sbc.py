@@ -126,7 +126,7 @@ def resampled(setup: Setup, made: Replicate, draws, rng: np.random.Generator):
     phi = np.concatenate([draws[k].reshape(n, -1) for k in shared], 1)
     theta -= fit.image + fit.image_shift
     phi -= fit.shared + fit.shared_shift
-    theta += np.einsum("nks,ds->dnk", np.linalg.solve(fit.image_precision, fit.border), phi)
+    theta += np.einsum("nks,ds->dnk", np.linalg.solve(fit.image_precision, fit.coupling), phi)
     gauss = -0.5 * np.einsum("dnk,nkl,dnl->d", theta, fit.image_precision, theta)
     gauss -= 0.5 * np.einsum("ds,st,dt->d", phi, np.linalg.inv(fit.shared_covariance), phi)
     log_w = target - gauss

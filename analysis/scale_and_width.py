@@ -37,9 +37,9 @@ def columns(fit: br.Fit, name: str) -> int:
 
 
 def correlation(fit: br.Fit) -> np.ndarray:
-    """(n,) posterior correlation of ln G_i and ln R0, from the arrow's factors."""
+    """(n,) posterior correlation of ln G_i and ln R0, from the factors of the block Hessian."""
     g, r = columns(fit, "log_G"), columns(fit, "log_R0")
-    slope = np.linalg.solve(fit.image_precision, fit.border)[:, g]
+    slope = np.linalg.solve(fit.image_precision, fit.coupling)[:, g]
     cross = -slope @ fit.shared_covariance[:, r]
     variance = fit.image_covariance()[:, g, g] * fit.shared_covariance[r, r]
     return cross / np.sqrt(variance)

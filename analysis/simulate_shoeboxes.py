@@ -17,17 +17,17 @@ from scipy.spatial.transform import Rotation
 
 import bayes_refine as br
 from bayes_refine import infer
-from bayes_refine.fitting.measure_run import Batch, Kept, Seen
+from bayes_refine.fitting.measure_run import Batch, MeasuredRun, Plan
 from bayes_refine.fitting.one_round import Movement, one_round
 from bayes_refine.fitting.problem import Run
 from bayes_refine.geometry import predict
 from bayes_refine.geometry.crystal import strain_basis
-from bayes_refine.physics.observations import Observations
+from bayes_refine.physics.observations import SpotStatistics
 from bayes_refine.simulation.pixels import background_photons, spot_photons
 from bayes_refine.simulation.spots import predict_spots, relp_covariance
 from bayes_refine.simulation.truth import (
-    Reference,
-    Truth,
+    SimulatedTruth,
+    TrueIntensities,
     random_rotations,
     reference_intensities,
     square_detector,
@@ -112,12 +112,12 @@ class Setup:
     skewed: bool = False  # errors of J_model gamma distributed, not normal as the model has them
 
     @cached_property
-    def reference(self) -> Reference:
+    def reference(self) -> TrueIntensities:
         """Unique intensities, known to the fit."""
         return reference_intensities(self.simulation, np.random.default_rng(self.reference_seed))
 
     @cached_property
-    def sphere(self) -> Reference:
+    def sphere(self) -> TrueIntensities:
         """Their equivalents and mates."""
         return whole_sphere(self.simulation.hall, self.reference)
 
@@ -202,7 +202,7 @@ def true_spots(setup: Setup, stills, truth: dict[str, np.ndarray], i: int):
     detector = square_detector(
         s, s.distance_mm + along, s.beam_center_px + np.array([x, y]) / s.pixel_size_mm
     )
-    here = Truth(
+    here = SimulatedTruth(
         A=(turn @ (np.eye(3) + strain) @ crystal.A)[None],
         G=np.exp(truth["log_G"][i]),
         B=truth["B"][i],
@@ -237,9 +237,9 @@ def with_discrepancies(setup: Setup, spots, relp, truth, rng: np.random.Generato
     norm_q = np.linalg.norm(spots.q, axis=1)
     sigma = relp_covariance(relp, spots.q, spots.frame)
     k2 = relp.R0**2 + 0.5 * (relp.bandwidth * wavelength * norm_q**2) ** 2
-    m2 = sigma[:, 0, 0] - k2
-    power = 2 * spots.epsilon_r**2 * (1 / (k2 + m2) - 1 / (k2 + 2 * m2))
-    of_one = (k2 + m2) / np.sqrt(k2 * (k2 + 2 * m2)) * np.exp(power) - 1
+    mosaic_variance = sigma[:, 0, 0] - k2
+    power = 2 * spots.epsilon_r**2 * (1 / (k2 + mosaic_variance) - 1 / (k2 + 2 * mosaic_variance))
+    of_one = (k2 + mosaic_variance) / np.sqrt(k2 * (k2 + 2 * mosaic_variance)) * np.exp(power) - 1
     error = np.exp(truth["log_model_error"] - truth["model_error_fall"] * (norm_q - 0.25))
     variance = error**2 + of_one * max(truth["speckle"], 0.0) ** 2
     fall = np.exp(-np.outer(truth["position_error_fall"], norm_q - 0.25))
@@ -280,18 +280,18 @@ class Replicate:
 
     truth: dict[str, np.ndarray]
     fit: br.Fit
-    seen: Seen
+    measurements: MeasuredRun
     movement: Movement
 
     @property
-    def observations(self) -> Observations:
+    def observations(self) -> SpotStatistics:
         """All reflections, the free ones too; ``fit`` marks those that were fitted."""
-        return self.seen.observations.whole()
+        return self.measurements.observations.whole()
 
     @property
     def batch(self) -> Batch:
         """The same, flat, with predictions and statistics."""
-        return self.seen.batches[0]
+        return self.measurements.batches[0]
 
 
 def run_of(setup: Setup, stills, images: np.ndarray) -> Run:
@@ -304,22 +304,22 @@ def run_of(setup: Setup, stills, images: np.ndarray) -> Run:
 
 def fit_pixels(
     setup: Setup, stills, images: np.ndarray, n_rounds: int = 5, start: dict | None = None
-) -> tuple[br.Fit, Seen, Movement]:
+) -> tuple[br.Fit, MeasuredRun, Movement]:
     """The library's rounds from the prior means, or from ``start``; the last one exact.
 
-    As many as a run's scouts and the run itself have together: two and three.
+    As many as a run's start and the run itself have together: two and three.
     """
     run, n = run_of(setup, stills, images), len(stills)
     state = {"log_G": np.zeros((n, 1)), **(start or {})}
-    kept = Kept(slots=SLOTS, log_G0=0.0, pixel_inv_angstrom=setup.pixel)
+    plan = Plan(slots=SLOTS, log_G0=0.0, pixel_inv_angstrom=setup.pixel)
     status = np.full(n, "", dtype=object)
     for k in range(n_rounds):
         last = k == n_rounds - 1
         found = one_round(
-            run, state, setup.priors, status, kept, setup.settings.margin, last, lambda line: None
+            run, state, setup.priors, status, plan, setup.settings.margin, last, lambda line: None
         )
-        state, seen = found.state, found.seen
-    return found.fit, seen, found.movement
+        state, measurements = found.state, found.measurements
+    return found.fit, measurements, found.movement
 
 
 def replicate(setup: Setup, seed, n_rounds: int = 5) -> Replicate:

@@ -33,12 +33,12 @@ def measure(data: Path, n: int) -> None:
         total = time.perf_counter() - started
     fit = sum(m.seconds_fit for m in run.movement)
     measured = sum(m.seconds_measure for m in run.movement)
-    scouts = total - fit - measured
+    start = total - fit - measured
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
         f"{n} images: {1e3 * total / n:.0f} ms an image end to end: measuring three rounds"
         f" {1e3 * measured / n:.0f}, fitting {1e3 * fit / n:.0f}, finding a start"
-        f" {1e3 * scouts / n:.0f}; Newton steps {[m.iterations for m in run.movement]};"
+        f" {1e3 * start / n:.0f}; Newton steps {[m.iterations for m in run.movement]};"
         f" peak memory {peak:.2f} GiB",
         flush=True,
     )

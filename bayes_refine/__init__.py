@@ -47,7 +47,7 @@ from .io.reference import read_reference
 from .io.unmerged import Unmerged
 from .io.unmerged_mtz import read_unmerged
 from .loading import load_file, load_model, model_names
-from .measuring.detector_noise import Noise, estimate_noise, noise_for
+from .measuring.detector_noise import DetectorNoise, estimate_noise, noise_for
 from .merging.agreement import completeness, pearson, r_split, shell_edges, shell_table
 from .merging.average import Merged
 from .merging.merge import MergeRun, MergeSettings, merge_run
@@ -63,10 +63,13 @@ from .util.errors import InputError
 
 __version__ = "0.1.0"
 
+DetectorNoise = DetectorNoise  # its name before
+
 __all__ = [
     "Beam",
     "Crystal",
     "Detector",
+    "DetectorNoise",
     "Draws",
     "Experiments",
     "Fit",
@@ -75,7 +78,6 @@ __all__ = [
     "MergeRun",
     "MergeSettings",
     "Merged",
-    "Noise",
     "Predictions",
     "Prepared",
     "Priors",

@@ -8,16 +8,16 @@ import numpyro.distributions as dist
 
 from bayes_refine import physics
 from bayes_refine.infer import log_normal, normal
-from bayes_refine.physics import Errors, Observations
+from bayes_refine.physics import Errors, SpotStatistics
 from bayes_refine.physics.priors import Priors
 
 
-def perfect(obs: Observations, priors: Priors, terms: int) -> Errors:
+def perfect(obs: SpotStatistics, priors: Priors, terms: int) -> Errors:
     """No errors: the plain model.  Residuals are normal, and only counting makes them vary."""
     return physics.PERFECT
 
 
-def learned(obs: Observations, priors: Priors, terms: int) -> Errors:
+def learned(obs: SpotStatistics, priors: Priors, terms: int) -> Errors:
     """How far the model is off, learned from all images of the run."""
     error = log_normal("model_error", priors.model_error, priors.log_model_error_sd)
     # The error may change with resolution: weak, wide spots err otherwise than strong, sharp ones.

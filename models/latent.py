@@ -15,11 +15,11 @@ import numpyro.distributions as dist
 from bayes_refine import physics
 from bayes_refine.infer import log_normal
 from bayes_refine.merging.latent import AmplitudePrior
-from bayes_refine.merging.observations import Observations, ScalingPriors
+from bayes_refine.merging.observations import IntegratedObservations, ScalingPriors
 from bayes_refine.physics import true_intensities
 
 
-def wilson(obs: Observations, priors: ScalingPriors) -> AmplitudePrior:
+def wilson(obs: IntegratedObservations, priors: ScalingPriors) -> AmplitudePrior:
     """Wilson's prior: ln Σ(d) at knots."""
     n_knots = obs.knot_weight.shape[1]
     log_Sigma = numpyro.sample(
@@ -29,12 +29,12 @@ def wilson(obs: Observations, priors: ScalingPriors) -> AmplitudePrior:
 
 
 def model(
-    obs: Observations,
+    obs: IntegratedObservations,
     priors: ScalingPriors,
     partiality: physics.Partiality = physics.lorentzian,
     amplitude_prior: Callable[..., AmplitudePrior] = wilson,
 ) -> None:
-    """Joint density of the unknowns and the observations, ``merging.observations.Observations``.
+    """Joint density of the unknowns and of integrated observations.
 
     ``partiality`` and ``amplitude_prior`` are the two pieces that can be replaced.
     """

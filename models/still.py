@@ -15,7 +15,7 @@ import numpyro.distributions as dist
 
 from bayes_refine import load_file, physics
 from bayes_refine.infer import log_normal, normal
-from bayes_refine.physics import Errors, Observations, Partiality
+from bayes_refine.physics import Errors, Partiality, SpotStatistics
 from bayes_refine.physics.priors import Priors
 
 _errors = load_file("_learned_errors")
@@ -44,7 +44,7 @@ class Image(NamedTuple):
     R1: jax.Array
 
 
-def what_the_run_shares(obs: Observations, priors: Priors) -> Run:
+def what_the_run_shares(obs: SpotStatistics, priors: Priors) -> Run:
     """Sample the width of the partiality curve and the place of the detector."""
     R0 = log_normal("R0", priors.R0_inv_angstrom, priors.log_R0_sd)
     bandwidth = log_normal("bandwidth", obs.bandwidth, priors.log_bandwidth_sd)
@@ -53,7 +53,7 @@ def what_the_run_shares(obs: Observations, priors: Priors) -> Run:
     return Run(R0, bandwidth, mosaic, normal("detector_shift_mm", 0.0, shift_sd, 3))
 
 
-def what_an_image_has(obs: Observations, priors: Priors, run: Run) -> Image:
+def what_an_image_has(obs: SpotStatistics, priors: Priors, run: Run) -> Image:
     """Sample scale, B, orientation, cell, mosaic spread and spot width, in the plate of images."""
     log_G = numpyro.sample("log_G", dist.Normal(obs.log_G0, priors.log_G_sd))
     B = numpyro.sample("B", dist.Normal(priors.B_mean, priors.B_sd))
@@ -66,7 +66,7 @@ def what_an_image_has(obs: Observations, priors: Priors, run: Run) -> Image:
     return Image(log_G, B, rotation[:, 0], strain[:, 0], mosaic_mrad2, R1)
 
 
-def round_spot(obs: Observations, R1: jax.Array, priors: Priors):
+def round_spot(obs: SpotStatistics, R1: jax.Array, priors: Priors):
     """(M11, M22, M12), Å⁻², of a round spot exp(−|ε_t|²/R1²)."""
     return R1**2 / 2, R1**2 / 2, 0.0
 
@@ -78,7 +78,7 @@ def residual(mean, variance, nu) -> dist.Distribution:
     return dist.StudentT(nu, mean, jnp.sqrt(variance))
 
 
-def likelihood(obs: Observations, mean, variance, errors: Errors) -> None:
+def likelihood(obs: SpotStatistics, mean, variance, errors: Errors) -> None:
     """Observe the statistics of every shoebox that informs the fit: the total, then the moments."""
     with (
         numpyro.plate("image", mean.shape[0], dim=-2),
@@ -91,7 +91,7 @@ def likelihood(obs: Observations, mean, variance, errors: Errors) -> None:
 
 
 def model(
-    obs: Observations,
+    obs: SpotStatistics,
     priors: Priors,
     partiality: Partiality = physics.gaussian,
     spot_shape: Callable[..., Any] = round_spot,
@@ -99,7 +99,7 @@ def model(
     terms: int = 4,
     correction: Callable[..., jax.Array] = physics.uncorrected,
 ) -> None:
-    """Joint density of the unknowns and the frozen statistics of ``obs`` (Observations).
+    """Joint density of the unknowns and the frozen statistics of ``obs`` (SpotStatistics).
 
     ``partiality``, ``spot_shape``, ``errors`` and ``correction`` are the pieces that can be
     replaced; ``terms`` is how many of the six statistics are used: 1 total, 3 with the centroid, 4

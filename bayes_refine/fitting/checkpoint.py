@@ -17,8 +17,8 @@ from ..measuring.ice_rings import Ring
 from ..util.errors import InputError
 from ..util.folder import flush_to_disk
 from ..util.status import Status
-from .crosswise_reference import Known, Running
-from .measure_run import Kept
+from .crosswise_reference import CrosswiseReference, Known
+from .measure_run import Plan
 from .one_round import Movement
 from .problem import Run
 from .state import State
@@ -39,7 +39,7 @@ class Progress:
     rounds: int
     state: State
     status: np.ndarray
-    kept: Kept
+    plan: Plan
     movement: tuple[Movement, ...]
 
 
@@ -67,14 +67,14 @@ class Checkpoint:
     def save(self, progress: Progress, run: Run) -> None:
         """Replace the progress: the new state is complete on disk before the record names it."""
         arrays = {f"state/{k}": np.asarray(v) for k, v in progress.state.items()}
-        if run.running is not None:
-            arrays |= {f"known/{k}": v for k, v in run.running.known._asdict().items()}
-            arrays |= {"fold": run.running.fold, "intensity": run.running.reference.intensity}
+        if run.crosswise is not None:
+            arrays |= {f"known/{k}": v for k, v in run.crosswise.known._asdict().items()}
+            arrays |= {"fold": run.crosswise.fold, "intensity": run.crosswise.reference.intensity}
         record = {
             "made_of": dict(self.made_of),
             "rounds": progress.rounds,
             "status": [str(s) for s in progress.status],
-            "kept": progress.kept._asdict(),
+            "plan": progress.plan._asdict(),
             "movement": [asdict(m) for m in progress.movement],
             "ice": [[str(path), frame, v] for (path, frame), v in run.ice.found.items()],
         }
@@ -128,13 +128,13 @@ class Checkpoint:
                 record["rounds"],
                 state,
                 status,
-                Kept(**record["kept"]),
+                Plan(**record["plan"]),
                 tuple(Movement(**m) for m in record["movement"]),
             )
             for path, frame, rings in record["ice"]:
                 run.ice.found[Path(path), frame] = tuple(Ring(*ring) for ring in rings)
-            if run.running is not None:
-                run = _knowing(run, run.running, arrays)
+            if run.crosswise is not None:
+                run = _knowing(run, run.crosswise, arrays)
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise InputError(
                 f"{self.folder}: is damaged ({error}); leave out --resume to begin again"
@@ -142,11 +142,11 @@ class Checkpoint:
         return progress, run
 
 
-def _knowing(run: Run, running: Running, arrays: Mapping[str, np.ndarray]) -> Run:
+def _knowing(run: Run, crosswise: CrosswiseReference, arrays: Mapping[str, np.ndarray]) -> Run:
     known = Known(**{k: arrays[f"known/{k}"] for k in Known._fields})
-    reference = replace(running.reference, intensity=arrays["intensity"])
-    now = replace(running, reference=reference, known=known, fold=arrays["fold"])
-    return replace(run, ref=reference, running=now)
+    reference = replace(crosswise.reference, intensity=arrays["intensity"])
+    now = replace(crosswise, reference=reference, known=known, fold=arrays["fold"])
+    return replace(run, ref=reference, crosswise=now)
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:

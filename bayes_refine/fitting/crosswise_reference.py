@@ -38,7 +38,7 @@ class Known(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Running:
+class CrosswiseReference:
     """The current estimate of intensities, from all images and from all but each fold.
 
     Attributes:
@@ -84,7 +84,7 @@ def wilson_of(hkl: np.ndarray, reference: Reference) -> tuple[np.ndarray, np.nda
 
 def start(
     cell: gemmi.UnitCell, space_group: gemmi.SpaceGroup, d_min: float, n_images: int
-) -> Running:
+) -> CrosswiseReference:
     """The estimate before anything is measured: Wilson's mean ε·exp(−B/2d²), B = 20 Å²."""
     hkl = np.asarray(gemmi.make_miller_array(cell, space_group, d_min), np.int32)
     hkl = hkl[~absent(hkl, space_group)]
@@ -94,10 +94,10 @@ def start(
     reference = Reference(
         hkl, mean, cell, space_group, "Wilson statistics and the images themselves"
     )
-    return Running(reference, none, np.arange(n_images) % FOLDS)
+    return CrosswiseReference(reference, none, np.arange(n_images) % FOLDS)
 
 
-def renewed(old: Running, measured: Measured) -> Running:
+def renewed(old: CrosswiseReference, measured: Measured) -> CrosswiseReference:
     """The estimate from a run's observations, and from those of all folds but each.
 
     Each posterior is computed by quadrature without any observation of its fold.  Weights of
@@ -123,7 +123,7 @@ def renewed(old: Running, measured: Measured) -> Running:
     return replace(_knowing(now, measured, found), fold=fold)
 
 
-def _knowing(old: Running, measured: Measured, found: np.ndarray) -> Running:
+def _knowing(old: CrosswiseReference, measured: Measured, found: np.ndarray) -> CrosswiseReference:
     """The estimate with mean and sd ``found`` (2, rows, m)."""
     now = replace(old, known=Known(pack_hkl(np.asarray(measured.hkl)), *found))
     intensity = now.together(now.reference.hkl)[0]

@@ -1,4 +1,4 @@
-"""Indexing all stills of a run alike before any fit: measure, rough scales, choose, apply."""
+"""Indexing all stills of a run alike before any fit: measure, first scales, choose, apply."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import numpy as np
 
 from ..geometry.experiments import Still
 from ..indexing.ambiguity import ambiguity, reindexed_stills
+from ..indexing.first_scales import first_scales
 from ..indexing.leave_image_out import Integrated
 from ..indexing.reindex import Reindexing, choose, choose_by_reference, nothing_to_choose
-from ..indexing.rough_scales import rough_scales
 from ..physics.priors import Priors
-from .measure_run import MIN_COVERED, Batch, Kept, measured
+from .measure_run import MIN_COVERED, Batch, Plan, measure_run
 from .problem import BATCH, Run, Say
 from .start import BROAD_MARGIN, spot_width
 
@@ -38,12 +38,12 @@ def stills_alike(
     few = run.few(np.unique(np.linspace(0, n - 1, BATCH).astype(int)))
     state = {"log_R1": np.full((n, 1), spot_width(few, priors))}
     unusable = np.full(n, "", dtype=object)
-    seen = measured(run, state, priors, unusable, Kept(), BROAD_MARGIN, say)
+    measurements = measure_run(run, state, priors, unusable, Plan(), BROAD_MARGIN, say)
 
     hkl, image, J, excitation, polarisation, variance, variance_signal = (
-        np.concatenate(column) for column in zip(*map(_columns, seen.batches), strict=True)
+        np.concatenate(column) for column in zip(*map(_columns, measurements.batches), strict=True)
     )
-    g = rough_scales(hkl, image, J / polarisation, excitation, run.ref.cell, run.ref.space_group)
+    g = first_scales(hkl, image, J / polarisation, excitation, run.ref.cell, run.ref.space_group)
     obs = Integrated(hkl, image, J, g * polarisation, variance, variance_signal, n)
     settings = run.settings
     if by_reference:

@@ -13,7 +13,7 @@ from ..geometry.experiments import Still
 from ..indexing.reindex import Reindexing
 from ..io.images import ImageReader
 from ..measuring.ice_rings import Ring
-from ..physics.observations import Observations
+from ..physics.observations import SpotStatistics
 from ..physics.priors import Priors
 from ..physics.reference import Reference
 from ..util.status import Kind
@@ -21,16 +21,16 @@ from ..util.store import Store
 from . import crosswise_reference
 from .checkpoint import Checkpoint, Progress
 from .claims import claims_of, judged
-from .crosswise_reference import Running
+from .crosswise_reference import CrosswiseReference
 from .index_alike import stills_alike
-from .measure_run import Batch, Seen
+from .measure_run import Batch, MeasuredRun
 from .merge_fit import measured_of
 from .one_round import Movement, Round, one_round
 from .problem import Run, Say, Settings, prepare_run
 from .readable import Unread
 from .reflections import Reflections, reflections_of
-from .start import BROAD_MARGIN, scout
-from .state import State, moved, pilot_geometry, tails
+from .start import BROAD_MARGIN, find_start
+from .state import State, geometry_of, moved, tails
 
 SET_ASIDE = (Kind.NO_SIGNAL, Kind.DOUBTFUL)  # left out of the last round
 LEARNING_ROUNDS = 2  # additional rounds where the intensities are learned too
@@ -73,10 +73,10 @@ class RunFit:
     @property
     def given_reference(self) -> Reference | None:
         """The reference that the fit was given; None of a fit without."""
-        return None if self.problem.running is not None else self.reference
+        return None if self.problem.crosswise is not None else self.reference
 
     @property
-    def observations(self) -> Observations:
+    def observations(self) -> SpotStatistics:
         """The observations of the fit, all images together in memory."""
         return self.observed.whole()
 
@@ -140,7 +140,7 @@ def refine(
         The fitted run, and its last round.
     """
     settings = run.settings
-    rounds = settings.rounds + (LEARNING_ROUNDS if run.running else 0)
+    rounds = settings.rounds + (LEARNING_ROUNDS if run.crosswise else 0)
     found: R | None = None
     now, margin, after = priors, settings.margin, {}
     earlier = checkpoint.load(run) if checkpoint is not None else None
@@ -148,47 +148,47 @@ def refine(
         done, run = earlier
         say(f"going on after round {done.rounds} of {rounds}")
     else:
-        start = scout(run, priors, say)
+        start = find_start(run, priors, say)
         status = np.full(len(run.stills), "", dtype=object)
-        done = Progress(0, start.state, status, start.kept, ())
+        done = Progress(0, start.state, status, start.plan, ())
         if settings.rounds == 1:  # there is no round for a broad curve
             done = replace(done, state={**start.state, **start.after})
         else:
             now, margin, after = start.broad, BROAD_MARGIN, start.after
-    state, status, kept, movement = done.state, done.status, done.kept, list(done.movement)
+    state, status, plan, movement = done.state, done.status, done.plan, list(done.movement)
     for round_ in range(done.rounds + 1, rounds + 1):
         say(f"round {round_} of {rounds}: {len(run.stills)} images")
         last = round_ == rounds
         found = None  # frees the memory of the round before
-        found = step(run, state, now, status, kept, margin, last, say)
-        state, kept = found.state, found.seen.kept
+        found = step(run, state, now, status, plan, margin, last, say)
+        state, plan = found.state, found.measurements.plan
         movement.append(found.movement)
         say(f"round {round_}: {found.movement}")
         if round_ == rounds - 1:  # doubtful images do not inform the last round
-            said = _judged(run, found.seen, state, priors, found.fit)
+            said = _judged(run, found.measurements, state, priors, found.fit)
             wrong = (status == "") & np.isin([s.kind for s in said], SET_ASIDE)
             status[wrong] = said[wrong]
-        if run.running is not None:
-            state = state if last else _pinned(state, found.seen)
-            run = _renewed(run, run.running, found.seen, state, priors)
+        if run.crosswise is not None:
+            state = state if last else _pinned(state, found.measurements)
+            run = _renewed(run, run.crosswise, found.measurements, state, priors)
         if round_ == 1 and not last:
             state = {**state, **after}
         now, margin = priors, settings.margin
         if checkpoint is not None and not last:
-            checkpoint.save(Progress(round_, state, status, kept, tuple(movement)), run)
+            checkpoint.save(Progress(round_, state, status, plan, tuple(movement)), run)
 
     assert found is not None, "a fit has at least one round"
-    said = _judged(run, found.seen, state, priors, found.fit)
+    said = _judged(run, found.measurements, state, priors, found.fit)
     fitted = RunFit(
-        stills=moved(run.stills, *pilot_geometry(run.stills, state)),
+        stills=moved(run.stills, *geometry_of(run.stills, state)),
         indexed=run.stills,
         reindexing=reindexing,
         reference=run.ref,
         status=np.where(status == "", said, status),
         fit=found.fit,
-        reflections=_reflections(run, found.seen, state, priors),
-        batches=found.seen.batches,
-        observed=found.seen.observations,
+        reflections=_reflections(run, found.measurements, state, priors),
+        batches=found.measurements.batches,
+        observed=found.measurements.observations,
         movement=tuple(movement),
         ice=tuple(run.ice.of(still) for still in run.stills),
         problem=run,
@@ -197,33 +197,37 @@ def refine(
     return fitted, found
 
 
-def _reflections(run: Run, seen: Seen, state: State, priors: Priors) -> Reflections:
-    parts = seen.batches, seen.observations.parts
+def _reflections(run: Run, measurements: MeasuredRun, state: State, priors: Priors) -> Reflections:
+    parts = measurements.batches, measurements.observations.parts
     return reflections_of(*parts, run.ref, run.model, state, priors)
 
 
-def _renewed(run: Run, old: Running, seen: Seen, state: State, priors: Priors) -> Run:
+def _renewed(
+    run: Run, old: CrosswiseReference, measurements: MeasuredRun, state: State, priors: Priors
+) -> Run:
     """The run with the images' estimate of intensities after a round."""
-    r = _reflections(run, seen, state, priors)
+    r = _reflections(run, measurements, state, priors)
     rows = np.flatnonzero(r.informs)
     nu = tails(state, priors)
     now = crosswise_reference.renewed(old, measured_of(r, rows, run.ref.space_group, 0.0, nu))
-    return replace(run, ref=now.reference, running=now)
+    return replace(run, ref=now.reference, crosswise=now)
 
 
-def _pinned(state: State, seen: Seen) -> State:
+def _pinned(state: State, measurements: MeasuredRun) -> State:
     """The state with the means of ln G and B over images fixed: without a reference a common scale
     and a common B cannot be told from the intensities."""
-    usable = seen.counts > 0
+    usable = measurements.counts > 0
     pinned = dict(state)
-    for name, mean in (("log_G", seen.kept.log_G0 or 0.0), ("B", 0.0)):
+    for name, mean in (("log_G", measurements.plan.log_G0 or 0.0), ("B", 0.0)):
         if name in state:
             pinned[name] = state[name] - np.mean(state[name][usable]) + mean
     return pinned
 
 
-def _judged(run: Run, seen: Seen, state: State, priors: Priors, fit: infer.Fit) -> np.ndarray:
+def _judged(
+    run: Run, measurements: MeasuredRun, state: State, priors: Priors, fit: infer.Fit
+) -> np.ndarray:
     """(n,) statuses: the fit's, or that of an image that is not what it claims (``claims``)."""
-    r = _reflections(run, seen, state, priors)
+    r = _reflections(run, measurements, state, priors)
     names = [still.identifier for still in run.stills]
     return judged(fit, claims_of(r, tails(state, priors), names, run.settings.seed))

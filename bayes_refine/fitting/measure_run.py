@@ -13,7 +13,7 @@ from ..geometry.predict import Predictions, swept
 from ..measuring.shoebox import Boxes, Shoebox, cut_shoeboxes, shoebox_for_width
 from ..measuring.statistics import Statistics, measure
 from ..physics import reference
-from ..physics.observations import Observations
+from ..physics.observations import SpotStatistics
 from ..physics.priors import Priors
 from ..util.errors import InputError
 from ..util.status import Kind, Status
@@ -28,8 +28,8 @@ UNKNOWN = 1e3  # sd over mean of a reference intensity that says nothing
 CLAIM = 1.5  # |ε_r| in R0_eff (p > 10 %) up to which a spot spoils its neighbours
 
 
-class Kept(NamedTuple):
-    """Numbers of the start or the first round that later rounds take over.
+class Plan(NamedTuple):
+    """Numbers that the start fixes for all rounds, so that shapes and units stay the same.
 
     Attributes:
         slots: reflections that an image has room for (``padding.slots``), a compiled shape.
@@ -62,38 +62,38 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Seen:
+class MeasuredRun:
     """Measurements of all n images in one round.
 
     Attributes:
         batches, observations: of the same images, on disk.
         counts: (n,) number of reflections that inform the fit. log_G: (n, 1) start of the scales.
-        kept: for the next round.
+        plan: for the next round.
     """
 
     batches: Store[Batch]
     observations: infer.Batches
     counts: np.ndarray
     log_G: np.ndarray
-    kept: Kept
+    plan: Plan
 
 
-def measured(
+def measure_run(
     run: Run,
     state: State,
     priors: Priors,
     status: np.ndarray,
-    kept: Kept,
+    plan: Plan,
     margin: float,
     say: Say,
-) -> Seen:
+) -> MeasuredRun:
     """Predict and measure all images at a state.
 
     Args:
         state: absent sites start at their prior mean, scales at the measured ones.
         status: (n,) ``util.status.Status`` or ""; written to for each image that turns out not to
             be usable.
-        kept: ``Seen.kept`` of the round before.
+        plan: the ``MeasuredRun.plan`` of the round before.
         margin: largest |ε_r| of reflections that are taken, in R0_eff.
 
     Raises:
@@ -106,18 +106,18 @@ def measured(
     counts = np.concatenate([np.bincount(p.image, minlength=run.size) for p in predicted])[:n]
     if not counts.any():
         raise InputError("no reflection is predicted on the detector; check d_min and the geometry")
-    kept = kept._replace(slots=padding.slots(counts, kept.slots))
-    pixel = kept.pixel_inv_angstrom
+    plan = plan._replace(slots=padding.slots(counts, plan.slots))
+    pixel = plan.pixel_inv_angstrom
     if pixel is None:
         pixel = pixel_size(next(p for p in predicted if len(p)))
-        kept = kept._replace(pixel_inv_angstrom=pixel)
+        plan = plan._replace(pixel_inv_angstrom=pixel)
 
     found: Store[Batch] = Store()
-    observed: Store[Observations] = Store()
+    observed: Store[SpotStatistics] = Store()
     log_G, informing, shoebox = np.zeros((n, 1)), np.zeros(n, int), None
     for images, predictions in zip(batches, predicted, strict=True):
-        batch, obs, log_G[images], kept, shoebox = _measured_batch(
-            run, state, priors, status, kept, pixel, predictions, images, shoebox
+        batch, obs, log_G[images], plan, shoebox = _measured_batch(
+            run, state, priors, status, plan, pixel, predictions, images, shoebox
         )
         found.append(batch)
         observed.append(obs)
@@ -129,12 +129,12 @@ def measured(
     if not informing.any():
         raise InputError(f"no image can be used; the first one: {status[0]}")
 
-    return Seen(found, infer.Batches(observed, run.size, n), informing, log_G, kept)
+    return MeasuredRun(found, infer.Batches(observed, run.size, n), informing, log_G, plan)
 
 
-def _measured_batch(run, state, priors, status, kept: Kept, pixel, predictions, images, shoebox):
+def _measured_batch(run, state, priors, status, plan: Plan, pixel, predictions, images, shoebox):
     """One batch, its observations and first scales, and what the first batch fixes for all."""
-    where, obs = geometry_at(run, state, predictions, images, kept.slots, pixel)
+    where, obs = geometry_at(run, state, predictions, images, plan.slots, pixel)
     n, here = images.stop - images.start, images_of(state, images, run.size)
     scaled = "log_G" in state
     sites = infer.evaluate(run.model, {"log_G": np.zeros((run.size, 1)), **here}, obs, priors)
@@ -163,7 +163,7 @@ def _measured_batch(run, state, priors, status, kept: Kept, pixel, predictions, 
     for k in np.flatnonzero((counts == 0) & (said == "")):
         said[k] = Status(Kind.TOO_FEW, f"0 of {predicted[k]} predicted")
     informs &= (said == "")[predictions.image]
-    log_G0 = kept.log_G0
+    log_G0 = plan.log_G0
     if scaled and log_G0 is not None:
         log_G = here["log_G"][:n]
     else:
@@ -181,7 +181,7 @@ def _measured_batch(run, state, priors, status, kept: Kept, pixel, predictions, 
         log_G0 if log_G0 is not None else 0.0,
     )
     batch = Batch(images, where, predictions, statistics, intensity, sd, free, informs)
-    return batch, obs, log_G, kept._replace(log_G0=log_G0), shoebox
+    return batch, obs, log_G, plan._replace(log_G0=log_G0), shoebox
 
 
 def _first_scales(total, J1, informs, image, n, log_G0):
@@ -213,8 +213,8 @@ def references(run: Run, predictions: Predictions, images: slice):
     Without a reference I_ref is the estimate of the other images, and no reflection is free.
     """
     hkl, settings = predictions.hkl, run.settings
-    if run.running is not None:
-        mean, sd = run.running.without(hkl, predictions.image + images.start)
+    if run.crosswise is not None:
+        mean, sd = run.crosswise.without(hkl, predictions.image + images.start)
         return mean, sd, np.zeros(len(hkl), bool), mean
     intensity = run.ref.lookup(hkl)
     free = reference.free_set(hkl, settings.free_fraction, settings.seed, run.ref.space_group)

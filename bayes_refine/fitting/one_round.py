@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import infer
 from ..physics.priors import Priors
-from .measure_run import Kept, Seen, measured
+from .measure_run import MeasuredRun, Plan, measure_run
 from .problem import Run, Say
 from .state import State
 
@@ -43,13 +43,13 @@ class Round:
     """The result of one round.
 
     Attributes:
-        state: the new state. fit: the mode that the state is of. seen: the measurements.
+        state: the new state. fit: the mode that the state is of. measurements: of all images.
         movement: from the state before to the new one.
     """
 
     state: State
     fit: infer.Fit
-    seen: Seen
+    measurements: MeasuredRun
     movement: Movement
 
 
@@ -58,7 +58,7 @@ def one_round(
     state: State,
     priors: Priors,
     status: np.ndarray,
-    kept: Kept,
+    plan: Plan,
     margin: float,
     last: bool,
     say: Say,
@@ -66,19 +66,19 @@ def one_round(
     """Predict, measure and fit the statistics once from a state.
 
     Args:
-        state, status, kept, margin: as ``measure_run.measured`` takes them.
+        state, status, plan, margin: as ``measure_run`` takes them.
         last: fit to convergence with the exact curvature, shared unknowns at their marginal mode.
 
     Raises:
-        InputError: as ``measure_run.measured``.
+        InputError: as ``measure_run``.
     """
     started = time.perf_counter()
-    seen = measured(run, state, priors, status, kept, margin, say)
+    measurements = measure_run(run, state, priors, status, plan, margin, say)
     ready = time.perf_counter()
-    old = {**state, "log_G": seen.log_G}
+    old = {**state, "log_G": measurements.log_G}
     fit = infer.map_fit(
         run.model,
-        seen.observations,
+        measurements.observations,
         priors,
         init=old,
         tolerance=1e-2 if last else 0.5,
@@ -87,22 +87,24 @@ def one_round(
         progress=say,
     )
     if last:
-        fit = infer.marginal_fit(run.model, seen.observations, priors, fit=fit, progress=say)
+        fit = infer.marginal_fit(
+            run.model, measurements.observations, priors, fit=fit, progress=say
+        )
     seconds = (ready - started, time.perf_counter() - ready)
     new = fit.values()
-    return Round(new, fit, seen, movement_of(old, new, seen, fit, *seconds))
+    return Round(new, fit, measurements, movement_of(old, new, measurements, fit, *seconds))
 
 
 def movement_of(
     old: State,
     new: State,
-    seen: Seen,
+    measurements: MeasuredRun,
     fit: infer.Fit,
     seconds_measure: float,
     seconds_fit: float,
 ) -> Movement:
     """The change of the state in a round, over the images that could be used."""
-    usable = seen.counts > 0
+    usable = measurements.counts > 0
 
     def rms(name):
         if name not in new:

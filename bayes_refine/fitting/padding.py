@@ -12,7 +12,7 @@ from ..geometry.detector import beam_frame, pixel_to_lab
 from ..geometry.experiments import Still
 from ..geometry.predict import Predictions
 from ..measuring.statistics import Statistics
-from ..physics.observations import Metadata, Observations
+from ..physics.observations import Metadata, SpotStatistics
 
 WASTE = 10_000  # empty slots cost 3 s on two cores, a compilation 10 s
 
@@ -69,7 +69,7 @@ def geometry_observations(
     strain: np.ndarray,
     shift_mm: np.ndarray,
     pixel_inv_angstrom: float,
-) -> Observations:
+) -> SpotStatistics:
     """Observations with the geometry filled in and the statistics still zero.
 
     Args:
@@ -93,7 +93,7 @@ def geometry_observations(
     q_indexed = np.einsum("nij,nj->ni", np.stack([s.crystal.A for s in stills])[image], p.hkl)
     pad = where.pad
     n, m = n_m = where.shape
-    return Observations(
+    return SpotStatistics(
         fit=np.zeros(n_m, bool),
         statistics=np.zeros((n, 6, m)),
         response=np.zeros((n, 6, 6, m)),
@@ -101,7 +101,7 @@ def geometry_observations(
         variance_signal=np.zeros((n, 6, m)),
         width=np.ones(n_m),
         saturation=np.ones(n_m),
-        pilot_moment=np.zeros((n, 3, m)),
+        template_moment=np.zeros((n, 3, m)),
         intensity_reference=np.zeros(n_m),
         reference_error=np.zeros(n_m),
         norm_q=pad(np.linalg.norm(p.q, axis=1), 0.1),
@@ -117,8 +117,8 @@ def geometry_observations(
         wavevector=np.array([[1 / s.beam.wavelength] for s in stills]),
         bandwidth=np.array(stills[0].beam.bandwidth),
         strain_basis=basis,
-        pilot_setting=rotation_matrix(rotation_mrad) @ stretch,
-        pilot_shift=np.broadcast_to(shift_mm, (n, 3)),
+        current_setting=rotation_matrix(rotation_mrad) @ stretch,
+        current_shift=np.broadcast_to(shift_mm, (n, 3)),
         log_G0=np.array(0.0),
         pixel_inv_angstrom=np.array(pixel_inv_angstrom),
         half_turn=None if all(s.turn_mrad is None for s in stills) else pad(_half_turn(stills, p)),
@@ -152,7 +152,7 @@ def _half_turn(stills: list[Still], p: Predictions) -> np.ndarray:
 
 
 def with_statistics(
-    obs: Observations,
+    obs: SpotStatistics,
     where: Layout,
     statistics: Statistics,
     moment: np.ndarray,
@@ -160,7 +160,7 @@ def with_statistics(
     reference_error: np.ndarray,
     fit: np.ndarray,
     log_G0: float,
-) -> Observations:
+) -> SpotStatistics:
     """The observations after measuring.
 
     Args:
@@ -178,7 +178,7 @@ def with_statistics(
         variance_signal=pad(statistics.variance_signal),
         width=pad(statistics.width, 1.0),
         saturation=pad(statistics.saturation, 1.0),
-        pilot_moment=pad(moment),
+        template_moment=pad(moment),
         intensity_reference=pad(intensity_reference),
         reference_error=pad(reference_error),
         log_G0=np.array(log_G0),

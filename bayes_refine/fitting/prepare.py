@@ -9,7 +9,7 @@ from .. import infer
 from ..geometry.experiments import Experiments, Still
 from ..io.images import ImageReader, read_bandwidth
 from ..measuring.bad_pixels import BadPixels, bad_pixels_of
-from ..measuring.detector_noise import Noise, noise_for
+from ..measuring.detector_noise import DetectorNoise, noise_for
 from ..physics.priors import Priors
 from ..physics.reference import Reference, check_fits
 from ..util.errors import InputError
@@ -37,7 +37,7 @@ class Prepared:
     experiments: Experiments
     reference: Reference | None
     reader: ImageReader
-    noise: Noise
+    noise: DetectorNoise
     bad_pixels: BadPixels
     d_min: float
     unread: Unread = ()

@@ -19,7 +19,7 @@ from ..physics.priors import Priors
 from ..physics.reference import Reference
 from ..util.errors import InputError
 from . import crosswise_reference
-from .crosswise_reference import Running
+from .crosswise_reference import CrosswiseReference
 from .state import of_one_bandwidth, partiality_width
 
 BATCH = 16  # images in memory at a time; as many as at the start, so that all is compiled once
@@ -58,7 +58,7 @@ class Run:
     Attributes:
         ref: reference intensities; without a reference, the estimate of all images together.
         candidates: (·, 3) hkl for each still that may come near the sphere.
-        running: without a reference, the estimates of each image's intensities by the others.
+        crosswise: without a reference, the estimates of each image's intensities by the others.
         ice: rings of the images that were measured so far; pixels on rings are not used.
     """
 
@@ -68,7 +68,7 @@ class Run:
     model: infer.Model
     settings: Settings
     candidates: tuple[np.ndarray, ...]
-    running: Running | None = None
+    crosswise: CrosswiseReference | None = None
     ice: IceRings = field(default_factory=IceRings)
 
     def few(self, images: np.ndarray) -> Run:

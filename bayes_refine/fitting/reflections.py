@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from .. import infer
-from ..physics.observations import Observations
+from ..physics.observations import SpotStatistics
 from ..physics.priors import Priors
 from ..physics.reference import Reference, wilson_mean
 from ..physics.variance_of_J import variance_of_J
@@ -101,7 +101,7 @@ class Reflections:
 
 def reflections_of(
     batches: Iterable[Batch],
-    observations: Iterable[Observations],
+    observations: Iterable[SpotStatistics],
     ref: Reference,
     model: infer.Model,
     state: State,
@@ -115,7 +115,7 @@ def reflections_of(
     )
 
 
-def _of_batch(batch: Batch, obs: Observations, ref, model, state, priors) -> Reflections:
+def _of_batch(batch: Batch, obs: SpotStatistics, ref, model, state, priors) -> Reflections:
     p, s, where = batch.predictions, batch.statistics, batch.where
     here = images_of(state, batch.images, where.shape[0])
     values = infer.evaluate(model, here, obs, priors)

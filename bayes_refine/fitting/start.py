@@ -10,17 +10,21 @@ from .. import infer
 from ..physics.contract import check_deterministic
 from ..physics.priors import Priors
 from ..util.errors import InputError
-from .measure_run import MIN_COVERED, Kept, references, shoebox_for, statistics_of
+from .measure_run import MIN_COVERED, Plan, references, shoebox_for, statistics_of
 from .one_round import one_round
 from .padding import slots
 from .problem import BATCH, Run, Say
 from .state import State, partiality_width, widths
 from .statistics_of_images import geometry_at, pixel_size, predictions_of, stills_at
 
-HOLD = 0.05  # sd of ln of held unknowns: R0, η, bandwidth while the curve is broad; ν always
+HELD_SD = 0.05  # sd of ln of held unknowns: R0, η, bandwidth while the curve is broad; ν always
 BROAD_MARGIN = 1.5  # largest |ε_r| in R0_eff while the curve is broad (p = 10 %)
 # first errors: too large ones are soon corrected, too small ones are not
-ROUGH = {"log_model_error": [0.5], "log_position_error": [5e-4] * 2, "log_shape_error": [0.5]}
+FIRST_ERRORS = {
+    "log_model_error": [0.5],
+    "log_position_error": [5e-4] * 2,
+    "log_shape_error": [0.5],
+}
 
 
 @dataclass(frozen=True)
@@ -31,17 +35,17 @@ class Start:
         state: for the first round, with a broad partiality curve.
         broad: the priors that hold the curve broad.
         after: sites that go into the state after the first round.
-        kept: numbers that all rounds take over.
+        plan: numbers that are the same in all rounds.
     """
 
     state: State
     broad: Priors
     after: State
-    kept: Kept
+    plan: Plan
 
 
-def scout(run: Run, priors: Priors, say: Say) -> Start:
-    """Fit a batch of images from all over the run, the start, to find a state for all images.
+def find_start(run: Run, priors: Priors, say: Say) -> Start:
+    """Fit up to 16 images from all over the run to find a state for all images.
 
     Wrong orientations look like mosaic spread.  The first round of a run is therefore fitted with
     η² + 2⟨ω²⟩ in place of η² and with both widths held: the curve is then so broad that the spots
@@ -53,32 +57,39 @@ def scout(run: Run, priors: Priors, say: Say) -> Start:
     few = run.few(images)
     say(f"finding the width of spots and of the partiality curve on {len(images)} images")
     # heavy tails while much is still wrong
-    priors = replace(priors, log_student_t_nu_sd=HOLD)
-    if run.running is not None:  # errors of the model and unknown intensities look alike
-        priors = replace(priors, log_model_error_sd=HOLD, speckle_sd=HOLD * priors.speckle)
-        priors = replace(priors, model_error_fall_sd_angstrom=HOLD)
-    hold = {"log_R0_sd": HOLD, "log_mosaic_spread_sd": HOLD, "log_bandwidth_sd": HOLD}
+    priors = replace(priors, log_student_t_nu_sd=HELD_SD)
+    if run.crosswise is not None:  # errors of the model and unknown intensities look alike
+        priors = replace(priors, log_model_error_sd=HELD_SD, speckle_sd=HELD_SD * priors.speckle)
+        priors = replace(priors, model_error_fall_sd_angstrom=HELD_SD)
+    held_widths = {
+        "log_R0_sd": HELD_SD,
+        "log_mosaic_spread_sd": HELD_SD,
+        "log_bandwidth_sd": HELD_SD,
+    }
     state: State = {"log_R1": np.full((len(images), 1), spot_width(few, priors))}
-    state |= {name: np.log(np.squeeze(value)) for name, value in ROUGH.items()}
+    state |= {name: np.log(np.squeeze(value)) for name, value in FIRST_ERRORS.items()}
     status, shared = np.full(len(images), "", dtype=object), []
     wide, narrow = (
         np.bincount(predictions_of(few, state, priors, margin, slice(0, len(images))).image)
         for margin in (run.settings.margin, BROAD_MARGIN)
     )
     # a small run has one shape for all its rounds, a large one shapes that waste little
-    kept = Kept(slots(narrow, slots(wide), n))
-    for now, margin in ((replace(priors, **hold), BROAD_MARGIN), (priors, run.settings.margin)):
-        found = one_round(few, state, now, status, kept, margin, False, say)
-        state, kept = found.state, found.seen.kept
+    plan = Plan(slots(narrow, slots(wide), n))
+    for now, margin in (
+        (replace(priors, **held_widths), BROAD_MARGIN),
+        (priors, run.settings.margin),
+    ):
+        found = one_round(few, state, now, status, plan, margin, False, say)
+        state, plan = found.state, found.measurements.plan
         sites = found.fit.sites
         shared.append({site.name: state[site.name] for site in sites if not site.per_image})
-        say(f"scouts: {found.movement}")
-    rough, after = shared
+        say(f"start: {found.movement}")
+    of_broad_curve, after = shared
 
     turned = np.asarray(state.get("rotation_mrad", 0.0))
-    R0, eta = widths(after, priors)
-    eta = float(np.hypot(eta, np.sqrt(2 * np.mean(turned**2))))
-    start = {**rough, "log_R0": np.log(R0), "log_mosaic_mrad": np.log(eta)}
+    R0, mosaic_mrad = widths(after, priors)
+    mosaic_mrad = float(np.hypot(mosaic_mrad, np.sqrt(2 * np.mean(turned**2))))
+    start = {**of_broad_curve, "log_R0": np.log(R0), "log_mosaic_mrad": np.log(mosaic_mrad)}
     start |= {k: after[k] for k in ("detector_shift_mm",) if k in after}
     if "strain" in state:  # the cell goes with the distance
         start["strain"] = np.repeat(np.median(state["strain"], axis=0)[None], n, axis=0)
@@ -86,8 +97,8 @@ def scout(run: Run, priors: Priors, say: Say) -> Start:
         start["log_R1"] = np.full((n, 1), np.median(state["log_R1"]))
     if "log_mosaic_image_mrad" in state:
         after["log_mosaic_image_mrad"] = np.full((n, 1), after["log_mosaic_mrad"])
-    broad = replace(priors, **hold, R0_inv_angstrom=R0, mosaic_spread_mrad=eta)
-    return Start(start, broad, after, kept)
+    broad = replace(priors, **held_widths, R0_inv_angstrom=R0, mosaic_spread_mrad=mosaic_mrad)
+    return Start(start, broad, after, plan)
 
 
 def spot_width(run: Run, priors: Priors) -> float:
@@ -125,9 +136,9 @@ def spot_width(run: Run, priors: Priors) -> float:
         )
         J1 = np.where(found.covered > MIN_COVERED, J1, 0.0)
         total, spread = np.sum(found.value[:, [0, 3]] * J1[:, None], axis=0)
-        eta = np.clip(spread / total if total > 0 else 0.0, -0.3, 0.45)
+        wider = np.clip(spread / total if total > 0 else 0.0, -0.3, 0.45)
         if attempt == 0:
             log_R1 = float(np.log(priors.R1_px * pixel))
-        log_R1 += 0.5 * float(np.log1p(2 * eta / (1 - eta)))
+        log_R1 += 0.5 * float(np.log1p(2 * wider / (1 - wider)))
         state = {"log_R1": np.full((n, 1), log_R1)}
     return log_R1

@@ -26,9 +26,7 @@ def images_of(state: State, images: slice, size: int) -> State:
     return {k: np.asarray(v)[rows] if np.ndim(v) > 1 else v for k, v in state.items()}
 
 
-def pilot_geometry(
-    stills: Sequence[Still], state: State
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def geometry_of(stills: Sequence[Still], state: State) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rotation (n, 3) mrad, strain (n, K) and shift (3,) mm of a state; zero where not refined."""
     n, K = len(stills), strain_basis(stills[0].crystal).shape[0]
     return (
@@ -66,8 +64,8 @@ def of_one_bandwidth(stills: Sequence[Still], priors: Priors) -> tuple[Still, ..
 def widths(state: State, priors: Priors) -> tuple[float, float]:
     """R0 (Å⁻¹) and mosaic spread η (mrad) of a state; the priors' where it has none."""
     log_R0 = state.get("log_R0", np.log(priors.R0_inv_angstrom))
-    log_eta = state.get("log_mosaic_mrad", np.log(priors.mosaic_spread_mrad))
-    return float(np.exp(np.asarray(log_R0))), float(np.exp(np.asarray(log_eta)))
+    log_mosaic_mrad = state.get("log_mosaic_mrad", np.log(priors.mosaic_spread_mrad))
+    return float(np.exp(np.asarray(log_R0))), float(np.exp(np.asarray(log_mosaic_mrad)))
 
 
 def tails(state: State, priors: Priors) -> float:
@@ -77,11 +75,11 @@ def tails(state: State, priors: Priors) -> float:
 
 def partiality_width(state: State, priors: Priors) -> Width:
     """R0_eff (Å⁻¹) at a state, a function of d (Å) and of the beam."""
-    R0, eta_mrad = widths(state, priors)
+    R0, mosaic_mrad = widths(state, priors)
 
     def width(d, beam):
         bandwidth = np.exp(state["log_bandwidth"]) if "log_bandwidth" in state else beam.bandwidth
         smeared = bandwidth * beam.wavelength / (np.sqrt(2) * d**2)
-        return np.sqrt(R0**2 + smeared**2 + (1e-3 * eta_mrad / d) ** 2)
+        return np.sqrt(R0**2 + smeared**2 + (1e-3 * mosaic_mrad / d) ** 2)
 
     return width

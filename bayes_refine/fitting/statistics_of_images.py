@@ -10,11 +10,11 @@ from .. import infer
 from ..geometry import predict
 from ..geometry.experiments import Still
 from ..geometry.predict import Predictions
-from ..physics.observations import Observations
+from ..physics.observations import SpotStatistics
 from ..physics.priors import Priors
 from . import padding
 from .problem import Run
-from .state import State, images_of, moved, partiality_width, pilot_geometry
+from .state import State, geometry_of, images_of, moved, partiality_width
 
 
 def predictions_of(
@@ -40,7 +40,7 @@ def pixel_size(predictions: Predictions) -> float:
 def stills_at(run: Run, state: State, images: slice) -> tuple[Still, ...]:
     """Some stills of a run with the geometry of a state."""
     some = run.stills[images]
-    return moved(some, *pilot_geometry(some, images_of(state, images, len(some))))
+    return moved(some, *geometry_of(some, images_of(state, images, len(some))))
 
 
 def geometry_at(
@@ -50,12 +50,14 @@ def geometry_at(
     images: slice,
     slots: int,
     pixel_inv_angstrom: float,
-) -> tuple[padding.Layout, Observations]:
+) -> tuple[padding.Layout, SpotStatistics]:
     """The places of some images' reflections, and their observations, still without statistics."""
     some = run.stills[images]
     where = padding.layout(predictions.image, run.size, slots)
-    pilot = pilot_geometry(some, images_of(state, images, len(some)))
-    obs = padding.geometry_observations(list(some), predictions, where, *pilot, pixel_inv_angstrom)
+    geometry = geometry_of(some, images_of(state, images, len(some)))
+    obs = padding.geometry_observations(
+        list(some), predictions, where, *geometry, pixel_inv_angstrom
+    )
     if run.settings.metadata:
         order = (np.arange(images.start, images.stop) + 0.5) / len(run.stills)
         at = stills_at(run, state, images)

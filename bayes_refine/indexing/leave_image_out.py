@@ -52,7 +52,7 @@ class Integrated:
     n_images: int
 
 
-class Seen(NamedTuple):
+class ByReflection(NamedTuple):
     """Which reflection each observation is under each operation.
 
     code (n, K): of m unique reflections. group (n, K): of N pairs (image, reflection), the
@@ -79,7 +79,7 @@ def part(obs: Integrated, images: np.ndarray) -> Integrated:
     return Integrated(**some, n_images=len(images))
 
 
-def by_reflection(obs: Integrated, ambiguity: Ambiguity, cell: gemmi.UnitCell) -> Seen:
+def by_reflection(obs: Integrated, ambiguity: Ambiguity, cell: gemmi.UnitCell) -> ByReflection:
     """Which reflection of the asymmetric unit each observation is under each operation.
 
     Raises:
@@ -96,7 +96,9 @@ def by_reflection(obs: Integrated, ambiguity: Ambiguity, cell: gemmi.UnitCell) -
     d = cell.calculate_d_array(hkl)
     at = d[code[:, 0]]
     mean = wilson_mean(at, obs.J / epsilon[code[:, 0]], d) / wilson_mean(at, obs.scale, d)
-    return Seen(code, group.reshape(code.shape), pair % m, hkl, d, epsilon, centric, epsilon * mean)
+    return ByReflection(
+        code, group.reshape(code.shape), pair % m, hkl, d, epsilon, centric, epsilon * mean
+    )
 
 
 # --- what is known without an image, and what the image says -------------------------------
@@ -128,13 +130,15 @@ class Said(NamedTuple):
     weight: np.ndarray  # (n, K)
 
 
-def unscaled(obs: Integrated, seen: Seen, share: np.ndarray) -> Beliefs:
+def unscaled(obs: Integrated, grouped: ByReflection, share: np.ndarray) -> Beliefs:
     """Where to start: the scales as they are, Wilson's mean expected of every reflection."""
-    expected = obs.scale * seen.mean[seen.code[:, 0]]
+    expected = obs.scale * grouped.mean[grouped.code[:, 0]]
     return Beliefs(share, np.ones(len(share)), 0 * share, expected, np.ones(len(obs.J)))
 
 
-def updated(obs, seen: Seen, old: Beliefs, a: float, nu: float, moments: Moments) -> Beliefs:
+def updated(
+    obs, grouped: ByReflection, old: Beliefs, a: float, nu: float, moments: Moments
+) -> Beliefs:
     """One turn: what others know with their shares, what each image says to that, its new shares.
 
     Args:
@@ -144,13 +148,15 @@ def updated(obs, seen: Seen, old: Beliefs, a: float, nu: float, moments: Moments
     s2 = variance_of_J(expected, obs.variance, obs.variance_signal, a**2)
     g, w = obs.scale * old.gamma[obs.image], (old.weight / s2)[:, None] * old.share[obs.image]
     own = [
-        np.bincount(seen.group.ravel(), (x[:, None] * w).ravel(), len(seen.reflection))
+        np.bincount(grouped.group.ravel(), (x[:, None] * w).ravel(), len(grouped.reflection))
         for x in (g**2, g * obs.J)
     ]
-    others = [np.bincount(seen.reflection, x, len(seen.hkl))[seen.reflection] - x for x in own]
-    S, centric = seen.mean[seen.reflection], seen.centric[seen.reflection]
+    others = [
+        np.bincount(grouped.reflection, x, len(grouped.hkl))[grouped.reflection] - x for x in own
+    ]
+    S, centric = grouped.mean[grouped.reflection], grouped.centric[grouped.reflection]
     m, v = moments(np.maximum(others[0], 1e-6 / S**2), others[1], S, centric)
-    said = likelihood(obs, seen.group, m, v, a, nu)
+    said = likelihood(obs, grouped.group, m, v, a, nu)
     share = softmax(said.log_likelihood, axis=1)
     here = share[obs.image]
     gamma = (share * said.gamma).sum(1)
@@ -158,7 +164,7 @@ def updated(obs, seen: Seen, old: Beliefs, a: float, nu: float, moments: Moments
         share=share,
         gamma=gamma / np.median(gamma),
         log_likelihood=said.log_likelihood,
-        expected=obs.scale * gamma[obs.image] * (here * m[seen.group]).sum(1),
+        expected=obs.scale * gamma[obs.image] * (here * m[grouped.group]).sum(1),
         weight=(here * said.weight).sum(1),
     )
 

@@ -23,8 +23,8 @@ from ..physics.variance_of_J import variance_of_J
 from .ambiguity import Ambiguity
 from .leave_image_out import (
     Beliefs,
+    ByReflection,
     Integrated,
-    Seen,
     by_reflection,
     double_wilson_moments,
     likelihood,
@@ -115,22 +115,24 @@ def choose(
     """
     if len(ambiguity) == 1 or not len(obs.J):
         return nothing_to_choose(ambiguity, obs.n_images)
-    seen = by_reflection(obs, ambiguity, cell)
+    grouped = by_reflection(obs, ambiguity, cell)
     images = np.unique(np.linspace(0, obs.n_images - 1, SEARCHED).astype(int))
     few = part(obs, images)
     rng = np.random.default_rng(seed)
     found, n_alike = _search(few, by_reflection(few, ambiguity, cell), ambiguity, n_starts, rng)
     if len(images) < obs.n_images and n_alike < MIN_ALIKE * n_starts:
         images = np.arange(obs.n_images)
-        found, n_alike = _search(obs, seen, ambiguity, n_starts, rng)
+        found, n_alike = _search(obs, grouped, ambiguity, n_starts, rng)
     share = np.full((obs.n_images, len(ambiguity)), 1 / len(ambiguity))
     share[images] = found
-    best = _settle(obs, seen, unscaled(obs, seen, share), MODEL_ERROR, NU, anneal=False)
+    best = _settle(obs, grouped, unscaled(obs, grouped, share), MODEL_ERROR, NU, anneal=False)
     a, nu = max(
         ERRORS,
-        key=lambda e: _support(updated(obs, seen, best, e[0], e[1], normal_moments).log_likelihood),
+        key=lambda e: _support(
+            updated(obs, grouped, best, e[0], e[1], normal_moments).log_likelihood
+        ),
     )
-    log_likelihood = _held_out(obs, seen, best, a, nu)
+    log_likelihood = _held_out(obs, grouped, best, a, nu)
     kept = [(r[log_likelihood.argmax(1)] == 0).sum() for r in ambiguity.relabellings]
     column = np.argsort(ambiguity.relabellings[int(np.argmax(kept))])
     result = _judged(ambiguity, log_likelihood[:, column])
@@ -139,13 +141,13 @@ def choose(
     return replace(result, n_starts=n_starts, n_alike=n_alike, model_error=a, nu=nu)
 
 
-def _search(obs, seen: Seen, ambiguity: Ambiguity, n_starts: int, rng):
+def _search(obs, grouped: ByReflection, ambiguity: Ambiguity, n_starts: int, rng):
     """Shares (n_images, K) of the best of some random starts, and how many agree with it."""
     found = []
     for _ in range(n_starts):
         share = rng.dirichlet(np.ones(len(ambiguity)), obs.n_images)
-        state = _settle(obs, seen, unscaled(obs, seen, share), MODEL_ERROR, NU, anneal=True)
-        found.append((_evidence(obs, seen, state), state.share))
+        state = _settle(obs, grouped, unscaled(obs, grouped, share), MODEL_ERROR, NU, anneal=True)
+        found.append((_evidence(obs, grouped, state), state.share))
     best = max(found, key=lambda pair: pair[0])[1]
     return best, sum(_alike(best, share, ambiguity) >= 0.9 for _, share in found)
 
@@ -170,16 +172,18 @@ def choose_by_reference(
     """
     if len(ambiguity) == 1 or not len(obs.J):
         return nothing_to_choose(ambiguity, obs.n_images)
-    seen = by_reflection(obs, ambiguity, reference.cell)
+    grouped = by_reflection(obs, ambiguity, reference.cell)
     of_reference = epsilon_centric(reference.hkl, reference.space_group)[0]
-    sigma = wilson_mean(reference.d, reference.intensity / of_reference, seen.d)
-    E2 = np.maximum(reference.lookup(seen.hkl), 0) / (seen.epsilon * sigma)  # NaN: unknown
-    free = free_set(seen.hkl, free_fraction, seed, ambiguity.space_group)
+    sigma = wilson_mean(reference.d, reference.intensity / of_reference, grouped.d)
+    E2 = np.maximum(reference.lookup(grouped.hkl), 0) / (grouped.epsilon * sigma)  # NaN: unknown
+    free = free_set(grouped.hkl, free_fraction, seed, ambiguity.space_group)
     known = np.isfinite(E2) & ~free
 
     def tried(r: float, a: float, nu: float) -> np.ndarray:
-        m, v = double_wilson_moments(seen.mean, seen.centric, np.where(known, E2, 0), known * r)
-        return likelihood(obs, seen.code, m, v, a, nu).log_likelihood
+        m, v = double_wilson_moments(
+            grouped.mean, grouped.centric, np.where(known, E2, 0), known * r
+        )
+        return likelihood(obs, grouped.code, m, v, a, nu).log_likelihood
 
     grid = [(r, *errors, tried(r, *errors)) for r in CORRELATIONS for errors in ERRORS]
     r, a, nu, log_likelihood = max(grid, key=lambda row: _support(row[-1]))
@@ -202,7 +206,7 @@ def _judged(ambiguity: Ambiguity, log_likelihood: np.ndarray) -> Reindexing:
 
 def _settle(
     obs,
-    seen: Seen,
+    grouped: ByReflection,
     state: Beliefs,
     a: float,
     nu: float,
@@ -215,7 +219,7 @@ def _settle(
     """
     temperature = 0.0
     for _ in range(MAX_ROUNDS):
-        new = updated(obs, seen, state, a, nu, normal_moments)
+        new = updated(obs, grouped, state, a, nu, normal_moments)
         if anneal:  # from where a typical image's odds are even, halved every other turn
             spread = float(np.median(np.ptp(new.log_likelihood, axis=1)))
             temperature = temperature / math.sqrt(2) if temperature else spread
@@ -230,7 +234,7 @@ def _settle(
     return state
 
 
-def _held_out(obs, seen: Seen, state: Beliefs, a: float, nu: float) -> np.ndarray:
+def _held_out(obs, grouped: ByReflection, state: Beliefs, a: float, nu: float) -> np.ndarray:
     """(n_images, K) ln likelihoods by images that settled without this one and its fold.
 
     Leaving its own observations out of a settled solution is not enough: weak images follow the
@@ -240,8 +244,8 @@ def _held_out(obs, seen: Seen, state: Beliefs, a: float, nu: float) -> np.ndarra
     for fold in range(FOLDS):
         silent = np.arange(obs.n_images) % FOLDS == fold
         share = np.where(silent[:, None], 0.0, state.share)
-        others = _settle(obs, seen, state._replace(share=share), a, nu, False, silent)
-        out[silent] = updated(obs, seen, others, a, nu, wilson_moments).log_likelihood[silent]
+        others = _settle(obs, grouped, state._replace(share=share), a, nu, False, silent)
+        out[silent] = updated(obs, grouped, others, a, nu, wilson_moments).log_likelihood[silent]
     return out
 
 
@@ -253,20 +257,20 @@ def _support(log_likelihood: np.ndarray) -> float:
     return float(logsumexp(log_likelihood, axis=1).sum())
 
 
-def _evidence(obs: Integrated, seen: Seen, state: Beliefs) -> float:
+def _evidence(obs: Integrated, grouped: ByReflection, state: Beliefs) -> float:
     """ln p(all J | everyone's most probable operation), less what all solutions share.
 
     Σ_h of ln ∫ N(I; S, τ²) Π_i N(J_i; g_i·I, s_i²) dI, with τ² Wilson's variance and s_i² at S.
     """
-    code = np.take_along_axis(seen.code, state.share.argmax(1)[obs.image, None], 1)[:, 0]
-    expected = obs.scale * seen.mean[code]
+    code = np.take_along_axis(grouped.code, state.share.argmax(1)[obs.image, None], 1)[:, 0]
+    expected = obs.scale * grouped.mean[code]
     s2 = variance_of_J(expected, obs.variance, obs.variance_signal, MODEL_ERROR**2)
-    m = len(seen.mean)
+    m = len(grouped.mean)
     precision = np.bincount(code, obs.scale**2 / s2, m)
     total = np.bincount(code, obs.scale * obs.J / s2, m)
-    prior = 1 / (seen.mean**2 * (1 + seen.centric))
-    mean = (total + seen.mean * prior) / (precision + prior)
-    gained = mean**2 * (precision + prior) - seen.mean**2 * prior
+    prior = 1 / (grouped.mean**2 * (1 + grouped.centric))
+    mean = (total + grouped.mean * prior) / (precision + prior)
+    gained = mean**2 * (precision + prior) - grouped.mean**2 * prior
     return float(0.5 * (gained - np.log1p(precision / prior)).sum())
 
 

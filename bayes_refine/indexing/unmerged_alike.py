@@ -1,4 +1,4 @@
-"""Indexing all images of integrated stills alike: rough scales, choose, apply."""
+"""Indexing all images of integrated stills alike: first scales, choose, apply."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import numpy as np
 from ..io.unmerged import Unmerged
 from ..physics.reference import Reference
 from .ambiguity import ambiguity, reindexed_unmerged
+from .first_scales import first_scales
 from .leave_image_out import Integrated
 from .reindex import Reindexing, choose, choose_by_reference, nothing_to_choose
-from .rough_scales import rough_scales
 
 
 def unmerged_alike(
@@ -42,7 +42,7 @@ def unmerged_alike(
 
 
 def roughly_scaled(data: Unmerged) -> Integrated:
-    """Observations of a file with rough scales, and sigmas that do not go by what was counted.
+    """Observations of a file with first scales, and sigmas that do not go by what was counted.
 
     σ² = V + κ·J within an image, κ ≥ 0 by least squares: else a fluctuation downwards would look
     more certain than one upwards.
@@ -60,7 +60,7 @@ def roughly_scaled(data: Unmerged) -> Integrated:
         hkl=data.hkl,
         image=image,
         J=J,
-        scale=rough_scales(data.hkl, image, J, data.excitation_error, data.cell, data.space_group),
+        scale=first_scales(data.hkl, image, J, data.excitation_error, data.cell, data.space_group),
         variance=np.maximum(variance - kappa * J, 0.2 * variance),
         variance_signal=np.full(len(data), kappa),
         n_images=n_images,

@@ -2,7 +2,7 @@
 
 Any NumPyro program can be fitted whose latent sites are either in the plate ``image`` or in no
 plate.  Nothing here knows crystallography, and NumPyro appears only here, in
-``per_pixel`` and in ``models/``.  The words *arrow* and *border* are explained in
+``per_pixel`` and in ``models/``.  *Block Hessian* and *coupling* are explained in
 :mod:`curvature`.
 """
 
@@ -10,7 +10,7 @@ from .batches import Batches
 from .density import IMAGE, Model, Site, evaluate, observed_sites
 from .importance import Nested, nested_draws
 from .laplace import Fit, laplace_draws, predictive_draws
-from .loo import Compared, Loo, compare, leave_out, leave_out_images, log_likelihoods
+from .loo import Loo, ModelComparison, compare, leave_out, leave_out_images, log_likelihoods
 from .marginal import marginal_fit
 from .newton import map_fit
 from .nuts import Chains, nuts_fit
@@ -22,11 +22,11 @@ __all__ = [
     "IMAGE",
     "Batches",
     "Chains",
-    "Compared",
     "Fit",
     "GuideFit",
     "Loo",
     "Model",
+    "ModelComparison",
     "Nested",
     "Site",
     "compare",

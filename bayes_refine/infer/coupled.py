@@ -1,7 +1,7 @@
 """The MAP of a run whose images are coupled, as by true intensities that were integrated out.
 
 The Hessian then has elements between images, and :mod:`newton` does not apply.  But each pair of
-images shares few reflections, so that the arrow-shaped part (:mod:`curvature`) is a good first
+images shares few reflections, so that the block Hessian (:mod:`curvature`) is a good first
 guess at the Hessian; L-BFGS learns the rest from gradients.
 """
 
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..util.status import settled
+from .curvature import BlockHessian
 from .density import Model, Site, density, find_sites, flatten, prior_density, unflatten
 from .laplace import Fit
 from .lbfgs import Minimum, minimise
@@ -38,14 +39,6 @@ class Climb(NamedTuple):
 
 STAGES = (Climb(25, 100.0), Climb(35, 10.0), Climb(50, 1.0), Climb(200, 0.02))
 DAMPING = 0.1  # of the curvature that is the preconditioner
-
-
-class Arrow(NamedTuple):
-    """Blocks (n, k, k), border (n, k, s) and shared part (s, s) of a Hessian of −ln p."""
-
-    blocks: np.ndarray
-    border: np.ndarray
-    shared: np.ndarray
 
 
 def coupled_fit(
@@ -87,14 +80,19 @@ def coupled_fit(
     reach = REACH * _prior_sd(model, sites, unravel, x, (obs, priors))
     for stage in stages:
         obs = refresh(obs, unflatten(sites, *map(jnp.asarray, unravel(x))))
-        arrow = finite_differences(gradient_at, x, *_sizes(unravel, x))
+        block_hessian = finite_differences(gradient_at, x, *_sizes(unravel, x))
         last = minimise(
-            gradient_at, x, _preconditioner(arrow), reach, stage.evaluations, stage.tolerance
+            gradient_at,
+            x,
+            _preconditioner(block_hessian),
+            reach,
+            stage.evaluations,
+            stage.tolerance,
         )
         x, evaluations = last.x, evaluations + last.evaluations
     assert last is not None
     theta, phi = unravel(x)
-    return _fit(sites, theta, phi, arrow, last, evaluations, stage.tolerance), obs
+    return _fit(sites, theta, phi, block_hessian, last, evaluations, stage.tolerance), obs
 
 
 def _prior_sd(model, sites, unravel, x, args) -> np.ndarray:
@@ -111,8 +109,8 @@ def _prior_sd(model, sites, unravel, x, args) -> np.ndarray:
     return np.sqrt(2 * DIFFERENCE / np.maximum(change[0] - change[1], 1e-12))
 
 
-def finite_differences(gradient_at, x, n: int, k: int, s: int, seed: int = 0) -> Arrow:
-    """The arrow part of the Hessian from k + s + 1 gradients.
+def finite_differences(gradient_at, x, n: int, k: int, s: int, seed: int = 0) -> BlockHessian:
+    """The block Hessian from k + s + 1 gradients.
 
     All images move at once, each up or down at random, so that contributions of the coupling to a
     block average out instead of adding up (Hutchinson's trick), and a common shift of all images,
@@ -120,7 +118,7 @@ def finite_differences(gradient_at, x, n: int, k: int, s: int, seed: int = 0) ->
     """
     at = gradient_at(x)[1]
     sign = np.random.default_rng(seed).choice([-1.0, 1.0], n)
-    blocks, border, shared = np.zeros((n, k, k)), np.zeros((n, k, s)), np.zeros((s, s))
+    blocks, coupling, shared = np.zeros((n, k, k)), np.zeros((n, k, s)), np.zeros((s, s))
     for c in range(k):
         step = np.zeros((n, k))
         step[:, c] = DIFFERENCE * sign
@@ -128,9 +126,9 @@ def finite_differences(gradient_at, x, n: int, k: int, s: int, seed: int = 0) ->
         blocks[:, :, c] = change[: n * k].reshape(n, k) / step[:, c, None]
     for c in range(s):
         change = gradient_at(x + DIFFERENCE * (np.arange(len(x)) == n * k + c))[1] - at
-        border[:, :, c] = change[: n * k].reshape(n, k) / DIFFERENCE
+        coupling[:, :, c] = change[: n * k].reshape(n, k) / DIFFERENCE
         shared[:, c] = change[n * k :] / DIFFERENCE
-    return Arrow((blocks + blocks.swapaxes(1, 2)) / 2, border, (shared + shared.T) / 2)
+    return BlockHessian((blocks + blocks.swapaxes(1, 2)) / 2, coupling, (shared + shared.T) / 2)
 
 
 def ravelled(sites: tuple[Site, ...], values):
@@ -173,11 +171,11 @@ def _positive_inverse(matrices: np.ndarray, damping: float) -> np.ndarray:
     return np.einsum("nij,nj,nkj->nik", vectors, inverse, vectors) / scale
 
 
-def _preconditioner(arrow: Arrow) -> Callable[[np.ndarray], np.ndarray]:
-    """Inverse blocks and inverse shared diagonal; far from the mode the border is misleading."""
-    n, k = arrow.blocks.shape[:2]
-    blocks = _positive_inverse(arrow.blocks, DAMPING)
-    shared = np.diag(_positive_inverse(np.diag(np.diag(arrow.shared))[None], DAMPING)[0])
+def _preconditioner(block_hessian: BlockHessian) -> Callable[[np.ndarray], np.ndarray]:
+    """Inverse blocks and inverse shared diagonal; far from the mode the coupling is misleading."""
+    n, k = block_hessian.blocks.shape[:2]
+    blocks = _positive_inverse(np.asarray(block_hessian.blocks), DAMPING)
+    shared = np.diag(_positive_inverse(np.diag(np.diag(block_hessian.shared))[None], DAMPING)[0])
 
     def precondition(gradient):
         theta = np.einsum("nij,nj->ni", blocks, gradient[: n * k].reshape(n, k))
@@ -186,10 +184,14 @@ def _preconditioner(arrow: Arrow) -> Callable[[np.ndarray], np.ndarray]:
     return precondition
 
 
-def _fit(sites, theta, phi, arrow: Arrow, last: Minimum, evaluations, tolerance) -> Fit:
+def _fit(
+    sites, theta, phi, block_hessian: BlockHessian, last: Minimum, evaluations, tolerance
+) -> Fit:
     n, k = theta.shape
-    blocks = _positive_inverse(arrow.blocks, 0.0)
-    schur = arrow.shared - np.einsum("nks,nkt->st", arrow.border, blocks @ arrow.border)
+    blocks = _positive_inverse(np.asarray(block_hessian.blocks), 0.0)
+    schur = block_hessian.shared - np.einsum(
+        "nks,nkt->st", block_hessian.coupling, blocks @ block_hessian.coupling
+    )
     shared = _positive_inverse(schur[None], 0.0)[0]
     by_image = last.gradient[: n * k].reshape(n, k)
     distance = np.sqrt(np.maximum(np.einsum("ni,nij,nj->n", by_image, blocks, by_image), 0))
@@ -200,7 +202,7 @@ def _fit(sites, theta, phi, arrow: Arrow, last: Minimum, evaluations, tolerance)
         image=theta,
         shared=phi,
         image_precision=np.linalg.inv(blocks),
-        border=arrow.border,
+        coupling=np.asarray(block_hessian.coupling),
         shared_covariance=shared,
         distance=distance,
         shared_distance=float(np.sqrt(max(by_shared @ shared @ by_shared, 0.0))),

@@ -1,8 +1,9 @@
-"""The arrow-shaped curvature of a run, and how its blocks are inverted.
+"""The block Hessian of a run, and how its blocks are inverted.
 
 Unknowns of different images have no mixed second derivatives.  The Hessian of −ln p therefore has
-the shape of an *arrow*: a block (k, k) for each image's unknowns, a *border* (k, s) for each image
-of the mixed derivatives with the s shared unknowns, and one block (s, s) of the shared unknowns.
+the shape of a *block Hessian*: a block (k, k) for each image's unknowns, a *coupling* (k, s) for
+each image of the mixed derivatives with the s shared unknowns, and one block (s, s) of the shared
+unknowns.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ Array = jax.Array | np.ndarray
 WIDEST = 2.0  # sd of a direction over the prior's, at most: a wider one is not believed
 
 
-class Arrow(NamedTuple):
-    """Negative Hessian of ln p: blocks (n, k, k), border (n, k, s), shared (s, s)."""
+class BlockHessian(NamedTuple):
+    """Negative Hessian of ln p: blocks (n, k, k), coupling (n, k, s), shared (s, s)."""
 
     blocks: Array
-    border: Array
+    coupling: Array
     shared: Array
 
 
@@ -34,15 +35,15 @@ def columns_of(product, theta, phi):
     return jax.vmap(lambda e: product(jnp.broadcast_to(e[:k], theta.shape), e[k:]))(eye)
 
 
-def hessian(negative, theta, phi) -> Arrow:
-    """Exact arrow Hessian of a scalar function, one Hessian–vector product a column."""
+def hessian(negative, theta, phi) -> BlockHessian:
+    """Exact block Hessian of a scalar function, one Hessian–vector product a column."""
     k = theta.shape[1]
     _, product = jax.linearize(jax.grad(negative, argnums=(0, 1)), theta, phi)
     image, shared = columns_of(product, theta, phi)
-    return Arrow(jnp.moveaxis(image[:k], 0, 2), jnp.moveaxis(image[k:], 0, 2), shared[k:])
+    return BlockHessian(jnp.moveaxis(image[:k], 0, 2), jnp.moveaxis(image[k:], 0, 2), shared[k:])
 
 
-def exact_curvature(model, sites, theta, phi, weight, share, args) -> Arrow:
+def exact_curvature(model, sites, theta, phi, weight, share, args) -> BlockHessian:
     """The Hessian of −ln p itself, (n, k) and (s,) unconstrained unknowns.
 
     ``weight``: (n,) 1, or 0 for an unused place; ``share``: the fraction of the shared prior that
@@ -56,7 +57,7 @@ def exact_curvature(model, sites, theta, phi, weight, share, args) -> Arrow:
     return hessian(negative, theta, phi)
 
 
-def fisher_curvature(model, sites, theta, phi, weight, share, args) -> Arrow:
+def fisher_curvature(model, sites, theta, phi, weight, share, args) -> BlockHessian:
     """Expected curvature of normal and Student-t observations, exact curvature of the priors.
 
     This curvature is never negative along an observation, and several times cheaper than the exact
@@ -74,9 +75,9 @@ def fisher_curvature(model, sites, theta, phi, weight, share, args) -> Arrow:
         return -jnp.where(weight > 0, image, 0.0).sum() - share * shared
 
     prior = hessian(negative, theta, phi)
-    return Arrow(
+    return BlockHessian(
         fisher[:, :k, :k] + prior.blocks,
-        fisher[:, :k, k:] + prior.border,
+        fisher[:, :k, k:] + prior.coupling,
         fisher[:, k:, k:].sum(0) + prior.shared,
     )
 

@@ -66,7 +66,7 @@ class _Axes(NamedTuple):
 
 def _mean_field_start(fit: Fit):
     frame = whitening(fit)
-    inner = np.einsum("nks,nkt->st", fit.border, np.asarray(frame.slope))
+    inner = np.einsum("nks,nkt->st", fit.coupling, np.asarray(frame.slope))
     shared_precision = np.linalg.inv(fit.shared_covariance) + inner
     precision = np.diagonal(fit.image_precision, axis1=1, axis2=2), np.diag(shared_precision)
     axes = _Axes(frame, *(jnp.asarray(p**-0.5) for p in precision))

@@ -37,7 +37,7 @@ class Fit:
     image: np.ndarray
     shared: np.ndarray
     image_precision: np.ndarray
-    border: np.ndarray
+    coupling: np.ndarray
     shared_covariance: np.ndarray
     distance: np.ndarray
     shared_distance: float
@@ -54,7 +54,7 @@ class Fit:
 
     def image_covariance(self) -> np.ndarray:
         """(n, k, k) Laplace covariance of each image's unknowns, the shared ones integrated out."""
-        slope = np.linalg.solve(self.image_precision, self.border)
+        slope = np.linalg.solve(self.image_precision, self.coupling)
         inverse = np.linalg.inv(self.image_precision)
         return inverse + slope @ self.shared_covariance @ np.swapaxes(slope, 1, 2)
 
@@ -72,13 +72,13 @@ def laplace_draws(fit: Fit, rng: np.random.Generator, n_draws: int) -> dict[str,
 
     Draws are about the posterior mean where the fit knows the mean, else about the mode.  Shared
     unknowns are drawn from their marginal, each image's from its conditional given those, which is
-    exact for an arrow-shaped Gaussian, in a time linear in the number of images.
+    exact for a Gaussian with a block Hessian, in a time linear in the number of images.
 
         draws = laplace_draws(run.fit, np.random.default_rng(0), 100)
         draws["log_G"].shape  # (100, n, 1)
     """
     off = _gaussian(rng, np.linalg.inv(fit.shared_covariance), (n_draws,))
-    slope = np.linalg.solve(fit.image_precision, fit.border)
+    slope = np.linalg.solve(fit.image_precision, fit.coupling)
     image = fit.image + fit.image_shift - np.einsum("nks,ds->dnk", slope, off)
     image += _gaussian(rng, fit.image_precision, (n_draws,))
     shared = fit.shared + fit.shared_shift + off

@@ -49,7 +49,7 @@ class Loo:
 
 
 @dataclass(frozen=True)
-class Compared:
+class ModelComparison:
     """One model beside the best of several.
 
     Attributes:
@@ -122,7 +122,7 @@ def leave_out_images(nested: Nested) -> Loo:
     return leave_out(nested.log_evidence, log_weights=nested.log_weights)
 
 
-def compare(models: Mapping[str, Loo], groups: np.ndarray | None = None) -> list[Compared]:
+def compare(models: Mapping[str, Loo], groups: np.ndarray | None = None) -> list[ModelComparison]:
     """The models from best to worst, with the standard errors of their differences.
 
     Args:
@@ -143,7 +143,7 @@ def compare(models: Mapping[str, Loo], groups: np.ndarray | None = None) -> list
         if groups is not None:
             change = np.bincount(np.unique(groups, return_inverse=True)[1], change)
         rows.append(
-            Compared(
+            ModelComparison(
                 name,
                 models[name].elpd,
                 models[name].effective,

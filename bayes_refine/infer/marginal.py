@@ -138,7 +138,7 @@ def _marginal(search: Search, state: State, here: Look, usable) -> tuple[float, 
     mode = state.theta + here.steps.alone * usable[:, None]
     pull = here.steps.pull * usable[:, None, None]
     # Cholesky's factors change little where curvature does
-    roots = np.linalg.cholesky(upward_inverse(here.arrow.blocks, np.zeros(len(usable)), np))
+    roots = np.linalg.cholesky(upward_inverse(here.block_hessian.blocks, np.zeros(len(usable)), np))
     volume = float(usable @ np.linalg.slogdet(roots)[1])
     roots *= usable[:, None, None]
     z, share, weight = points(mode.shape[1]), 1 / len(search.data.parts), search.weight
@@ -166,7 +166,7 @@ def _shift(search: Search, state: State, here: Look, covariance, usable):
     along the unknowns of all images at once, which are independent given the shared ones.  The
     effect of the images' differences on the shared unknowns is in the marginal mode already.
     """
-    pull, blocks = here.steps.pull, here.arrow.blocks
+    pull, blocks = here.steps.pull, here.block_hessian.blocks
 
     def bent(image, shared):
         """Slope of −ln p on both sides of the state less twice the slope at it, (n, k) and (s,)."""

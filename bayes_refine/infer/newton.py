@@ -1,4 +1,4 @@
-"""The joint MAP of a run through its arrow-shaped Hessian.
+"""The joint MAP of a run through its block Hessian.
 
 The Hessian (:mod:`curvature`) comes exactly from Hessian–vector products of the NumPyro density.
 Images come in batches; each batch adds to the slope and the Schur complement of the shared
@@ -33,7 +33,7 @@ def map_fit(
 ) -> Fit:
     """The joint MAP of a model with its Laplace curvature.
 
-    Damped Fisher scoring, then Newton's method, through the arrow-shaped Hessian (a block for each
+    Damped Fisher scoring, then Newton's method, through the block Hessian (a block for each
     image, a Schur complement for the shared unknowns), which is renewed when steps with the old one
     no longer pay (Shamanskii 1967).  Directions of negative curvature are followed uphill
     (|eigenvalue|); no step is longer than one prior sd.  Each image has its own damping, and stays
@@ -82,4 +82,4 @@ def map_fit(
         state, before, iteration = search.step(state, here), far, iteration + 1
         if here.curvature is not None:
             trusted = state
-        here = search.look(state, here.arrow)
+        here = search.look(state, here.block_hessian)

@@ -18,12 +18,12 @@ import numpy as np
 from ..util.errors import InputError
 from ..util.status import Kind, Status, settled
 from .batches import Batches, one_by_one
-from .curvature import Arrow, hessian, no_wider, scaled, upward_inverse
+from .curvature import BlockHessian, hessian, no_wider, scaled, upward_inverse
 from .density import Model, Site, compiled_prior_means, density, find_sites, flatten, prior_density
 from .laplace import Fit
 from .steps import Slope, Steps, steps_of
 
-Curvature = Callable[..., Arrow]
+Curvature = Callable[..., BlockHessian]
 SINGULAR = 1e-10  # of the diagonal: the Cholesky factor of a smaller eigenvalue is rounding
 
 
@@ -39,11 +39,12 @@ class State(NamedTuple):
 class Look(NamedTuple):
     """The density at one point: slope, curvature, and the steps that follow from these.
 
-    ``curvature`` is the one computed at this point, None where ``arrow`` is that of another point.
+    ``curvature`` is the one computed at this point, None where ``block_hessian`` is
+    that of another point.
     """
 
     slope: Slope
-    arrow: Arrow
+    block_hessian: BlockHessian
     curvature: Curvature | None
     steps: Steps
 
@@ -115,7 +116,7 @@ class Search:
             part = self._part(b)
             yield (() if part is None else (part, *self.rest)), where
 
-    def look(self, state: State, curvature: Curvature | Arrow) -> Look:
+    def look(self, state: State, curvature: Curvature | BlockHessian) -> Look:
         """Slope and curvature at a state (or the curvature of another state), and the steps.
 
         Images whose numbers are not finite at the state are set aside.
@@ -126,10 +127,10 @@ class Search:
         slope, found = self.slope(state), None
         while self._set_aside(~finite_rows(slope.image, slope.g_image)):
             slope = self.slope(state)
-        if not isinstance(curvature, Arrow):
-            found, curvature = curvature, self.arrow(state, curvature)
-            while self._set_aside(~finite_rows(curvature.blocks, curvature.border)):
-                slope, curvature = self.slope(state), self.arrow(state, found)
+        if not isinstance(curvature, BlockHessian):
+            found, curvature = curvature, self.block_hessian(state, curvature)
+            while self._set_aside(~finite_rows(curvature.blocks, curvature.coupling)):
+                slope, curvature = self.slope(state), self.block_hessian(state, found)
         if not (np.all(np.isfinite(slope.g_shared)) and np.all(np.isfinite(curvature.shared))):
             raise InputError(
                 "the slope of the density along what the images share is not finite; "
@@ -177,12 +178,12 @@ class Search:
             np.concatenate(image), float(sum(shared)), np.concatenate(g_image), sum(g_shared)
         )
 
-    def arrow(self, state: State, curvature: Curvature) -> Arrow:
+    def block_hessian(self, state: State, curvature: Curvature) -> BlockHessian:
         """The curvature at a state; unused places have a unit matrix."""
         find = _compiled_curvature(self.model, self.sites, curvature, self.apart)
-        blocks, border, shared = zip(*self._sums(find, state), strict=True)
+        blocks, coupling, shared = zip(*self._sums(find, state), strict=True)
         room = (1 - self.weight)[:, None, None] * np.eye(state.theta.shape[1])
-        return Arrow(np.concatenate(blocks) + room, np.concatenate(border), sum(shared))
+        return BlockHessian(np.concatenate(blocks) + room, np.concatenate(coupling), sum(shared))
 
     def _sums(self, find, state: State) -> list[Any]:
         """The results of ``find`` for each batch; the shared prior counts once in all."""
@@ -279,8 +280,8 @@ def _compiled_curvature(model: Model, sites: tuple[Site, ...], curvature: Curvat
         def one(part, t, w):
             return together(t, phi, w, share / len(theta), (part, *args[1:]))
 
-        blocks, border, shared = one_by_one(one, args[0], theta, weight)
-        return Arrow(blocks[:, 0], border[:, 0], shared.sum(0))
+        blocks, coupling, shared = one_by_one(one, args[0], theta, weight)
+        return BlockHessian(blocks[:, 0], coupling[:, 0], shared.sum(0))
 
     return jax.jit(one_after_another if apart else together)
 
@@ -305,8 +306,8 @@ def compiled_reach(model: Model, sites: tuple[Site, ...]):
             lambda t, p: -sum(x.sum() for x in prior_density(model, sites, t, p, args)), theta, phi
         )
         one = upward_inverse(prior.blocks[:1], jnp.zeros(1))[0]
-        slope = one @ prior.border[0]
-        schur = prior.shared - len(theta) * prior.border[0].T @ slope
+        slope = one @ prior.coupling[0]
+        schur = prior.shared - len(theta) * prior.coupling[0].T @ slope
         shared = upward_inverse(schur[None], jnp.zeros(1))[0]  # a prior may curve upwards here
         return jnp.sqrt(jnp.diag(one + slope @ shared @ slope.T)), jnp.sqrt(jnp.diag(shared))
 
@@ -330,11 +331,13 @@ def fit_at(search: Search, state: State, here: Look, iterations: int, tolerance:
     n = search.n_images
     image, shared, g_image, g_shared = here.slope
     slope = Slope(image[:n], shared, g_image[:n], g_shared)
-    arrow = Arrow(here.arrow.blocks[:n], here.arrow.border[:n], here.arrow.shared)
-    blocks, border, _ = (np.asarray(x, float) for x in arrow)
+    block_hessian = BlockHessian(
+        here.block_hessian.blocks[:n], here.block_hessian.coupling[:n], here.block_hessian.shared
+    )
+    blocks, coupling, _ = (np.asarray(x, float) for x in block_hessian)
     is_mode = np.linalg.eigvalsh(scaled(blocks))[:, 0] > SINGULAR
     upward = np.linalg.inv(upward_inverse(blocks, np.zeros(n), np))
-    steps = steps_of(slope, arrow)
+    steps = steps_of(slope, block_hessian)
     status = settled(steps.distance < max(tolerance, 0.1))
     status[~is_mode] = Status(Kind.NO_MAXIMUM)
     status[search.aside[:n]] = Status(Kind.NOT_FINITE, "its density")
@@ -343,7 +346,7 @@ def fit_at(search: Search, state: State, here: Look, iterations: int, tolerance:
         image=state.theta[:n],
         shared=state.phi,
         image_precision=np.where(is_mode[:, None, None], blocks, upward),
-        border=border,
+        coupling=coupling,
         shared_covariance=no_wider(
             upward_inverse(steps.schur[None], np.zeros(1), np)[0], search.prior_sd(state)
         ),

@@ -1,4 +1,4 @@
-"""Newton's steps from slope and arrow-shaped curvature: of each image, and of shared unknowns."""
+"""Newton's steps from slope and block Hessian: of each image, and of shared unknowns."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .curvature import Arrow, eigen, upward_inverse
+from .curvature import BlockHessian, eigen, upward_inverse
 
 
 class Slope(NamedTuple):
@@ -47,13 +47,16 @@ class Steps(NamedTuple):
 
 
 def steps_of(
-    slope: Slope, arrow: Arrow, damping: np.ndarray | float = 0.0, shared_damping: float = 0.0
+    slope: Slope,
+    block_hessian: BlockHessian,
+    damping: np.ndarray | float = 0.0,
+    shared_damping: float = 0.0,
 ) -> Steps:
     """Steps of (|H| + damping·|diag H|)⁻¹; ``damping`` (n,) of the images."""
-    blocks, border, shared = (np.asarray(x, float) for x in arrow)
+    blocks, coupling, shared = (np.asarray(x, float) for x in block_hessian)
     values, vectors = eigen(blocks, np)
     turned = np.swapaxes(vectors, 1, 2)
-    g, across = (turned @ slope.g_image[:, :, None])[..., 0], turned @ border
+    g, across = (turned @ slope.g_image[:, :, None])[..., 0], turned @ coupling
     easier = 1 / (values + np.reshape(damping, (-1, 1)))
 
     def of_shared(inverse, damping):

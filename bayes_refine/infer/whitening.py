@@ -3,7 +3,7 @@
     φ = φ̂ + L_s z_s,    θ_i = θ̂_i − S_i (φ − φ̂) + L_i z_i
 
 with L_s L_sᵀ the covariance of the shared unknowns, S_i = H_i⁻¹B_i how far image i's mode moves
-with them (B_i its border, :mod:`curvature`), and L_i L_iᵀ = H_i⁻¹ the image's covariance given
+with them (B_i the coupling, :mod:`curvature`), and L_i L_iᵀ = H_i⁻¹ the image's covariance given
 them.
 """
 
@@ -37,7 +37,7 @@ def whitening(fit: Fit) -> Whitening:
     factors = (
         fit.image,
         fit.shared,
-        np.linalg.solve(fit.image_precision, fit.border),
+        np.linalg.solve(fit.image_precision, fit.coupling),
         np.swapaxes(np.linalg.solve(lower, eye), 1, 2),
         np.linalg.cholesky(fit.shared_covariance),
     )

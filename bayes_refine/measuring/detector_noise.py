@@ -24,7 +24,7 @@ _MAX_IMAGES = 8
 
 
 @dataclass(frozen=True)
-class Noise:
+class DetectorNoise:
     """Gain and read-out noise of a detector; a pixel's variance is photons + read_noise², photons².
 
     Attributes:
@@ -38,7 +38,7 @@ class Noise:
 
 def estimate_noise(
     images_and_masks: Iterable[tuple[np.ndarray, np.ndarray]], gain: float | None = None
-) -> Noise:
+) -> DetectorNoise:
     """Gain and read-out noise from the background of images.
 
     The variance of a patch of 8 × 8 pixels is that of (a − b − c + d)/2 over groups of four pixels,
@@ -57,7 +57,7 @@ def estimate_noise(
     return _noise_of_patches([_patches(counts, valid) for counts, valid in images_and_masks], gain)
 
 
-def _noise_of_patches(patches: list[np.ndarray], gain: float | None) -> Noise:
+def _noise_of_patches(patches: list[np.ndarray], gain: float | None) -> DetectorNoise:
     mean, variance, peak = np.concatenate(patches, axis=1) if patches else np.empty((3, 0))
     if len(mean) < 100:
         raise InputError("the images have too little background to find the gain; give the gain")
@@ -71,7 +71,7 @@ def _noise_of_patches(patches: list[np.ndarray], gain: float | None) -> Noise:
         raise InputError(
             "the background is too even to tell the gain from the read-out noise; give both"
         )
-    return Noise(gain=slope, read_noise=float(np.sqrt(intercept)) / slope)
+    return DetectorNoise(gain=slope, read_noise=float(np.sqrt(intercept)) / slope)
 
 
 def _variance_over_mean(patches: list[np.ndarray]) -> float:
@@ -83,7 +83,9 @@ def _variance_over_mean(patches: list[np.ndarray]) -> float:
     return _clipped_mean(variance[clean]) / max(mean[clean].mean(), 1e-6) if clean.any() else np.nan
 
 
-def is_counting(images_and_masks: Iterable[tuple[np.ndarray, np.ndarray]], noise: Noise) -> bool:
+def is_counting(
+    images_and_masks: Iterable[tuple[np.ndarray, np.ndarray]], noise: DetectorNoise
+) -> bool:
     """Whether pixels are counted photons: whole, never negative, with a variance as the mean."""
     return all(_whole(*image) for image in images_and_masks) and _near_1(noise.gain)
 
@@ -107,7 +109,7 @@ def noise_for(
     stills: Sequence[Still],
     gain: float | None = None,
     read_noise: float | None = None,
-) -> Noise:
+) -> DetectorNoise:
     """The noise to use for a run.
 
     What the arguments say comes first, then a gain other than 1 in the experiments.  What is still
@@ -132,7 +134,7 @@ def noise_for(
     if gain is None and detector_gain != 1:
         gain = detector_gain
     if gain is not None and read_noise is not None:
-        return Noise(gain, read_noise)
+        return DetectorNoise(gain, read_noise)
     patches, whole = [], True
     for counts, valid in _readable(reader, stills):
         patches.append(_patches(counts, valid))
@@ -141,11 +143,11 @@ def noise_for(
         noise = _noise_of_patches(patches, gain)
     except InputError:  # few pixels, or all alike: whole counts as variable as Poisson's will do
         if gain is None and whole and _near_1(_variance_over_mean(patches)):
-            return Noise(1.0, 0.0)
+            return DetectorNoise(1.0, 0.0)
         raise
     if gain is None and whole and _near_1(noise.gain):
-        noise = Noise(1.0, 0.0)
-    return noise if read_noise is None else Noise(noise.gain, read_noise)
+        noise = DetectorNoise(1.0, 0.0)
+    return noise if read_noise is None else DetectorNoise(noise.gain, read_noise)
 
 
 def _readable(

@@ -1,8 +1,8 @@
 """From shoeboxes to frozen statistics (docs/theory.md, Three statistics of a shoebox).
 
-At the current state, the *pilot* in names, every reflection has a template P, derivatives of P
-along centre and shape, and an expected variance v of each pixel.  Each statistic is linear in the
-pixels with frozen weights, T_k = Σ_p a_kp (I_p − Bg), so that for any later state of the model
+At the current state every reflection has a template P, derivatives of P along centre and shape, and
+an expected variance v of each pixel.  Each statistic is linear in the pixels with frozen weights,
+T_k = Σ_p a_kp (I_p − Bg), so that for any later state of the model
 
     E[T_k]   = J·(r_k0 + Σ_j r_kj η_j),
     Var[T_k] = V_bg,k + J·V_sig,k,

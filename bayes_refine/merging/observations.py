@@ -77,7 +77,7 @@ class ScalingPriors:
 
 
 @dataclass(frozen=True)
-class Observations:
+class IntegratedObservations:
     """What a scaling model is conditioned on: n observations of m reflections, by reflection.
 
     Attributes:
@@ -114,7 +114,7 @@ class Observations:
     n_images: int
 
 
-for _cls, _meta in ((ScalingPriors, ()), (Observations, ("n_images",))):
+for _cls, _meta in ((ScalingPriors, ()), (IntegratedObservations, ("n_images",))):
     jax.tree_util.register_dataclass(
         _cls, [f.name for f in fields(_cls) if f.name not in _meta], list(_meta)
     )
@@ -128,7 +128,7 @@ def prepare(
     seed: int = 0,
     n_knots: int = N_KNOTS,
     anomalous: bool = False,
-) -> Observations:
+) -> IntegratedObservations:
     """Sort a run's observations by unique reflection, and look up the reference of each.
 
     Where the file has no excitation errors they are taken as zero, so that p depends on resolution
@@ -185,7 +185,7 @@ def prepare(
         log_G0=np.log(np.maximum(share, 0.05)),
         log_Sigma0=log_Sigma0,
     )
-    return Observations(
+    return IntegratedObservations(
         **{name: jnp.asarray(a) for name, a in arrays.items()},
         reference=amplitudes,
         nodes=Nodes(jnp.asarray(empty), jnp.asarray(empty)),

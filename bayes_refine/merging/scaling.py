@@ -24,7 +24,7 @@ from ..physics.true_intensities import Nodes, Posterior
 from .amplitude_prior import fit_prior
 from .average import Merged, split_images
 from .latent import AmplitudePrior, Measured, intensity_posteriors, likelihood_only
-from .observations import FIT_DROP, FIT_NODES, Observations, ScalingPriors
+from .observations import FIT_DROP, FIT_NODES, IntegratedObservations, ScalingPriors
 
 N_DRAWS, N_SCALE_DRAWS = 200, 25  # for sd of images' unknowns; for sd of ln g, known to 1/7
 # Starting with large errors keeps every residual near the convex middle of its Student-t.
@@ -56,7 +56,7 @@ class Scaled:
     partiality: np.ndarray
     measured: Measured
     prior: AmplitudePrior
-    observations: Observations
+    observations: IntegratedObservations
 
     @cached_property
     def posterior(self) -> Posterior:
@@ -70,7 +70,7 @@ class Scaled:
 
 
 def fit_scales(
-    obs: Observations,
+    obs: IntegratedObservations,
     model: infer.Model,
     priors: ScalingPriors | None = None,
     init: dict[str, np.ndarray] | None = None,
@@ -149,7 +149,9 @@ def compiled_renewal(model: infer.Model, n_nodes: int, drop: float):
     return jax.jit(renew)
 
 
-def _deterministic(model: infer.Model, obs: Observations, priors, values) -> dict[str, Array]:
+def _deterministic(
+    model: infer.Model, obs: IntegratedObservations, priors, values
+) -> dict[str, Array]:
     trace = infer.density.traced(model, values, (obs, priors))
     return {k: site["value"] for k, site in trace.items() if site["type"] == "deterministic"}
 
@@ -173,7 +175,7 @@ def pinned_draws(fit: infer.Fit, seed: int, n_draws: int) -> dict[str, np.ndarra
     return draws
 
 
-def _measured(obs: Observations, model, priors, values, draws, scale) -> Measured:
+def _measured(obs: IntegratedObservations, model, priors, values, draws, scale) -> Measured:
     """The observations with their scales; the model's fractional error and that of g together."""
     weight = np.asarray(obs.weight)
     mean = square = np.zeros(len(weight))
@@ -213,7 +215,10 @@ class Halves:
 
 
 def refit_halves(
-    obs: Observations, model: infer.Model, priors: ScalingPriors | None = None, seed: int = 0
+    obs: IntegratedObservations,
+    model: infer.Model,
+    priors: ScalingPriors | None = None,
+    seed: int = 0,
 ) -> Halves:
     """Fit each random half of the images from scratch, so that the halves share nothing.
 

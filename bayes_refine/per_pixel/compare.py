@@ -49,24 +49,24 @@ STATISTICS_HELD = (
     "variance_background",
     "variance_signal",
     "width",
-    "pilot_moment",
+    "template_moment",
 )
 PIXELS_HELD = ("photons", "usable", "variance", "background", "centre", "to_pixel")
 
 
 @dataclass(frozen=True)
-class Truth:
+class TrueImages:
     """What is true of n images: A (n, 3, 3) Å⁻¹; G and B (Å²), (n,) or None where not known."""
 
     A: np.ndarray
     G: np.ndarray | None
     B: np.ndarray | None
 
-    def select(self, images: Sequence[int]) -> Truth:
+    def select(self, images: Sequence[int]) -> TrueImages:
         """That of some of the images."""
         rows = np.asarray(images, int)
         of_some = (None if x is None else x[rows] for x in (self.G, self.B))
-        return Truth(self.A[rows], *of_some)
+        return TrueImages(self.A[rows], *of_some)
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Contestant:
     bytes_per_image: float
 
 
-def read_truth(path: str | Path, images: slice) -> Truth:
+def read_truth(path: str | Path, images: slice) -> TrueImages:
     """The true setting matrices of some images, and scales and B where the file has them.
 
     Raises:
@@ -103,7 +103,7 @@ def read_truth(path: str | Path, images: slice) -> Truth:
             f"{path}: knows {len(found['A'])} of these {images.stop - images.start} stills; "
             "give the truth of the run itself"
         )
-    return Truth(found["A"], found.get("G"), found.get("B"))
+    return TrueImages(found["A"], found.get("G"), found.get("B"))
 
 
 def compare(
@@ -172,7 +172,7 @@ def noises(values: State, priors: Priors) -> dict[str, pixel_noise.PixelLikeliho
 
 
 def scores(
-    contestant: Contestant, ref: Reference, settings: Settings, truth: Truth | None = None
+    contestant: Contestant, ref: Reference, settings: Settings, truth: TrueImages | None = None
 ) -> dict[str, float]:
     """What one method reached, by name with unit; NaN where it cannot be known.
 
@@ -231,7 +231,7 @@ def write_comparison(
         write_summary(work / "summary.json", jsonable(summary))
 
 
-def _against_truth(run: RunFit, used: np.ndarray, truth: Truth | None) -> dict[str, float]:
+def _against_truth(run: RunFit, used: np.ndarray, truth: TrueImages | None) -> dict[str, float]:
     """Errors and pulls (rms of error/sd, 1 where sd are right) of the images that were used."""
     names = (
         "ε_r error, rms near the sphere, median, 1e-5 Å⁻¹",

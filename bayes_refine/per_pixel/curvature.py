@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..infer.curvature import Arrow, columns_of, hessian
+from ..infer.curvature import BlockHessian, columns_of, hessian
 from ..infer.density import Model, expected, prior_density, traced, unflatten
 from ..infer.laplace import Fit
 from ..infer.newton import map_fit
@@ -72,7 +72,7 @@ def spot_curvature(noise: PixelLikelihood) -> Curvature:
     return partial(_spot_curvature, noise)
 
 
-def _spot_curvature(noise, model, sites, theta, phi, weight, share, args) -> Arrow:
+def _spot_curvature(noise, model, sites, theta, phi, weight, share, args) -> BlockHessian:
     pixels = args[0]
 
     def spots_of(t, p):
@@ -88,9 +88,9 @@ def _spot_curvature(noise, model, sites, theta, phi, weight, share, args) -> Arr
     weighted = jnp.einsum("nabm,nbcm->nacm", curved, chain)
     fisher = jnp.einsum("nacm,nadm->ncd", chain, weighted)
     prior, k = hessian(negative_prior, theta, phi), theta.shape[1]
-    return Arrow(
+    return BlockHessian(
         blocks=fisher[:, :k, :k] + prior.blocks,
-        border=fisher[:, :k, k:] + prior.border,
+        coupling=fisher[:, :k, k:] + prior.coupling,
         shared=fisher[:, k:, k:].sum(0) + prior.shared,
     )
 

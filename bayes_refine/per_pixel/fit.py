@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import infer
 from ..fitting.loop import RunFit, refine
-from ..fitting.measure_run import Kept, measured
+from ..fitting.measure_run import Plan, measure_run
 from ..fitting.one_round import Round, movement_of
 from ..fitting.problem import Run, Say, Settings, prepare_run
 from ..fitting.state import State
@@ -76,7 +76,7 @@ def pixel_round(
     state: State,
     priors: Priors,
     status: np.ndarray,
-    kept: Kept,
+    plan: Plan,
     margin: float,
     last: bool,
     say: Say,
@@ -87,16 +87,16 @@ def pixel_round(
         model, noise, errors: as of :func:`fit_pixels`; the state has ``errors`` after the last.
         run, state, priors, status, kept, margin, last: as of ``one_round``.
     """
-    seen = measured(run, state, priors, status, kept, margin, say)
+    measurements = measure_run(run, state, priors, status, plan, margin, say)
     begun = time.perf_counter()
-    pixels = pixels_of(run, seen, state, priors)
+    pixels = pixels_of(run, measurements, state, priors)
     cut = time.perf_counter()
-    old = {**state, "log_G": seen.log_G}
+    old = {**state, "log_G": measurements.log_G}
     pixels = frozen(pixels, infer.evaluate(model, old, pixels, priors)["spots"])
     fit = curvature.pixel_fit(
         model, noise, pixels, priors, old, tolerance=1e-2 if last else 0.5, progress=say
     )
     seconds = cut - begun, time.perf_counter() - cut
     new = fit.values()
-    movement = movement_of(old, new, seen, fit, *seconds)
-    return PixelRound({**new, **(errors if last else {})}, fit, seen, movement, pixels)
+    movement = movement_of(old, new, measurements, fit, *seconds)
+    return PixelRound({**new, **(errors if last else {})}, fit, measurements, movement, pixels)

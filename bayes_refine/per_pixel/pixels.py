@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..fitting.measure_run import Batch, Seen, cut, shoebox_for
+from ..fitting.measure_run import Batch, MeasuredRun, cut, shoebox_for
 from ..fitting.problem import Run
 from ..fitting.state import State, partiality_width
 from ..fitting.statistics_of_images import stills_at
 from ..geometry.experiments import Still
 from ..measuring.shoebox import Shoebox
-from ..physics.observations import Observations
+from ..physics.observations import SpotStatistics
 from ..physics.priors import Priors
 from ..physics.spot import Spot
 from . import profile
@@ -42,7 +42,7 @@ class Pixels:
         nodes: of the quadrature across a pixel.
     """
 
-    reflections: Observations
+    reflections: SpotStatistics
     photons: Array
     usable: Array
     variance: Array
@@ -78,16 +78,16 @@ class Pixels:
         return profile.photons(self.offsets, spots, self.background, self.nodes)
 
 
-def pixels_of(run: Run, seen: Seen, state: State, priors: Priors) -> Pixels:
+def pixels_of(run: Run, measurements: MeasuredRun, state: State, priors: Priors) -> Pixels:
     """The pixels of the very shoeboxes that the statistics of a round were made of.
 
     Their variance is that of the background until it is :func:`frozen`.
 
     Args:
-        seen: what ``measure_run.measured`` found at ``state`` with ``priors``.
+        measurements: what ``measure_run`` found at ``state`` with ``priors``.
     """
-    batches, first = list(seen.batches), seen.observations.parts[0]
-    moment = batches[0].where.flat(first.pilot_moment)
+    batches, first = list(measurements.batches), measurements.observations.parts[0]
+    moment = batches[0].where.flat(first.template_moment)
     shoebox = shoebox_for(batches[0].predictions.frame, moment)
     assert shoebox is not None, "a round measures something"
     width, n = partiality_width(state, priors), len(run.stills)
@@ -98,12 +98,12 @@ def pixels_of(run: Run, seen: Seen, state: State, priors: Priors) -> Pixels:
     photons, usable, background, centre, to_pixel = (
         np.concatenate(arrays)[:n] for arrays in zip(*parts, strict=True)
     )
-    whole = seen.observations.whole()
+    whole = measurements.observations.whole()
     empty = np.abs(np.linalg.det(np.moveaxis(to_pixel, -1, 1))) == 0
     square = np.eye(2)[None, :, :, None] / np.asarray(whole.pixel_inv_angstrom)
     to_pixel = np.where(empty[:, None, None], square, to_pixel)
     area = np.abs(np.linalg.det(np.moveaxis(to_pixel, -1, 1)))
-    R1_px = np.sqrt(np.asarray(whole.pilot_moment[:, 0] + whole.pilot_moment[:, 1]) * area)
+    R1_px = np.sqrt(np.asarray(whole.template_moment[:, 0] + whole.template_moment[:, 1]) * area)
     read_variance = run.settings.read_noise**2
     return Pixels(
         reflections=whole,

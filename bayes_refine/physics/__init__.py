@@ -8,7 +8,7 @@ from .expected import (
     profile_statistics,
 )
 from .learned_errors import PERFECT, Errors, at_resolution, blurred
-from .observations import STATISTICS, Array, Metadata, Observations
+from .observations import STATISTICS, Array, Metadata, SpotStatistics
 from .partiality import (
     Partiality,
     debye_waller,
@@ -37,10 +37,10 @@ __all__ = [
     "Errors",
     "ExpectedStatistics",
     "Metadata",
-    "Observations",
     "Partiality",
     "Place",
     "Spot",
+    "SpotStatistics",
     "at_resolution",
     "bandwidth_width",
     "blurred",

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from .learned_errors import Errors, tail_factor, variance_of_J_model, variance_of_response
-from .observations import Array, Observations
+from .observations import Array, SpotStatistics
 from .spot import Spot
 
 
@@ -26,7 +26,7 @@ class ExpectedStatistics(NamedTuple):
 
 
 def expected_statistics(
-    obs: Observations,
+    obs: SpotStatistics,
     spot: Spot,
     J_model: Array,
     errors: Errors,
@@ -71,7 +71,7 @@ def expected_statistics(
 
 
 def profile_statistics(
-    obs: Observations, spot: Spot, count: int = 4, shape_variance: Array | float = 0.0
+    obs: SpotStatistics, spot: Spot, count: int = 4, shape_variance: Array | float = 0.0
 ) -> Array:
     """E[T_k]/J = r_k0 + Σ_j r_kj η_j (``measuring.statistics``) of the first, (n, count, m).
 
@@ -89,13 +89,13 @@ def profile_statistics(
     """
     d1, d2 = spot.shift_1 / obs.width, spot.shift_2 / obs.width
     scale = 1 / obs.width**2
-    g11 = (spot.m11 - obs.pilot_moment[:, 0]) * scale + d1**2
-    g22 = (spot.m22 - obs.pilot_moment[:, 1]) * scale + d2**2
-    g12 = (spot.m12 - obs.pilot_moment[:, 2]) * scale + d1 * d2
+    g11 = (spot.m11 - obs.template_moment[:, 0]) * scale + d1**2
+    g22 = (spot.m22 - obs.template_moment[:, 1]) * scale + d2**2
+    g12 = (spot.m12 - obs.template_moment[:, 2]) * scale + d1 * d2
     wider = (g11 + g22) / 2
     damp = 1 / (1 + wider)
-    eta = [jnp.ones_like(d1), d1, d2, wider * damp, (g11 - g22) / 2 * damp, g12 * damp]
-    mean = jnp.sum(obs.response[:, :count] * jnp.stack(eta, 1)[:, None], 2)
+    coefficients = [jnp.ones_like(d1), d1, d2, wider * damp, (g11 - g22) / 2 * damp, g12 * damp]
+    mean = jnp.sum(obs.response[:, :count] * jnp.stack(coefficients, 1)[:, None], 2)
     if count > 3:
         own = 1 / (1 + obs.saturation * wider)
         seen = wider * own - obs.saturation * shape_variance * own**3
@@ -104,7 +104,7 @@ def profile_statistics(
     return mean
 
 
-def counting_variance(obs: Observations, J: Array, count: int = 4) -> Array:
+def counting_variance(obs: SpotStatistics, J: Array, count: int = 4) -> Array:
     """Var[T_k] = V_bg,k + J V_sig,k of the first ``count`` statistics, (n, count, m), J (n, m)."""
     background, signal = obs.variance_background, obs.variance_signal
     return background[:, :count] + J[:, None] * signal[:, :count]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from .observations import Array, Observations
+from .observations import Array, SpotStatistics
 from .spot import Spot
 
 MIDDLE = 0.25  # Å⁻¹, the 1/d at which an error that changes with resolution has its stated value
@@ -60,7 +60,7 @@ def variance_of_J_model(errors: Errors, block_variance: Array) -> Array:
     return errors.fraction**2 + block_variance * jnp.maximum(errors.speckle, 0.0) ** 2
 
 
-def variance_of_response(obs: Observations, errors: Errors, count: int) -> Array:
+def variance_of_response(obs: SpotStatistics, errors: Errors, count: int) -> Array:
     """Var[T_k]/J² = Σ_j r_kj² Var[η_j] of the first ``count`` statistics by errors of place and
     shape, (n, count, m).
 
@@ -68,8 +68,8 @@ def variance_of_response(obs: Observations, errors: Errors, count: int) -> Array
     """
     flat = jnp.ones_like(obs.width)
     places = [flat * place / obs.width**2 for place in (errors.place_1, errors.place_2)]
-    eta = jnp.stack([*places, *[flat * errors.shape] * 3], 1)[:, : count - 1]
-    return jnp.sum(obs.response[:, :count, 1:count] ** 2 * eta[:, None], 2)
+    variances = jnp.stack([*places, *[flat * errors.shape] * 3], 1)[:, : count - 1]
+    return jnp.sum(obs.response[:, :count, 1:count] ** 2 * variances[:, None], 2)
 
 
 def tail_factor(z2: Array, nu: Array | float) -> Array | float:

@@ -32,17 +32,17 @@ class Metadata(NamedTuple):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Observations:
+class SpotStatistics:
     """What a model is conditioned on: n images, up to m reflections each, padded.
 
     Reflections are the last axis throughout, so that arithmetic on them is contiguous.  The current
-    state, ``pilot`` in names of fields, is the one at which images were predicted and measured.
+    state is the one at which images were predicted and measured.
 
     Attributes:
         fit: (n, m) bool, reflections that inform the fit (padding and the free set do not).
         statistics: (n, 6, m) frozen T_k; response (n, 6, 6, m); variance_background,
             variance_signal (n, 6, m); width, saturation (n, m): as ``Statistics``.
-        pilot_moment: (n, 3, m) second moment of the template, Å⁻².
+        template_moment: (n, 3, m) second moment of the template, Å⁻².
         intensity_reference: (n, m) polarisation × I_ref; reference_error: (n, m) its relative sd.
         norm_q (n, m): 1/d, Å⁻¹; sin_theta, cos_theta (n, m); e1, e2, s_hat (n, 3, m).
         q: (n, 3, m) A as indexed times h, Å⁻¹. excitation_error: (n, m) at the current state, Å⁻¹.
@@ -51,8 +51,8 @@ class Observations:
         azimuth: (n, 2, m) cos and sin of the angle from the panel's fast axis to e1.
         wavevector: (n, 1) 1/λ, Å⁻¹; bandwidth: rms fraction that the run is expected to have.
         strain_basis: (n, K, 3, 3) symmetric matrices that keep the crystal system;
-        pilot_setting: (n, 3, 3) exp([ω]×)(1+E) at the current state;
-        pilot_shift: (n, 3) shift of beam centre x, y and distance at the current state, mm.
+        current_setting: (n, 3, 3) exp([ω]×)(1+E) at the current state;
+        current_shift: (n, 3) shift of beam centre x, y and distance at the current state, mm.
         log_G0: ln of the run's first estimate of G.
         pixel_inv_angstrom: median size of a pixel in ε_t, Å⁻¹.
         metadata: for pieces of a model that depend on them; None where none does.
@@ -67,7 +67,7 @@ class Observations:
     variance_signal: Array
     width: Array
     saturation: Array
-    pilot_moment: Array
+    template_moment: Array
     intensity_reference: Array
     reference_error: Array
     norm_q: Array
@@ -83,8 +83,8 @@ class Observations:
     wavevector: Array
     bandwidth: Array
     strain_basis: Array
-    pilot_setting: Array
-    pilot_shift: Array
+    current_setting: Array
+    current_shift: Array
     log_G0: Array
     pixel_inv_angstrom: Array
     metadata: Metadata | None = None

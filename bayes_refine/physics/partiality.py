@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from .observations import Array, Observations
+from .observations import Array, SpotStatistics
 from .spot import Spot
 
 MAX_POWER = 40.0  # of e, in the variance by few blocks; reached from |ε_r| = 6.3 R0_eff, p < 1e-17
@@ -137,6 +137,6 @@ def debye_waller(B, norm_q) -> Array:
     return jnp.exp(-0.25 * B * norm_q**2)
 
 
-def uncorrected(obs: Observations, scale: jax.Array) -> jax.Array:
+def uncorrected(obs: SpotStatistics, scale: jax.Array) -> jax.Array:
     """The scale G·B_term·p (n, m) as it is: the default correction of a model."""
     return scale

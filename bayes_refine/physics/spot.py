@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from .observations import Array, Observations
+from .observations import Array, SpotStatistics
 
 
 class Place(NamedTuple):
@@ -28,7 +28,7 @@ class Place(NamedTuple):
 
     Attributes:
         excitation_error: ε_r. shift_1, shift_2: predicted centre less the one at the current state
-            (``Observations``), along e1 and e2.
+            (``SpotStatistics``), along e1 and e2.
     """
 
     excitation_error: Array
@@ -80,32 +80,32 @@ def crystal_setting(strain_basis: Array, rotation_mrad: Array, strain: Array) ->
     return rotation_matrix_mrad(rotation_mrad) @ stretch
 
 
-def place_on_detector(obs: Observations, rotation_mrad, strain, shift_mm) -> Place:
+def place_on_detector(obs: SpotStatistics, rotation_mrad, strain, shift_mm) -> Place:
     """ε_r, and how far the predicted centre is from the one at the current state.
 
     Args:
         rotation_mrad: (n, 3) and strain (n, K): about the crystal as indexed.
         shift_mm: (3,) beam centre x, y and distance about nominal.
     """
-    change = crystal_setting(obs.strain_basis, rotation_mrad, strain) - obs.pilot_setting
+    change = crystal_setting(obs.strain_basis, rotation_mrad, strain) - obs.current_setting
     dq = change @ obs.q  # (n, 3, m)
     length = obs.wavevector + obs.excitation_error
     gained = 2 * length * jnp.sum(obs.s_hat * dq, 1) + jnp.sum(dq * dq, 1)
     excitation = obs.excitation_error + gained / (length + jnp.sqrt(length**2 + gained))
-    moved = jnp.sum(obs.detector_axes * (shift_mm - obs.pilot_shift)[:, None, :, None], 2)
+    moved = jnp.sum(obs.detector_axes * (shift_mm - obs.current_shift)[:, None, :, None], 2)
     scale = obs.wavevector / length
     shift_1 = jnp.sum(obs.e1 * dq, 1) * scale - moved[:, 0]
     shift_2 = jnp.sum(obs.e2 * dq, 1) * scale - moved[:, 1]
     return Place(excitation, shift_1, shift_2)
 
 
-def bandwidth_width(obs: Observations, bandwidth: Array | float) -> Array:
+def bandwidth_width(obs: SpotStatistics, bandwidth: Array | float) -> Array:
     """R_bw = bλ/(√2 d²), (n, m), Å⁻¹, for an rms bandwidth b."""
     return bandwidth * obs.norm_q**2 / (jnp.sqrt(2.0) * obs.wavevector)
 
 
 def smeared_spot(
-    obs: Observations, place: Place, R0, bandwidth, mosaic_mrad2, R1_moment, partiality
+    obs: SpotStatistics, place: Place, R0, bandwidth, mosaic_mrad2, R1_moment, partiality
 ) -> Spot:
     """Marginal and conditional of the reciprocal-lattice point (relp; module docstring).
 
@@ -119,7 +119,7 @@ def smeared_spot(
         partiality: ``partiality.Partiality``, which says how far a spot moves with ε_r, how much
             narrower the spot is than the smear, and what the turn of an exposure does.
     """
-    q = obs.pilot_setting @ obs.q
+    q = obs.current_setting @ obs.q
     turned = jnp.stack([jnp.cross(q, a, axis=1) for a in (obs.s_hat, obs.e1, obs.e2)], 1) * 1e-3
     m = jnp.einsum("naim,nij,nbjm->nabm", turned, mosaic_mrad2, turned)  # twice the covariance
     bw2 = bandwidth_width(obs, bandwidth) ** 2

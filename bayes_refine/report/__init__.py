@@ -4,12 +4,12 @@
 no geometry: sections without data are left out), ``write_report`` from sections of your own.
 """
 
-from .charts import Compared
+from .charts import ObservedAndExpected
 from .page import Section, chart, note, write_report
 from .run import fit_report, run_report
 
 __all__ = [
-    "Compared",
+    "ObservedAndExpected",
     "Section",
     "chart",
     "fit_report",

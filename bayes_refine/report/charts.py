@@ -27,7 +27,7 @@ CLIP = 8.0  # residuals beyond are drawn at it
 
 
 @dataclass(frozen=True)
-class Compared:
+class ObservedAndExpected:
     """n measured reflections with an expected intensity; finite, flat over images.
 
     Attributes:
@@ -62,7 +62,7 @@ class Compared:
 # -- intensities ----------------------------------------------------------------------------
 
 
-def observed_expected(figure: Any, r: Compared) -> None:
+def observed_expected(figure: Any, r: ObservedAndExpected) -> None:
     """J against J_model, linear within 3σ of the background and logarithmic beyond."""
     ax = figure.add_subplot()
     linear = 3 * float(np.quantile(r.sigma, 0.1))
@@ -80,7 +80,7 @@ def observed_expected(figure: Any, r: Compared) -> None:
     legend(ax, loc="upper left")
 
 
-def partiality_curve(figure: Any, r: Compared, n_bins: int = 21) -> None:
+def partiality_curve(figure: Any, r: ObservedAndExpected, n_bins: int = 21) -> None:
     """J/(G·B_term·pol·I_ref) in bins of ε_r in three resolution shells, and the fitted p.
 
     Weighted means, Σ(hJ/σ²)/Σ(h²/σ²) with h = G·B_term·pol·I_ref: what the partiality must have
@@ -121,7 +121,7 @@ def partiality_curve(figure: Any, r: Compared, n_bins: int = 21) -> None:
 # -- residuals ------------------------------------------------------------------------------
 
 
-def residuals_by_resolution(figure: Any, r: Compared, n_bins: int = 12) -> None:
+def residuals_by_resolution(figure: Any, r: ObservedAndExpected, n_bins: int = 12) -> None:
     """(J − J_model)/σ of fitted reflections against 1/d², median and central 68 %."""
     ax = figure.add_subplot()
     s, z = 1 / r.d[r.fitted] ** 2, r.pull[r.fitted]
@@ -135,7 +135,7 @@ def residuals_by_resolution(figure: Any, r: Compared, n_bins: int = 12) -> None:
     legend(ax, loc="upper left", ncols=2)
 
 
-def residuals_on_detector(figure: Any, r: Compared, per_bin: int = 20) -> None:
+def residuals_on_detector(figure: Any, r: ObservedAndExpected, per_bin: int = 20) -> None:
     """Mean of (J − J_model)/σ over places on the detector, and its mean square root."""
     assert r.xy_mm is not None
     (x, y), z = r.xy_mm[r.fitted].T, np.clip(r.pull[r.fitted], -CLIP, CLIP)
@@ -160,7 +160,7 @@ def residuals_on_detector(figure: Any, r: Compared, per_bin: int = 20) -> None:
         figure.colorbar(shown, ax=ax, label=name, shrink=0.9)
 
 
-def residuals_by_image(figure: Any, r: Compared, n_images: int) -> None:
+def residuals_by_image(figure: Any, r: ObservedAndExpected, n_images: int) -> None:
     """Median and central 68 % of (J − J_model)/σ of each image, in the order of the run."""
     ax = figure.add_subplot()
     images, quantiles = image_quantiles(r)
@@ -179,7 +179,7 @@ def residuals_by_image(figure: Any, r: Compared, n_images: int) -> None:
     ax.set_ylim(min(bottom, -2), max(top, 2) + 0.15 * (max(top, 2) - min(bottom, -2)))
 
 
-def image_quantiles(r: Compared) -> tuple[np.ndarray, np.ndarray]:
+def image_quantiles(r: ObservedAndExpected) -> tuple[np.ndarray, np.ndarray]:
     """Images with fitted reflections (m,), and 15.9, 50, 84.1 % of their pulls (m, 3)."""
     rows = np.flatnonzero(r.fitted)
     rows = rows[np.argsort(r.image[rows], kind="stable")]
@@ -201,7 +201,7 @@ def expected_half_width(nu: float) -> float:
     return 1.0 if np.isinf(nu) else float(special.stdtrit(nu, special.ndtr(1.0)))
 
 
-def pull_histogram(figure: Any, r: Compared, nu: float) -> None:
+def pull_histogram(figure: Any, r: ObservedAndExpected, nu: float) -> None:
     """Distribution of the pulls, fitted and free, beside what the likelihood says and N(0, 1)."""
     ax = figure.add_subplot()
     edges = np.linspace(-6, 6, 49 if len(r) > 3000 else 25)
@@ -222,7 +222,7 @@ def pull_histogram(figure: Any, r: Compared, nu: float) -> None:
     legend(ax, loc="upper left")
 
 
-def probability(figure: Any, r: Compared, nu: float) -> None:
+def probability(figure: Any, r: ObservedAndExpected, nu: float) -> None:
     """Observed minus expected cumulative probability of the pulls (a P–P plot, levelled)."""
     ax = figure.add_subplot()
     for rows, color, name in ((r.fitted, BLUE, "fitted"), (r.free, RED, "free")):
@@ -241,7 +241,7 @@ def probability(figure: Any, r: Compared, nu: float) -> None:
     legend(ax, loc="upper left")
 
 
-def pull_width(figure: Any, r: Compared, nu: float) -> None:
+def pull_width(figure: Any, r: ObservedAndExpected, nu: float) -> None:
     """Half-width of the central 68 % of the pulls over the expected one, by strength and d."""
     ax = figure.add_subplot()
     rows = r.fitted | r.free

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..merging.merged_columns import blank_sentence
 from ..util.status import Kind
-from .charts import Compared, expected_half_width
+from .charts import ObservedAndExpected, expected_half_width
 from .images import failed
 from .outliers import outlier_sentences
 from .page import Section, number, with_sd
@@ -21,7 +21,9 @@ Summary = Mapping[str, Any]  # the content of summary.json, any part of which ma
 
 
 def headline(
-    summary: Summary, table: Mapping[str, np.ndarray] | None = None, r: Compared | None = None
+    summary: Summary,
+    table: Mapping[str, np.ndarray] | None = None,
+    r: ObservedAndExpected | None = None,
 ) -> Section | None:
     """The numbers to look at first, and what stands out."""
     counts, overall = summary.get("counts", {}), _overall(summary)
@@ -86,7 +88,9 @@ def headline(
 
 
 def attention(
-    summary: Summary, table: Mapping[str, np.ndarray] | None = None, r: Compared | None = None
+    summary: Summary,
+    table: Mapping[str, np.ndarray] | None = None,
+    r: ObservedAndExpected | None = None,
 ) -> list[str]:
     """Sentences about what a careful reader would stop at; empty if there is nothing."""
     found, counts, overall = [], summary.get("counts", {}), _overall(summary)

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..util.status import Kind, Status, usable
 from . import run_charts
-from .charts import Compared
+from .charts import ObservedAndExpected
 from .drawing import MAX_HOVER
 from .page import Section, chart, figures, heading, note, number, with_sd
 from .quantities import quantity
@@ -26,7 +26,7 @@ def failed(table: Mapping[str, np.ndarray]) -> np.ndarray:
     return ~usable(table["status"])
 
 
-def images(table: Mapping[str, np.ndarray], r: Compared | None = None) -> Section | None:
+def images(table: Mapping[str, np.ndarray], r: ObservedAndExpected | None = None) -> Section | None:
     """The table of images, those that failed first, and their values across the run.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .charts import Compared
+from .charts import ObservedAndExpected
 from .page import number
 
 _MANY_STRAY = 1e-3  # of the reflections; chance takes a pixel from 1 in 100,000
@@ -17,7 +17,9 @@ _EXCESS = 3.0  # times as many far above as far below
 _UNLIKELY = 2.0  # prior sd of the position error
 
 
-def outlier_sentences(summary: Mapping[str, Any], r: Compared | None = None) -> list[str]:
+def outlier_sentences(
+    summary: Mapping[str, Any], r: ObservedAndExpected | None = None
+) -> list[str]:
     """Empty if there is nothing to say.
 
     Args:
@@ -55,7 +57,7 @@ def _bad_pixels(bad: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _one_sided(r: Compared | None) -> list[str]:
+def _one_sided(r: ObservedAndExpected | None) -> list[str]:
     """Something adds photons where residuals far above are many more than those far below."""
     if r is None or not r.fitted.any():
         return []

@@ -14,7 +14,7 @@ from ..fitting.tables import image_table, lab_positions, usable_images
 from ..io.images import ImageReader
 from ..physics.contract import unknown
 from . import glance, images, recipe, sections
-from .charts import Compared
+from .charts import ObservedAndExpected
 from .page import Section, attempt, chart, failures, write_report
 
 
@@ -41,7 +41,7 @@ def fit_report(
     with failures() as failed:
         arrays = (
             attempt("the images", lambda: image_table(run)),
-            attempt("the reflections", lambda: compared(run)),
+            attempt("the reflections", lambda: observed_and_expected(run)),
             attempt("the draws", lambda: shared_draws(run, draws or {})),
             attempt("the couplings", lambda: couplings(run)),
             *(attempt("the pixels", lambda: _pixels(run, reader)) or (None, None)),
@@ -54,7 +54,7 @@ def run_report(
     title: str,
     summary: Mapping[str, Any],
     table: Mapping[str, np.ndarray] | None = None,
-    reflections: Compared | None = None,
+    reflections: ObservedAndExpected | None = None,
     draws: Mapping[str, np.ndarray] | None = None,
     correlation: tuple[list[str], np.ndarray] | None = None,
     gallery: str | None = None,
@@ -112,11 +112,11 @@ def run_report(
 # -- plain arrays of a fit ------------------------------------------------------------------
 
 
-def compared(run: RunFit) -> Compared:
+def observed_and_expected(run: RunFit) -> ObservedAndExpected:
     """The measured reflections of usable images that have a reference."""
     r = run.reflections
     rows = np.flatnonzero(r.measured & np.isfinite(r.J_model) & usable_images(run)[r.image])
-    return Compared(
+    return ObservedAndExpected(
         image=r.image[rows],
         J=r.J[rows].astype(float),
         J_model=r.J_model[rows].astype(float),
@@ -157,7 +157,7 @@ def couplings(run: RunFit) -> tuple[list[str], np.ndarray] | None:
     if not usable.any():
         return None
     shared = fit.shared_covariance
-    slope = np.linalg.solve(fit.image_precision, fit.border)[usable]
+    slope = np.linalg.solve(fit.image_precision, fit.coupling)[usable]
     own = fit.image_covariance()[usable]
     cross = -slope @ shared
     whole = np.broadcast_to(shared, (len(own), *shared.shape))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import charts, run_charts
-from .charts import Compared
+from .charts import ObservedAndExpected
 from .drawing import MAX_HOVER
 from .page import Section, chart, figures, heading
 from .quantities import quantity
@@ -32,7 +32,7 @@ def not_drawn(failures: Sequence[str]) -> Section | None:
     )
 
 
-def intensities(r: Compared | None) -> Section | None:
+def intensities(r: ObservedAndExpected | None) -> Section | None:
     """J against J_model, and the partiality curve."""
     if r is None or not r.fitted.any():
         return None
@@ -60,7 +60,7 @@ def intensities(r: Compared | None) -> Section | None:
     )
 
 
-def residuals(r: Compared | None, n_images: int) -> Section | None:
+def residuals(r: ObservedAndExpected | None, n_images: int) -> Section | None:
     """(J − J_model)/σ by resolution, detector position and image order."""
     if r is None or not r.fitted.any():
         return None
@@ -163,7 +163,7 @@ def agreement(rows: Sequence[Mapping[str, Any]] | None) -> Section | None:
     )
 
 
-def calibration(r: Compared | None, nu: float) -> Section | None:
+def calibration(r: ObservedAndExpected | None, nu: float) -> Section | None:
     """Whether σ is right: pulls against what the likelihood says they are.
 
     Args:

@@ -31,7 +31,7 @@ from ..merging.merged_columns import blank, merged_files
 from ..merging.observations import ScalingPriors
 from ..merging.scaling import compiled_sites, pinned_draws
 from ..physics.reference import Reference
-from ..report import Compared, run_report
+from ..report import ObservedAndExpected, run_report
 from ..util.folder import all_or_none
 from ..util.output import jsonable, versions, write_summary, write_table
 from .pictures import MAY_BE_ABSENT, draw_pictures
@@ -99,7 +99,9 @@ def write_merge(
 
     def page(path: Path) -> list[str]:
         shared = shared_draws(draws)
-        return run_report(path, "bayes-refine merge", summary, table, _compared(run), shared)
+        return run_report(
+            path, "bayes-refine merge", summary, table, _observed_and_expected(run), shared
+        )
 
     draw_pictures(Path(out_dir), {"report.html": page}, say)
     return summary
@@ -115,14 +117,14 @@ def _write_tables(work: Path, run: MergeRun, table: Mapping[str, np.ndarray]) ->
     write_table(work / "images.csv", all_images(run, table))
 
 
-def _compared(run: MergeRun) -> Compared:
+def _observed_and_expected(run: MergeRun) -> ObservedAndExpected:
     """Each observation beside g times the posterior mean of its intensity."""
     d, obs = run.scaled.measured, run.scaled.observations
     rows = np.flatnonzero(np.isfinite(run.expected))
     expected = run.expected[rows]
     fraction = np.asarray(d.fraction)[rows]
     variance = np.asarray(d.variance)[rows] + (fraction * expected) ** 2
-    return Compared(
+    return ObservedAndExpected(
         image=np.asarray(d.image)[rows],
         J=np.asarray(d.intensity)[rows],
         J_model=expected,

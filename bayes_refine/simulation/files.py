@@ -19,7 +19,7 @@ from ..util.folder import all_or_none, prepare_folder
 from ..util.sink import sink_for
 from .nxmx import image_dataset, write_header
 from .pixels import background_photons, simulate_image
-from .truth import Reference, Simulation, Truth, draw_truth, square_detector
+from .truth import SimulatedTruth, Simulation, TrueIntensities, draw_truth, square_detector
 
 FILES = ("master.h5", "indexed.expt", "reference.mtz", "truth.h5")
 RECORD = "simulation.json"
@@ -85,7 +85,7 @@ def _mark(path: Path) -> list[int]:
 
 def _write_images(
     simulation: Simulation,
-    truth: Truth,
+    truth: SimulatedTruth,
     rng: np.random.Generator,
     path: Path,
     progress: Callable[[int, int], None] | None,
@@ -103,11 +103,12 @@ def _write_images(
                 progress(i + 1, n)
 
 
-def _write_truth(simulation: Simulation, truth: Truth, path: Path) -> None:
+def _write_truth(simulation: Simulation, truth: SimulatedTruth, path: Path) -> None:
     with sink_for(path) as sink, h5py.File(sink, "w") as file:
         for name in ("A", "G", "B", "rotation_mrad", "strain"):
             file[name] = getattr(truth, name)
-        file["R0"], file["R1"], file["eta"] = simulation.R0, simulation.R1, simulation.mosaic_rad
+        for name in ("R0", "R1", "mosaic_rad"):
+            file[name] = getattr(simulation, name)
         file["distance_mm"] = simulation.distance_mm
         file["beam_center_px"] = simulation.beam_center_px
         file["background"] = background_photons(simulation, truth.detector)
@@ -115,7 +116,7 @@ def _write_truth(simulation: Simulation, truth: Truth, path: Path) -> None:
             file.attrs[name] = value
 
 
-def _write_reference(simulation: Simulation, reference: Reference, path: Path) -> None:
+def _write_reference(simulation: Simulation, reference: TrueIntensities, path: Path) -> None:
     mtz = gemmi.Mtz(with_base=True)
     mtz.spacegroup = space_group_from_hall(simulation.hall)
     mtz.set_cell_for_all(gemmi.UnitCell(*simulation.cell))
@@ -131,7 +132,9 @@ def _indexed_geometry(simulation: Simulation) -> tuple[float, np.ndarray]:
     return simulation.distance_mm + simulation.distance_error_mm, center
 
 
-def _indexed_document(simulation: Simulation, truth: Truth, image_file: str) -> dict[str, Any]:
+def _indexed_document(
+    simulation: Simulation, truth: SimulatedTruth, image_file: str
+) -> dict[str, Any]:
     """The run as indexed, as a DIALS ``.expt`` document."""
     detector = square_detector(simulation, *_indexed_geometry(simulation))
     height, width = (int(v) for v in detector.shape[0])

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..geometry.detector import Beam, Detector
 from .spots import N_WIDTHS, Spots, predict_spots
-from .truth import Simulation, Truth
+from .truth import SimulatedTruth, Simulation
 
 N_NODES = 5  # Gauss–Legendre nodes across a pixel
 
@@ -103,7 +103,7 @@ def background_photons(simulation: Simulation, detector: Detector) -> np.ndarray
 
 
 def simulate_image(
-    simulation: Simulation, rng: np.random.Generator, truth: Truth, image: int
+    simulation: Simulation, rng: np.random.Generator, truth: SimulatedTruth, image: int
 ) -> tuple[np.ndarray, Spots]:
     """One still: Poisson photons of background and spots, then gain and read-out noise.
 

@@ -35,7 +35,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .truth import Simulation, Truth
+from .truth import SimulatedTruth, Simulation
 
 N_WIDTHS = 4.0  # relps and pixels further than this many R0_eff, R1 are left out: exp(−16)
 
@@ -78,11 +78,11 @@ def relp_covariance(simulation: Simulation, q: np.ndarray, frame: np.ndarray) ->
     Args:
         q: (n, 3) Å⁻¹; frame: (n, 3, 3), :func:`diffraction_frame`.
     """
-    a, eta, b = simulation.aspect_ratio, simulation.mosaic_rad, simulation.bandwidth
+    a, mosaic_rad, b = simulation.aspect_ratio, simulation.mosaic_rad, simulation.bandwidth
     d1, d2, *below = simulation.mosaic_shape
     lower = np.diag(np.exp([d1, d2, -d1 - d2]))
     lower[[1, 2, 2], [0, 0, 1]] = np.sqrt(2) * np.array(below)
-    turned = eta * np.cross(q[:, None], frame) @ lower
+    turned = mosaic_rad * np.cross(q[:, None], frame) @ lower
     norm_q = np.linalg.norm(q, axis=1)
     sine = simulation.wavelength * norm_q / 2
     along = norm_q[:, None] * np.stack([sine, np.sqrt(1 - sine**2), 0 * sine], axis=1)
@@ -93,7 +93,7 @@ def relp_covariance(simulation: Simulation, q: np.ndarray, frame: np.ndarray) ->
     )
 
 
-def predict_spots(simulation: Simulation, truth: Truth, image: int) -> Spots:
+def predict_spots(simulation: Simulation, truth: SimulatedTruth, image: int) -> Spots:
     """The reflections with |ε_r| < 4 R0_eff, J = G·B_term·p·pol·I_ref."""
     beam, s0 = truth.beam, truth.beam.s0
     q = truth.sphere.hkl @ truth.A[image].T

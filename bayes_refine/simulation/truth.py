@@ -94,7 +94,7 @@ class Simulation:
 
 
 @dataclass(frozen=True)
-class Reference:
+class TrueIntensities:
     """Intensities of reflections: ``hkl`` (m, 3) and ``intensity`` (m,), photons."""
 
     hkl: np.ndarray
@@ -102,7 +102,7 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Truth:
+class SimulatedTruth:
     """What is true of a simulated run of N images.
 
     Attributes:
@@ -122,12 +122,12 @@ class Truth:
     strain: np.ndarray
     beam: Beam
     detector: Detector
-    reference: Reference
-    sphere: Reference
+    reference: TrueIntensities
+    sphere: TrueIntensities
     bad: np.ndarray
 
 
-def reference_intensities(simulation: Simulation, rng: np.random.Generator) -> Reference:
+def reference_intensities(simulation: Simulation, rng: np.random.Generator) -> TrueIntensities:
     """Wilson's statistics: acentric exponential, centric χ²₁, mean ∝ ε·exp(−B/(2d²)).
 
     ε counts the symmetry operations that leave hkl alone; absent reflections are left out.
@@ -142,17 +142,17 @@ def reference_intensities(simulation: Simulation, rng: np.random.Generator) -> R
     mean = epsilon * np.exp(-simulation.wilson_B * cell.calculate_1_d2_array(hkl) / 2)
     mean *= simulation.mean_photons / mean.mean()
     unit = np.where(centric, rng.chisquare(1, len(hkl)), rng.exponential(size=len(hkl)))
-    return Reference(hkl=hkl, intensity=mean * unit)
+    return TrueIntensities(hkl=hkl, intensity=mean * unit)
 
 
-def whole_sphere(hall: str, reference: Reference) -> Reference:
+def whole_sphere(hall: str, reference: TrueIntensities) -> TrueIntensities:
     """All equivalents and Friedel mates, each once, of unique reflections."""
     operations = space_group_from_hall(hall).operations().derive_symmorphic()
     rotations = np.array([op.rot for op in operations]) // gemmi.Op.DEN
     mates = np.concatenate([rotations, -rotations])
     equivalents = np.einsum("mi,rij->mrj", reference.hkl, mates).reshape(-1, 3)
     hkl, first = np.unique(equivalents, axis=0, return_index=True)
-    return Reference(hkl=hkl, intensity=reference.intensity[first // len(mates)])
+    return TrueIntensities(hkl=hkl, intensity=reference.intensity[first // len(mates)])
 
 
 def square_detector(
@@ -189,7 +189,7 @@ def square_detector(
     )
 
 
-def draw_truth(simulation: Simulation, rng: np.random.Generator) -> Truth:
+def draw_truth(simulation: Simulation, rng: np.random.Generator) -> SimulatedTruth:
     """Crystals in random orientations, their scales, and the errors of indexing them."""
     n = simulation.n_images
     B_matrix = np.array(gemmi.UnitCell(*simulation.cell).frac.mat.tolist()).T
@@ -198,7 +198,7 @@ def draw_truth(simulation: Simulation, rng: np.random.Generator) -> Truth:
     detector = square_detector(simulation, simulation.distance_mm, simulation.beam_center_px)
     reference = reference_intensities(simulation, rng)
     rotation_sd_mrad = np.radians(simulation.rotation_error_deg) * 1e3 / np.sqrt(3)
-    return Truth(
+    return SimulatedTruth(
         A=A,
         G=np.exp(simulation.ln_G_sd * rng.standard_normal(n)),
         B=simulation.B_mean + simulation.B_sd * rng.standard_normal(n),

@@ -13,7 +13,7 @@ from scipy.stats import multivariate_normal
 from bayes_refine.geometry.symmetry import asu_map
 from bayes_refine.indexing import leave_image_out, reindex
 from bayes_refine.indexing.ambiguity import Ambiguity, ambiguity, reindexed_unmerged
-from bayes_refine.indexing.rough_scales import rough_scales
+from bayes_refine.indexing.first_scales import first_scales
 from bayes_refine.indexing.unmerged_alike import unmerged_alike
 from bayes_refine.io.unmerged import Unmerged
 from bayes_refine.physics.reference import Reference, free_set
@@ -218,7 +218,7 @@ def test_the_free_set_is_not_looked_at():
 
 def test_scales_from_mean_intensities_are_near_the_truth():
     data, g, _ = simulated(P63, 100)
-    rough = rough_scales(
+    rough = first_scales(
         data.hkl, data.image, data.intensity, data.excitation_error, data.cell, data.space_group
     )
     ratio = np.log(rough / g)
@@ -281,18 +281,18 @@ def test_solutions_are_ranked_by_the_marginal_likelihood():
     data, g, _ = simulated(P63, 20)
     ways = ambiguity(data.cell, data.space_group)
     obs = integrated(data, g)
-    seen = leave_image_out.by_reflection(obs, ways, data.cell)
+    grouped = leave_image_out.by_reflection(obs, ways, data.cell)
     got, expected = [], []
     for operation in (np.zeros(20, int), np.arange(20) % 2):
-        state = leave_image_out.unscaled(obs, seen, np.eye(2)[operation])
-        got.append(reindex._evidence(obs, seen, state))
-        code = seen.code[np.arange(len(g)), operation[obs.image]]
-        e = g * seen.mean[code]
+        state = leave_image_out.unscaled(obs, grouped, np.eye(2)[operation])
+        got.append(reindex._evidence(obs, grouped, state))
+        code = grouped.code[np.arange(len(g)), operation[obs.image]]
+        e = g * grouped.mean[code]
         s2 = obs.variance + e + (reindex.MODEL_ERROR * e) ** 2
         parts = []
         for k in np.unique(code):
             rows = np.flatnonzero(code == k)
-            tau = seen.mean[k] ** 2 * (1 + seen.centric[k])
+            tau = grouped.mean[k] ** 2 * (1 + grouped.centric[k])
             cov = np.diag(s2[rows]) + tau * np.outer(g[rows], g[rows])
             parts.append(multivariate_normal(e[rows], cov).logpdf(obs.J[rows]))
         expected.append(sum(parts))

@@ -278,7 +278,7 @@ def test_batches_of_images_are_the_whole_run(init):
     np.testing.assert_array_equal(batches.whole().y, y)
     batched = map_fit(lines, batches, 1.4, init=init)
     assert batched.iterations == whole.iterations
-    for name in ("image", "shared", "image_precision", "border", "shared_covariance", "status"):
+    for name in ("image", "shared", "image_precision", "coupling", "shared_covariance", "status"):
         expected, found = getattr(whole, name), getattr(batched, name)
         if name == "status":
             np.testing.assert_array_equal(found, expected)

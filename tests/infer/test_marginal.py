@@ -182,7 +182,7 @@ def test_batches_of_images_are_the_whole_run(parabolas):
     parts = [Data(y[:3]), Data(y[3:6]), Data(y[[6, 6, 6]])]
     batches = Batches(parts, 3, 7)
     found = marginal_fit(curves, batches, fit=joint)
-    for name in ("image", "shared", "image_precision", "border"):
+    for name in ("image", "shared", "image_precision", "coupling"):
         np.testing.assert_allclose(getattr(found, name), getattr(whole, name), rtol=1e-6, atol=1e-8)
     # A does not depend on the image here, so that one batch speaks for all
     np.testing.assert_allclose(found.shared_covariance, whole.shared_covariance, rtol=1e-6)

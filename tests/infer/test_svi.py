@@ -115,7 +115,7 @@ def test_a_normal_posterior_is_found_from_a_wrong_start(lines, guide):
         "image": fit.image + 0.5 * sd[:12].reshape(6, 2),
         "shared": fit.shared - 0.5 * sd[12:],
         "image_precision": 4 * fit.image_precision,
-        "border": 4 * fit.border,
+        "coupling": 4 * fit.coupling,
         "shared_covariance": fit.shared_covariance / 4,
     }
     start = fit.__class__(**{**fit.__dict__, **wrong})

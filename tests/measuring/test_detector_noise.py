@@ -11,7 +11,12 @@ import pytest
 
 from bayes_refine.io.expt import read_experiments
 from bayes_refine.io.images import ImageReader
-from bayes_refine.measuring.detector_noise import Noise, estimate_noise, is_counting, noise_for
+from bayes_refine.measuring.detector_noise import (
+    DetectorNoise,
+    estimate_noise,
+    is_counting,
+    noise_for,
+)
 from bayes_refine.simulation.files import simulate_run
 from bayes_refine.simulation.truth import Simulation
 from bayes_refine.util.errors import InputError
@@ -54,10 +59,10 @@ def test_poisson_counts_have_gain_one_and_no_read_noise(peak):
 
 def test_only_whole_non_negative_counts_are_counting():
     counts, valid = image(0, gain=1.0, read_adu=0.0)
-    assert is_counting([(counts, valid)], Noise(1.0, 0.0))
-    assert not is_counting([(counts, valid)], Noise(2.0, 0.0))
-    assert not is_counting([(counts - 1, valid)], Noise(1.0, 0.0))
-    assert not is_counting([(counts + 0.5, valid)], Noise(1.0, 0.0))
+    assert is_counting([(counts, valid)], DetectorNoise(1.0, 0.0))
+    assert not is_counting([(counts, valid)], DetectorNoise(2.0, 0.0))
+    assert not is_counting([(counts - 1, valid)], DetectorNoise(1.0, 0.0))
+    assert not is_counting([(counts + 0.5, valid)], DetectorNoise(1.0, 0.0))
 
 
 def test_too_little_or_too_even_background_is_refused():
@@ -90,14 +95,14 @@ def stills(n, gain=1.0):
 
 def test_noise_for_takes_options_then_the_file_then_the_images():
     adu = Stack([image(0), image(1)])
-    assert noise_for(adu, stills(2), gain=4.0, read_noise=0.5) == Noise(4.0, 0.5)
-    assert noise_for(adu, stills(2, gain=3.0), read_noise=0.5) == Noise(3.0, 0.5)
+    assert noise_for(adu, stills(2), gain=4.0, read_noise=0.5) == DetectorNoise(4.0, 0.5)
+    assert noise_for(adu, stills(2, gain=3.0), read_noise=0.5) == DetectorNoise(3.0, 0.5)
     assert adu.asked == []  # nothing was unknown
     from_file = noise_for(adu, stills(2, gain=5.5))
     assert from_file.gain == 5.5 and from_file.read_noise == pytest.approx(3 / 5.5, rel=0.2)
     assert noise_for(adu, stills(2)).gain == pytest.approx(5.5, rel=0.08)
     photons = Stack([image(0, gain=1.0, read_adu=0.0)])
-    assert noise_for(photons, stills(1)) == Noise(1.0, 0.0)
+    assert noise_for(photons, stills(1)) == DetectorNoise(1.0, 0.0)
 
 
 def test_noise_for_looks_at_no_more_than_eight_images_over_the_run():
@@ -140,7 +145,7 @@ def test_few_even_counts_are_photons(tmp_path):
         stills = [replace(s, detector=replace(s.detector, gain=np.ones(1))) for s in run.stills]
         with ImageReader() as reader:
             if gain == 1:
-                assert noise_for(reader, stills) == Noise(1.0, 0.0)
+                assert noise_for(reader, stills) == DetectorNoise(1.0, 0.0)
             else:
                 with pytest.raises(InputError, match=r"too even|too little"):
                     noise_for(reader, stills)

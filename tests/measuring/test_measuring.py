@@ -39,7 +39,7 @@ def share(centre, widths=(R1, R1)) -> np.ndarray:
     return np.outer(along[1], along[0])
 
 
-def round_pilot(n, centre=None):
+def round_template(n, centre=None):
     """Frame with e1 along x and e2 along y, and the second moment of a round spot."""
     frame = np.tile(np.eye(2) * PIXEL, (n, 1, 1))
     moment = np.tile([(R1 * PIXEL) ** 2 / 2] * 2 + [0.0], (n, 1))
@@ -52,7 +52,7 @@ def measured(images, mask, centre, expected, weights=score_weights, read_noise=0
     boxes = cut_shoeboxes(
         images, mask, np.arange(n), np.tile(centre, (n, 1)), np.ones(n, bool), BOX
     )
-    frame, moment = round_pilot(n)
+    frame, moment = round_template(n)
     return measure(boxes, frame, moment, np.full(n, float(expected)), BOX, read_noise, weights)
 
 
@@ -117,7 +117,7 @@ def test_gradient_is_the_slope_of_the_pixel_integral():
     """Central differences of the error-function integral along the centre and both widths;
     the cross term along a rotation by 45° of the plus term: it is ∂²P/∂x∂y (heat equation)."""
     offsets = np.stack(np.meshgrid(np.arange(SIZE), np.arange(SIZE)), -1).reshape(-1, 2)
-    frame, moment = round_pilot(1)
+    frame, moment = round_template(1)
     rho = np.array([R1 * PIXEL])
     _, gradient, _ = template_and_gradient(MIDDLE[None] - 0.5, frame, moment, rho, offsets)
     h = 1e-3
@@ -188,7 +188,7 @@ def test_contested_pixels():
     nobody = cut([False, False])
     assert not nobody.contested.any()
 
-    frame, moment = round_pilot(2)
+    frame, moment = round_template(2)
     statistics = measure(both, frame, moment, np.full(2, 50.0), BOX)
     for i in range(2):
         expected = share(at[i])[shared].sum(), share(at[i])[near[i] & ~shared].sum()
@@ -237,11 +237,11 @@ def case_run(case, weights):
     return poisson_run(**CASES[case], weights=weights)
 
 
-def assert_mean_and_variance(statistics, J, eta=None):
+def assert_mean_and_variance(statistics, J, deviation=None):
     """Mean J·(r_0 + r·η) and variance V_bg + J·V_sig within 5 standard errors (60 numbers in
     all: one in 10⁵ false alarms).  The error of a variance comes from the fourth moment."""
-    eta = np.r_[1.0, np.zeros(5) if eta is None else eta]
-    excess = statistics.value - J * statistics.response @ eta
+    deviation = np.r_[1.0, np.zeros(5) if deviation is None else deviation]
+    excess = statistics.value - J * statistics.response @ deviation
     expected = np.mean(statistics.variance_background + J * statistics.variance_signal, axis=0)
     variance = np.var(excess, axis=0)
     fourth = np.mean((excess - excess.mean(axis=0)) ** 4, axis=0)
@@ -261,7 +261,7 @@ def test_mean_and_variance(case, weights):
 
 @WEIGHTS
 @pytest.mark.parametrize(("J", "expected"), [(200.0, 20.0), (5.0, 200.0)])
-def test_mean_and_variance_where_the_pilot_expected_something_else(weights, J, expected):
+def test_mean_and_variance_where_the_weights_expected_something_else(weights, J, expected):
     """The weights are frozen, so mean and variance stay linear in the J that is true."""
     statistics = poisson_run(J, 3.0, MIDDLE, None, weights, expected=expected)
     assert_mean_and_variance(statistics, J)
@@ -275,7 +275,7 @@ def known_background(J, background, weights):
     mask = np.ones(images.shape, bool)
     boxes = cut_shoeboxes(images, mask, np.arange(n), at, np.ones(n, bool), BOX)
     boxes = boxes._replace(ring=np.where(np.isfinite(boxes.ring), background, np.nan))
-    return measure(boxes, *round_pilot(n), np.full(n, J), BOX, 0.0, weights)
+    return measure(boxes, *round_template(n), np.full(n, J), BOX, 0.0, weights)
 
 
 @WEIGHTS
@@ -295,7 +295,7 @@ def test_what_the_background_s_error_correlates(weights):
     statistics = case_run("weak", weights)
     found = np.corrcoef(statistics.value.T)[0, 3]
     # the weights, once more, in double precision
-    frame, moment = round_pilot(1)
+    frame, moment = round_template(1)
     y, x = np.indices((SIZE, SIZE))
     offsets = np.stack([x.ravel(), y.ravel()], 1)
     near = np.hypot(*(offsets + 0.5 - MIDDLE).T) < BOX.signal_radius
@@ -341,10 +341,13 @@ def test_score_centroids_are_the_sharper_ones():
 # -- what the spot did --------------------------------------------------------------------------
 
 
-def truth(eta) -> np.ndarray:
+def truth(deviation) -> np.ndarray:
     """(SIZE, SIZE) spot displaced by (η_1, η_2)ρ, its second moments changed by η_3 ± η_4."""
-    widths = sqrt(1 + 2 * (eta[2] + eta[3])), sqrt(1 + 2 * (eta[2] - eta[3]))
-    return share(MIDDLE + R1 * np.array(eta[:2]), R1 * np.array(widths))
+    widths = (
+        sqrt(1 + 2 * (deviation[2] + deviation[3])),
+        sqrt(1 + 2 * (deviation[2] - deviation[3])),
+    )
+    return share(MIDDLE + R1 * np.array(deviation[:2]), R1 * np.array(widths))
 
 
 @WEIGHTS
@@ -356,9 +359,9 @@ def test_response_is_the_first_order(weights, direction):
     """
     J, error = 500.0, []
     for size in (0.2, 0.1):
-        eta = np.zeros(5)
-        eta[direction] = size
-        s = noiseless(truth(eta), J, 4.0, MIDDLE, weights=weights)
+        deviation = np.zeros(5)
+        deviation[direction] = size
+        s = noiseless(truth(deviation), J, 4.0, MIDDLE, weights=weights)
         here = noiseless(share(MIDDLE), J, 4.0, MIDDLE, weights=weights)
         change = (s.value - here.value)[0] / J
         linear = s.response[0, :, 1 + direction] * size
@@ -372,10 +375,10 @@ def test_response_is_the_first_order(weights, direction):
 @WEIGHTS
 def test_displaced_and_broadened_in_poisson_noise(weights):
     """Displaced by 0.06 ρ, J = 20: within the noise the response is linear."""
-    eta = np.array([0.06, -0.03, 0, 0, 0])
-    at = MIDDLE + R1 * eta[:2]
+    deviation = np.array([0.06, -0.03, 0, 0, 0])
+    at = MIDDLE + R1 * deviation[:2]
     statistics = poisson_run(20.0, 3.0, MIDDLE, None, weights, at=at)
-    assert_mean_and_variance(statistics, 20.0, eta)
+    assert_mean_and_variance(statistics, 20.0, deviation)
     pull = statistics.value[:, 1].mean() / (statistics.value[:, 1].std() / sqrt(DRAWS))
     assert pull > 5  # and it would be seen if it were not
 
@@ -513,7 +516,7 @@ def test_more_shoeboxes_than_a_chunk_keep_their_order():
         contested=np.zeros((n, len(BOX.signal_offsets)), bool),
         ring=rng.poisson(4.0, (n, len(BOX.ring_offsets))).astype(float),
     )
-    frame, moment = round_pilot(n)
+    frame, moment = round_template(n)
     expected = rng.exponential(50, n)
     together = measure(boxes, frame, moment, expected, BOX)
     last = [1023, 1024, 1029]
@@ -533,7 +536,7 @@ def test_a_spot_of_which_next_to_nothing_is_seen_is_not_measured(width):
     mask[away < BOX.signal_radius - 0.5] = False
     images = np.full((1, SIZE, SIZE), 3.0)
     boxes = cut_shoeboxes(images, mask[None], np.zeros(1, int), MIDDLE[None], np.ones(1, bool), BOX)
-    frame, moment = round_pilot(1)
+    frame, moment = round_template(1)
     s = measure(boxes, frame, width**2 * moment, np.full(1, 1e6), BOX)
     assert s.covered == 0 and np.all(s.variance_background == 1)
     assert np.all(s.value == 0) and np.all(s.response == 0)

@@ -29,8 +29,8 @@ from bayes_refine.physics.priors import Priors
 from bayes_refine.simulation.pixels import background_photons, spot_photons
 from bayes_refine.simulation.spots import predict_spots, relp_covariance
 from bayes_refine.simulation.truth import (
+    SimulatedTruth,
     Simulation,
-    Truth,
     draw_truth,
     random_rotations,
     reference_intensities,
@@ -132,7 +132,7 @@ def painted(truth, stills, reference, sphere, rng: np.random.Generator) -> np.nd
             mosaic_rad=1e-3 * float(np.exp(truth["log_mosaic_image_mrad"][i, 0])),
             mosaic_shape=tuple(truth["mosaic_shape"][i, 0]),
         )
-        here = Truth(
+        here = SimulatedTruth(
             A=crystal.A[None],
             G=np.exp(truth["log_G"][i]),
             B=truth["B"][i],
@@ -170,7 +170,7 @@ def painted(truth, stills, reference, sphere, rng: np.random.Generator) -> np.nd
     return np.stack(images).astype(np.float32)
 
 
-def seen(images, stills, hkl, known) -> physics.Observations:
+def seen(images, stills, hkl, known) -> physics.SpotStatistics:
     """What the fit is conditioned on: everything predicted and measured at the prior's centre."""
     p = predict.concatenate(
         [predict.predict(s, hkl, 4.0, lambda d: 1.1e-3 + 0 * d, i) for i, s in enumerate(stills)]

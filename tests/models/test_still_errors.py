@@ -18,7 +18,7 @@ from scipy.stats import norm
 from bayes_refine.loading import load_file, load_model
 from bayes_refine.measuring.shoebox import cut_shoeboxes, shoebox_for_width
 from bayes_refine.measuring.statistics import Statistics, measure
-from bayes_refine.physics.observations import STATISTICS, Observations
+from bayes_refine.physics.observations import STATISTICS, SpotStatistics
 from bayes_refine.physics.priors import Priors
 
 N, SIZE = 4000, 23
@@ -60,10 +60,10 @@ def pictures(J, background, off, wider, rng) -> Statistics:
     )
 
 
-def on_the_sphere(s: Statistics, J, average) -> Observations:
+def on_the_sphere(s: Statistics, J, average) -> SpotStatistics:
     """One image with N such reflections, of which geometry says nothing."""
     flat, unit = np.ones((1, N)), np.tile(np.eye(3)[:, None, :, None], (1, 1, 1, N))
-    return Observations(
+    return SpotStatistics(
         fit=np.ones((1, N), bool),
         statistics=s.value.T[None],
         response=np.moveaxis(s.response, 0, -1)[None],
@@ -71,7 +71,7 @@ def on_the_sphere(s: Statistics, J, average) -> Observations:
         variance_signal=s.variance_signal.T[None],
         width=s.width[None],
         saturation=s.saturation[None],
-        pilot_moment=np.vstack([average.T, np.zeros(N)])[None] * PIXEL**2,
+        template_moment=np.vstack([average.T, np.zeros(N)])[None] * PIXEL**2,
         intensity_reference=J * flat,
         reference_error=0 * flat,
         norm_q=NORM_Q[None],
@@ -87,8 +87,8 @@ def on_the_sphere(s: Statistics, J, average) -> Observations:
         wavevector=np.ones((1, 1)),
         bandwidth=np.array(1e-6),
         strain_basis=np.zeros((1, 2, 3, 3)),
-        pilot_setting=np.eye(3)[None],
-        pilot_shift=np.zeros((1, 3)),
+        current_setting=np.eye(3)[None],
+        current_shift=np.zeros((1, 3)),
         log_G0=np.array(0.0),
         pixel_inv_angstrom=np.array(PIXEL),
     )
@@ -117,7 +117,7 @@ def true_values(off_px, fall, wider) -> dict:
     }
 
 
-def traced(truth, obs: Observations, priors: Priors) -> dict:
+def traced(truth, obs: SpotStatistics, priors: Priors) -> dict:
     """Sites of the model at the truth."""
     given = numpyro.handlers.substitute(load_model("still"), data=truth)
     return numpyro.handlers.trace(numpyro.handlers.seed(given, jax.random.key(0))).get_trace(
@@ -125,7 +125,7 @@ def traced(truth, obs: Observations, priors: Priors) -> dict:
     )
 
 
-def standard_residuals(obs: Observations, off_px, fall, wider) -> np.ndarray:
+def standard_residuals(obs: SpotStatistics, off_px, fall, wider) -> np.ndarray:
     """(4, N) of the four statistics at the truth."""
 
     @jax.jit

@@ -14,7 +14,7 @@ import pytest
 from scipy.optimize import least_squares
 
 from bayes_refine import infer
-from bayes_refine.fitting.measure_run import Kept, Seen
+from bayes_refine.fitting.measure_run import MeasuredRun, Plan
 from bayes_refine.fitting.problem import Run
 from bayes_refine.infer import density as densities
 from bayes_refine.infer.curvature import fisher_curvature
@@ -47,22 +47,22 @@ def seen(small_run, model):
     whole = Run(run.indexed, given["ref"], given["reader"], still, settings, ())
     state = run.fit.values()
     counts = np.bincount(run.reflections.image, minlength=len(run.stills))
-    last = Seen(run.batches, run.observed, counts, state["log_G"], Kept())
+    last = MeasuredRun(run.batches, run.observed, counts, state["log_G"], Plan())
     pixels = pixels_of(whole, last, state, priors)
     return frozen(pixels, infer.evaluate(model, state, pixels, priors)["spots"]), state, priors
 
 
 def test_the_pixels_are_those_of_the_statistics(small_run, seen):
-    """Profile fitting on them at the pilot gives the frozen J again."""
+    """Profile fitting on them at the current state gives the frozen J again."""
     pixels, _, _ = seen
     r = pixels.reflections
-    moment = [jnp.asarray(r.pilot_moment[:, k]) for k in range(3)]
+    moment = [jnp.asarray(r.template_moment[:, k]) for k in range(3)]
     zero = jnp.zeros_like(moment[0])
     spots = pixels.spots(Spot(zero, zero, zero, zero, *moment), zero)
     template = np.asarray(
         profile.photons(pixels.offsets, spots.at[:, 0].set(1.0), zero[:, None], pixels.nodes)
     )
-    # the weights of the statistics: expected variance at the pilot's own J, nearly the mode's
+    # weights as of the statistics: expected variance at the current state's J, nearly the mode's
     weight = template * pixels.usable / pixels.variance
     known, signal = np.asarray(r.fit), np.maximum(np.asarray(r.statistics[:, 0]), 0)
     sd = np.sqrt(np.asarray(r.variance_background[:, 0] + signal * r.variance_signal[:, 0]))
@@ -89,7 +89,7 @@ def test_curvature_by_spots_is_fishers_of_the_model(seen, model, noise):
         for f in (spot_curvature(noise), fisher_curvature)
     )
     sd = 1 / np.sqrt(np.diagonal(by_pixels.blocks[0])), 1 / np.sqrt(np.diag(by_pixels.shared))
-    for part, left, right in (("blocks", 0, 0), ("border", 0, 1), ("shared", 1, 1)):
+    for part, left, right in (("blocks", 0, 0), ("coupling", 0, 1), ("shared", 1, 1)):
         unit = np.outer(sd[left], sd[right])
         found, exact = (np.asarray(getattr(x, part)) * unit for x in (by_spots, by_pixels))
         np.testing.assert_allclose(found, exact, atol=1e-6)

@@ -34,15 +34,15 @@ SPREAD = np.asarray(
     )
 )
 CELL = gemmi.UnitCell(52, 67, 81, 90, 102, 90)
-PILOT = (  # a pilot that is not the crystal as indexed: rotation (mrad), strain, shift (mm)
+CURRENT = (  # a state that is not the crystal as indexed: rotation (mrad), strain, shift (mm)
     np.array([[0.8, -0.5, 1.1], [-1.0, 0.3, 0.2]]),
     np.array([[2e-4, -1e-4, 3e-4, 1e-4], [0, 1e-4, -2e-4, 0]]),
     np.array([0.03, -0.02, 0.06]),
 )
 FURTHER = (  # from there by 3 mrad, strains of 1e-3, 0.2 mm
-    PILOT[0] + 3 * np.array([[0.6, 0.0, -0.8], [-0.7, 0.7, 0.14]]),
-    PILOT[1] + 1e-3 * np.array([[1, -1, 1, 0.5], [-1, 0.5, 1, 1]]),
-    PILOT[2] + 0.2,
+    CURRENT[0] + 3 * np.array([[0.6, 0.0, -0.8], [-0.7, 0.7, 0.14]]),
+    CURRENT[1] + 1e-3 * np.array([[1, -1, 1, 0.5], [-1, 0.5, 1, 1]]),
+    CURRENT[2] + 0.2,
 )
 
 
@@ -74,17 +74,17 @@ def moved(still: Still, rotation, strain, shift) -> Still:
 
 
 @pytest.fixture(scope="module")
-def pilot():
-    """Stills as indexed, predictions at the pilot, their layout, observations."""
+def current():
+    """Stills as indexed, predictions at the current state, their layout, observations."""
     indexed, parts = stills(), []
     for i, still in enumerate(indexed):
-        here = moved(still, PILOT[0][i], PILOT[1][i], PILOT[2])
+        here = moved(still, CURRENT[0][i], CURRENT[1][i], CURRENT[2])
         hkl = candidate_indices(still.crystal.cell, still.crystal.space_group, 2.4)
         parts.append(predict(here, hkl, 2.4, lambda d: np.full_like(d, 1.5e-3), i))
     predictions = concatenate(parts)
     where = layout(predictions.image, 2, slots(np.bincount(predictions.image)))
     assert len(predictions) > 300
-    obs = geometry_observations(indexed, predictions, where, *PILOT, 1e-3)
+    obs = geometry_observations(indexed, predictions, where, *CURRENT, 1e-3)
     return indexed, predictions, where, obs
 
 
@@ -113,21 +113,21 @@ def test_rotation_is_differentiable_at_zero():
     np.testing.assert_allclose(second, -1e-6 * np.diag([0, 1, 1]), atol=1e-15)
 
 
-def test_at_the_pilot_nothing_has_moved(pilot):
-    _, predictions, where, obs = pilot
-    excitation, shift_1, shift_2 = physics.place_on_detector(obs, *map(jnp.asarray, PILOT))
+def test_at_the_current_state_nothing_has_moved(current):
+    _, predictions, where, obs = current
+    excitation, shift_1, shift_2 = physics.place_on_detector(obs, *map(jnp.asarray, CURRENT))
     np.testing.assert_allclose(where.flat(excitation), predictions.excitation_error, atol=1e-16)
     np.testing.assert_allclose(where.flat(shift_1), 0, atol=1e-16)
     np.testing.assert_allclose(where.flat(shift_2), 0, atol=1e-16)
 
 
-def test_geometry_is_the_full_recomputation(pilot):
+def test_geometry_is_the_full_recomputation(current):
     """ε_r exactly; the centre to second order in what it moves.
 
     It moves by up to u = 3 mrad·|q| = 1.3e-3 Å⁻¹; left out are terms of order u²λ = 2e-6 Å⁻¹,
     two thousandths of a pixel.
     """
-    indexed, predictions, where, obs = pilot
+    indexed, predictions, where, obs = current
     excitation, shift_1, shift_2 = (
         where.flat(x) for x in physics.place_on_detector(obs, *map(jnp.asarray, FURTHER))
     )
@@ -152,17 +152,17 @@ def test_geometry_is_the_full_recomputation(pilot):
 
 
 @pytest.mark.parametrize("axis", range(3))
-def test_beam_centre_and_distance(pilot, axis):
+def test_beam_centre_and_distance(current, axis):
     """Each shift by itself, 0.01 mm: linear, so that a wrong sign cannot hide."""
-    indexed, predictions, where, obs = pilot
-    shift = PILOT[2] + 0.01 * np.eye(3)[axis]
+    indexed, predictions, where, obs = current
+    shift = CURRENT[2] + 0.01 * np.eye(3)[axis]
     _, shift_1, shift_2 = physics.place_on_detector(
-        obs, jnp.asarray(PILOT[0]), jnp.asarray(PILOT[1]), jnp.asarray(shift)
+        obs, jnp.asarray(CURRENT[0]), jnp.asarray(CURRENT[1]), jnp.asarray(shift)
     )
     found = np.stack([where.flat(shift_1), where.flat(shift_2)], axis=1)
     for i, still in enumerate(indexed):
         here = predictions.image == i
-        again = moved(still, PILOT[0][i], PILOT[1][i], shift)
+        again = moved(still, CURRENT[0][i], CURRENT[1][i], shift)
         new = predict(again, predictions.hkl[here], 2.4, lambda d: np.full_like(d, 1.6e-3))
         same = np.all(new.hkl[: here.sum()] == predictions.hkl[here][: len(new)], axis=1)
         assert same.all() and len(new) == here.sum()
@@ -181,20 +181,20 @@ def test_mosaic_covariance_keeps_its_size():
     np.testing.assert_allclose(round_[0], 0.49 * np.eye(3))
 
 
-def spot_of(obs, geometry=PILOT, curve=physics.gaussian) -> physics.Spot:
+def spot_of(obs, geometry=CURRENT, curve=physics.gaussian) -> physics.Spot:
     R1_moment = (SIMULATION.R1**2 / 2, SIMULATION.R1**2 / 2, 0.0)
     place = physics.place_on_detector(obs, *map(jnp.asarray, geometry))
     smear = SIMULATION.R0, SIMULATION.bandwidth, jnp.asarray(SPREAD)
     return physics.smeared_spot(obs, place, *smear, R1_moment, curve)
 
 
-def test_spot_is_the_simulator_s_gaussian(pilot):
+def test_spot_is_the_simulator_s_gaussian(current):
     """Widths, slope k of the centroid and partiality from the 3×3 covariance.
 
     The simulator takes θ of the bandwidth from |q|, the model from the ray: they differ by ε_r ≤
     1.5e-3 Å⁻¹ over |q| ≥ 0.02 Å⁻¹ at worst, so angles of low orders do, by a few per cent.
     """
-    _, predictions, where, obs = pilot
+    _, predictions, where, obs = current
     spot = spot_of(obs)
     p = predictions
     sigma = relp_covariance(SIMULATION, p.q, np.stack([p.s_hat, p.e1, p.e2], 1))
@@ -240,14 +240,14 @@ def some_relps(predictions):
 
 @pytest.mark.parametrize("turn", [None, (2.0, -3.0, 1.0)], ids=["still", "turning"])
 @pytest.mark.parametrize("which", range(4))
-def test_spot_is_the_sum_of_its_blocks_and_wavelengths(pilot, which, turn):
+def test_spot_is_the_sum_of_its_blocks_and_wavelengths(current, which, turn):
     """Rays of exactly rotated blocks at each wavelength, weight exp(−ε_r²/R0²); R1 aside.  A
     crystal that turns by ``turn`` mrad has blocks at all times of the exposure.
 
     3·10⁵ draws of which a third count: means to 0.5 % of a width, variances to 1 %; second
     order in ε_r/|q| is another per cent.
     """
-    indexed, predictions, where, obs = pilot
+    indexed, predictions, where, obs = current
     i = some_relps(predictions)[which]
     rng = np.random.default_rng(which)
     n, beam = 300_000, indexed[predictions.image[i]].beam
@@ -257,7 +257,7 @@ def test_spot_is_the_sum_of_its_blocks_and_wavelengths(pilot, which, turn):
     if turn is not None:
         q = np.einsum("nij,nj->ni", rotation_matrix(rng.uniform(-0.5, 0.5, (n, 1)) * turn), q)
         turning = [replace(still, turn_mrad=np.array(turn)) for still in indexed]
-        obs = geometry_observations(turning, predictions, where, *PILOT, 1e-3)
+        obs = geometry_observations(turning, predictions, where, *CURRENT, 1e-3)
         curve = physics.gaussian_over_turn
     lam = beam.wavelength * (1 + beam.bandwidth * rng.standard_normal(n))
     s = q + beam.s0_direction / lam[:, None]
@@ -284,9 +284,9 @@ def test_spot_is_the_sum_of_its_blocks_and_wavelengths(pilot, which, turn):
 
 
 @pytest.mark.parametrize("which", range(4))
-def test_block_variance_is_that_of_single_blocks(pilot, which):
+def test_block_variance_is_that_of_single_blocks(current, which):
     """Relative variance of one exactly rotated block's exp(−ε²/(R0² + R_bw²)), 10⁶ draws."""
-    indexed, predictions, where, obs = pilot
+    indexed, predictions, where, obs = current
     i = some_relps(predictions)[which]
     rng = np.random.default_rng(10 + which)
     beam = indexed[predictions.image[i]].beam
@@ -313,9 +313,9 @@ def test_block_variance_fits_in_single_precision_however_far_from_the_sphere():
     assert np.all(found[3:] * np.exp(-2 * x[3:] ** 2) < 1e-17)
 
 
-def test_bandwidth_width_is_the_spec_s(pilot):
+def test_bandwidth_width_is_the_spec_s(current):
     """R_bw² = (bλ)²/(2d⁴) with b the rms bandwidth."""
-    _, predictions, where, obs = pilot
+    _, predictions, where, obs = current
     expected = SIMULATION.bandwidth * SIMULATION.wavelength / (sqrt(2) * predictions.d**2)
     found = where.flat(physics.bandwidth_width(obs, SIMULATION.bandwidth))
     np.testing.assert_allclose(found, expected, rtol=1e-12)
@@ -360,9 +360,9 @@ def pixels(displaced=(0.0, 0.0), wider=(1.0, 1.0)):
 
 
 @pytest.fixture(scope="module")
-def expectation(pilot):
+def expectation(current):
     """A function: true displacement and widths → (expected, measured without noise) of T/J·r."""
-    obs = pilot[3]
+    obs = current[3]
     frame = np.eye(2)[None] * PIXEL
     half = (R1_PX * PIXEL) ** 2 / 2
     n_pixel, n_ring = len(BOX.signal_offsets), len(BOX.ring_offsets)
@@ -384,7 +384,7 @@ def expectation(pilot):
             obs,
             width=jnp.asarray(s.width)[:, None],
             saturation=jnp.asarray(s.saturation)[:, None],
-            pilot_moment=jnp.asarray(moment)[..., None],
+            template_moment=jnp.asarray(moment)[..., None],
             response=jnp.asarray(s.response)[..., None],
             variance_background=jnp.asarray(s.variance_background)[..., None],
             variance_signal=jnp.asarray(s.variance_signal)[..., None],
@@ -409,7 +409,7 @@ def expectation(pilot):
     return compare
 
 
-def test_expectation_at_the_pilot(expectation):
+def test_expectation_at_the_current_state(expectation):
     mean, observed = expectation()
     np.testing.assert_allclose(mean, observed, atol=2e-3)  # quadrature of a pixel: 1e-3
     assert mean[0] == pytest.approx(1)
@@ -427,17 +427,17 @@ def test_expectation_of_a_displaced_spot(expectation, displaced):
 @pytest.mark.parametrize("background", [0.2, 20.0])
 def test_spots_that_scatter_in_width_look_narrower_than_their_mean(expectation, background):
     """Half the spots by η = 0.15 wider, half narrower: the spread, to the fourth order."""
-    eta = 0.15
+    deviation = 0.15
     observed = np.mean(
         [
             expectation(wider=[np.sqrt(1 + 2 * x)] * 2, background=background)[1]
-            for x in (eta, -eta)
+            for x in (deviation, -deviation)
         ],
         axis=0,
     )
     sure, _ = expectation(background=background)
-    mean, _ = expectation(background=background, shape_variance=eta**2)
-    assert mean[3] == pytest.approx(observed[3], abs=2e-3 + 3 * eta**4)
+    mean, _ = expectation(background=background, shape_variance=deviation**2)
+    assert mean[3] == pytest.approx(observed[3], abs=2e-3 + 3 * deviation**4)
     assert sure[3] - observed[3] > 0.015
 
 
@@ -449,8 +449,8 @@ def test_expected_total_of_a_spot_of_another_width(expectation, wider):
     η²/(1 + η): 24 % at 1.5.
     """
     mean, observed = expectation(wider=(wider, wider), J=1.0)
-    eta = (wider**2 - 1) / 2
-    assert observed[0] == pytest.approx(1 / (1 + eta), rel=0.04)
+    deviation = (wider**2 - 1) / 2
+    assert observed[0] == pytest.approx(1 / (1 + deviation), rel=0.04)
     assert mean[0] == pytest.approx(observed[0], rel=0.04)
 
 
@@ -460,10 +460,10 @@ def test_expected_spread_is_good_to_second_order(expectation, wider, J, backgrou
     """On a flat background Gaussians give η/(1 + η)², without any background η; η/(1 + cη) with
     the measured c has errors of η³ there and between."""
     mean, observed = expectation(wider=(wider, wider), J=J, background=background)
-    eta = (wider**2 - 1) / 2
-    assert np.sign(observed[3]) == np.sign(eta)
-    assert abs(mean[3] - observed[3]) < 4 * abs(eta) ** 3 + 2e-3  # a pixel's quadrature: 1e-3
-    limit = {1.0: eta / (1 + eta) ** 2, 300.0: None, 3000.0: eta}[J]
+    deviation = (wider**2 - 1) / 2
+    assert np.sign(observed[3]) == np.sign(deviation)
+    assert abs(mean[3] - observed[3]) < 4 * abs(deviation) ** 3 + 2e-3  # a pixel's quadrature: 1e-3
+    limit = {1.0: deviation / (1 + deviation) ** 2, 300.0: None, 3000.0: deviation}[J]
     assert limit is None or observed[3] == pytest.approx(limit, rel=0.1)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from bayes_refine.report import glance
-from bayes_refine.report.charts import Compared
+from bayes_refine.report.charts import ObservedAndExpected
 
 CLEAN = {
     "counts": {"images": 60, "images_used": 60, "reflections_measured": 12_000},
@@ -26,16 +26,16 @@ def with_outliers(**changes) -> dict:
     return {**CLEAN, "outliers": {**CLEAN["outliers"], **changes}}
 
 
-def compared(above: int = 0, below: int = 0) -> Compared:
+def observed_and_expected(above: int = 0, below: int = 0) -> ObservedAndExpected:
     """5000 reflections of which some are far off."""
     pull = np.random.default_rng(0).normal(size=5000)
     pull[:above], pull[above : above + below] = 8.0, -8.0
     fitted, J = np.ones(5000, bool), np.full(5000, 100.0)
-    return Compared(np.zeros(5000, int), J + pull, J, np.ones(5000), J, fitted, ~fitted)
+    return ObservedAndExpected(np.zeros(5000, int), J + pull, J, np.ones(5000), J, fitted, ~fitted)
 
 
 def test_a_clean_run_has_nothing_to_say():
-    assert glance.attention(CLEAN, None, compared(above=12, below=10)) == []
+    assert glance.attention(CLEAN, None, observed_and_expected(above=12, below=10)) == []
 
 
 def test_each_is_named():
@@ -49,7 +49,7 @@ def test_each_is_named():
 
 
 def test_more_photons_than_expected_are_a_bias():
-    (line,) = glance.attention(CLEAN, None, compared(above=60, below=6))
+    (line,) = glance.attention(CLEAN, None, observed_and_expected(above=60, below=6))
     assert line.startswith("60 reflections are more than 5 σ brighter than expected, 6")
 
 

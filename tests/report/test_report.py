@@ -193,7 +193,7 @@ def test_what_stands_out(fitted):
 def test_what_free_reflections_are_compared_with(small_run, fitted):
     """σ at J_model of the same formula as the fitted ones: counting, and an error ∝ J."""
     run = small_run.given["run"]
-    r = report.run.compared(run)
+    r = report.run.observed_and_expected(run)
     seen = run.reflections
     usable = seen.measured & (seen.image < 4) & np.isfinite(seen.J_model)
     assert r.fitted.sum() == seen.informs.sum()
@@ -211,14 +211,16 @@ def test_what_free_reflections_are_compared_with(small_run, fitted):
 # -- plain arrays ---------------------------------------------------------------------------
 
 
-def compared(n=3000, n_images=6, seed=0, nu=math.inf, wide=1.0, free=0.1) -> report.Compared:
+def observed_and_expected(
+    n=3000, n_images=6, seed=0, nu=math.inf, wide=1.0, free=0.1
+) -> report.ObservedAndExpected:
     """Reflections whose pulls follow the likelihood, times ``wide``."""
     rng = np.random.default_rng(seed)
     J_model = 10 ** rng.uniform(-1, 4, n)
     sigma = np.sqrt(20 + J_model + (0.05 * J_model) ** 2)
     z = wide * (rng.standard_normal(n) if math.isinf(nu) else rng.standard_t(nu, n))
     held_out = rng.random(n) < free
-    return report.Compared(
+    return report.ObservedAndExpected(
         np.sort(rng.integers(0, n_images, n)),
         J_model + sigma * z,
         J_model,
@@ -246,7 +248,11 @@ def test_a_merge_has_neither_pixels_nor_geometry(tmp_path):
     }
     summary = {"command": ["bayes-refine", "merge", "<x>.mtz"], "agreement": rows_of_shells()}
     report.run_report(
-        tmp_path / "report.html", "bayes-refine merge", summary, table, compared(free=0.0)
+        tmp_path / "report.html",
+        "bayes-refine merge",
+        summary,
+        table,
+        observed_and_expected(free=0.0),
     )
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     found = Page(text)
@@ -293,7 +299,7 @@ REFLECTION_CHARTS = (
 
 @pytest.mark.parametrize("n", [1, 3, 40])
 def test_few_reflections_of_one_image(n):
-    r = compared(n, n_images=1, free=0.0)
+    r = observed_and_expected(n, n_images=1, free=0.0)
     for draw in REFLECTION_CHARTS:
         drawn(draw, r)
     whole = replace(
@@ -307,7 +313,9 @@ def test_few_reflections_of_one_image(n):
 
 
 def test_many_reflections_become_a_histogram():
-    text = page.chart("many", lambda f: charts.observed_expected(f, compared(60_000)), "A caption.")
+    text = page.chart(
+        "many", lambda f: charts.observed_expected(f, observed_and_expected(60_000)), "A caption."
+    )
     assert "(darker: more)" in text and "free, " in text
     assert len(text) < 4e5
 
@@ -384,8 +392,8 @@ def test_expected_pulls(nu):
 
 def test_miscalibrated_free_reflections_stand_out():
     summary = {"priors": {"student_t_nu": None}}
-    assert not glance.attention(summary, None, compared())
-    (line,) = glance.attention(summary, None, compared(wide=2.0))
+    assert not glance.attention(summary, None, observed_and_expected())
+    (line,) = glance.attention(summary, None, observed_and_expected(wide=2.0))
     assert "times as wide" in line and "too small" in line
 
 
@@ -394,7 +402,7 @@ def test_the_partiality_curve_is_that_of_the_data():
     from matplotlib.figure import Figure
 
     rng = np.random.default_rng(1)
-    r = compared(20_000, free=0.0)
+    r = observed_and_expected(20_000, free=0.0)
     epsilon = rng.uniform(-5e-4, 5e-4, len(r))
     p = np.exp(-((epsilon / 3e-4) ** 2))
     h = 1e3

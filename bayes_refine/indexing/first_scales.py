@@ -20,7 +20,7 @@ MAX_STEP = (1.0, 20.0)  # of ln G, B (Å²) in one Newton step
 ROUNDS = 12
 
 
-def rough_scales(
+def first_scales(
     hkl: np.ndarray,
     image: np.ndarray,
     J: np.ndarray,
