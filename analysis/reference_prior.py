@@ -23,7 +23,8 @@ import numpy as np
 import bayes_refine as br
 from bayes_refine import infer
 from bayes_refine.fitting.merge_fit import measured_of
-from bayes_refine.fitting.state import tails, usable_images
+from bayes_refine.fitting.state import tails
+from bayes_refine.fitting.tables import usable_images
 from bayes_refine.geometry.miller import resolution, rows_of
 from bayes_refine.geometry.symmetry import epsilon_centric
 from bayes_refine.io.reference import read_reference
