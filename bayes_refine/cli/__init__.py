@@ -16,14 +16,15 @@ from . import fit  # noqa: F401  the commands register themselves: fit is the fi
 
 # isort: split
 from . import compare, export, inspect, merge, resume, simulate  # noqa: F401
-from .app import app, end_log, err_console
+from .app import Talk, app, complain, end_log, talk
 from .ending import ENDINGS, sentence_of, stoppable
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``bayes-refine``: it ends with one sentence and a status, ``ending``."""
     command = ["bayes-refine", *(sys.argv[1:] if arguments is None else arguments)]
-    warnings.formatwarning = lambda message, *_args, **_kw: f"bayes-refine: warning: {message}\n"
+    warnings.showwarning = lambda message, *_args, **_kw: complain(f"warning: {message}")
+    talk(Talk.usual)
     _set_up_jax()
     if isinstance(sys.stdout, io.TextIOWrapper):  # whatever names files have, they can be printed
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -35,12 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         told = sentence_of(error)
         if told is None:
             raise
-        err_console.print(f"bayes-refine: {told[0]}", markup=False, soft_wrap=True)
+        complain(told[0])
         if (out := resume.stopped_in(command)) is not None:
-            line = (
-                f"bayes-refine: to go on: bayes-refine fit --resume --out {shlex.quote(str(out))}"
-            )
-            err_console.print(line, markup=False, soft_wrap=True)
+            complain(f"to go on: bayes-refine fit --resume --out {shlex.quote(str(out))}")
         sys.exit(told[1])
     finally:
         end_log()

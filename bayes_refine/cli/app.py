@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import resource
 import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from enum import IntEnum
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
@@ -14,23 +17,34 @@ from rich.console import Console
 
 from .. import __version__
 from ..util.errors import InputError
+from ..util.output import versions
 
 app = typer.Typer(
     name="bayes-refine",
     help="Bayesian integration, scaling and geometry refinement of still images.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+class Talk(IntEnum):
+    """How much the terminal shows."""
+
+    quiet = 0  # errors and warnings
+    usual = 1
+    verbose = 2  # each step stays, with the time and the memory that it took to get there
 
 
 class _Logged(Console):
     """A console whose lines go to ``log.txt`` too, once :func:`log_to` has said where."""
 
     to: TextIO | None = None
+    talk = Talk.usual
+    started = 0.0
 
     def print(self, *objects: Any, **how: Any) -> None:
-        super().print(*objects, **how)
+        if _Logged.talk > Talk.quiet:
+            super().print(*objects, **how)
         if _Logged.to is not None:
             how = {k: v for k, v in how.items() if k in ("sep", "end", "markup", "soft_wrap")}
             Console(file=_Logged.to, highlight=False, width=100).print(*objects, **how)
@@ -38,6 +52,27 @@ class _Logged(Console):
 
 
 out_console, err_console = _Logged(highlight=False), _Logged(stderr=True, highlight=False)
+
+
+def talk(level: Talk) -> None:
+    """From now on the terminal shows this much; ``log.txt`` has everything but the stamps."""
+    _Logged.talk, _Logged.started = level, time.perf_counter()
+
+
+def complain(line: str) -> None:
+    """An error or a warning, which the terminal always shows."""
+    with _at_least(Talk.usual):
+        err_console.print(f"bayes-refine: {line}", markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _at_least(level: Talk) -> Iterator[None]:
+    before = _Logged.talk
+    _Logged.talk = max(before, level)
+    try:
+        yield
+    finally:
+        _Logged.talk = before
 
 
 def log_to(path: Path, command: Sequence[str], go_on: bool = False) -> None:
@@ -48,6 +83,8 @@ def log_to(path: Path, command: Sequence[str], go_on: bool = False) -> None:
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
     _Logged.to.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(map(str, command))}\n")
+    made_with = ", ".join(f"{name} {number}" for name, number in versions().items())
+    _Logged.to.write(f"{made_with}\n")
 
 
 def end_log() -> None:
@@ -70,13 +107,28 @@ def _version(
 @contextmanager
 def progress() -> Iterator[Callable[[str], None]]:
     """A printer of progress: lines that begin with "step" replace each other, others stay."""
+    if _Logged.talk is not Talk.usual:
+        yield _stamped if _Logged.talk is Talk.verbose else _logged
+        return
     with err_console.status("starting") as status:
 
         def say(line: str) -> None:
             status.update(line)
-            if not line.startswith("step"):
-                err_console.print(line, markup=False, soft_wrap=True)
-            elif _Logged.to is not None:
-                _Logged.to.write(f"{line}\n")
+            _logged(line)
 
         yield say
+
+
+def _logged(line: str) -> None:
+    if not line.startswith("step"):
+        err_console.print(line, markup=False, soft_wrap=True)
+    elif _Logged.to is not None:
+        _Logged.to.write(f"{line}\n")
+
+
+def _stamped(line: str) -> None:
+    """A line after the seconds since the start and the most memory taken so far."""
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB elsewhere
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    stamp = f"[{time.perf_counter() - _Logged.started:.1f} s, {peak:.2f} GiB]"
+    err_console.print(f"{stamp} {line}", markup=False, soft_wrap=True)

@@ -196,6 +196,8 @@ def fit_command(
             help="Go on with the fit that was stopped in --out, which is all that need be given.",
         ),
     ] = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     config: options.Config = None,
 ) -> None:
     """Fit a run of indexed stills; write refined geometry, intensities, posterior and a picture."""

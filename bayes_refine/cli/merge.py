@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import loading
+from ..io.jungfraujoch import read_names
 from ..io.open_unmerged import open_unmerged
 from ..io.unmerged_mtz import Columns
 from ..merging import mates, merged_intensities
@@ -42,7 +43,7 @@ def merge_command(
         list[Path],
         typer.Argument(
             help="Integrated stills: MTZ (I, SIGI, BATCH and, where known, an Ewald offset), a "
-            "CrystFEL .stream, DIALS .expt with .refl beside, or XDS files.",
+            "CrystFEL .stream, DIALS .expt with .refl beside, Jungfraujoch or XDS files.",
             metavar="UNMERGED",
             show_default=False,
         ),
@@ -55,6 +56,7 @@ def merge_command(
     intensity_column: Annotated[str | None, options.label_option("intensities", "I")] = None,
     sigma_column: Annotated[str | None, options.label_option("their sigmas", "SIGI")] = None,
     batch_column: Annotated[str | None, options.label_option("image numbers", "BATCH")] = None,
+    names: options.NamesFile = None,
     prior: Annotated[
         Prior | None,
         typer.Option(
@@ -89,6 +91,8 @@ def merge_command(
             "--refit-halves", help="Fit each half of the images alone too (three times the time)."
         ),
     ] = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     config: options.Config = None,
 ) -> None:
     """Scale and merge integrated stills: true intensities with their uncertainties."""
@@ -101,7 +105,8 @@ def merge_command(
     scales = priors_from(priors_file, ScalingPriors())
     given = given_from(space_group, cell)
     labels = Columns(intensity_column, sigma_column, batch_column)
-    data = open_unmerged(unmerged, given.space_group, given.cell, labels)
+    table = None if names is None else read_names(names)
+    data = open_unmerged(unmerged, given.space_group, given.cell, labels, table)
     err_console.print(data.describe(), markup=False, soft_wrap=True)
     ref = None
     if reference_file is not None:

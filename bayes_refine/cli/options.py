@@ -11,6 +11,7 @@ import typer
 
 from ..results.exports import Export
 from ..util.errors import InputError
+from .app import Talk, talk
 from .settings import read_settings
 
 DETECTOR, INFERENCE = "Beam and detector", "Model and inference"
@@ -138,6 +139,35 @@ Config = Annotated[
         callback=read_settings,
         help="TOML file of options, such as the settings.toml of a run; what is given here counts.",
         show_default=False,
+    ),
+]
+
+
+def _talk(level: Talk) -> Callable[[bool], bool]:
+    def chosen(value: bool) -> bool:
+        if value:
+            talk(level)
+        return value
+
+    return chosen
+
+
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet",
+        "-q",
+        callback=_talk(Talk.quiet),
+        help="Print errors and warnings only; log.txt has the rest.",
+    ),
+]
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        "--verbose",
+        "-v",
+        callback=_talk(Talk.verbose),
+        help="Keep each step, with time and memory, on the terminal and in log.txt.",
     ),
 ]
 Out = Annotated[

@@ -14,6 +14,7 @@ from ..util.folder import CHECKPOINT, WORK
 from ..util.output import versions
 
 RESUME, COMMAND = "--resume", "the command"
+TALK = ("--quiet", "-q", "--verbose", "-v")  # what is shown, which no result depends on
 
 
 def expanded(command: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -27,12 +28,12 @@ def expanded(command: Sequence[str]) -> tuple[list[str], list[str]]:
     first = [word for word in command if word != RESUME]
     if len(first) == len(command) or first[1:2] != ["fit"]:
         return list(command), list(command[1:])
-    out = folder_of(first)
-    if out is not None and len(first) <= 4:
+    out, shown = folder_of(first), [word for word in first if word in TALK]
+    if out is not None and len(first) - len(shown) <= 4:
         record = read_record(out / WORK / CHECKPOINT)
         if record is None:
             raise InputError(f"{out}: no stopped fit to go on with; give the whole command")
-        first = [str(word) for word in record["made_of"][COMMAND]]
+        first = [*map(str, record["made_of"][COMMAND]), *shown]
     return first, [*first[1:], RESUME]
 
 
@@ -60,7 +61,7 @@ def made_of(command: Sequence[str], stills: Iterable[Still]) -> dict[str, Any]:
     """What a fit depends on: command, folder, files by size and time, versions."""
     files = {Path(word) for word in command[2:]} | {still.image_path for still in stills}
     return {
-        COMMAND: list(command),
+        COMMAND: [word for word in command if word not in TALK],
         "the working folder": os.getcwd(),
         "an input file": {str(p): _mark(p) for p in sorted(files) if p.is_file()},
         "a version": versions(),

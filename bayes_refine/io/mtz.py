@@ -43,6 +43,7 @@ def write_unmerged(
 
     Every still gets a batch header (number from 1, cell, wavelength, U column by column and
     the direction to the source in the lab frame of the experiments), with reflections or not.
+    Observations without stills: :func:`write_observations`.
 
     Args:
         hkl: (n, 3) integers as observed.
@@ -56,18 +57,36 @@ def write_unmerged(
         ValueError: an unknown, missing or misshaped column, or a batch that is no still.
         InputError: no reflection, or the file cannot be written.
     """
+    batches = [_batch_of_still(k + 1, still) for k, still in enumerate(stills)]
+    write_observations(path, hkl, columns, cell, space_group, batches)
+
+
+def write_observations(
+    path: str | Path,
+    hkl: np.ndarray,
+    columns: Mapping[str, np.ndarray],
+    cell: gemmi.UnitCell,
+    space_group: gemmi.SpaceGroup,
+    batches: Sequence[gemmi.Mtz.Batch],
+) -> None:
+    """As :func:`write_unmerged`, with the headers of the batches, such as :func:`new_batch` makes.
+
+    Raises:
+        ValueError: an unknown, missing or misshaped column, or a BATCH without a header.
+        InputError: no reflection, or the file cannot be written.
+    """
     missing = {"BATCH", "I", "SIGI"} - set(columns)
     unknown = set(columns) - set(UNMERGED_TYPES)
     if missing or unknown:
         raise ValueError(f"columns missing: {sorted(missing)}; unknown: {sorted(unknown)}")
     batch = np.asarray(columns["BATCH"])
-    if len(batch) and not 1 <= batch.min() <= batch.max() <= len(stills):
-        raise ValueError(f"BATCH must be 1..{len(stills)}, one for each still")
+    if not np.isin(batch, [header.number for header in batches]).all():
+        raise ValueError(f"BATCH names an image that is none of the {len(batches)} headers")
     asu, isym = asu_map(hkl, space_group)
-    wavelength = float(np.mean([still.beam.wavelength for still in stills])) if stills else 0.0
-    mtz = _new_mtz(cell, space_group, wavelength)
-    for k, still in enumerate(stills):
-        mtz.batches.append(_batch_header(k + 1, still))
+    wavelengths = [header.wavelength for header in batches]
+    mtz = _new_mtz(cell, space_group, float(np.mean(wavelengths)) if batches else 0.0)
+    for header in batches:
+        mtz.batches.append(header)
     typed = {"M/ISYM": ("Y", isym)} | {
         label: (kind, columns[label]) for label, kind in UNMERGED_TYPES.items() if label in columns
     }
@@ -112,19 +131,25 @@ def _new_mtz(cell: gemmi.UnitCell, space_group: gemmi.SpaceGroup, wavelength: fl
     return mtz
 
 
-def _batch_header(number: int, still: Still) -> gemmi.Mtz.Batch:
-    """CCP4's batch orientation block, zero-based: U at 6–14, source at 80–85."""
+def new_batch(number: int, title: str, cell: gemmi.UnitCell, wavelength: float) -> gemmi.Mtz.Batch:
+    """The header of an image of which no geometry is known (wavelength in Å, 0 for none)."""
     batch = gemmi.Mtz.Batch()
-    batch.number, batch.title, batch.dataset_id = number, ascii_title(still.identifier), 1
-    batch.cell, batch.wavelength = still.crystal.cell, still.beam.wavelength
+    batch.number, batch.title, batch.dataset_id = number, ascii_title(title), 1
+    batch.cell, batch.wavelength = cell, wavelength
     batch.ints[12] = batch.ints[19] = 1  # one crystal, one detector
     batch.ints[14] = 2  # a two-dimensional detector (LDTYPE)
+    batch.floats[43] = 1.0  # batch scale
+    return batch
+
+
+def _batch_of_still(number: int, still: Still) -> gemmi.Mtz.Batch:
+    """CCP4's batch orientation block, zero-based: U at 6–14, source at 80–85."""
+    batch = new_batch(number, still.identifier, still.crystal.cell, still.beam.wavelength)
     towards_source = -still.beam.s0_direction
     for start, values in (
         (6, still.crystal.U.T.ravel()),
         (80, towards_source),
         (83, towards_source),
-        (43, [1.0]),  # batch scale
     ):
         for j, value in enumerate(values):
             batch.floats[start + j] = float(value)

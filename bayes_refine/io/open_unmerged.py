@@ -12,7 +12,7 @@ import numpy as np
 from ..util.errors import InputError
 from .crystfel_unmerged import unmerged_of_stream
 from .dials_reflections import unmerged_of_dials
-from .jungfraujoch import is_jungfraujoch, unmerged_of_jungfraujoch
+from .jungfraujoch import Names, is_jungfraujoch, unmerged_of_jungfraujoch
 from .recognise import Kind, expanded, kind_of
 from .unmerged import Unmerged
 from .unmerged_mtz import Columns, read_unmerged
@@ -26,15 +26,18 @@ def open_unmerged(
     space_group: gemmi.SpaceGroup | None = None,
     cell: gemmi.UnitCell | None = None,
     labels: Columns | None = None,
+    names: Names | None = None,
 ) -> Unmerged:
     """The integrated stills of one or more files, patterns or lists of files.
 
-    MTZ, CrystFEL streams, XDS files, or DIALS ``.expt`` with the ``.refl`` of the same name beside
-    (either may be named).  Images are numbered through in the order of the files.
+    MTZ, CrystFEL streams, Jungfraujoch and XDS files, or DIALS ``.expt`` with the ``.refl`` of
+    the same name beside (either may be named).  Images are numbered through in the order of the
+    files.
 
     Args:
         space_group, cell: instead of the files'; a stream has no space group of its own.
         labels: of columns of an MTZ that does not follow usage.
+        names: of data sets in Jungfraujoch files, ``jungfraujoch.read_names``.
 
     Raises:
         InputError: a file that is none of these, or several that do not belong together.
@@ -56,12 +59,12 @@ def open_unmerged(
                     " as 4/mmm is enough)"
                 )
             parts.append(unmerged_of_stream(file, space_group, cell))
-        elif kind is Kind.HDF5 and is_jungfraujoch(file):
-            parts.append(unmerged_of_jungfraujoch(file, space_group, cell))
+        elif kind is Kind.HDF5 and is_jungfraujoch(file, names):
+            parts.append(unmerged_of_jungfraujoch(file, space_group, cell, names))
         elif kind not in (Kind.EXPERIMENTS, Kind.REFLECTIONS):
             raise InputError(
                 f"{file}: {kind.value}, and no integrated stills; give an MTZ, a .stream, an XDS"
-                " file, or .expt with .refl"
+                " file, or .expt with .refl (--names says where a Jungfraujoch file has them)"
             )
     return parts[0] if len(parts) == 1 else _together(parts)
 

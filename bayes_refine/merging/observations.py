@@ -144,11 +144,10 @@ def prepare(
         InputError: nothing to that resolution.
     """
     d = resolution(data.hkl_asu, data.cell)
-    rows = np.flatnonzero(d >= d_min * (1 - 1e-6))
+    rows = rows_by_reflection(data, d_min, anomalous)
     if not len(rows):
         raise InputError(f"{data.source}: no reflection to {d_min:g} Å; the best is {d.min():.2f}")
-    unique = asu_map(data.hkl, data.space_group, anomalous)[0] if anomalous else data.hkl_asu
-    rows = rows[np.argsort(pack_hkl(unique[rows]), kind="stable")]
+    unique = _unique(data, anomalous)
     first, code = unique_hkl(unique[rows])
     hkl = unique[rows][first]
     q2 = 1 / d[rows] ** 2
@@ -191,3 +190,14 @@ def prepare(
         nodes=Nodes(jnp.asarray(empty), jnp.asarray(empty)),
         n_images=n_images,
     )
+
+
+def rows_by_reflection(data: Unmerged, d_min: float = 0.0, anomalous: bool = False) -> np.ndarray:
+    """(n,) rows of ``data`` to d_min (Å) in the order of :class:`Observations`: by reflection."""
+    rows = np.flatnonzero(resolution(data.hkl_asu, data.cell) >= d_min * (1 - 1e-6))
+    return rows[np.argsort(pack_hkl(_unique(data, anomalous)[rows]), kind="stable")]
+
+
+def _unique(data: Unmerged, anomalous: bool) -> np.ndarray:
+    """(n, 3) indices of the asymmetric unit; Friedel mates apart where asked."""
+    return asu_map(data.hkl, data.space_group, True)[0] if anomalous else data.hkl_asu

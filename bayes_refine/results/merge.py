@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import infer
 from ..geometry.miller import find, pack_hkl
-from ..io.mtz import write_merged
+from ..io.mtz import new_batch, write_merged, write_observations
 from ..io.posterior import Variable, write_posterior
 from ..merging.agreement import pearson, shell_edges, shell_index, shell_table
 from ..merging.mates import anomalous_table
@@ -28,9 +28,9 @@ from ..merging.merge import (
     shared_values,
 )
 from ..merging.merged_columns import blank, merged_files
-from ..merging.observations import ScalingPriors
+from ..merging.observations import ScalingPriors, rows_by_reflection
 from ..merging.scaling import compiled_sites, pinned_draws
-from ..physics.reference import Reference
+from ..physics.reference import Reference, free_set
 from ..report import ObservedAndExpected, run_report
 from ..util.folder import all_or_none
 from ..util.output import jsonable, versions, write_summary, write_table
@@ -83,7 +83,7 @@ def write_merge(
             call(*args)
             timed[name] = time.perf_counter() - started
 
-        stage("tables", _write_tables, work, run, table)
+        stage("tables", _write_tables, work, run, table, settings)
         stage("posterior", _write_draws, work / "posterior.nc", run, model, priors, draws,
               n_draws is not None, settings.seed)  # fmt: skip
         summary: dict[str, Any] = {
@@ -110,11 +110,39 @@ def write_merge(
 # -- tables ---------------------------------------------------------------------------------
 
 
-def _write_tables(work: Path, run: MergeRun, table: Mapping[str, np.ndarray]) -> None:
+def _write_tables(
+    work: Path, run: MergeRun, table: Mapping[str, np.ndarray], settings: MergeSettings
+) -> None:
     data, found = run.data, run.intensities
+    _write_scaled(work / "unmerged_scaled.mtz", run, settings)
     for name, (hkl, columns) in merged_files(found, run.free).items():
         write_merged(work / name, hkl, columns, data.cell, data.space_group, data.wavelength)
     write_table(work / "images.csv", all_images(run, table))
+
+
+def _write_scaled(path: Path, run: MergeRun, settings: MergeSettings) -> None:
+    """Observations on one scale; their means, weighted by 1/σ², are those of ``merged.mtz``."""
+    data, scale = run.data, np.asarray(run.scaled.measured.scale)
+    rows = rows_by_reflection(data, settings.d_min, settings.anomalous)
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        scaled, sigma = data.intensity[rows] / scale, run.intensities.merged.weight**-0.5
+    good = np.isfinite(np.float32(scaled)) & np.isfinite(np.float32(sigma))
+    rows = rows[good]
+    columns = {
+        "BATCH": data.batch[rows],
+        "I": scaled[good],
+        "SIGI": sigma[good],
+        "PARTIALITY": run.scaled.partiality[good],
+        "SCALEUSED": 1 / scale[good],
+        "FREE": free_set(data.hkl[rows], settings.free_fraction, settings.seed, data.space_group),
+    }
+    if data.excitation_error is not None:
+        columns["EPSILON_R"] = data.excitation_error[rows]
+    if data.xy_px is not None and np.isfinite(data.xy_px).all():
+        columns["XDET"], columns["YDET"] = data.xy_px[rows].T
+    numbers = np.union1d(data.batch, data.empty)
+    batches = [new_batch(int(b), f"image {b}", data.cell, data.wavelength) for b in numbers]
+    write_observations(path, data.hkl[rows], columns, data.cell, data.space_group, batches)
 
 
 def _observed_and_expected(run: MergeRun) -> ObservedAndExpected:

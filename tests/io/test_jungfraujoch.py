@@ -9,6 +9,7 @@ import pytest
 
 import bayes_refine as br
 from bayes_refine.io import jungfraujoch
+from bayes_refine.io.open_unmerged import open_unmerged
 from bayes_refine.simulation.layouts import write_jungfraujoch_layout
 from bayes_refine.util.errors import InputError
 
@@ -83,6 +84,25 @@ def test_names_of_another_version(run, tmp_path):
     group = gemmi.SpaceGroup("P 41 21 2")
     found = jungfraujoch.experiments_of_jungfraujoch(tmp_path / "b.h5", group, names)
     assert found.stills[0].crystal.space_group.hm == "P 41 21 2"
+
+
+def test_integrated_reflections_under_other_names(run, tmp_path):
+    """As ``merge --names`` reads them."""
+    (tmp_path / "a.h5").write_bytes(run[1].read_bytes())
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        table = file.create_group("entry/spots/image_000000")
+        for name, value in {"h": 1, "k": 0, "l": 3, "int_sum": 9.0, "int_err": 2.0}.items():
+            table[name] = np.array([value])
+        table["predicted_px_x"] = table["predicted_px_y"] = np.array([7.0])
+        file.move("entry/MX/latticeIndexed", "entry/MX/lattices")
+    with pytest.raises(InputError, match=r"no integrated stills.*--names"):
+        open_unmerged([tmp_path / "a.h5"])
+    (tmp_path / "names.toml").write_text(
+        '[crystal]\nlattice = "/entry/MX/lattices"\n[reflections]\ngroup = "/entry/spots"\n'
+    )
+    names = jungfraujoch.read_names(tmp_path / "names.toml")
+    u = open_unmerged([tmp_path / "a.h5"], names=names)
+    assert len(u) == 1 and u.hkl[0].tolist() == [1, 0, 3] and u.intensity[0] == 9.0
 
 
 @pytest.mark.parametrize(
