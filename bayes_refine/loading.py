@@ -19,6 +19,7 @@ from .util.errors import InputError
 
 _PACKAGE = Path(__file__).resolve().parent
 _FOLDERS = (_PACKAGE / "models", _PACKAGE.parent / "models")
+_RUN: dict[Path, None] = {}
 
 
 def model_names() -> list[str]:
@@ -61,6 +62,11 @@ def load_file(name_or_path: str | Path) -> Any:
         InputError: there is no such file, or it does not run.
     """
     return _executed(_path_of(name_or_path, _stems()))
+
+
+def executed_files() -> tuple[Path, ...]:
+    """Files that were run as models so far: other processes run them before they unpickle one."""
+    return tuple(_RUN)
 
 
 def _stems() -> list[str]:
@@ -111,6 +117,7 @@ def _execute(path: Path, written: int) -> Any:
         what = f"{type(error).__name__}: {getattr(error, 'msg', error)}"
         where = f"{path}, line {_line(error, path)}"
         raise InputError(f"{where}: the model does not run, {what}") from error
+    _RUN[path] = None
     return module
 
 

@@ -26,7 +26,7 @@ from .index_alike import stills_alike
 from .measure_run import Batch, MeasuredRun
 from .merge_fit import measured_of
 from .one_round import Movement, Round, one_round
-from .problem import Run, Say, Settings, prepare_run
+from .problem import Run, Say, Settings, Work, prepare_run
 from .readable import Unread
 from .reflections import Reflections, reflections_of
 from .start import BROAD_MARGIN, find_start
@@ -90,6 +90,7 @@ def fit_run(
     settings: Settings | None = None,
     progress: Say | None = None,
     checkpoint: Checkpoint | None = None,
+    work: Work | None = None,
 ) -> RunFit:
     """Refine a run of stills: predict → measure → fit.
 
@@ -104,6 +105,8 @@ def fit_run(
         progress: called with a line now and then.
         checkpoint: saves the state after each round but the last; a fit begins at the saved state
             if there is one.
+        work: where batches are worked on, and where what is measured lies; this process and
+            temporary files by default.
 
     Raises:
         InputError: the reference does not fit the crystals, no image can be used, the checkpoint is
@@ -111,10 +114,10 @@ def fit_run(
     """
     priors, settings = priors or Priors(), settings or Settings()
     say = progress or (lambda line: None)
-    run = prepare_run(stills, ref, reader, model, priors, settings)
+    run = prepare_run(stills, ref, reader, model, priors, settings, work)
     alike, reindexing = stills_alike(run, priors, say, by_reference=ref is not None)
     if reindexing.changed.any():
-        run = prepare_run(alike, ref, reader, model, priors, settings)
+        run = prepare_run(alike, ref, reader, model, priors, settings, work)
     return refine(run, reindexing, priors, one_round, say, checkpoint)[0]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from ..util.errors import InputError
 from ..util.status import Kind, Status
 from ..util.store import Store
 from . import padding
+from .parts import Common, Part, of_no_images, parts_of
 from .problem import Run, Say
 from .state import State, Width, images_of, partiality_width
 from .statistics_of_images import geometry_at, pixel_size, predictions_of, stills_at
@@ -89,6 +91,9 @@ def measure_run(
 ) -> MeasuredRun:
     """Predict and measure all images at a state.
 
+    What all batches have in common (``FixedForAll``) is decided first; the batches are then
+    independent of each other, and measured by the run's executor.
+
     Args:
         state: absent sites start at their prior mean, scales at the measured ones.
         status: (n,) ``util.status.Status`` or ""; written to for each image that turns out not to
@@ -99,73 +104,168 @@ def measure_run(
     Raises:
         InputError: nothing is predicted on the detector, or no image can be used.
     """
-    batches, n = run.batches(), len(run.stills)
-    predicted: Store[Predictions] = Store()
-    for images in batches:
-        predicted.append(predictions_of(run, state, priors, margin, images))
-    counts = np.concatenate([np.bincount(p.image, minlength=run.size) for p in predicted])[:n]
-    if not counts.any():
-        raise InputError("no reflection is predicted on the detector; check d_min and the geometry")
-    plan = plan._replace(slots=padding.slots(counts, plan.slots))
-    pixel = plan.pixel_inv_angstrom
-    if pixel is None:
-        pixel = pixel_size(next(p for p in predicted if len(p)))
-        plan = plan._replace(pixel_inv_angstrom=pixel)
+    batches, n, executor = run.batches(), len(run.stills), run.work.executor
+    parts = parts_of(run, state, status)
+    predicted: Store[Predictions] = run.work.store("predicted", len(parts))
+    common = Common(executor.share(of_no_images(run)), priors)
+    gone: dict[int, str] = {}  # batches that ended the processes they were worked on
 
-    found: Store[Batch] = Store()
-    observed: Store[SpotStatistics] = Store()
-    log_G, informing, shoebox = np.zeros((n, 1)), np.zeros(n, int), None
-    for images, predictions in zip(batches, predicted, strict=True):
-        batch, obs, log_G[images], plan, shoebox = _measured_batch(
-            run, state, priors, status, plan, pixel, predictions, images, shoebox
-        )
-        found.append(batch)
-        observed.append(obs)
-        informing[images] = np.bincount(
-            predictions.image[batch.informs], minlength=images.stop - images.start
-        )
-        if len(batches) > 1:
-            say(f"step: measured {images.stop} of {n} images")
+    def not_predicted(item: tuple[int, Part], why: str) -> np.ndarray:
+        gone[item[0]] = why
+        return np.zeros(len(item[1].stills), int)
+
+    counts = executor.map(
+        partial(_predicted, common, margin, predicted),
+        list(enumerate(parts)),
+        lost=not_predicted,
+    )
+    if not any(np.any(c) for c in counts):
+        raise InputError("no reflection is predicted on the detector; check d_min and the geometry")
+    first = next(b for b, c in enumerate(counts) if np.any(c))
+    plan = plan._replace(slots=padding.slots(np.concatenate(counts), plan.slots))
+    fixed = _fixed_for_all(
+        common.run_of(parts[first]), parts[first].state, priors, plan, predicted[first]
+    )
+
+    found: Store[Batch] = run.work.store("batches", len(parts))
+    observed: Store[SpotStatistics] = run.work.store("observations", len(parts))
+    work = partial(_measured, common, predicted, found, observed)
+    items = [(b, part, images) for b, (part, images) in enumerate(zip(parts, batches, strict=True))]
+    nothing = predicted[first].select(np.zeros(0, int))
+
+    def not_measured(item: tuple[int, Part, slice], why: str) -> _Found:
+        b, part, images = item
+        predicted.put(b, nothing)
+        said = np.array([s or Status(Kind.LOST, why) for s in part.status], object)
+        return work(fixed, (b, replace(part, status=said), images))
+
+    for b, why in gone.items():
+        predicted.put(b, nothing)
+        said = np.array([s or Status(Kind.LOST, why) for s in parts[b].status], object)
+        items[b] = b, replace(parts[b], status=said), batches[b]
+    log_G, informing = np.zeros((n, 1)), np.zeros(n, int)
+
+    def measure(some: list, before: int) -> None:
+        nonlocal fixed
+
+        def count(done: int) -> None:
+            if len(batches) > 1:
+                say(f"step: measured {min((before + done) * run.size, n)} of {n} images")
+
+        for (_, _, images), one in zip(
+            some, executor.map(partial(work, fixed), some, count, not_measured), strict=True
+        ):
+            log_G[images], informing[images], status[images] = one.log_G, one.counts, one.status
+            run.ice.found.update(one.rings)
+            fixed = replace(fixed, log_G0=one.log_G0 if fixed.log_G0 is None else fixed.log_G0)
+
+    ahead = 0
+    while fixed.log_G0 is None and ahead < len(items):  # a first estimate of ln G serves all others
+        measure(items[ahead : ahead + 1], ahead)
+        ahead += 1
+    measure(items[ahead:], ahead)
     if not informing.any():
         raise InputError(f"no image can be used; the first one: {status[0]}")
 
-    return MeasuredRun(found, infer.Batches(observed, run.size, n), informing, log_G, plan)
+    plan = Plan(fixed.slots, fixed.log_G0, fixed.pixel_inv_angstrom)
+    observations = infer.Batches(observed, run.size, n, executor)
+    return MeasuredRun(found, observations, informing, log_G, plan)
 
 
-def _measured_batch(run, state, priors, status, plan: Plan, pixel, predictions, images, shoebox):
-    """One batch, its observations and first scales, and what the first batch fixes for all."""
-    where, obs = geometry_at(run, state, predictions, images, plan.slots, pixel)
-    n, here = images.stop - images.start, images_of(state, images, run.size)
-    scaled = "log_G" in state
+@dataclass(frozen=True)
+class FixedForAll:
+    """What all batches of a round have in common, decided before they are measured.
+
+    Attributes:
+        slots, log_G0, pixel_inv_angstrom: as ``Plan``. shoebox: pixels of every spot.
+    """
+
+    slots: int
+    log_G0: float | None
+    pixel_inv_angstrom: float
+    shoebox: Shoebox | None
+
+
+class _Found(NamedTuple):
+    """What the measurement of a batch of n images says to the run.
+
+    Attributes:
+        log_G: (n, 1) first scales. log_G0: their median, or the plan's. counts: (n,) reflections
+            that inform the fit. status: (n,). rings: of ice, by file and frame.
+    """
+
+    log_G: np.ndarray
+    log_G0: float | None
+    counts: np.ndarray
+    status: np.ndarray
+    rings: dict
+
+
+def _predicted(common: Common, margin: float, predicted: Store, item) -> np.ndarray:
+    """(n,) number of reflections of each image of a batch, which are put into the store."""
+    b, part = item
+    run, n = common.run_of(part), len(part.stills)
+    predictions = predictions_of(run, part.state, common.priors, margin, slice(0, n))
+    predicted.put(b, predictions)
+    return np.bincount(predictions.image, minlength=n)
+
+
+def _fixed_for_all(
+    run: Run, state: State, priors: Priors, plan: Plan, predictions: Predictions
+) -> FixedForAll:
+    """What is fixed, by the first batch of which there are predictions."""
+    pixel = plan.pixel_inv_angstrom
+    if pixel is None:
+        pixel = pixel_size(predictions)
+    *_, moment = _expected(run, state, priors, plan.slots, pixel, predictions)
+    return FixedForAll(plan.slots, plan.log_G0, pixel, shoebox_for(predictions.frame, moment))
+
+
+def _expected(run: Run, state: State, priors: Priors, slots: int, pixel: float, predictions):
+    """A batch's layout, observations without statistics, expected J at G = 1 or at the state's
+    scales, references, and moments of spots."""
+    n = len(run.stills)
+    where, obs = geometry_at(run, state, predictions, slice(0, n), slots, pixel)
+    here = images_of(state, slice(0, n), run.size)
     sites = infer.evaluate(run.model, {"log_G": np.zeros((run.size, 1)), **here}, obs, priors)
-    intensity, sd, free, expected = references(run, predictions, images)
-    J = where.flat(sites["scale"]) * predictions.polarisation * expected
-    moment = where.flat(sites["spot_moment"])
-    shoebox = shoebox or shoebox_for(predictions.frame, moment)
+    refs = references(run, predictions, slice(0, n))
+    J = where.flat(sites["scale"]) * predictions.polarisation * refs[3]
+    return where, obs, J, refs, where.flat(sites["spot_moment"])
+
+
+def _measured(common: Common, predicted, found, observed, fixed: FixedForAll, item) -> _Found:
+    """Measure a batch, and put it and its observations into their stores."""
+    b, part, images = item
+    run, state, n = common.run_of(part), part.state, len(part.stills)
+    predictions, said = predicted[b], part.status.copy()
+    where, obs, J, refs, moment = _expected(
+        run, state, common.priors, fixed.slots, fixed.pixel_inv_angstrom, predictions
+    )
+    intensity, sd, free, _ = refs
+    scaled = "log_G" in state
     # before there are scales nothing is expected, and weights are flat
     statistics, failed = statistics_of(
         run,
-        stills_at(run, state, images),
+        stills_at(run, state, slice(0, n)),
         predictions,
         J * scaled,
         moment,
-        partiality_width(state, priors),
-        shoebox,
+        partiality_width(state, common.priors),
+        fixed.shoebox,
     )
-    said = status[images]  # a view
     for i, why in failed.items():
         said[i] = Status(Kind.NOT_READ, why)
     unsure = np.divide(sd, intensity, out=np.zeros(len(sd)), where=intensity > 0)
     known = np.isfinite(intensity) & (unsure < UNKNOWN)
     informs = known & ~free & (statistics.covered > MIN_COVERED)
     counts = np.bincount(predictions.image[informs], minlength=n)
-    predicted = np.bincount(predictions.image, minlength=n)
+    of_image = np.bincount(predictions.image, minlength=n)
     for k in np.flatnonzero((counts == 0) & (said == "")):
-        said[k] = Status(Kind.TOO_FEW, f"0 of {predicted[k]} predicted")
+        said[k] = Status(Kind.TOO_FEW, f"0 of {of_image[k]} predicted")
     informs &= (said == "")[predictions.image]
-    log_G0 = plan.log_G0
+    log_G0 = fixed.log_G0
     if scaled and log_G0 is not None:
-        log_G = here["log_G"][:n]
+        log_G = np.asarray(state["log_G"])[:n]
     else:
         log_G, log_G0 = _first_scales(
             statistics.value[:, 0], J, informs, predictions.image, n, log_G0
@@ -180,8 +280,11 @@ def _measured_batch(run, state, priors, status, plan: Plan, pixel, predictions, 
         informs,
         log_G0 if log_G0 is not None else 0.0,
     )
-    batch = Batch(images, where, predictions, statistics, intensity, sd, free, informs)
-    return batch, obs, log_G, plan._replace(log_G0=log_G0), shoebox
+    found.put(b, Batch(images, where, predictions, statistics, intensity, sd, free, informs))
+    observed.put(b, obs)
+    rings = {(s.image_path, s.frame): run.ice.of(s) for s in part.stills}
+    rings = {key: value for key, value in rings.items() if key in run.ice.found}
+    return _Found(log_G, log_G0, np.bincount(predictions.image[informs], minlength=n), said, rings)
 
 
 def _first_scales(total, J1, informs, image, n, log_G0):

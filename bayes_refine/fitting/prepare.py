@@ -16,7 +16,7 @@ from ..util.errors import InputError
 from .checkpoint import Checkpoint
 from .exposures import model_of
 from .loop import RunFit, fit_run
-from .problem import Say, Settings
+from .problem import Say, Settings, Work
 from .readable import Unread, readable
 
 
@@ -97,6 +97,7 @@ def fit(
     settings: Settings | None = None,
     progress: Say | None = None,
     checkpoint: Checkpoint | None = None,
+    work: Work | None = None,
 ) -> RunFit:
     """Refine a prepared run (``loop.fit_run``), at its resolution and with its read-out noise.
 
@@ -110,7 +111,7 @@ def fit(
     stills = run.experiments.stills
     program = model_of(model, stills)
     found = fit_run(
-        stills, run.reference, run.reader, program, priors, settings, progress, checkpoint
+        stills, run.reference, run.reader, program, priors, settings, progress, checkpoint, work
     )
     return replace(found, unread=run.unread)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +14,7 @@ import numpy as np
 from .. import infer
 from ..geometry import predict
 from ..geometry.experiments import Still
+from ..infer.executor import IN_PROCESS, Executor
 from ..io.images import ImageReader
 from ..measuring.ice_rings import IceRings
 from ..measuring.weights import Weights, score_weights
@@ -18,11 +22,13 @@ from ..physics import reference
 from ..physics.priors import Priors
 from ..physics.reference import Reference
 from ..util.errors import InputError
+from ..util.store import Store
 from . import crosswise_reference
 from .crosswise_reference import CrosswiseReference
-from .state import of_one_bandwidth, partiality_width
+from .state import Width, of_one_bandwidth, partiality_width
 
 BATCH = 16  # images in memory at a time; as many as at the start, so that all is compiled once
+KEPT_CANDIDATES = 8192  # images: 100 MB
 
 Say = Callable[[str], None]
 
@@ -52,14 +58,63 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class Work:
+    """Where the work of a fit is done.
+
+    Attributes:
+        executor: of the batches. folder: for what is measured; None for temporary ones.
+    """
+
+    executor: Executor = IN_PROCESS
+    folder: Path | None = None
+
+    def store(self, name: str, size: int) -> Store:
+        """A new store of ``size`` objects."""
+        if self.folder is None:
+            return Store(size)
+        return Store(size, Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.folder)))
+
+
+class Candidates:
+    """For a still the (·, 3) hkl that may come near the sphere in any round.
+
+    Args:
+        hkl: (m, 3) of all orientations, but for those that are systematically absent.
+        d_min: Å. width: ``state.partiality_width`` before anything is known. margin: |ε_r| of
+            reflections that are taken, in R0_eff.
+    """
+
+    def __init__(self, hkl: np.ndarray, d_min: float, width: Width, margin: float) -> None:
+        self._hkl, self._d_min, self._width, self._far = hkl, d_min, width, 3 * margin
+        self._found: dict[bytes, np.ndarray] = {}
+
+    def of(self, still: Still) -> np.ndarray:
+        """(·, 3) int16 hkl of a still as indexed; of the last few thousand they are kept."""
+        key = still.crystal.A.tobytes()
+        found = self._found.get(key)
+        if found is None:
+            far = lambda d: self._far * self._width(d, still.beam)  # noqa: E731
+            found = predict.near_sphere(still, self._hkl, 0.98 * self._d_min, far)
+            found = self._found[key] = found.astype(np.int16)
+            if len(self._found) > KEPT_CANDIDATES:
+                self._found.pop(next(iter(self._found)))
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_found": {}}
+
+
+@dataclass(frozen=True)
 class Run:
     """What is fitted, and how.
 
     Attributes:
         ref: reference intensities; without a reference, the estimate of all images together.
-        candidates: (·, 3) hkl for each still that may come near the sphere.
+        candidates: (·, 3) hkl of each still that may come near the sphere.
         crosswise: without a reference, the estimates of each image's intensities by the others.
         ice: rings of the images that were measured so far; pixels on rings are not used.
+        work: where batches are worked on, and where what is measured lies.
+        room: images that a batch has room for, where the run is a batch of a larger one.
     """
 
     stills: tuple[Still, ...]
@@ -67,22 +122,20 @@ class Run:
     reader: ImageReader
     model: infer.Model
     settings: Settings
-    candidates: tuple[np.ndarray, ...]
+    candidates: Candidates
     crosswise: CrosswiseReference | None = None
     ice: IceRings = field(default_factory=IceRings)
+    work: Work = field(default_factory=Work)
+    room: int | None = None
 
     def few(self, images: np.ndarray) -> Run:
         """The run with some of its images."""
-        return replace(
-            self,
-            stills=tuple(self.stills[i] for i in images),
-            candidates=tuple(self.candidates[i] for i in images),
-        )
+        return replace(self, stills=tuple(self.stills[i] for i in images))
 
     @property
     def size(self) -> int:
         """Images that a batch has room for."""
-        return min(len(self.stills), BATCH)
+        return min(len(self.stills), BATCH) if self.room is None else self.room
 
     def batches(self) -> list[slice]:
         """The images of each batch."""
@@ -97,6 +150,7 @@ def prepare_run(
     model: infer.Model,
     priors: Priors,
     settings: Settings,
+    work: Work | None = None,
 ) -> Run:
     """A run to be fitted: its reference, or a first estimate in its place, and its candidates.
 
@@ -119,19 +173,10 @@ def prepare_run(
     reference.check_fits(ref, [s.crystal for s in stills], "the experiments")
     candidates = _candidates(stills, ref, priors, settings)
     ice = IceRings(settings.read_noise)
-    return Run(stills, ref, reader, model, settings, candidates, learned, ice)
+    return Run(stills, ref, reader, model, settings, candidates, learned, ice, work or Work())
 
 
-def _candidates(stills, ref, priors, settings) -> tuple[np.ndarray, ...]:
-    """For each still the reflections that may come near the sphere in any round."""
-    cell = stills[0].crystal.cell
-    hkl = predict.candidate_indices(cell, ref.space_group, settings.d_min)
+def _candidates(stills, ref, priors, settings) -> Candidates:
+    hkl = predict.candidate_indices(stills[0].crystal.cell, ref.space_group, settings.d_min)
     hkl = hkl[ref.lookup(hkl) != 0]  # systematically absent
-    width = partiality_width({}, priors)
-    far = 3 * settings.margin
-    return tuple(
-        predict.near_sphere(
-            s, hkl, 0.98 * settings.d_min, lambda d, s=s: far * width(d, s.beam)
-        ).astype(np.int16)  # a long list for each of many images
-        for s in stills
-    )
+    return Candidates(hkl, settings.d_min, partiality_width({}, priors), settings.margin)

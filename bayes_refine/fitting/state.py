@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -73,13 +73,26 @@ def tails(state: State, priors: Priors) -> float:
     return float(np.exp(state["log_nu"])) if "log_nu" in state else priors.student_t_nu
 
 
+@dataclass(frozen=True)
+class PartialityWidth:
+    """R0_eff (Å⁻¹) at a state, a function of d (Å) and of the beam.
+
+    Attributes:
+        R0: Å⁻¹. eta: mosaic spread, rad. bandwidth: rms fraction; the beam's own for None.
+    """
+
+    R0: float
+    eta: float
+    bandwidth: float | None
+
+    def __call__(self, d: np.ndarray, beam: Beam) -> np.ndarray:
+        bandwidth = beam.bandwidth if self.bandwidth is None else self.bandwidth
+        smeared = bandwidth * beam.wavelength / (np.sqrt(2) * d**2)
+        return np.sqrt(self.R0**2 + smeared**2 + (self.eta / d) ** 2)
+
+
 def partiality_width(state: State, priors: Priors) -> Width:
     """R0_eff (Å⁻¹) at a state, a function of d (Å) and of the beam."""
     R0, mosaic_mrad = widths(state, priors)
-
-    def width(d, beam):
-        bandwidth = np.exp(state["log_bandwidth"]) if "log_bandwidth" in state else beam.bandwidth
-        smeared = bandwidth * beam.wavelength / (np.sqrt(2) * d**2)
-        return np.sqrt(R0**2 + smeared**2 + (1e-3 * mosaic_mrad / d) ** 2)
-
-    return width
+    bandwidth = float(np.exp(state["log_bandwidth"])) if "log_bandwidth" in state else None
+    return PartialityWidth(R0, 1e-3 * mosaic_mrad, bandwidth)

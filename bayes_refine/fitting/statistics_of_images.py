@@ -22,10 +22,11 @@ def predictions_of(
 ) -> Predictions:
     """Reflections of some images at a state with |ε_r| < ``margin`` R0_eff, of finite numbers."""
     stills, width = stills_at(run, state, images), partiality_width(state, priors)
+    candidates = [run.candidates.of(still) for still in run.stills[images]]
     found = predict.concatenate(
         [
             predict.predict(s, hkl, run.settings.d_min, lambda d, s=s: margin * width(d, s.beam), i)
-            for i, (s, hkl) in enumerate(zip(stills, run.candidates[images], strict=True))
+            for i, (s, hkl) in enumerate(zip(stills, candidates, strict=True))
         ]
     )
     # a ray parallel to a panel has no pixel

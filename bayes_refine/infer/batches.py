@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .executor import IN_PROCESS, Executor
+
 
 @dataclass(frozen=True)
 class Batches:
@@ -19,11 +21,13 @@ class Batches:
         parts: the model's first argument for each batch, all of one shape, read when needed.
         size: images that a part has room for.
         n_images: of the run; places of the last part beyond them are filled with its last image.
+        executor: where the parts are worked on.
     """
 
     parts: Sequence[Any]
     size: int
     n_images: int
+    executor: Executor = IN_PROCESS
 
     def slices(self) -> Iterator[slice]:
         """The places of each part among those of all parts, unused places included."""

@@ -134,7 +134,6 @@ def _step(here: Look, slope: np.ndarray) -> tuple[np.ndarray, float]:
 
 def _marginal(search: Search, state: State, here: Look, usable) -> tuple[float, np.ndarray]:
     """Marginal ln p but for a constant, and the slope of −ln p (s,)."""
-    find = _compiled_integral(search.model, search.sites, search.apart)
     mode = state.theta + here.steps.alone * usable[:, None]
     pull = here.steps.pull * usable[:, None, None]
     # Cholesky's factors change little where curvature does
@@ -142,10 +141,11 @@ def _marginal(search: Search, state: State, here: Look, usable) -> tuple[float, 
     volume = float(usable @ np.linalg.slogdet(roots)[1])
     roots *= usable[:, None, None]
     z, share, weight = points(mode.shape[1]), 1 / len(search.data.parts), search.weight
-    parts = [
-        find(mode[w], state.phi, roots[w], pull[w], weight[w], share, z, args)
-        for args, w in search.batches()
-    ]
+    parts = search.each(
+        _compiled_integral,
+        (search.model, search.sites, search.apart),
+        lambda w: (mode[w], state.phi, roots[w], pull[w], weight[w], share, z),
+    )
     ln_p, slope = zip(*parts, strict=True)
     return float(sum(ln_p)) + volume, -np.asarray(sum(slope))
 

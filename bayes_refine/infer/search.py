@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +17,7 @@ import numpy as np
 
 from ..util.errors import InputError
 from ..util.status import Kind, Status, settled
+from ..util.store import Place, places
 from .batches import Batches, one_by_one
 from .curvature import BlockHessian, hessian, no_wider, scaled, upward_inverse
 from .density import Model, Site, compiled_prior_means, density, find_sites, flatten, prior_density
@@ -172,7 +173,7 @@ class Search:
 
     def slope(self, state: State) -> Slope:
         """ln p and its slope."""
-        parts = self._sums(_compiled_slope(self.model, self.sites), state)
+        parts = self._sums(_compiled_slope, state)
         image, shared, g_image, g_shared = zip(*parts, strict=True)
         return Slope(
             np.concatenate(image), float(sum(shared)), np.concatenate(g_image), sum(g_shared)
@@ -180,18 +181,35 @@ class Search:
 
     def block_hessian(self, state: State, curvature: Curvature) -> BlockHessian:
         """The curvature at a state; unused places have a unit matrix."""
-        find = _compiled_curvature(self.model, self.sites, curvature, self.apart)
-        blocks, coupling, shared = zip(*self._sums(find, state), strict=True)
+        parts = self._sums(_compiled_curvature, state, curvature, self.apart)
+        blocks, coupling, shared = zip(*parts, strict=True)
         room = (1 - self.weight)[:, None, None] * np.eye(state.theta.shape[1])
         return BlockHessian(np.concatenate(blocks) + room, np.concatenate(coupling), sum(shared))
 
-    def _sums(self, find, state: State) -> list[Any]:
-        """The results of ``find`` for each batch; the shared prior counts once in all."""
+    def each(
+        self, make: Callable[..., Any], made_of: tuple, rows: Callable[[slice], tuple]
+    ) -> list:
+        """For each batch the results, as NumPy arrays, of a compiled function of its unknowns.
+
+        Args:
+            make: a function of a module; ``make(*made_of)`` is the compiled function, of the
+                batch's ``rows`` and the model's arguments.
+            rows: the first arguments for the batch at a place among the images.
+        """
+        where = places(self.data.parts)
+        for b, part in self.spared.items():
+            where[b] = Place((part,), 0)
+        items = [(place, rows(w)) for place, w in zip(where, self.data.slices(), strict=True)]
+        return self.data.executor.map(partial(_of_part, make, made_of, self.rest), items)
+
+    def _sums(self, make, state: State, *made_of) -> list[Any]:
+        """The results for each batch at a state; the shared prior counts once in all."""
         share, theta = 1 / len(self.data.parts), self._spared(state.theta)
-        return [
-            jax.tree.map(np.asarray, find(theta[w], state.phi, self.weight[w], share, args))
-            for args, w in self.batches()
-        ]
+        return self.each(
+            make,
+            (self.model, self.sites, *made_of),
+            lambda w: (theta[w], state.phi, self.weight[w], share),
+        )
 
     def _spared(self, theta: np.ndarray) -> np.ndarray:
         """(..., n, k) unknowns; images that were set aside have the start of their stand-in."""
@@ -210,12 +228,13 @@ class Search:
         # all move; only the shared unknowns move; only the images move
         thetas = self._spared(state.theta + np.stack([d_image, 0 * d_image, d_alone]))
         phis = state.phi + np.stack([d_shared, d_shared, 0 * d_shared])
-        try_out = _compiled_densities(self.model, self.sites)
-        parts = [try_out(thetas[:, w], phis, args) for args, w in self.batches()]
-        image = np.concatenate([np.asarray(p[0]) for p in parts], axis=1)
+        parts = self.each(
+            _compiled_densities, (self.model, self.sites), lambda w: (thetas[:, w], phis)
+        )
+        image = np.concatenate([p[0] for p in parts], axis=1)
         image = np.where(np.isfinite(image), image, -np.inf)
         image = np.where(self.weight > 0, image, 0.0)
-        shared = np.asarray(parts[0][1])
+        shared = parts[0][1]
         shared = np.where(np.isfinite(shared), shared, -np.inf)
 
         joint = np.maximum(image[0], image[1]).sum() + shared[0]
@@ -228,6 +247,13 @@ class Search:
             _eased(state.damping, helped),
             float(_eased(state.shared_damping, is_joint)),
         )
+
+
+def _of_part(make, made_of: tuple, rest: tuple, item: tuple[Place, tuple]) -> Any:
+    place, rows = item
+    part = place.get()
+    args = () if part is None else (part, *rest)
+    return jax.tree.map(np.asarray, make(*made_of)(*rows, args))
 
 
 def finite_rows(*arrays: Any) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,6 +49,10 @@ class ImageReader:
         self.pedestal_map = pedestal_map
         self._files: OrderedDict[tuple[Path, ImageShape], Hdf5Images] = OrderedDict()
         self._kept: OrderedDict[tuple[Path, int, ImageShape], _Raw] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs to read the same images: not the open files."""
+        return {**self.__dict__, "_files": OrderedDict(), "_kept": OrderedDict()}
 
     def __enter__(self) -> ImageReader:
         return self

@@ -17,6 +17,7 @@ class Kind(StrEnum):
     CONVERGED = "converged"
     NOT_CONVERGED = "not converged"
     NOT_READ = "not read"
+    LOST = "lost"
     TOO_FEW = "too few reflections"
     NO_SIGNAL = "no signal"
     NOT_FINITE = "not finite"
@@ -38,6 +39,7 @@ _MEANING = {
     Kind.CONVERGED: "The search for the image's posterior mode ended there.",
     Kind.NOT_CONVERGED: "The search was still on its way to the mode when it stopped.",
     Kind.NOT_READ: "The file of the image is absent, damaged or of another shape.",
+    Kind.LOST: "The image was measured with others that ended three processes one after the other.",
     Kind.TOO_FEW: "No reflection of the image could be measured and compared with a reference.",
     Kind.NO_SIGNAL: "The image tells no more of its scale than was known without it.",
     Kind.NOT_FINITE: "The image's numbers overflowed, or are not numbers.",

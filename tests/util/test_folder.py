@@ -116,10 +116,10 @@ def room_for(n_bytes: int):
 
 def test_a_full_folder_of_temporary_files_says_what_to_set(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    store: Store[bytes] = Store()
-    store.append(b"1")
+    store: Store[bytes] = Store(2)
+    store.put(0, b"1")
     with room_for(1000), pytest.raises(InputError, match="set TMPDIR to a folder with more room"):
-        store.append(bytes(5000))
+        store.put(1, bytes(5000))
     assert store[0] == b"1"
 
 

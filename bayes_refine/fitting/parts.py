@@ -1,0 +1,75 @@
+"""A run as independent parts: each batch of images is a small run of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..geometry.experiments import Still
+from ..infer.executor import Shared
+from ..measuring.ice_rings import Ring
+from ..physics.priors import Priors
+from .problem import Run, Work
+from .state import State
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is a batch's own of a run of many batches: n images.
+
+    Attributes:
+        stills: of the batch. fold: (n,) of ``Running.fold``, None of a run with a reference.
+        rings: of ice, by file and frame, of images that were measured before.
+        state: sites of the run, and the batch's rows of the images' sites.
+        status: (n,) of the images so far.
+    """
+
+    stills: tuple[Still, ...]
+    fold: np.ndarray | None
+    rings: dict[tuple, tuple[Ring, ...]]
+    state: State
+    status: np.ndarray
+
+
+@dataclass(frozen=True)
+class Common:
+    """What all parts of a run have in common: the run without its images, and its priors."""
+
+    run: Shared[Run]
+    priors: Priors
+
+    def run_of(self, part: Part) -> Run:
+        """A part as a run."""
+        run = self.run.get()
+        run.ice.found.update(part.rings)
+        crosswise = run.crosswise
+        if crosswise is not None and part.fold is not None:
+            crosswise = replace(crosswise, fold=part.fold)
+        return replace(run, stills=part.stills, crosswise=crosswise)
+
+
+def of_no_images(run: Run) -> Run:
+    """A run without its images, with the room of its batches."""
+    crosswise = run.crosswise
+    if crosswise is not None:
+        crosswise = replace(crosswise, fold=crosswise.fold[:0])
+    return replace(run, stills=(), crosswise=crosswise, room=run.size, work=Work())
+
+
+def parts_of(run: Run, state: State, status: np.ndarray) -> list[Part]:
+    """The parts of a run at a state; a site with the axes of the images' plate is the images'."""
+    known = run.ice.found
+
+    def one(images: slice) -> Part:
+        stills = run.stills[images]
+        keys = ((s.image_path, s.frame) for s in stills)
+        return Part(
+            stills,
+            None if run.crosswise is None else run.crosswise.fold[images],
+            {key: known[key] for key in keys if key in known},
+            {k: np.asarray(v)[images] if np.ndim(v) > 1 else v for k, v in state.items()},
+            status[images],
+        )
+
+    return [one(images) for images in run.batches()]

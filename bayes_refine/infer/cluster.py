@@ -1,0 +1,250 @@
+"""An executor on the processes of a Dask cluster: on this machine, or of many machines.
+
+Items go out in groups of neighbours, each group to the worker that had it before, since it has the
+group's data in memory; any other worker reads them from disk.  A worker that is lost costs the
+groups that it was working on: other workers do these again.  Dask gives a group up that has lost
+``ATTEMPTS`` workers; its items are then tried one by one, to find the one that does it.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import jax
+from distributed import Client, KilledWorker, LocalCluster, as_completed, get_worker
+from distributed.diagnostics.plugin import WorkerPlugin
+
+from .. import loading
+from ..util.errors import InputError
+from ..util.store import hold_in_memory
+from .executor import tree_sum
+
+T = TypeVar("T")
+ATTEMPTS = 3  # workers that an item may end before it is set aside
+GROUPS = 4  # for each worker: to share work evenly, and to do little again when one is lost
+HELD = 0.3  # of a worker's memory: for data that it has read or made
+
+
+@dataclass
+class Record:
+    """What the work took: bytes sent and received, and seconds by kind of work and by worker."""
+
+    sent: int = 0
+    received: int = 0
+    groups: int = 0
+    seconds: dict[str, dict[str, float]] = field(
+        default_factory=lambda: defaultdict(lambda: defaultdict(float))
+    )
+
+    def summary(self) -> dict[str, Any]:
+        """As ``summary.json`` has it."""
+        return {
+            "bytes_sent": self.sent,
+            "bytes_received": self.received,
+            "groups": self.groups,
+            "seconds": {name: dict(by_worker) for name, by_worker in self.seconds.items()},
+        }
+
+
+class Cluster:
+    """Does work by the workers of a Dask client.
+
+    Args:
+        client: of ``distributed``; its workers see the same files, and have the same software.
+        folder: of files that all workers see.
+    """
+
+    def __init__(self, client: Client, folder: Path) -> None:
+        self.client, self.folder = client, folder
+        self.record = Record()
+        self._home: dict[tuple[int, int], str] = {}
+        self._ready: tuple[Path, ...] | None = None
+
+    def share(self, value: T) -> OnDisk[T]:
+        """A value that the work on many items needs: pickled once, read once by each worker."""
+        self._prepare()
+        handle, name = tempfile.mkstemp(prefix="shared-", suffix=".pickle", dir=self.folder)
+        with os.fdopen(handle, "wb") as file:
+            pickle.dump(value, file, protocol=5)
+        return OnDisk(Path(name))
+
+    def map(
+        self,
+        work: Callable[[Any], T],
+        items: Sequence[Any],
+        progress: Callable[[int], None] | None = None,
+        lost: Callable[[Any, str], T] | None = None,
+    ) -> list[T]:
+        """As ``Executor.map``; an item that ended three workers is lost."""
+        found: dict[int, Any] = {}
+        for first, results in self._groups(_each, work, items, progress, lost):
+            found.update(zip(range(first, first + len(results)), results, strict=True))
+        return [found[k] for k in range(len(items))]
+
+    def reduce(
+        self, work: Callable[[Any], tuple[Any, T]], items: Sequence[Any]
+    ) -> tuple[Any, list[T]]:
+        """As ``Executor.reduce``: one sum of each group comes back."""
+        found = dict(self._groups(_summed, work, items, None, None))
+        sums, own = zip(*(found[first] for first in sorted(found)), strict=True)
+        return tree_sum(sums), [x for some in own for x in some]
+
+    def _groups(self, how, work, items, progress, lost):
+        """Of each group the place of its first item, and the result, as they come."""
+        self._prepare()
+        if not items:
+            return
+        size, n_workers = 1, max(1, len(self.client.nthreads()))
+        while len(items) > GROUPS * n_workers * size:
+            size *= 2
+        submitted = {}
+        for first in range(0, len(items), size):
+            future = self._submit(how, work, items[first : first + size], (size, first))
+            submitted[future] = (size, first)
+        done, waiting = 0, as_completed(submitted)
+        for future in waiting:
+            place = size, first = submitted.pop(future)
+            some = items[first : first + size]
+            try:
+                payload = future.result()
+            except KilledWorker as error:
+                if len(some) > 1:
+                    for k in range(first, first + len(some)):
+                        again = self._submit(how, work, items[k : k + 1], (1, k))
+                        submitted[again] = (1, k)
+                        waiting.add(again)
+                    continue
+                why = f"ended {ATTEMPTS} processes, the last at {error.last_worker.address}"
+                if lost is None:
+                    raise InputError(
+                        f"{_name(work)}: a batch of images {why}; fewer --workers have more memory "
+                        "each"
+                    ) from None
+                result = [lost(some[0], why)]
+            else:
+                self.record.received += len(payload)
+                worker, seconds, result = pickle.loads(payload)
+                self._home[place] = worker
+                self.record.seconds[_name(work)][worker] += seconds
+            done += len(some)
+            if progress is not None:
+                progress(done)
+            yield first, result
+
+    def _submit(self, how, work, some, place):
+        payload = pickle.dumps((work, some), protocol=5)
+        self.record.sent += len(payload)
+        self.record.groups += 1
+        home = self._home.get(place)
+        return self.client.submit(
+            _work,
+            how,
+            payload,
+            key=f"{_name(work)}-{uuid.uuid4().hex}",
+            pure=False,
+            workers=None if home is None else [home],
+            allow_other_workers=home is not None,
+        )
+
+    def _prepare(self) -> None:
+        """Workers, those that come later too, know JAX's settings and the files of models."""
+        files = loading.executed_files()
+        if self._ready == files:
+            return
+        self._ready = files
+        settings = {
+            name: getattr(jax.config, name)
+            for name in (
+                "jax_enable_x64",
+                "jax_compilation_cache_dir",
+                "jax_persistent_cache_min_compile_time_secs",
+            )
+        }
+        self.client.register_plugin(_Setup(settings, files), name="bayes-refine")
+
+
+def local(n: int, folder: Path) -> LocalCluster:
+    """A cluster of ``n`` processes on this machine."""
+    import dask
+
+    dask.config.set(
+        {
+            "distributed.scheduler.allowed-failures": ATTEMPTS - 1,
+            "distributed.admin.tick.limit": "1h",
+        }
+    )
+    return LocalCluster(
+        n_workers=n,
+        threads_per_worker=1,
+        processes=True,
+        local_directory=str(folder),
+        dashboard_address="127.0.0.1:0",
+        silence_logs=50,
+    )
+
+
+@dataclass(frozen=True)
+class OnDisk(Generic[T]):
+    """A value in a pickle file."""
+
+    path: Path
+
+    def get(self) -> T:
+        """The value, read once by a process."""
+        return _read(self.path)
+
+
+@lru_cache(maxsize=4)
+def _read(path: Path) -> Any:
+    with path.open("rb") as file:
+        return pickle.load(file)
+
+
+class _Setup(WorkerPlugin):
+    """Makes a worker ready: the settings of JAX, models by the files they are in, and memory."""
+
+    def __init__(self, settings: dict[str, Any], files: tuple[Path, ...]) -> None:
+        self.settings, self.files = settings, [str(file) for file in files]
+
+    def setup(self, worker: Any) -> None:
+        for name, value in self.settings.items():
+            jax.config.update(name, value)
+        for file in self.files:
+            loading.load_file(file)
+        limit = getattr(worker.memory_manager, "memory_limit", None)
+        hold_in_memory(int(HELD * limit) if limit else 0)
+
+
+def _work(how: Callable, payload: bytes) -> bytes:
+    """The work on a group, on a worker; scheduler and workers see bytes only."""
+    started = time.perf_counter()
+    work, items = pickle.loads(payload)
+    result = how(work, items)
+    seconds = time.perf_counter() - started
+    return pickle.dumps((get_worker().address, seconds, result), protocol=5)
+
+
+def _each(work: Callable, items: Sequence[Any]) -> list[Any]:
+    return [work(item) for item in items]
+
+
+def _summed(work: Callable, items: Sequence[Any]) -> tuple[Any, list[Any]]:
+    sums, own = zip(*(work(item) for item in items), strict=True)
+    return tree_sum(sums), list(own)
+
+
+def _name(work: Callable) -> str:
+    """The name of a function, whatever is bound; of what it makes, where it makes a function."""
+    while isinstance(work, partial):
+        work = work.args[0] if work.args and callable(work.args[0]) else work.func
+    return work.__name__.strip("_")

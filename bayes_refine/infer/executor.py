@@ -1,0 +1,116 @@
+"""Where the batches of a run are worked on: here, or by the processes of a cluster.
+
+The batches of a run are independent of each other.  An *item* is what the work on one batch needs:
+a place where its data lie (``util.store.Place``) and a few numbers.  The work on an item is a
+function of this item alone, so that it can be done anywhere, and again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import jax
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Shared(Protocol[T_co]):
+    """A value that many items need; pickled, it is the few bytes of where the value lies."""
+
+    def get(self) -> T_co:
+        """The value; the same object each time, in one process."""
+        ...
+
+
+@dataclass(frozen=True)
+class Here(Generic[T]):
+    """A value in this process."""
+
+    value: T
+
+    def get(self) -> T:
+        """The value."""
+        return self.value
+
+
+class Executor(Protocol):
+    """Does the same work on many items, in any order and anywhere."""
+
+    def share(self, value: T) -> Shared[T]:
+        """A value that the work on many items needs."""
+        ...
+
+    def map(
+        self,
+        work: Callable[[Any], T],
+        items: Sequence[Any],
+        progress: Callable[[int], None] | None = None,
+        lost: Callable[[Any, str], T] | None = None,
+    ) -> list[T]:
+        """``work`` of each item, in the order of the items.
+
+        Args:
+            work: a function of a module, or ``functools.partial`` of one; neither the function nor
+                an item is changed by the work.
+            progress: called with the number of items that are done.
+            lost: of an item that ended the processes it was worked on, and why, gives what stands
+                in place of its result.
+
+        Raises:
+            InputError: there is such an item, and no ``lost``.
+        """
+        ...
+
+    def reduce(
+        self, work: Callable[[Any], tuple[Any, T]], items: Sequence[Any]
+    ) -> tuple[Any, list[T]]:
+        """The sum of the first result of each item, and a list of the second results.
+
+        Sums are those of :func:`tree_sum`, wherever they are made, to the last bit.
+        """
+        ...
+
+
+class InProcess:
+    """One item after the other, in this process."""
+
+    def share(self, value: T) -> Shared[T]:
+        return Here(value)
+
+    def map(
+        self,
+        work: Callable[[Any], T],
+        items: Sequence[Any],
+        progress: Callable[[int], None] | None = None,
+        lost: Callable[[Any, str], T] | None = None,
+    ) -> list[T]:
+        found = []
+        for item in items:
+            found.append(work(item))
+            if progress is not None:
+                progress(len(found))
+        return found
+
+    def reduce(
+        self, work: Callable[[Any], tuple[Any, T]], items: Sequence[Any]
+    ) -> tuple[Any, list[T]]:
+        sums, own = zip(*self.map(work, items), strict=True)
+        return tree_sum(sums), list(own)
+
+
+IN_PROCESS = InProcess()
+
+
+def tree_sum(values: Sequence[Any]) -> Any:
+    """The sum of trees of arrays, neighbours first: ((0 + 1) + (2 + 3)) + (4 + 5).
+
+    The sum of 2ᵖ neighbours, the first of them a multiple of 2ᵖ, is a part of the whole sum: sums
+    that were made in such groups are the same to the last bit.
+    """
+    while len(values) > 1:
+        pairs = [values[k : k + 2] for k in range(0, len(values), 2)]
+        values = [jax.tree.map(lambda *x: sum(x[1:], x[0]), *pair) for pair in pairs]
+    return values[0]
