@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -45,7 +46,11 @@ def evaluate(model: Model, values: dict[str, np.ndarray], *args: Any) -> dict[st
     sites = evaluate(run.problem.model, run.fit.values(), run.observations, run.priors)
     sites["partiality"]  # (n, m)
     """
-    sites = _compiled_deterministic(model)(values, args)
+    full = dict(compiled_prior_means(model)(args))
+    for name, mean in full.items():
+        if name in values:  # in one shape, so that one program serves all
+            full[name] = np.broadcast_to(np.asarray(values[name], mean.dtype), mean.shape)
+    sites = _compiled_deterministic(model)(full, args)
     return {name: np.asarray(value) for name, value in sites.items()}
 
 
@@ -53,7 +58,7 @@ def evaluate(model: Model, values: dict[str, np.ndarray], *args: Any) -> dict[st
 def _compiled_deterministic(model: Model):
     @jax.jit
     def deterministic(values, args):
-        trace = traced(model, {**prior_means(model, args), **values}, args)
+        trace = traced(model, values, args)
         return {k: site["value"] for k, site in trace.items() if site["type"] == "deterministic"}
 
     return deterministic
@@ -81,6 +86,39 @@ def traced(model, values, args):
                 "unknown with numpyro.sample and a prior, or a constant"
             )
     return found
+
+
+class _Known(Exception):
+    """The last unknown has been sampled."""
+
+
+class _LatentSites(numpyro.primitives.Messenger):
+    """Sites of the given names as they are sampled; after the last the model is left."""
+
+    def __init__(self, fn, names: frozenset[str]) -> None:
+        super().__init__(fn)
+        self.missing, self.found = set(names), {}
+
+    def postprocess_message(self, msg) -> None:
+        if msg["type"] == "sample" and msg["name"] in self.missing:
+            self.found[msg["name"]] = dict(msg)
+            self.missing.discard(msg["name"])
+            if not self.missing:
+                raise _Known
+
+
+def traced_priors(model, sites, values, args):
+    """The latent sites of a model at ``values``, by name.
+
+    The model runs as far as its last unknown only: what follows, the physics of every reflection,
+    says nothing of the priors and takes most of the time of a trace.
+    """
+    seeded = numpyro.handlers.seed(model, jax.random.key(0))
+    substituted = numpyro.handlers.substitute(seeded, data=values)
+    run = _LatentSites(substituted, frozenset(site.name for site in sites))
+    with suppress(_Known):
+        run(*args)
+    return run.found
 
 
 def _not_for_these(error: AttributeError) -> str:
@@ -118,7 +156,7 @@ def observed_sites(model: Model, *args: Any) -> tuple[str, ...]:
 
 def prior_means(model, args):
     """The prior mean of every unknown, in the shape it is sampled in."""
-    latent = latent_sites(traced(model, {}, args))
+    latent = traced_priors(model, sites_of(model, args), {}, args)
     return {k: jnp.broadcast_to(s["fn"].mean, s["value"].shape) for k, s in latent.items()}
 
 
@@ -128,11 +166,22 @@ def compiled_prior_means(model: Model):
     return jax.jit(partial(prior_means, model))
 
 
-def find_sites(model, args, init):
-    """The latent sites, and a start: ``init``, or the prior mean of sites not in it."""
+def sites_of(model: Model, args: Any) -> tuple[Site, ...]:
+    """The latent sites of a model of ``args``; traced once for arguments of the same shapes.
+
+    Raises:
+        InputError: a latent site is in another plate than that of images.
+    """
+    leaves, tree = jax.tree.flatten(args)
+    shapes = tuple(jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x)) for x in leaves)
+    return _sites_of_shapes(model, tree, shapes)
+
+
+@lru_cache(maxsize=64)
+def _sites_of_shapes(model: Model, tree, shapes) -> tuple[Site, ...]:
     latent: dict[str, Any] = {}
+    args = jax.tree.unflatten(tree, shapes)
     jax.eval_shape(lambda args: latent.update(latent_sites(traced(model, {}, args))), args)
-    values = dict(compiled_prior_means(model)(args))
     sites = []
     for name, site in latent.items():
         others = [f.name for f in site["cond_indep_stack"] if f.name != IMAGE]
@@ -140,12 +189,20 @@ def find_sites(model, args, init):
             raise InputError(
                 f"latent site {name!r} is in plate {others[0]!r}; only {IMAGE!r} is known"
             )
-        per_image, shape = in_image_plate(site), values[name].shape
+        per_image, shape = in_image_plate(site), np.shape(site["value"])
         sites.append(Site(name, shape[1:] if per_image else shape, per_image, site["fn"].support))
-        values[name] = jnp.broadcast_to(jnp.asarray(init.get(name, values[name])), shape)
+    return tuple(sites)
+
+
+def find_sites(model, args, init):
+    """The latent sites, and a start: ``init``, or the prior mean of sites not in it."""
+    sites, values = sites_of(model, args), dict(compiled_prior_means(model)(args))
+    for site in sites:
+        value = init.get(site.name, values[site.name])
+        values[site.name] = jnp.broadcast_to(jnp.asarray(value), values[site.name].shape)
     if not any(site.per_image for site in sites):
         raise InputError(f"the model has no latent site in the plate {IMAGE!r}")
-    return tuple(sites), values
+    return sites, values
 
 
 def flatten(sites, values):
@@ -214,7 +271,7 @@ def prior_density(model, sites, theta, phi, args):
     """The part of :func:`density` without observations: cheap, without arrays over reflections."""
     values = unflatten(sites, theta, phi)
     image, shared = jnp.zeros(len(theta)), jnp.zeros(())
-    latent = latent_sites(traced(model, values, args))
+    latent = traced_priors(model, sites, values, args)
     for site, part in split(sites, theta, phi):
         jacobian = biject_to(site.support).log_abs_det_jacobian(part, values[site.name])
         log_prob = latent[site.name]["fn"].log_prob(values[site.name])
