@@ -97,7 +97,8 @@ class _LatentSites(numpyro.primitives.Messenger):
 
     def __init__(self, fn, names: frozenset[str]) -> None:
         super().__init__(fn)
-        self.missing, self.found = set(names), {}
+        self.missing = set(names)
+        self.found: dict[str, Any] = {}
 
     def postprocess_message(self, msg) -> None:
         if msg["type"] == "sample" and msg["name"] in self.missing:
