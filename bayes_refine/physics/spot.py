@@ -44,6 +44,7 @@ class Spot(NamedTuple):
         shift_1, shift_2: centroid less the predicted centre at the current state.
         m11, m22, m12: second moment. mosaic2: the part of R0_eff² that is mosaic spread.
         swept: half of the path of a relp along ŝ while the crystal turns; 0 of a still.
+        log_curve: ln k over the turn; None of a still.
     """
 
     excitation_error: Array
@@ -55,6 +56,7 @@ class Spot(NamedTuple):
     m12: Array
     mosaic2: Array | float = 0.0
     swept: Array | float = 0.0
+    log_curve: Array | None = None
 
 
 def rotation_matrix_mrad(rotation_mrad: Array) -> Array:

@@ -17,13 +17,14 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import erf, log_ndtr
+from jax.scipy.special import erf, erfc
 
 from .observations import Array
 from .partiality import MAX_POWER, Partiality, gaussian
 from .spot import Spot
 
 _NARROW = 2e-3  # b below which the box is taken as a Gaussian of its variance
+_FAR = 25.0  # |x| − b up to which erfc has a logarithm
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(12)
 _TAU = np.concatenate([(_NODES - 1) / 2, (_NODES + 1) / 2])  # of integrals from −1 to 0 and 0 to 1
 _WEIGHTS = np.tile(_WEIGHTS / 2, 2)
@@ -45,21 +46,24 @@ class Averaged(NamedTuple):
 def averaged(x: Array, b: Array) -> Averaged:
     """ln k, and mean and variance of the part of the turn at which a relp crosses the sphere.
 
-    ln k is a difference of two normal distribution functions, in logarithms, so that no x is too
-    far from the sphere; for b → 0 it is the still's −x².
+    k = (√π/4b)·(erfc(|x| − b) − erfc(|x| + b)) loses no digits far from the sphere; beyond
+    |x| − b = 25, p < 1e-270, ln erfc(z) is −z² − ln(z√π).  For b → 0 ln k is the still's −x².
     """
     narrow = b < _NARROW
     wide = jnp.where(narrow, 1.0, b)
     below = x < 0
     x = jnp.where(below, -x, x)
     low, high = x - wide, x + wide
-    upper, lower = log_ndtr(-jnp.sqrt(2.0) * low), log_ndtr(-jnp.sqrt(2.0) * high)
-    log_k = 0.5 * jnp.log(jnp.pi) - jnp.log(2 * wide) + upper + jnp.log(-jnp.expm1(lower - upper))
+    far = low > _FAR
+    near, beyond = jnp.where(far, 0.0, low), jnp.where(far, low, _FAR)
+    log_erfc = jnp.log(erfc(near) - erfc(jnp.where(far, 1.0, high)))
+    log_erfc = jnp.where(far, -(beyond**2) - jnp.log(beyond * jnp.sqrt(jnp.pi)), log_erfc)
+    log_k = log_erfc + 0.5 * jnp.log(jnp.pi) - jnp.log(4 * wide)
     at_low, at_high = (jnp.exp(-(t**2) - log_k) / (2 * wide) for t in (low, high))
     slope = at_high - at_low  # of ln k
     mean = (x + slope / 2) / wide
     curvature = 2 * low * at_low - 2 * high * at_high - slope**2
-    variance = jnp.maximum(0.5 + curvature / 4, 0.0) / wide**2
+    variance = jnp.clip((0.5 + curvature / 4) / wide**2, 0.0, 1.0)
     thin = 1 + 2 / 3 * jnp.where(narrow, b, 0.0) ** 2
     log_k = jnp.where(narrow, -0.5 * jnp.log(thin) - x**2 / thin, log_k)
     mean = jnp.where(narrow, 2 / 3 * x * b / thin, mean)
@@ -72,9 +76,8 @@ class OverTurn(Partiality):
     """The Gaussian curve averaged over the turn of each exposure; a still has a turn of zero."""
 
     def of(self, spot: Spot, R0: Array | float) -> Array:
-        """p (n, m) of spots whose relps move along the ray by ``spot.swept``."""
-        k = averaged(spot.excitation_error / spot.R0_eff, spot.swept / spot.R0_eff).log_curve
-        return R0 / spot.R0_eff * jnp.exp(k)
+        """p (n, m) of spots as :meth:`exposed` returns them."""
+        return R0 / spot.R0_eff * jnp.exp(_log_curve(spot))
 
     def exposed(self, spot: Spot, slopes: tuple[Array, Array], half_turn: Array | None) -> Spot:
         """The spot over the whole turn, from the still's spot at its middle.
@@ -99,7 +102,14 @@ class OverTurn(Partiality):
             m22=spot.m22 + a2**2 * curve.variance,
             m12=spot.m12 + a1 * a2 * curve.variance,
             swept=jnp.abs(half_turn[:, 0]),
+            log_curve=curve.log_curve,
         )
+
+
+def _log_curve(spot: Spot) -> Array:
+    """ln k (n, m) at the spot; of a still −x²."""
+    still = -((spot.excitation_error / spot.R0_eff) ** 2)
+    return still if spot.log_curve is None else spot.log_curve
 
 
 def _blocks_over_turn(spot: Spot) -> Array:
@@ -114,7 +124,7 @@ def _blocks_over_turn(spot: Spot) -> Array:
     eff2 = spot.R0_eff**2
     k2, twice = eff2 - spot.mosaic2, eff2 + spot.mosaic2
     x, b = spot.excitation_error / spot.R0_eff, spot.swept / spot.R0_eff
-    mean_power = 2 * averaged(x, b).log_curve
+    mean_power = 2 * _log_curve(spot)
     rest = (1 - jnp.abs(_TAU)).reshape(-1, *[1] * x.ndim)
     z = jnp.sqrt(2.0) * spot.swept / jnp.sqrt(k2) * rest
     safe = jnp.where(z < 1e-3, 1.0, z)

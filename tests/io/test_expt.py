@@ -411,7 +411,10 @@ def nested(depth):
         (put("imageset", 1, "single_file_indices", [1, 2]), "2 single_file_indices of 1 images"),
         (put("imageset", 1, "single_file_indices", [-1]), r"single_file_indices\[0\]: "),
         (scan(oscillation=[0.0, 0.1], image_range=[1, 1]), "goniometer: it is missing"),
-        (scan(oscillation=[0.0, 0.6], image_range=[1, 1]), r"scan\[0\]: 0.6° an image: .* dials"),
+        (
+            scan(oscillation=[0.0, 0.6], image_range=[1, 1]),
+            r"scan\[0\]: 0.6° an image: .*dials.integrate",
+        ),
         (scan(properties={"oscillation": [0.0], "oscillation_width": [1.0]}), "1° an image"),
         (scan(properties={"oscillation": [0.0, -0.7]}), "-0.7° an image"),
     ],

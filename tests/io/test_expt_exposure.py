@@ -80,3 +80,38 @@ def test_a_goniometer_that_says_no_axis_is_refused_in_one_sentence(tmp_path, gon
     with pytest.raises(InputError, match=says) as error:
         read_experiments(path)
     assert str(error.value).startswith(f"{path}, experiment[0], ")
+
+
+def sequence(scan, images=3):
+    """One experiment of several frames of a file, as DIALS writes rotation data."""
+    content = turning(ONE_AXIS, {})
+    content["scan"] = [{"image_range": [4, 3 + images], "exposure_time": [0.1] * images, **scan}]
+    content["imageset"][0] = {"template": "run.h5", "mask": None}
+    del content["experiment"][1:]
+    return content
+
+
+SEQUENCES = {
+    "since 3.17": {"properties": {"oscillation": [30.0, 30.2, 30.4], "epochs": [1.0, 2.0, 3.0]}},
+    "before": {"oscillation": [30.0, 0.2]},
+}
+
+
+@pytest.mark.parametrize("scan", SEQUENCES.values(), ids=SEQUENCES)
+def test_each_image_of_a_scan_is_a_frame_and_is_written_as_one(tmp_path, scan):
+    experiments = read_experiments(write(tmp_path, sequence(scan)))
+    stills = experiments.stills
+    assert [still.frame for still in stills] == [3, 4, 5]
+    assert [still.identifier for still in stills] == ["run#3", "run#4", "run#5"]
+    step = Rotation.from_matrix(stills[1].crystal.A @ np.linalg.inv(stills[0].crystal.A))
+    np.testing.assert_allclose(step.as_rotvec() * 1e3, stills[0].turn_mrad, atol=1e-9)
+    some = tuple(
+        replace(s, crystal=refined_crystal(s.crystal, np.array([k, 2.0, -3.0]), np.zeros(6)))
+        for k, s in enumerate(stills[1:])
+    )
+    write_experiments(tmp_path / "out.expt", replace(experiments, stills=some))
+    again = read_experiments(tmp_path / "out.expt").stills
+    for wrote, read in zip(some, again, strict=True):
+        assert (read.identifier, read.frame) == (wrote.identifier, wrote.frame)
+        np.testing.assert_allclose(read.crystal.A, wrote.crystal.A, atol=1e-12)
+        np.testing.assert_allclose(read.turn_mrad, wrote.turn_mrad, atol=1e-12)

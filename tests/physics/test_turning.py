@@ -84,7 +84,8 @@ def test_few_blocks_over_a_turn(swept, epsilon):
     curve = [np.exp(-(((epsilon - places + t * swept) / R_k) ** 2)) for t in u]
     curve = np.trapezoid(curve, u, axis=0) / 2 if swept else curve[0]
     expected = curve.var() / curve.mean() ** 2
-    at = spot(excitation_error=epsilon, R0_eff=R_eff, mosaic2=m**2, swept=swept)
+    at = spot(excitation_error=epsilon, R0_eff=R_eff, mosaic2=m**2)
+    at = physics.gaussian_over_turn.exposed(at, (0.0, 0.0), np.array([[[swept], [0.0], [0.0]]]))
     found = float(physics.gaussian_over_turn.block_variance(at)[0, 0])
     assert found == pytest.approx(expected, rel=0.01, abs=1e-3)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -13,6 +13,7 @@ from .schema import Document, Number, ScanEntry, Vector
 
 STILL_DEG = 1e-3  # a turn below 0.02 mrad is less than orientations are known to
 WIDEST_DEG = 0.5  # a wider frame holds whole reflections, whose scale and place it does not tell
+MOST_IMAGES = 100_000  # of one scan
 _MATRIX = Annotated[list[Number], Field(min_length=9, max_length=9)]
 _IDENTITY = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
 
@@ -24,10 +25,12 @@ class Exposure(NamedTuple):
         turn_mrad: (3,) rotation vector, lab frame.
         mount: (3, 3) rotation from the crystal at the goniometer's datum, which files hold, to the
             middle of the exposure.
+        image: its number, where the scan of the experiment has several; else None.
     """
 
     turn_mrad: np.ndarray
     mount: np.ndarray
+    image: int | None = None
 
 
 class _Goniometer(BaseModel):
@@ -64,8 +67,8 @@ class _Goniometer(BaseModel):
         return _unit(self.axes[k]), fixed, setting
 
 
-def exposure_of(document: Document, n: int) -> Exposure | None:
-    """The turn of experiment ``n``; None of a still.
+def exposures_of(document: Document, n: int) -> list[Exposure | None]:
+    """The turn of each image of experiment ``n``; None, once, of a still.
 
     A' = S·R(axis, φ)·F·A at the middle of the exposure (dxtbx), φ the scan's angle there, F and S
     the goniometer's fixed and setting rotations.  Goniometers of stills are not looked at.
@@ -75,7 +78,7 @@ def exposure_of(document: Document, n: int) -> Exposure | None:
     """
     entry = document.experiment[n]
     if entry.scan is None or abs(width := _width(scan := document.scan[entry.scan])) < STILL_DEG:
-        return None
+        return [None]
     if abs(width) > WIDEST_DEG:
         raise InputError(
             f"scan[{entry.scan}]: {width:g}° an image: frames of a turning crystal can be fitted "
@@ -93,9 +96,38 @@ def exposure_of(document: Document, n: int) -> Exposure | None:
         raise InputError(f"{where}{place}: {first['msg'].lower()}") from None
     except ValueError as error:
         raise InputError(f"{where}: {error}; set it with dials.modify_experiments") from None
-    middle = rotation_matrix(np.radians(_start(scan) + width / 2) * 1e3 * axis)
-    turn_mrad = np.radians(width) * 1e3 * (setting @ axis)
-    return Exposure(turn_mrad, setting @ middle @ fixed)
+    begin, end = scan.image_range or (1, 1)
+    if not 0 <= end - begin < MOST_IMAGES:
+        raise InputError(f"scan[{entry.scan}].image_range: images {begin} to {end} cannot be")
+    found: list[Exposure | None] = []
+    for image in range(begin, end + 1):
+        angle = _start(scan) + (image - begin + 0.5) * width
+        mount = setting @ rotation_matrix(np.radians(angle) * 1e3 * axis) @ fixed
+        turn_mrad = np.radians(width) * 1e3 * (setting @ axis)
+        found.append(Exposure(turn_mrad, mount, image if end > begin else None))
+    return found
+
+
+def scan_of_one(scan: dict[str, Any], image: int) -> dict[str, Any]:
+    """The entry of one image of a scan of several."""
+    first, last = scan["image_range"]
+    n, k = last - first + 1, image - first
+
+    def one(values: Any) -> Any:
+        return values[k : k + 1] if isinstance(values, list) and len(values) == n else values
+
+    part = {key: one(value) for key, value in scan.items()}
+    part["image_range"] = [image, image]
+    if "valid_image_ranges" in part:
+        part["valid_image_ranges"] = {}
+    width = _width(entry := ScanEntry.model_validate(scan))
+    start = _start(entry) + k * width
+    if entry.properties is not None:
+        properties = {key: one(value) for key, value in scan["properties"].items()}
+        part["properties"] = {**properties, "oscillation": [start], "oscillation_width": [width]}
+    else:
+        part["oscillation"] = [start, width]
+    return part
 
 
 def _unit(vector: Vector) -> np.ndarray:

@@ -30,8 +30,8 @@ class Frames:
             i for i, s in enumerate(document.imageset) if _counts_from_first(document, i, s)
         }
 
-    def of(self, n: int) -> tuple[Path, int]:
-        """File and frame (from 0) of experiment ``n``.
+    def of(self, n: int, image: int | None = None) -> tuple[Path, int]:
+        """File and frame (from 0) of experiment ``n``, and of one ``image`` of several.
 
         An image set has a list of files, with their frames.  A sequence, as DIALS writes since
         3.17, has a template and the experiment a scan: of a file of many images its
@@ -48,12 +48,12 @@ class Frames:
             if getattr(images, key):
                 raise InputError(f"{where}.{key}: {what}")
         if images.images:
-            return self._listed(images, images.images, entry, scan)
+            return self._listed(images, images.images, entry, scan, image)
         if not images.template:
             raise InputError(f"{where}: it has neither images nor a template")
         if scan is None:
             raise InputError(f"experiment[{n}]: no scan says which image of {where} it is of")
-        first = _one_image(scan, entry)
+        first = _one_image(scan, entry) if image is None else image
         if "#" in Path(images.template).name:
             return self._absolute(_numbered(images.template, first)), 0
         frame = first - 1
@@ -73,6 +73,7 @@ class Frames:
         files: list[str],
         entry: ExperimentEntry,
         scan: ScanEntry | None,
+        image: int | None,
     ) -> tuple[Path, int]:
         where = f"imageset[{entry.imageset}]"
         indices = images.single_file_indices or []
@@ -88,7 +89,7 @@ class Frames:
                     f"{where}: it has {len(files)} images and no scan says which one; give each "
                     "still its own (dials.split_experiments)"
                 )
-            k = _one_image(scan, entry) - 1
+            k = (_one_image(scan, entry) if image is None else image) - 1
             if not 0 <= k < len(files):
                 raise InputError(
                     f"scan[{entry.scan}].image_range: image {k + 1} of the {len(files)} of {where}"

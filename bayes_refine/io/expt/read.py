@@ -14,7 +14,7 @@ from ...geometry.detector import Beam, Detector
 from ...geometry.experiments import Experiments, Still
 from ...util.errors import InputError
 from ...util.text import printable
-from .exposure import Exposure, exposure_of
+from .exposure import Exposure, exposures_of
 from .frames import Frames
 from .models import beam_of, check_in_the_beam, crystal_of, detector_of
 from .names import Named, unique_names
@@ -88,27 +88,27 @@ def parse(document: dict[str, Any], path: Path) -> Contents:
             if (entry.beam, entry.detector) not in paired:
                 check_in_the_beam(b, d)
                 paired.add((entry.beam, entry.detector))
-            exposure = exposure_of(entries, n)
-            file, frame = frames.of(n)
+            turns = exposures_of(entries, n)
+            files = [frames.of(n, None if turn is None else turn.image) for turn in turns]
         except InputError as error:
             raise InputError(f"{path}, experiment[{n}], {error}") from None
         if entry.crystal is None:
             left_out.append(f"{path}, experiment[{n}]: it has no crystal; index the image first")
             continue
         try:
-            c = crystal(entry.crystal)
+            datum = crystal(entry.crystal)
         except InputError as error:
             left_out.append(str(error))
             continue
-        if exposure is not None:
-            c = replace(c, A=exposure.mount @ c.A)
-        if entry.identifier:
-            twin = seen.setdefault((entry.identifier, file, frame, c.A.tobytes()), n)
-            if twin != n:
-                left_out.append(f"{path}, experiment[{n}]: it is experiment[{twin}] once more")
-                continue
-        parts.append((n, file, frame, b, d, c))
-        exposures.append(exposure)
+        for turn, (file, frame) in zip(turns, files, strict=True):
+            c = datum if turn is None else replace(datum, A=turn.mount @ datum.A)
+            if entry.identifier:
+                twin = seen.setdefault((entry.identifier, file, frame, c.A.tobytes()), n)
+                if twin != n:
+                    left_out.append(f"{path}, experiment[{n}]: it is experiment[{twin}] once more")
+                    continue
+            parts.append((n, file, frame, b, d, c))
+            exposures.append(turn)
     if not parts:
         raise InputError(left_out[0])
     names = unique_names(
@@ -117,10 +117,9 @@ def parse(document: dict[str, Any], path: Path) -> Contents:
             for n, file, frame, _, _, c in parts
         ]
     )
-    turns = [None if exposure is None else exposure.turn_mrad for exposure in exposures]
     stills = tuple(
-        Still(name, *part[1:], turn_mrad=turn)
-        for name, part, turn in zip(names, parts, turns, strict=True)
+        Still(name, *part[1:], turn_mrad=None if exposure is None else exposure.turn_mrad)
+        for name, part, exposure in zip(names, parts, exposures, strict=True)
     )
     numbers = tuple(part[0] for part in parts)
     return Contents(stills, numbers, tuple(left_out), frames.masks(), tuple(exposures))

@@ -13,7 +13,7 @@ from ...geometry.crystal import Crystal, tabulated_setting
 from ...geometry.detector import Detector
 from ...geometry.experiments import Experiments
 from ...util.errors import InputError
-from .exposure import Exposure
+from .exposure import Exposure, scan_of_one
 from .frames import absolute
 from .read import parse
 
@@ -42,6 +42,7 @@ def write_experiments(path: str | Path, experiments: Experiments) -> None:
         )
     }
     new: dict[str, list] = {key: [] for key in ("experiment", "crystal", "detector", "imageset")}
+    scans = list(document.get("scan", []))
     places: dict[tuple, int] = {}  # what was written already: stills may share models
 
     def place(key: str, entry: dict[str, Any], *content: bytes | str) -> int:
@@ -64,9 +65,14 @@ def write_experiments(path: str | Path, experiments: Experiments) -> None:
         new["detector"][d] = new["detector"][d] or _shifted_detector_entry(detector, shift)
         new["imageset"][i] = _with_absolute_paths(imageset, source)
         indices = {"crystal": c, "detector": d, "imageset": i}
+        if exposure is not None and exposure.image is not None:
+            indices["scan"] = len(scans)
+            scans.append(scan_of_one(document["scan"][entry["scan"]], exposure.image))
         new["experiment"].append({**entry, "identifier": still.identifier, **indices})
     try:
-        Path(path).write_text(json.dumps({**document, **new}, indent=1), encoding="utf-8")
+        Path(path).write_text(
+            json.dumps({**document, **new, "scan": scans}, indent=1), encoding="utf-8"
+        )
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from None
 
