@@ -42,7 +42,8 @@ def crystfel_frame(beam: Beam) -> np.ndarray:
 def geometry_of(
     detector: Detector, beam: Beam, data: str = "/entry/data/data", axes: tuple[str, ...] = ()
 ) -> Geometry:
-    """A detector as a CrystFEL geometry, each panel at its place in an array of all panels.
+    """A detector as a CrystFEL geometry, each panel at its place in an array of all panels: its
+    ``raw_image_offset``, or one below the other where the detector has none.
 
     Args:
         data: path of the array in the image file. axes: of it, ("%", "ss", "fs") by default; with
@@ -51,11 +52,13 @@ def geometry_of(
     turn, axes = crystfel_frame(beam), axes or ("%", "ss", "fs")
     origin, fast, slow = (v @ turn.T for v in (detector.origin_mm, detector.fast, detector.slow))
     distance = float(origin[:, 2].mean()) * 1e-3
-    panels, row = [], 0
+    below = np.cumsum([0, *detector.shape[:-1, 0]])
+    first = detector.raw_image_offset or tuple((0, int(y)) for y in below)
+    panels = []
     for p in range(detector.n_panels):
         ny, nx = (int(n) for n in detector.shape[p])
         pitch, stretch = detector.pixel_size_mm[p, 0], detector.pixel_size_mm[p, 1]
-        first = 0 if "panel" in axes else row
+        x, y = (0, 0) if "panel" in axes else first[p]
         panels.append(
             Panel(
                 name=f"p{p}",
@@ -64,8 +67,8 @@ def geometry_of(
                 ss=tuple(slow[p] * stretch / pitch),  # type: ignore[arg-type]
                 per_metre=1e3 / pitch,
                 offset_m=origin[p, 2] * 1e-3 - distance,
-                fs_range=(0, nx),
-                ss_range=(first, first + ny),
+                fs_range=(x, x + nx),
+                ss_range=(y, y + ny),
                 data=data,
                 dims=tuple((k, str(p) if a == "panel" else a) for k, a in enumerate(axes)),
                 adu_per_photon=float(detector.gain[p]),
@@ -73,7 +76,6 @@ def geometry_of(
                 less=float(detector.trusted_range[p, 0]),
             )
         )
-        row += ny
     return Geometry(
         panels=tuple(panels),
         camera_length_m=Quantity(distance),

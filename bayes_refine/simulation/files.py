@@ -17,7 +17,7 @@ from ..io.mtz import save_mtz
 from ..util.errors import InputError
 from ..util.folder import all_or_none, prepare_folder
 from ..util.sink import sink_for
-from .nxmx import image_dataset, write_header
+from .nxmx import image_dataset, one_array, write_header
 from .pixels import background_photons, simulate_image
 from .truth import SimulatedTruth, Simulation, TrueIntensities, draw_truth, square_detector
 
@@ -32,10 +32,10 @@ def simulate_run(
 ) -> Path:
     """Simulate a run and write it: images, indexed geometry, truth and reference.
 
-    Writes ``master.h5`` (NXmx; images (N, height, width), or (N, P, height, width) of
-    more than one panel), ``indexed.expt`` (with the errors of indexing), ``truth.h5`` and
-    ``reference.mtz`` (F, IREF): all or none of them, with ``simulation.json``, by which they are
-    known.  Files of the same names that no simulation wrote stay.
+    Writes ``master.h5`` (NXmx; images (N, height, width), of which four panels are tiles),
+    ``indexed.expt`` (with the errors of indexing), ``truth.h5`` and ``reference.mtz`` (F, IREF): all
+    or none of them, with ``simulation.json``, by which they are known.  Files of the same names
+    that no simulation wrote stay.
 
         path = simulate_run(Simulation(n_images=8, seed=3), "run")  # run/indexed.expt
 
@@ -91,14 +91,14 @@ def _write_images(
     progress: Callable[[int, int], None] | None,
 ) -> None:
     n = simulation.n_images
-    frame = truth.bad.shape if truth.detector.n_panels > 1 else truth.bad.shape[1:]
     indexed = square_detector(simulation, *_indexed_geometry(simulation))
     with sink_for(path) as sink, h5py.File(sink, "w") as file:
-        write_header(file, indexed, truth.beam, truth.bad, simulation.saturation)
-        data = image_dataset(file, (n, *frame), simulation.dtype)
+        bad = one_array(indexed, truth.bad, True)
+        write_header(file, indexed, truth.beam, bad, simulation.saturation)
+        data = image_dataset(file, (n, *bad.shape), simulation.dtype)
         for i in range(n):
             sink.check()
-            data[i] = simulate_image(simulation, rng, truth, i)[0].reshape(frame)
+            data[i] = one_array(indexed, simulate_image(simulation, rng, truth, i)[0], 0)
             if progress is not None:
                 progress(i + 1, n)
 
@@ -139,14 +139,16 @@ def _indexed_document(
     detector = square_detector(simulation, *_indexed_geometry(simulation))
     height, width = (int(v) for v in detector.shape[0])
 
-    def panel(name: str, kind: str, origin: list[float]) -> dict[str, Any]:
+    def panel(
+        name: str, kind: str, origin: list[float], offset: tuple[int, int] = (0, 0)
+    ) -> dict[str, Any]:
         return {
             "name": name,
             "type": kind,
             "fast_axis": [1.0, 0.0, 0.0],
             "slow_axis": [0.0, 1.0, 0.0],
             "origin": origin,
-            "raw_image_offset": [0, 0],
+            "raw_image_offset": list(offset),
             "image_size": [width, height] if kind else [0, 0],
             "pixel_size": [simulation.pixel_size_mm] * 2 if kind else [0.0, 0.0],
             "trusted_range": detector.trusted_range[0].tolist() if kind else [0.0, 0.0],
@@ -160,8 +162,8 @@ def _indexed_document(
             "px_mm_strategy": {"type": "SimplePxMmStrategy"},
         }
 
-    origins = enumerate(detector.origin_mm.tolist())
-    panels = [panel(f"Panel{i}", "SENSOR_PAD", origin) for i, origin in origins]
+    places = zip(detector.origin_mm.tolist(), detector.raw_image_offset, strict=True)
+    panels = [panel(f"Panel{i}", "SENSOR_PAD", *place) for i, place in enumerate(places)]
     hierarchy = panel("", "", [0.0, 0.0, 0.0])
     hierarchy["children"] = [{"panel": i} for i in range(len(panels))]
     crystals = []

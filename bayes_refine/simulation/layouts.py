@@ -20,6 +20,7 @@ from ..io.crystfel_write import (
     lattice_of,
     stream_lines,
 )
+from ..util.errors import InputError
 
 
 class Layout(StrEnum):
@@ -51,11 +52,10 @@ NOT_INTEGRATED = IntegratedReflections(
 def write_crystfel_layout(experiments: Experiments, out: Path) -> tuple[Path, Path]:
     """``run.geom`` and ``run.stream`` of indexed stills, nothing integrated, beside their images.
 
-    The images of one panel are frames of ``/entry/data/data``; of several, panels of a stack.
+    The images are frames of ``/entry/data/data``, of which panels are tiles.
     """
     first = experiments.stills[0]
-    axes = ("%", "ss", "fs") if first.detector.n_panels == 1 else ("%", "panel", "ss", "fs")
-    geometry = geometry_of(first.detector, first.beam, "/entry/data/data", axes)
+    geometry = geometry_of(first.detector, first.beam, "/entry/data/data")
     text, turn = geometry_text(geometry), crystfel_frame(first.beam)
     lattice, centering, unique = lattice_of(first.crystal.space_group)
     chunks = []
@@ -93,8 +93,13 @@ def write_jungfraujoch_layout(experiments: Experiments, out: Path) -> Path:
     """``run_process.h5``: images linked, geometry, and the lattices where Jungfraujoch has them.
 
     One panel normal to a beam along +z.  Middles of pixels are whole numbers there.
+
+    Raises:
+        InputError: more than one panel.
     """
     first = experiments.stills[0]
+    if (n := first.detector.n_panels) > 1:
+        raise InputError(f"{experiments.path}: files of Jungfraujoch have one panel, not {n}")
     path = out / "run_process.h5"
     with h5py.File(path, "w") as file:
         file["entry/data/data"] = h5py.ExternalLink(first.image_path.name, "/entry/data/data")

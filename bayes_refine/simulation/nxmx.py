@@ -30,8 +30,8 @@ def write_header(
     """All but the images: NXmx groups, beam, detector with a module a panel, pixel mask.
 
     Args:
-        detector: in a frame with the beam along +z, x right and y down. mask: (P, ny, nx) bool,
-            bad pixels; one panel's is written without its first axis.
+        detector: in a frame with the beam along +z, x right and y down. mask: (height, width)
+            bool, bad pixels of the array of all panels.
     """
     for name, nx_class in GROUPS.items():
         file.create_group(name).attrs["NX_class"] = nx_class
@@ -70,7 +70,7 @@ def write_header(
         },
     )
     group["sensor_material"] = "Si"
-    group["pixel_mask"] = (mask if len(mask) > 1 else mask[0]).astype(np.uint32)
+    group["pixel_mask"] = mask.astype(np.uint32)
     group["depends_on"] = "/entry/instrument/detector/transformations/det_z"
     _axis(group["transformations"], "det_z", [distance_m * 1e3], [0, 0, 1], [0, 0, 0], ".")
     for p in range(detector.n_panels):
@@ -79,12 +79,10 @@ def write_header(
 
 def _module(group: h5py.Group, detector: Detector, p: int, distance_mm: float) -> None:
     """NXdetector_module of panel p: its place in the data, its corner and axes."""
-    several = detector.n_panels > 1
-    module = group.create_group(f"module{p}" if several else "module")
+    module = group.create_group(f"module{p}" if detector.n_panels > 1 else "module")
     module.attrs["NX_class"] = "NXdetector_module"
-    ny, nx = (int(n) for n in detector.shape[p])
-    module["data_origin"] = np.array([p, 0, 0] if several else [0, 0])
-    module["data_size"] = np.array([1, ny, nx] if several else [ny, nx])
+    module["data_origin"] = np.array(detector.raw_image_offset[p][::-1])
+    module["data_size"] = np.array(detector.shape[p])
     corner = TO_MCSTAS @ (detector.origin_mm[p] - [0, 0, distance_mm])
     det_z = "/entry/instrument/detector/transformations/det_z"
     _axis(module, "module_offset", 0.0, [1, 0, 0], corner, det_z)
@@ -109,6 +107,15 @@ def _axis(group: h5py.Group, name: str, value: Any, vector: Any, offset: Any, on
             "depends_on": on,
         }
     )
+
+
+def one_array(detector: Detector, panels: np.ndarray, fill: Any) -> np.ndarray:
+    """(height, width) of panels (P, ny, nx), tiles of one array; ``fill`` where none lies."""
+    start = np.array(detector.raw_image_offset)[:, ::-1]
+    out = np.full((start + detector.shape).max(axis=0), fill, panels.dtype)
+    for (y, x), values in zip(start, panels, strict=True):
+        out[y : y + values.shape[0], x : x + values.shape[1]] = values
+    return out
 
 
 def _numbers(group: h5py.Group, values: Mapping[str, tuple[float, str]]) -> None:

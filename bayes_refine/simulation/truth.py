@@ -158,7 +158,10 @@ def whole_sphere(hall: str, reference: TrueIntensities) -> TrueIntensities:
 def square_detector(
     simulation: Simulation, distance_mm: float, beam_center_px: np.ndarray
 ) -> Detector:
-    """One panel, or 2×2 tiles with a gap, normal to a beam along +z; x right, y down.
+    """One panel, or 2×2 with a gap, normal to a beam along +z; x right, y down.
+
+    In the array of an image panels lie one below the other: dxtbx of DIALS 3.12 takes a mask of
+    them in no other order ("numpy array is non-c-contiguous").
 
     Raises:
         InputError: a number of panels other than 1 and 4.
@@ -186,6 +189,7 @@ def square_detector(
         thickness_mm=np.zeros(panels),
         mu_per_mm=np.zeros(panels),
         untrusted=((),) * panels,
+        raw_image_offset=tuple((0, p * side) for p in range(panels)),
     )
 
 

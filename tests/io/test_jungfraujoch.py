@@ -35,6 +35,13 @@ def test_the_same_stills_and_images(run):
                 np.testing.assert_array_equal(a, b)
 
 
+def test_four_panels_are_refused(tmp_path):
+    small = br.Simulation(n_images=1, n_pixels=64, d_min=8.0, n_panels=4)
+    experiments = br.read_experiments(br.simulate_run(small, tmp_path))
+    with pytest.raises(InputError, match="one panel, not 4"):
+        write_jungfraujoch_layout(experiments, tmp_path)
+
+
 def test_images_without_a_lattice_are_no_stills(run, tmp_path):
     _, path = run
     (tmp_path / "master.h5").write_bytes((path.parent / "master.h5").read_bytes())

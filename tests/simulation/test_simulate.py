@@ -256,10 +256,13 @@ def test_run_of_tiles_with_gain(tmp_path):
     expt = simulate_run(simulation, tmp_path)
     panels = json.loads(expt.read_text())["detector"][0]["panels"]
     assert [p["gain"] for p in panels] == [2.5] * 4
+    assert [p["raw_image_offset"] for p in panels] == [[0, 0], [0, 100], [0, 200], [0, 300]]
     with h5py.File(tmp_path / "master.h5") as master:
-        assert master["entry/data/data"].shape == (1, 4, 100, 100)
+        assert master["entry/data/data"].shape == (1, 400, 100)
         assert master["entry/data/data"].dtype == np.int32
-        assert master["entry/instrument/detector/pixel_mask"].shape == (4, 100, 100)
+        assert master["entry/instrument/detector/pixel_mask"].shape == (400, 100)
+        modules = [master[f"entry/instrument/detector/module{p}"] for p in range(4)]
+        assert [m["data_origin"][0] for m in modules] == [0, 100, 200, 300]
 
 
 def test_seeds_reproduce(tmp_path):
