@@ -33,8 +33,8 @@ def simulate_run(
     """Simulate a run and write it: images, indexed geometry, truth and reference.
 
     Writes ``master.h5`` (NXmx; images (N, height, width), of which four panels are tiles),
-    ``indexed.expt`` (with the errors of indexing), ``truth.h5`` and ``reference.mtz`` (F, IREF): all
-    or none of them, with ``simulation.json``, by which they are known.  Files of the same names
+    ``indexed.expt`` (with the errors of indexing), ``truth.h5`` and ``reference.mtz`` (F, IREF):
+    all or none of them, with ``simulation.json``, by which they are known.  Files of the same names
     that no simulation wrote stay.
 
         path = simulate_run(Simulation(n_images=8, seed=3), "run")  # run/indexed.expt
