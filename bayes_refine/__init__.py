@@ -13,8 +13,8 @@
 Fitting wants float64: ``jax.config.update("jax_enable_x64", True)`` is the caller's to switch on.
 
 Each sub-package needs only those before it: ``util``, ``geometry``, ``physics``, ``measuring``,
-``io``, ``infer``, ``simulation``, ``indexing``, ``merging``, ``fitting``, ``per_pixel``,
-``report``, ``results``, ``cli``.
+``io``, ``infer``, ``simulation``, ``indexing``, ``merging``, ``fitting``, ``learned``,
+``per_pixel``, ``report``, ``results``, ``cli``.
 """
 
 from .fitting.exposures import exposed

@@ -10,7 +10,7 @@ import bayes_refine
 ROOT = Path(bayes_refine.__file__).parent
 ORDER = (
     *("util", "geometry", "physics", "io", "measuring", "infer"),
-    *("simulation", "indexing", "merging", "fitting", "per_pixel"),
+    *("simulation", "indexing", "merging", "fitting", "learned", "per_pixel"),
     *("report", "results", "cli"),
 )
 ABOVE = {"plots", "demo", "crystal", "predict"}  # modules of the package itself that look at fits

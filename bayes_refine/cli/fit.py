@@ -27,6 +27,7 @@ from ..util.errors import InputError
 from ..util.status import Kind
 from . import options
 from .app import app, log_to, out_console, progress
+from .components import with_components
 from .export import exported
 from .inputs import (
     given_from,
@@ -76,6 +77,16 @@ def fit_command(
             rich_help_panel=INFERENCE,
         ),
     ] = "still",
+    component: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Learned component of `train`, in place of the model's own piece; may be given "
+            "more than once.",
+            show_default="none",
+            rich_help_panel=INFERENCE,
+        ),
+    ] = None,
     method: Annotated[
         MethodName,
         typer.Option(
@@ -219,6 +230,7 @@ def fit_command(
         reference.check_fits(ref, [s.crystal for s in run_of.stills], str(run_of.path))
     d_min = resolution_limit(d_min, ref, run_of.stills)
     settings = Settings(rounds=rounds, free_fraction=free_fraction, seed=seed)
+    program, settings, learned = with_components(program, settings, component, run_of.stills)
     if gain_map is not None and gain is not None:
         raise InputError("--gain-map and --gain both say what the gain is; give one of them")
     usable = mask_for(run_of, mask, geometry)
@@ -241,7 +253,7 @@ def fit_command(
             chosen,
             settings,
             started,
-            about={"command": context.obj or [], "model": model},
+            about={"command": context.obj or [], "model": model, **learned},
             method=method_of(method, guide, n_draws, chains, warmup),
             anomalous=anomalous,
             checkpoint=checkpoint,

@@ -6,7 +6,7 @@ those of another image, with weight zero, so that none of its numbers reaches wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -96,14 +96,26 @@ class Search:
 
     def first_batch(self) -> Search:
         """The same search on the first batch of images alone."""
+        return self.some_batches([0])
+
+    def some_batches(self, which: Sequence[int]) -> Search:
+        """The same search on some batches of images, in ascending order."""
         few, size = copy(self), self.data.size
-        few.n_images = min(size, self.n_images)
-        few.data = Batches([self._part(0)], size, few.n_images)
-        few.weight, few.aside, few.spared = self.weight[:size], self.aside[:size], {}
+        few.n_images = sum(min(size, self.n_images - b * size) for b in which)
+        few.data = Batches([self._part(b) for b in which], size, few.n_images)
+        few.spared = {}
+        rows = np.concatenate([np.arange(b * size, (b + 1) * size) for b in which])
+        few.weight, few.aside = self.weight[rows], self.aside[rows]
         few.start = self.start._replace(
-            theta=self.start.theta[:size], damping=self.start.damping[:size]
+            theta=self.start.theta[rows], damping=self.start.damping[rows]
         )
         return few
+
+    def given(self, *last: Any) -> Search:
+        """The same search with other values of the last of the model's arguments."""
+        other = copy(self)
+        other.rest = (*self.rest[: len(self.rest) - len(last)], *last)
+        return other
 
     def prior_sd(self, state: State) -> np.ndarray:
         """(s,) prior sd of each shared unknown by itself, unconstrained."""

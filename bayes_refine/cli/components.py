@@ -1,0 +1,39 @@
+"""``fit --component``: learned components in place of a model's own pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..fitting.problem import Settings
+from ..geometry.experiments import Still
+from ..learned import needed
+from .app import err_console
+
+
+def with_components(
+    model: Callable[..., Any],
+    settings: Settings,
+    files: Sequence[Path] | None,
+    stills: Sequence[Still],
+) -> tuple[Callable[..., Any], Settings, dict[str, Any]]:
+    """The model with the components of files, the settings that they need, and what to say of
+    them in ``summary.json``.
+
+    Raises:
+        InputError: a file is no component, or a component does not serve these images.
+    """
+    if not files:
+        return model, settings, {}
+    needed()
+    from ..learned import component, training
+
+    found = [component.read_component(path) for path in files]
+    for path, one in zip(files, found, strict=True):
+        one.check_serves(stills, path)
+        line = f"{path}: {one.family}, {one.origin.evidence}"
+        err_console.print(line, markup=False, soft_wrap=True)
+    shown = [{"file": str(path), **one.shown()} for path, one in zip(files, found, strict=True)]
+    settings = training.settings_for(settings, [one.family for one in found])
+    return component.with_components(model, found), settings, {"components": shown}

@@ -1,0 +1,270 @@
+"""A learned component as a value: what it is, what it was trained on, and its file.
+
+The file is one line of JSON, then the leaves of the parameters as equinox serialises them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import msgspec
+import numpy as np
+
+from ..geometry.experiments import Still
+from ..util.errors import InputError
+from .curve import Curve
+from .factor import Factor, Frame
+
+FORMAT = "bayes_refine component 1"
+MAX_HEADER = 1 << 20
+SAME = 0.01  # fraction by which distance and wavelength may differ
+
+
+class Family(StrEnum):
+    """Which piece of the model a component replaces."""
+
+    partiality = "partiality"
+    correction = "correction"
+
+
+class Setup(msgspec.Struct, frozen=True):
+    """Where images were taken: number of panels, their pixels, mm, and the wavelength, Å."""
+
+    panels: int
+    shape: tuple[int, int]
+    pixel_mm: float
+    distance_mm: float
+    wavelength: float
+
+    @classmethod
+    def of(cls, stills: Sequence[Still]) -> Setup:
+        """That of a run."""
+        detector = stills[0].detector
+        return cls(
+            detector.n_panels,
+            (detector.image_shape[1], detector.image_shape[2]),
+            float(detector.pixel_size_mm[0, 0]),
+            float(np.median(np.abs(np.sum(detector.origin_mm * detector.normal, axis=1)))),
+            float(np.median([still.beam.wavelength for still in stills])),
+        )
+
+    def __str__(self) -> str:
+        ny, nx = self.shape
+        return (
+            f"{self.panels} × {nx} × {ny} pixels of {self.pixel_mm:.4g} mm at "
+            f"{self.distance_mm:.4g} mm and {self.wavelength:.4g} Å"
+        )
+
+    def like(self, other: Setup) -> bool:
+        """Whether a component of one serves the other."""
+        near = all(
+            abs(a / b - 1) < SAME
+            for a, b in (
+                (self.pixel_mm, other.pixel_mm),
+                (self.distance_mm, other.distance_mm),
+                (self.wavelength, other.wavelength),
+            )
+        )
+        return near and (self.panels, self.shape) == (other.panels, other.shape)
+
+
+class Evidence(msgspec.Struct, frozen=True):
+    """Held-out ln p of the component less that of the plain model.
+
+    Attributes:
+        nats: of each image, by a member that did not see the image. epochs: of training.
+    """
+
+    nats: tuple[float, ...]
+    epochs: int
+
+    @property
+    def total(self) -> float:
+        """Sum over images, nats."""
+        return float(np.sum(self.nats))
+
+    @property
+    def se(self) -> float:
+        """Standard error of the sum, images taken as independent."""
+        return float(np.sqrt(len(self.nats)) * np.std(self.nats, ddof=1))
+
+    @property
+    def recommended(self) -> bool:
+        """Whether the component predicts better by more than the standard error."""
+        return self.total > self.se
+
+    def __str__(self) -> str:
+        n = len(self.nats)
+        said = "" if self.recommended else "; nothing to learn here: the plain model serves as well"
+        return (
+            f"held-out ln p {self.total / n:+.2f} ± {self.se / n:.2f} nats an image over "
+            f"{n} images{said}"
+        )
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """What a component was trained on, and by what."""
+
+    setup: Setup
+    n_images: int
+    n_reflections: int
+    d_min: float
+    evidence: Evidence
+    versions: dict[str, str]
+
+
+class _Header(msgspec.Struct, frozen=True):
+    format: str
+    family: str
+    members: int
+    frame: tuple[float, ...] | None
+    origin: Origin
+
+
+@dataclass(frozen=True)
+class Component:
+    """A learned piece of a model.
+
+    Attributes:
+        family: the piece. module: trained on all images. members: each trained without some
+            images; their spread, times ``widen``, is the module's uncertainty.
+    """
+
+    family: Family
+    module: Curve | Factor
+    members: tuple[Curve | Factor, ...]
+    origin: Origin
+
+    @property
+    def widen(self) -> float:
+        """Square root of t/(K − t), of K members that trained on t of K parts each.
+
+        A mean of K independent parts has t/(K − t) times the variance of means over t of them.
+        """
+        K = len(self.members)
+        return float(np.sqrt((K - 2) / 2))
+
+    def band(self, function: Callable[[Any], jax.Array]) -> tuple[np.ndarray, np.ndarray]:
+        """A function of the module, and its sd by the members."""
+        values = np.stack([np.asarray(function(member)) for member in self.members])
+        return np.asarray(function(self.module)), self.widen * values.std(axis=0)
+
+    def check_serves(self, stills: Sequence[Still], path: str | Path = "the component") -> None:
+        """Check that a run was taken as the images that trained the component.
+
+        Raises:
+            InputError: another detector, distance or wavelength.
+        """
+        here, there = Setup.of(stills), self.origin.setup
+        if not here.like(there):
+            raise InputError(
+                f"{path}: was trained on {there}, and these images are {here}; train a component "
+                "on them, or leave --component out"
+            )
+
+    def shown(self) -> dict[str, Any]:
+        """What a summary and a report show of the component, as plain numbers."""
+        evidence = self.origin.evidence
+        found: dict[str, Any] = {
+            "family": str(self.family),
+            "trained_on": msgspec.to_builtins(self.origin),
+            "nats_an_image": evidence.total / len(evidence.nats),
+            "nats_an_image_se": evidence.se / len(evidence.nats),
+            "recommended": evidence.recommended,
+        }
+        if isinstance(self.module, Curve):
+            x = np.linspace(-4.0, 4.0, 161)
+            value, sd = self.band(lambda m: m.log_curve(jnp.asarray(x)))
+            return {**found, "x": x, "log_curve": value, "log_curve_sd": sd}
+        frame = self.module.frame
+        side = np.linspace(-1.0, 1.0, 41) * frame.half_mm
+        x_mm, y_mm = np.meshgrid(frame.x_mm + side, frame.y_mm + side)
+        d_star = np.sqrt(frame.norm_q2 / 2)
+        value, sd = self.band(lambda m: m.log_factor(x_mm, y_mm, d_star, 0.5))
+        return {
+            **found,
+            "x_mm": frame.x_mm + side,
+            "y_mm": frame.y_mm + side,
+            "log_factor": value,
+            "log_factor_sd": sd,
+        }
+
+
+def write_component(path: str | Path, component: Component) -> None:
+    """Write a component.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    module = component.module
+    header = _Header(
+        FORMAT,
+        str(component.family),
+        len(component.members),
+        tuple(module.frame) if isinstance(module, Factor) else None,
+        component.origin,
+    )
+    try:
+        with Path(path).open("wb") as file:
+            file.write(msgspec.json.encode(header) + b"\n")
+            eqx.tree_serialise_leaves(file, (module, component.members))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def read_component(path: str | Path) -> Component:
+    """Read a component.
+
+    Raises:
+        InputError: not a component, or of a newer format, or damaged.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            line = file.readline(MAX_HEADER)
+            if FORMAT.encode() not in line:
+                raise InputError(
+                    f"{path}: not a learned component; give a file that `bayes-refine train` wrote"
+                )
+            header = msgspec.json.decode(line, type=_Header)
+            family = Family(header.family)
+            like = _skeleton(family, header.frame)
+            module, members = eqx.tree_deserialise_leaves(file, (like, (like,) * header.members))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except InputError:
+        raise
+    except Exception as error:  # whatever a damaged file makes of its leaves
+        said = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: is damaged ({said}); train the component again") from None
+    return Component(family, module, members, header.origin)
+
+
+def _skeleton(family: Family, frame: tuple[float, ...] | None) -> Curve | Factor:
+    key = jax.random.key(0)
+    if family is Family.partiality:
+        return Curve.start(key)
+    return Factor.start(key, Frame(*(frame or ())))
+
+
+def with_components(model: Callable[..., None], components: Sequence[Component]):
+    """A model with components in place of its own pieces.
+
+    Raises:
+        InputError: two components are of one family.
+    """
+    families = [c.family for c in components]
+    for family in families:
+        if families.count(family) > 1:
+            raise InputError(f"two components of the family {family}; give one of them")
+    pieces: dict[str, Any] = {}
+    for component in components:
+        pieces |= component.module.pieces()
+    return partial(model, **pieces) if pieces else model

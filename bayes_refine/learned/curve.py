@@ -1,0 +1,82 @@
+"""A learned partiality: a mixture of Gaussian-like peaks in x = ε_r/R0_eff.
+
+    k(x) = Σ_j w_j exp(−u_j² e^{−a_j tanh u_j}),   u_j = x/s_j,   s_1 = 1 < s_2 < s_3,   Σ w_j = 1.
+
+Each term falls on both sides of x = 0 as long as |a_j| < 4.4 (here 2), so that k is positive, has
+one maximum, at x = 0, and ln k(0) = 0, whatever the weights are.  s_1 = 1 leaves R0_eff its
+meaning, the width of the core; the maximum at 0 leaves the orientation its meaning.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from ..physics import Array, Partiality, Spot
+from ..physics.partiality import MAX_POWER
+
+TAIL = -3.0  # ln odds of a wider term against the core, prior median
+NONE = -30.0  # of ``odds``: nothing of the wider terms is left
+
+
+class Curve(eqx.Module):
+    """ln k of three terms; every number is 0 at its prior mean, and of unit prior sd.
+
+    Attributes:
+        odds: (2,) of the wider terms against the core. growth: (2,) how much wider they are.
+        skew: (3,) asymmetry of each term.
+    """
+
+    odds: jax.Array
+    growth: jax.Array
+    skew: jax.Array
+
+    needs_metadata: ClassVar[bool] = False
+    rate: ClassVar[float] = 0.06  # of Adam
+
+    def log_curve(self, x: Array) -> jax.Array:
+        """ln k of x (any shape)."""
+        log_weight = jax.nn.log_softmax(
+            jnp.concatenate([jnp.zeros(1), TAIL + 2 * self.odds]),
+        )
+        growth = jnp.log1p(jnp.exp(0.7 * self.growth))
+        log_width = jnp.concatenate([jnp.zeros(1), jnp.cumsum(growth)])
+        u = x[..., None] * jnp.exp(-log_width)
+        skew = 2 * jnp.tanh(0.25 * self.skew)
+        return jax.nn.logsumexp(log_weight - u**2 * jnp.exp(-skew * jnp.tanh(u)), axis=-1)
+
+    def block_variance(self, spot: Spot) -> Array:
+        """That of Gaussian blocks where their curve is as low: at x² = −ln k."""
+        below = -self.log_curve(spot.excitation_error / spot.R0_eff)
+        eff2 = spot.R0_eff**2
+        k2, twice = eff2 - spot.mosaic2, eff2 + spot.mosaic2
+        power = jnp.minimum(2 * below * (1 - eff2 / twice), MAX_POWER)
+        return eff2 / jnp.sqrt(k2 * twice) * jnp.exp(power) - 1
+
+    def pieces(self) -> dict[str, Any]:
+        """Arguments of a model."""
+        return {"partiality": Partiality(self.log_curve, self.block_variance)}
+
+    def log_prior(self) -> jax.Array:
+        """ln p of the numbers, but for a constant."""
+        numbers = jnp.concatenate([self.odds, self.growth, self.skew])
+        return -0.5 * jnp.sum(numbers**2)
+
+    def plain(self) -> Curve:
+        """The Gaussian curve, as this module."""
+        return Curve(NONE * jnp.ones(2), jnp.zeros(2), jnp.zeros(3))
+
+    @classmethod
+    def start(cls, key: jax.Array) -> Curve:
+        """A curve drawn narrowly about the prior mean."""
+        draw = 0.2 * jax.random.normal(key, (7,))
+        return cls(draw[:2], draw[2:4], draw[4:])
+
+    def reach(self) -> float:
+        """|x| beyond which k is below that of a Gaussian at 2.4, 0.3 %; 2.4 to 5."""
+        x = jnp.linspace(2.4, 5.0, 53)
+        low = jnp.maximum(self.log_curve(x), self.log_curve(-x)) < -(2.4**2)
+        return float(x[jnp.argmax(low)]) if bool(low.any()) else 5.0

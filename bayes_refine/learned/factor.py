@@ -1,0 +1,118 @@
+"""A learned correction: a factor on G·B_term·p by place on the detector, resolution and time.
+
+    ln f = s·MLP(x, y, 1/d², order) − offset − slope/(4d²),
+
+each input scaled to −1…1.  A factor that all spots share is G's, and one that falls as
+exp(−b/(4d²)) is B's: over the reflections that trained it, ln f has neither mean nor slope against
+1/(4d²), so that G and B keep their meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, ClassVar, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..physics import Observations
+from ..util.errors import InputError
+
+LAYERS = (4, 16, 16, 1)  # numbers in each layer
+SCALE = 0.5  # s: prior sd of ln f, about
+
+
+class Frame(NamedTuple):
+    """What inputs are scaled by: middle and half size of the detector, mm; largest 1/d², Å⁻²."""
+
+    x_mm: float
+    y_mm: float
+    half_mm: float
+    norm_q2: float
+
+
+class Factor(eqx.Module):
+    """ln f as a small network.
+
+    Attributes:
+        layers: of the network. offset, slope: gauge, not trained. frame: of the inputs.
+    """
+
+    layers: tuple[eqx.nn.Linear, ...]
+    offset: jax.Array
+    slope: jax.Array
+    frame: Frame = eqx.field(static=True)
+
+    needs_metadata: ClassVar[bool] = True
+    rate: ClassVar[float] = 0.015  # of Adam
+
+    def log_factor(self, x_mm, y_mm, norm_q, order) -> jax.Array:
+        """ln f of places (mm), 1/d (Å⁻¹) and order of the image (0 to 1), broadcast together."""
+        frame = self.frame
+        inputs = (
+            (x_mm - frame.x_mm) / frame.half_mm,
+            (y_mm - frame.y_mm) / frame.half_mm,
+            2 * norm_q**2 / frame.norm_q2 - 1,
+            2 * order - 1,
+        )
+        value = jnp.stack(jnp.broadcast_arrays(*inputs), axis=-1)
+        for k, layer in enumerate(self.layers):
+            assert layer.bias is not None
+            value = value @ layer.weight.T + layer.bias
+            value = jnp.tanh(value) if k + 1 < len(self.layers) else value
+        gauge = jax.lax.stop_gradient(self.offset + self.slope * norm_q**2 / 4)
+        return SCALE * value[..., 0] - gauge
+
+    def __call__(self, obs: Observations, scale: jax.Array) -> jax.Array:
+        """The scale (n, m) times f.
+
+        Raises:
+            InputError: the observations do not say where reflections are.
+        """
+        if (where := obs.metadata) is None:
+            raise InputError("a learned correction needs Settings(metadata=True)")
+        return scale * jnp.exp(self.log_factor(where.x_mm, where.y_mm, obs.norm_q, where.order))
+
+    def pieces(self) -> dict[str, Callable[..., Any]]:
+        """Arguments of a model."""
+        return {"correction": self}
+
+    def log_prior(self) -> jax.Array:
+        """ln p of weights and biases, but for a constant; a weight's variance is 1/(its inputs)."""
+        total = jnp.zeros(())
+        for layer in self.layers:
+            assert layer.bias is not None
+            total += layer.weight.shape[1] * jnp.sum(layer.weight**2) + jnp.sum(layer.bias**2)
+        return -0.5 * total
+
+    def plain(self) -> Factor:
+        """f = 1, as this module."""
+        return jax.tree.map(jnp.zeros_like, self)
+
+    @classmethod
+    def start(cls, key: jax.Array, frame: Frame) -> Factor:
+        """Hidden layers drawn from their prior; f = 1."""
+        layers = []
+        pairs = list(pairwise(LAYERS))
+        for k, (n_in, n_out) in enumerate(pairs):
+            key, own = jax.random.split(key)
+            layer = eqx.nn.Linear(n_in, n_out, key=own)
+            scale = (k + 1 < len(pairs)) / np.sqrt(n_in)
+            weight = scale * jax.random.normal(own, layer.weight.shape)
+            fresh = (weight, jnp.zeros(n_out))
+            layers.append(eqx.tree_at(lambda x: (x.weight, x.bias), layer, fresh))
+        return cls(tuple(layers), jnp.zeros(()), jnp.zeros(()), frame)
+
+    def pinned(self, observed: Observations) -> Factor:
+        """The same factor with its gauge fixed on the reflections that informed a fit."""
+        where, fit = observed.metadata, np.asarray(observed.fit)
+        assert where is not None
+        value = self.log_factor(where.x_mm, where.y_mm, observed.norm_q, where.order)
+        quarter = np.asarray(observed.norm_q)[fit] ** 2 / 4
+        slope, offset = np.polyfit(quarter, np.asarray(value)[fit], 1)
+        return eqx.tree_at(
+            lambda f: (f.offset, f.slope), self, (self.offset + offset, self.slope + slope)
+        )

@@ -1,0 +1,203 @@
+"""From a plain fit to a learned component, and whether it predicts images that it never saw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ..fitting.loop import RunFit
+from ..fitting.problem import Say
+from ..fitting.tables import usable_images
+from ..infer import Batches, Model
+from ..infer.profiled import log_evidence, settled, train
+from ..infer.search import Search
+from ..physics import Observations
+from ..util.errors import InputError
+from ..util.output import versions
+from .component import Component, Evidence, Family, Origin, Setup
+from .curve import Curve
+from .factor import Factor, Frame
+
+FOLDS = 5  # each member trains on all parts but two: one says when to stop, one is the test
+FEWEST = 6  # images
+LARGEST = 8  # images in a part
+MARGIN = 4.0  # |ε_r| in R0_eff up to which reflections teach a partiality
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a component is trained.
+
+    Attributes:
+        epochs: at most. seed: of folds and first weights.
+    """
+
+    epochs: int = 150
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a component is trained with: n images.
+
+    Attributes:
+        model: NumPyro program of ``(observations, priors)`` with a component's pieces as arguments.
+        observations: of the n images. values: sites of the plain fit, where training begins.
+    """
+
+    model: Model
+    observations: Observations
+    priors: Any
+    values: Mapping[str, np.ndarray]
+
+
+class Learned(NamedTuple):
+    """Modules and their evidence: trained on all images, and each without some."""
+
+    module: Curve | Factor
+    members: tuple[Curve | Factor, ...]
+    evidence: Evidence
+
+
+def train_component(
+    run: RunFit, family: Family, training: Training | None = None, say: Say | None = None
+) -> Component:
+    """Train a component on the statistics of a fitted run, and judge it on images held out.
+
+        found = train_component(run, Family.partiality)
+        found.origin.evidence.recommended
+
+    Args:
+        run: fitted with the plain model; ``Settings(metadata=True)`` for a correction.
+
+    Raises:
+        InputError: fewer than six images could be used.
+    """
+    images = np.flatnonzero(usable_images(run))
+    data = _chosen(run.observations, images)
+    of_images = {site.name for site in run.fit.sites if site.per_image}
+    values = {k: v[images] if k in of_images else v for k, v in run.fit.values().items()}
+    found = learn(Material(run.problem.model, data, run.priors, values), family, training, say)
+    origin = Origin(
+        Setup.of(run.indexed),
+        len(images),
+        int(np.sum(data.fit)),
+        run.problem.settings.d_min,
+        found.evidence,
+        versions(),
+    )
+    return Component(family, found.module, found.members, origin)
+
+
+def learn(
+    material: Material, family: Family, training: Training | None = None, say: Say | None = None
+) -> Learned:
+    """Train a module on all images, and as many members as folds, each without some of them.
+
+    Images fall into folds at random.  A member trains on all folds but two: one says when to stop;
+    on the other the member is compared with the plain model, whose shared unknowns were fitted
+    to the same images as the member's.
+
+    Raises:
+        InputError: fewer than six images.
+    """
+    training, say = training or Training(), say or (lambda line: None)
+    n = len(material.observations.fit)
+    if n < FEWEST:
+        raise InputError(
+            f"{n} images could be fitted, and a component needs {FEWEST} or more: give more images"
+        )
+    order = np.random.default_rng(training.seed).permutation(n)
+    folds = min(FOLDS, n // 2)
+    first = _first(family, material.observations, training.seed)
+    search = _search(material, order, folds, first)
+    plain, size, prior = first.plain(), search.data.size, _log_prior
+    fold = np.arange(len(search.data.parts)) % folds
+    nats, members, epochs = np.zeros(len(search.weight)), [], []
+    for k in range(folds):
+        test, stop = fold == k, fold == (k + 1) % folds
+        own, halt, unseen = (
+            search.some_batches(list(np.flatnonzero(parts)))
+            for parts in (~test & ~stop, stop, test)
+        )
+        fresh = _first(family, material.observations, training.seed + k + 1)
+        found = train(own, halt, fresh, prior, first.rate, training.epochs)
+        with_it, _ = log_evidence(unseen.given(found.weights), found.state.phi)
+        without, _ = log_evidence(unseen.given(plain), settled(own.given(plain)).phi)
+        nats[np.repeat(test, size)] = with_it - without
+        members.append(found.weights)
+        epochs.append(found.epochs)
+        here = (with_it - without)[unseen.weight > 0]
+        say(
+            f"member {k + 1} of {folds}: {found.epochs} epochs; {here.mean():+.2f} nats an image "
+            f"on {len(here)} images that it did not see"
+        )
+    last = max(int(np.median(epochs)), 1)
+    say(f"training on all {n} images, {last} epochs")
+    module = train(search, None, first, prior, first.rate, last).weights
+    if isinstance(module, Factor):
+        module, *members = (m.pinned(material.observations) for m in (module, *members))
+    back = np.empty(n)
+    back[order] = nats[search.weight > 0]
+    return Learned(module, tuple(members), Evidence(tuple(map(float, back)), last))
+
+
+def _log_prior(weights: Any) -> jax.Array:
+    return weights.log_prior()
+
+
+@lru_cache(maxsize=8)
+def _learning(model: Model) -> Callable[..., None]:
+    """The model with its pieces as an argument: weights change, and nothing is compiled anew."""
+
+    def learning(obs: Observations, priors: Any, weights: Curve | Factor) -> None:
+        model(obs, priors, **weights.pieces())
+
+    return learning
+
+
+def _chosen(observed: Observations, images: np.ndarray) -> Observations:
+    return jax.tree.map(lambda x: np.asarray(x)[images] if np.ndim(x) else x, observed)
+
+
+def _search(material: Material, order: np.ndarray, folds: int, weights: Curve | Factor) -> Search:
+    """The search over all images in some order, from the values of the plain fit."""
+    n = len(order)
+    size = max(1, min(LARGEST, n // folds))
+    count = -(-n // size)
+    rows = order[np.minimum(np.arange(count * size), n - 1)].reshape(count, size)
+    parts = [_chosen(material.observations, r) for r in rows]
+    # sites of images have the axes of their plate, shared ones those of their event
+    init = {k: v[order] if np.ndim(v) > 1 else v for k, v in material.values.items()}
+    model = _learning(material.model)
+    return Search(model, (Batches(parts, size, n), material.priors, weights), init)
+
+
+def _first(family: Family, data: Observations, seed: int) -> Curve | Factor:
+    key = jax.random.key(seed)
+    if family is Family.partiality:
+        return Curve.start(key)
+    return Factor.start(key, frame_of(data))
+
+
+def frame_of(data: Observations) -> Frame:
+    """What a correction's inputs are scaled by."""
+    where, fit = data.metadata, np.asarray(data.fit)
+    if where is None:
+        raise InputError("a correction is trained on a fit with Settings(metadata=True)")
+    x, y = np.asarray(where.x_mm)[fit], np.asarray(where.y_mm)[fit]
+    middle = (x.min() + x.max()) / 2, (y.min() + y.max()) / 2
+    half = max(np.ptp(x), np.ptp(y)) / 2
+    return Frame(*map(float, (*middle, half, np.max(np.asarray(data.norm_q)[fit]) ** 2)))
+
+
+def settings_for(settings: Any, families: Any) -> Any:
+    """Settings of a fit with components, or of one that trains them."""
+    if Family.partiality in families:
+        settings = replace(settings, margin=max(settings.margin, MARGIN))
+    return replace(settings, metadata=settings.metadata or Family.correction in families)
