@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .curvature import Arrow, fisher_curvature, upward_root
+from .curvature import BlockHessian, fisher_curvature, upward_root
 from .density import Model, Site, density
 from .search import Curvature, Search, State
 
@@ -69,14 +69,14 @@ def train(
     adam = optax.adam(schedule)
     memory, slope_of = adam.init(weights), _compiled_slope(search.model, search.sites, log_prior)
     state = search.start
-    curvature: Curvature | Arrow = fisher_curvature
+    curvature: Curvature | BlockHessian = fisher_curvature
     resting = None if held is None else held.start
     looks: list[tuple[int, float]] = []
     best = weights, state, 0
     for epoch in range(epochs + 1):
         search = search.given(weights)
         here = search.look(state, curvature)
-        curvature = fisher_curvature if (epoch + 1) % RENEWED == 0 else here.arrow
+        curvature = fisher_curvature if (epoch + 1) % RENEWED == 0 else here.block_hessian
         state = search.step(state, here)
         if held is not None and resting is not None and epoch % CHECKED == 0:
             found, resting = log_evidence(held.given(weights), state.phi, resting)
@@ -105,7 +105,7 @@ def settled(search: Search, steps: int = 40) -> State:
         if max(here.steps.distance.max(), here.steps.shared_distance) < CLOSE:
             break
         state = search.step(state, here)
-        here = search.look(state, here.arrow if k % 3 else fisher_curvature)
+        here = search.look(state, here.block_hessian if k % 3 else fisher_curvature)
     return state
 
 
@@ -130,8 +130,8 @@ def log_evidence(
         damping = np.where(helped, 0.3 * state.damping, np.maximum(10 * state.damping, 0.1))
         theta = state.theta + np.where(helped[:, None], move, 0.0)
         state = state._replace(theta=theta, damping=np.clip(damping, 1e-9, 1e9))
-        here = search.look(state, here.arrow if k % 3 else fisher_curvature)
-    blocks = search.arrow(state, fisher_curvature).blocks
+        here = search.look(state, here.block_hessian if k % 3 else fisher_curvature)
+    blocks = search.block_hessian(state, fisher_curvature).blocks
     _, log_root = np.linalg.slogdet(upward_root(np.asarray(blocks)))
     k = state.theta.shape[1]
     evidence = here.slope.image + log_root + 0.5 * k * np.log(2 * np.pi)

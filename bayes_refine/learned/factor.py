@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..physics import Observations
+from ..physics import SpotStatistics
 from ..util.errors import InputError
 
 LAYERS = (4, 16, 16, 1)  # numbers in each layer
@@ -66,7 +66,7 @@ class Factor(eqx.Module):
         gauge = jax.lax.stop_gradient(self.offset + self.slope * norm_q**2 / 4)
         return SCALE * value[..., 0] - gauge
 
-    def __call__(self, obs: Observations, scale: jax.Array) -> jax.Array:
+    def __call__(self, obs: SpotStatistics, scale: jax.Array) -> jax.Array:
         """The scale (n, m) times f.
 
         Raises:
@@ -106,7 +106,7 @@ class Factor(eqx.Module):
             layers.append(eqx.tree_at(lambda x: (x.weight, x.bias), layer, fresh))
         return cls(tuple(layers), jnp.zeros(()), jnp.zeros(()), frame)
 
-    def pinned(self, observed: Observations) -> Factor:
+    def pinned(self, observed: SpotStatistics) -> Factor:
         """The same factor with its gauge fixed on the reflections that informed a fit."""
         where, fit = observed.metadata, np.asarray(observed.fit)
         assert where is not None

@@ -16,7 +16,7 @@ from ..fitting.tables import usable_images
 from ..infer import Batches, Model
 from ..infer.profiled import log_evidence, settled, train
 from ..infer.search import Search
-from ..physics import Observations
+from ..physics import SpotStatistics
 from ..util.errors import InputError
 from ..util.output import versions
 from .component import Component, Evidence, Family, Origin, Setup
@@ -51,7 +51,7 @@ class Material:
     """
 
     model: Model
-    observations: Observations
+    observations: SpotStatistics
     priors: Any
     values: Mapping[str, np.ndarray]
 
@@ -155,13 +155,13 @@ def _log_prior(weights: Any) -> jax.Array:
 def _learning(model: Model) -> Callable[..., None]:
     """The model with its pieces as an argument: weights change, and nothing is compiled anew."""
 
-    def learning(obs: Observations, priors: Any, weights: Curve | Factor) -> None:
+    def learning(obs: SpotStatistics, priors: Any, weights: Curve | Factor) -> None:
         model(obs, priors, **weights.pieces())
 
     return learning
 
 
-def _chosen(observed: Observations, images: np.ndarray) -> Observations:
+def _chosen(observed: SpotStatistics, images: np.ndarray) -> SpotStatistics:
     return jax.tree.map(lambda x: np.asarray(x)[images] if np.ndim(x) else x, observed)
 
 
@@ -178,14 +178,14 @@ def _search(material: Material, order: np.ndarray, folds: int, weights: Curve | 
     return Search(model, (Batches(parts, size, n), material.priors, weights), init)
 
 
-def _first(family: Family, data: Observations, seed: int) -> Curve | Factor:
+def _first(family: Family, data: SpotStatistics, seed: int) -> Curve | Factor:
     key = jax.random.key(seed)
     if family is Family.partiality:
         return Curve.start(key)
     return Factor.start(key, frame_of(data))
 
 
-def frame_of(data: Observations) -> Frame:
+def frame_of(data: SpotStatistics) -> Frame:
     """What a correction's inputs are scaled by."""
     where, fit = data.metadata, np.asarray(data.fit)
     if where is None:

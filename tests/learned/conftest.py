@@ -54,7 +54,7 @@ def _material(n: int, seed: int = 0, **pieces):
         variance_background=np.broadcast_to((BACKGROUND * PER_PHOTON)[:, None], (n, 6, SLOTS)),
         variance_signal=np.broadcast_to(PER_PHOTON[:, None], (n, 6, SLOTS)),
         width=np.full((n, SLOTS), 8e-4 * np.sqrt(1.2)),
-        pilot_moment=np.tile(np.array([0.6, 0.6, 0.0])[:, None] * 64e-8, (n, 1, SLOTS)),
+        template_moment=np.tile(np.array([0.6, 0.6, 0.0])[:, None] * 64e-8, (n, 1, SLOTS)),
         intensity_reference=intensity,
     )
     still = load_file("still")
