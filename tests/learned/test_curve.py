@@ -16,7 +16,7 @@ pytest.importorskip("equinox")
 from bayes_refine.learned.curve import Curve
 
 X = np.linspace(-6, 6, 241)
-numbers = st.lists(st.floats(-20, 20), min_size=7, max_size=7)
+numbers = st.lists(st.floats(-4, 4), min_size=7, max_size=7)
 
 
 def curve(values) -> Curve:
