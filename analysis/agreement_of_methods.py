@@ -65,7 +65,11 @@ def weighted(fit, model, obs, priors, rng) -> Result:
 
 def nuts(fit, model, obs, priors, rng) -> Result:
     """Four chains of 1000."""
-    settings = {"n_draws": 1000, "n_warmup": 500, "progress": lambda s: print(f"  {s}", flush=True)}
+    settings = {
+        "n_draws": 1000,
+        "n_warmup": 500,
+        "progress": br.Listener(lambda s: print(f"  {s}", flush=True)),
+    }
     found = br.nuts_fit(fit, rng, model, obs, priors, **settings)
     fewest = extreme(found.summary, "ess_bulk")[1]
     return Result(found.flat(), fewest, found.seconds, found.message)

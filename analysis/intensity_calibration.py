@@ -62,7 +62,7 @@ def fit_pixels(stills, d_min) -> tuple[br.RunFit, np.ndarray]:
     """Fitted without any reference, and the relative sd of the scales."""
     model, priors, settings = br.load_model("still"), br.Priors(), br.Settings(d_min=d_min)
     with br.ImageReader() as reader:
-        run = br.fit_run(stills, None, reader, model, priors, settings, progress=print)
+        run = br.fit_run(stills, None, reader, model, priors, settings, progress=br.Listener(print))
     draws = infer.laplace_draws(run.fit, np.random.default_rng(0), 25)
     return run, scale_uncertainty(run, model, priors, draws)
 

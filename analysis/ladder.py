@@ -63,7 +63,7 @@ def as_indexed(stills, reader, weights):
     few = run.few(np.arange(min(len(stills), 16)))
     state = {"log_R1": np.full((len(stills), 1), spot_width(few, priors))}
     status = np.full(len(stills), "", object)
-    measurements = measure_run(run, state, priors, status, Plan(), BROAD_MARGIN, lambda line: None)
+    measurements = measure_run(run, state, priors, status, Plan(), BROAD_MARGIN, br.Listener())
     columns = []
     for batch in measurements.batches:
         p, s = batch.predictions, batch.statistics
@@ -92,7 +92,7 @@ def steps(stills, reader, group, cell):
         found.append(averaged(hkl, image, J, g / np.median(g), group))
 
     model, priors, settings = br.load_model("still"), br.Priors(), br.Settings(d_min=D_MIN)
-    run = br.fit_run(stills, None, reader, model, priors, settings, progress=print)
+    run = br.fit_run(stills, None, reader, model, priors, settings, progress=br.Listener(print))
     r = run.reflections
     rows = np.flatnonzero(r.measured & usable_images(run)[r.image])
     draws = infer.laplace_draws(run.fit, np.random.default_rng(0), 25)

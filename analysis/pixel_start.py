@@ -17,11 +17,11 @@ def at_start(stills, reference, reader, model, settings, priors=None):
     """Run, what is measured at the state that the start found, that state, and the priors."""
     priors = priors or br.Priors()
     run = prepare_run(stills, reference, reader, model, priors, settings)
-    start = find_start(run, priors, lambda line: None)
+    start = find_start(run, priors, br.Listener())
     state = {**start.state, **start.after}
     status = np.full(len(run.stills), "", dtype=object)
     measurements = measure_run(
-        run, state, priors, status, start.plan, settings.margin, lambda line: None
+        run, state, priors, status, start.plan, settings.margin, br.Listener()
     )
     return run, measurements, {**state, "log_G": measurements.log_G}, priors
 
@@ -36,7 +36,7 @@ def at_mode(fitted, reference, reader, model, settings, priors=None):
         log_G0=float(np.asarray(fitted.observations.log_G0)),
         pixel_inv_angstrom=float(np.asarray(fitted.observations.pixel_inv_angstrom)),
     )
-    measurements = measure_run(run, state, priors, status, plan, settings.margin, lambda line: None)
+    measurements = measure_run(run, state, priors, status, plan, settings.margin, br.Listener())
     return run, measurements, state, priors
 
 

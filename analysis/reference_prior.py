@@ -70,7 +70,9 @@ def fitted(stills, reference, d_min):
     """What a fit with ``reference`` says of each reflection, and the cell."""
     model, priors, settings = br.load_model("still"), br.Priors(), br.Settings(d_min=d_min)
     with br.ImageReader() as reader:
-        run = br.fit_run(stills, reference, reader, model, priors, settings, progress=print)
+        run = br.fit_run(
+            stills, reference, reader, model, priors, settings, progress=br.Listener(print)
+        )
     draws = infer.laplace_draws(run.fit, np.random.default_rng(0), 25)
     sd = scale_uncertainty(run, model, priors, draws)
     r = run.reflections

@@ -316,7 +316,7 @@ def fit_pixels(
     for k in range(n_rounds):
         last = k == n_rounds - 1
         found = one_round(
-            run, state, setup.priors, status, plan, setup.settings.margin, last, lambda line: None
+            run, state, setup.priors, status, plan, setup.settings.margin, last, br.Listener()
         )
         state, measurements = found.state, found.measurements
     return found.fit, measurements, found.movement

@@ -60,6 +60,7 @@ from .simulation.files import simulate_run
 from .simulation.truth import Simulation
 from .simulation.unmerged import UnmergedSimulation, simulate_unmerged
 from .util.errors import InputError
+from .util.progress import Listener
 
 __version__ = "0.1.0"
 
@@ -75,6 +76,7 @@ __all__ = [
     "Fit",
     "ImageReader",
     "InputError",
+    "Listener",
     "MergeRun",
     "MergeSettings",
     "Merged",

@@ -6,7 +6,7 @@ import resource
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from enum import IntEnum
 from pathlib import Path
@@ -14,10 +14,12 @@ from typing import Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from .. import __version__
 from ..util.errors import InputError
 from ..util.output import versions
+from ..util.progress import Listener
 
 app = typer.Typer(
     name="bayes-refine",
@@ -76,7 +78,7 @@ def _at_least(level: Talk) -> Iterator[None]:
 
 
 def log_to(path: Path, command: Sequence[str], go_on: bool = False) -> None:
-    """From now on what the terminal shows, and each step of the progress, is in this file too."""
+    """From now on what the terminal shows, and each report of progress, is in this file too."""
     end_log()
     try:
         _Logged.to = path.open("a" if go_on else "w", encoding="utf-8", errors="backslashreplace")
@@ -105,24 +107,36 @@ def _version(
 
 
 @contextmanager
-def progress() -> Iterator[Callable[[str], None]]:
-    """A printer of progress: lines that begin with "step" replace each other, others stay."""
-    if _Logged.talk is not Talk.usual:
-        yield _stamped if _Logged.talk is Talk.verbose else _logged
+def progress() -> Iterator[Listener]:
+    """Lines that stay, and below them a bar of what is done of a stage; the log has all lines."""
+    if _Logged.talk is Talk.verbose:
+        yield Listener(_stamped, lambda fraction, line: _stamped(line))
         return
-    with err_console.status("starting") as status:
+    if _Logged.talk is Talk.quiet:
+        yield Listener(_stays, lambda fraction, line: _logged(line))
+        return
+    columns = (SpinnerColumn(), BarColumn(24), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=err_console, transient=True) as bar:
+        task = bar.add_task("starting", total=None)
 
         def say(line: str) -> None:
-            status.update(line)
+            bar.update(task, description=line, total=None)
+            _stays(line)
+
+        def update(fraction: float | None, line: str) -> None:
+            total = None if fraction is None else 1.0
+            bar.update(task, description=line, total=total, completed=fraction or 0.0)
             _logged(line)
 
-        yield say
+        yield Listener(say, update)
+
+
+def _stays(line: str) -> None:
+    err_console.print(line, markup=False, soft_wrap=True)
 
 
 def _logged(line: str) -> None:
-    if not line.startswith("step"):
-        err_console.print(line, markup=False, soft_wrap=True)
-    elif _Logged.to is not None:
+    if _Logged.to is not None:
         _Logged.to.write(f"{line}\n")
 
 
@@ -130,5 +144,4 @@ def _stamped(line: str) -> None:
     """A line after the seconds since the start and the most memory taken so far."""
     unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB elsewhere
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-    stamp = f"[{time.perf_counter() - _Logged.started:.1f} s, {peak:.2f} GiB]"
-    err_console.print(f"{stamp} {line}", markup=False, soft_wrap=True)
+    _stays(f"[{time.perf_counter() - _Logged.started:.1f} s, {peak:.2f} GiB] {line}")

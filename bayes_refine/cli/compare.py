@@ -70,7 +70,7 @@ def compare_command(
     settings = Settings(free_fraction=free_fraction, seed=seed)
     prior = priors_from(priors_file, Priors())
     usable = mask_for(chosen, None)
-    with ImageReader(gain=gain, usable=usable) as reader, progress() as say:
+    with ImageReader(gain=gain, usable=usable) as reader, progress() as listener:
         ready = prepare(
             chosen, reader, ref, d_min=d_min, read_noise=read_noise, bandwidth=bandwidth
         )
@@ -80,7 +80,14 @@ def compare_command(
             truth = truth.select([number[still.identifier] for still in ready.experiments.stills])
         model, pixel_model = loading.load_model("still"), loading.load_model("per_pixel")
         contestants = compare.compare(
-            ready.experiments.stills, ref, reader, model, pixel_model, prior, settings, progress=say
+            ready.experiments.stills,
+            ref,
+            reader,
+            model,
+            pixel_model,
+            prior,
+            settings,
+            progress=listener,
         )
     table = {c.name: compare.scores(c, ref, settings, truth) for c in contestants}
     about = {"command": context.obj or [], "noise": asdict(ready.noise), "priors": asdict(prior)}

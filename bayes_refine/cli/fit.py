@@ -279,18 +279,18 @@ def fit_and_write(
 ) -> loop.RunFit:
     """Prepare, fit, write the results, and say what is worth telling about them."""
     seconds = {"read": time.perf_counter() - started}
-    with progress() as say:
-        say("estimating gain and read-out noise")
+    with progress() as listener:
+        listener.say("estimating gain and read-out noise")
         mark = time.perf_counter()
         ready = make()
         if ready.bad_pixels.mask.any():
-            say(str(ready.bad_pixels))
+            listener.say(str(ready.bad_pixels))
         seconds["noise"] = time.perf_counter() - mark
         mark = time.perf_counter()
-        run = fit(ready, model, prior, settings, say, checkpoint)
+        run = fit(ready, model, prior, settings, listener, checkpoint)
         seconds["fit"] = time.perf_counter() - mark
         about = {**about, "seconds": seconds}
-        summary = results.write_results(out, run, ready, about=about, progress=say, **writing)
+        summary = results.write_results(out, run, ready, about=about, progress=listener, **writing)
     _report(out, run, summary, time.perf_counter() - started)
     return run
 

@@ -116,7 +116,7 @@ def merge_command(
     model = loading.load_model(name)
     settings = MergeSettings(d_min or 0.0, free_fraction, seed, anomalous, refit_halves)
     seconds = {"read": time.perf_counter() - started}
-    with progress() as say:
+    with progress() as listener:
         run = merge_run(
             data,
             model,
@@ -124,7 +124,7 @@ def merge_command(
             scales,
             None if chosen is Prior.wilson else ref,
             estimate=_estimate(chosen, anomalous),
-            progress=say,
+            progress=listener,
         )
         summary = write_merge(
             out,
@@ -136,7 +136,7 @@ def merge_command(
             draws,
             {"command": context.obj or [], "prior": chosen.value, "model": name},
             seconds,
-            say,
+            listener,
         )
     write_settings(context, out / "settings.toml")
     _report(out, summary, time.perf_counter() - started)

@@ -120,5 +120,5 @@ def demo_command(
 
 
 def _simulate(simulation: Simulation, out: Path) -> Path:
-    with progress() as say:
-        return simulate_run(simulation, out, lambda k, n: say(f"step: simulated image {k} of {n}"))
+    with progress() as listener:
+        return simulate_run(simulation, out, listener)

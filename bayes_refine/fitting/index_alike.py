@@ -10,13 +10,14 @@ from ..indexing.first_scales import first_scales
 from ..indexing.leave_image_out import Integrated
 from ..indexing.reindex import Reindexing, choose, choose_by_reference, nothing_to_choose
 from ..physics.priors import Priors
+from ..util.progress import Listener
 from .measure_run import MIN_COVERED, Batch, Plan, measure_run
-from .problem import BATCH, Run, Say
+from .problem import BATCH, Run
 from .start import BROAD_MARGIN, spot_width
 
 
 def stills_alike(
-    run: Run, priors: Priors, say: Say, by_reference: bool = True
+    run: Run, priors: Priors, progress: Listener, by_reference: bool = True
 ) -> tuple[tuple[Still, ...], Reindexing]:
     """The stills of a run with every one indexed alike, and what was chosen; before any fit.
 
@@ -34,11 +35,13 @@ def stills_alike(
     ways = ambiguity(run.ref.cell, run.ref.space_group)
     if len(ways) == 1:
         return run.stills, nothing_to_choose(ways, n)
-    say(f"indexing is ambiguous ({' | '.join(ways.names)}): measuring {n} images to choose by")
+    progress.say(
+        f"indexing is ambiguous ({' | '.join(ways.names)}): measuring {n} images to choose by"
+    )
     few = run.few(np.unique(np.linspace(0, n - 1, BATCH).astype(int)))
     state = {"log_R1": np.full((n, 1), spot_width(few, priors))}
     unusable = np.full(n, "", dtype=object)
-    measurements = measure_run(run, state, priors, unusable, Plan(), BROAD_MARGIN, say)
+    measurements = measure_run(run, state, priors, unusable, Plan(), BROAD_MARGIN, progress)
 
     hkl, image, J, excitation, polarisation, variance, variance_signal = (
         np.concatenate(column) for column in zip(*map(_columns, measurements.batches), strict=True)
@@ -52,7 +55,7 @@ def stills_alike(
         )
     else:
         choice = choose(obs, ways, run.ref.cell, seed=settings.seed)
-    say(str(choice))
+    progress.say(str(choice))
     return reindexed_stills(run.stills, ways, choice.operation), choice
 
 

@@ -16,6 +16,7 @@ from ..measuring.ice_rings import Ring
 from ..physics.observations import SpotStatistics
 from ..physics.priors import Priors
 from ..physics.reference import Reference
+from ..util.progress import SILENT, Listener
 from ..util.status import Kind
 from ..util.store import Store
 from . import crosswise_reference
@@ -26,7 +27,7 @@ from .index_alike import stills_alike
 from .measure_run import Batch, MeasuredRun
 from .merge_fit import measured_of
 from .one_round import Movement, Round, one_round
-from .problem import Run, Say, Settings, Work, prepare_run
+from .problem import Run, Settings, Work, prepare_run
 from .readable import Unread
 from .reflections import Reflections, reflections_of
 from .start import BROAD_MARGIN, find_start
@@ -88,7 +89,7 @@ def fit_run(
     model: infer.Model,
     priors: Priors | None = None,
     settings: Settings | None = None,
-    progress: Say | None = None,
+    progress: Listener = SILENT,
     checkpoint: Checkpoint | None = None,
     work: Work | None = None,
 ) -> RunFit:
@@ -102,7 +103,7 @@ def fit_run(
         reader: anything with ``read(still) → (photons, valid)``; an image that cannot be read is
             reported in ``RunFit.status``.
         model: NumPyro program of ``(observations, priors)``, :func:`load_model`.
-        progress: called with a line now and then.
+        progress: told of each round and of what goes on in it.
         checkpoint: saves the state after each round but the last; a fit begins at the saved state
             if there is one.
         work: where batches are worked on, and where what is measured lies; this process and
@@ -113,12 +114,11 @@ def fit_run(
             of another fit, or JAX computes in single precision.
     """
     priors, settings = priors or Priors(), settings or Settings()
-    say = progress or (lambda line: None)
     run = prepare_run(stills, ref, reader, model, priors, settings, work)
-    alike, reindexing = stills_alike(run, priors, say, by_reference=ref is not None)
+    alike, reindexing = stills_alike(run, priors, progress, by_reference=ref is not None)
     if reindexing.changed.any():
         run = prepare_run(alike, ref, reader, model, priors, settings, work)
-    return refine(run, reindexing, priors, one_round, say, checkpoint)[0]
+    return refine(run, reindexing, priors, one_round, progress, checkpoint)[0]
 
 
 R = TypeVar("R", bound=Round)
@@ -129,7 +129,7 @@ def refine(
     reindexing: Reindexing,
     priors: Priors,
     step: Callable[..., R],
-    say: Say,
+    progress: Listener,
     checkpoint: Checkpoint | None = None,
 ) -> tuple[RunFit, R]:
     """The loop: a start, then one round after the other, from a broad curve to convergence.
@@ -149,9 +149,9 @@ def refine(
     earlier = checkpoint.load(run) if checkpoint is not None else None
     if earlier is not None:
         done, run = earlier
-        say(f"going on after round {done.rounds} of {rounds}")
+        progress.say(f"going on after round {done.rounds} of {rounds}")
     else:
-        start = find_start(run, priors, say)
+        start = find_start(run, priors, progress)
         status = np.full(len(run.stills), "", dtype=object)
         done = Progress(0, start.state, status, start.plan, ())
         if settings.rounds == 1:  # there is no round for a broad curve
@@ -160,13 +160,13 @@ def refine(
             now, margin, after = start.broad, BROAD_MARGIN, start.after
     state, status, plan, movement = done.state, done.status, done.plan, list(done.movement)
     for round_ in range(done.rounds + 1, rounds + 1):
-        say(f"round {round_} of {rounds}: {len(run.stills)} images")
+        progress.say(f"round {round_} of {rounds}: {len(run.stills)} images")
         last = round_ == rounds
         found = None  # frees the memory of the round before
-        found = step(run, state, now, status, plan, margin, last, say)
+        found = step(run, state, now, status, plan, margin, last, progress)
         state, plan = found.state, found.measurements.plan
         movement.append(found.movement)
-        say(f"round {round_}: {found.movement}")
+        progress.say(f"round {round_}: {found.movement}")
         if round_ == rounds - 1:  # doubtful images do not inform the last round
             said = _judged(run, found.measurements, state, priors, found.fit)
             wrong = (status == "") & np.isin([s.kind for s in said], SET_ASIDE)

@@ -17,11 +17,12 @@ from ..physics import reference
 from ..physics.observations import SpotStatistics
 from ..physics.priors import Priors
 from ..util.errors import InputError
+from ..util.progress import Listener
 from ..util.status import Kind, Status
 from ..util.store import Store
 from . import padding
 from .parts import Common, Part, of_no_images, parts_of
-from .problem import Run, Say
+from .problem import Run
 from .state import State, Width, images_of, partiality_width
 from .statistics_of_images import geometry_at, pixel_size, predictions_of, stills_at
 
@@ -87,7 +88,7 @@ def measure_run(
     status: np.ndarray,
     plan: Plan,
     margin: float,
-    say: Say,
+    progress: Listener,
 ) -> MeasuredRun:
     """Predict and measure all images at a state.
 
@@ -150,7 +151,8 @@ def measure_run(
 
         def count(done: int) -> None:
             if len(batches) > 1:
-                say(f"step: measured {min((before + done) * run.size, n)} of {n} images")
+                images = min((before + done) * run.size, n)
+                progress.update(images / n, f"measured {images} of {n} images")
 
         for (_, _, images), one in zip(
             some, executor.map(partial(work, fixed), some, count, not_measured), strict=True

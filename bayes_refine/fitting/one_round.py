@@ -9,8 +9,9 @@ import numpy as np
 
 from .. import infer
 from ..physics.priors import Priors
+from ..util.progress import Listener
 from .measure_run import MeasuredRun, Plan, measure_run
-from .problem import Run, Say
+from .problem import Run
 from .state import State
 
 
@@ -61,7 +62,7 @@ def one_round(
     plan: Plan,
     margin: float,
     last: bool,
-    say: Say,
+    progress: Listener,
 ) -> Round:
     """Predict, measure and fit the statistics once from a state.
 
@@ -73,7 +74,7 @@ def one_round(
         InputError: as ``measure_run``.
     """
     started = time.perf_counter()
-    measurements = measure_run(run, state, priors, status, plan, margin, say)
+    measurements = measure_run(run, state, priors, status, plan, margin, progress)
     ready = time.perf_counter()
     old = {**state, "log_G": measurements.log_G}
     fit = infer.map_fit(
@@ -84,11 +85,11 @@ def one_round(
         tolerance=1e-2 if last else 0.5,
         stragglers=0.0 if last else 0.05,
         exact=last,
-        progress=say,
+        progress=progress,
     )
     if last:
         fit = infer.marginal_fit(
-            run.model, measurements.observations, priors, fit=fit, progress=say
+            run.model, measurements.observations, priors, fit=fit, progress=progress
         )
     seconds = (ready - started, time.perf_counter() - ready)
     new = fit.values()

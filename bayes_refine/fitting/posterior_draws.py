@@ -1,6 +1,7 @@
 """Draws from the posterior of a fitted run: about its mode, from a guide, or by NUTS.
 
-A *method* is a function of (run, model, priors, rng, say) that returns ``Draws``; its options are
+A *method* is a function of (run, model, priors, rng, progress) that returns ``Draws``; its options
+are
 bound with ``functools.partial``.  All methods draw from the posterior of the same frozen
 statistics, those of the fit's last round.
 """
@@ -19,9 +20,9 @@ from .. import infer
 from ..infer.diagnostics import bfmi, chain_summary, extreme
 from ..infer.guides import Guide, structured
 from ..physics.priors import Priors
+from ..util.progress import Listener
 from .loop import RunFit
 
-Say = Callable[[str], None]
 IN_MEMORY = 512  # images whose statistics a method may hold at once: about 1 GB
 
 
@@ -65,7 +66,7 @@ class Draws:
         return {k: v.reshape(-1, *v.shape[2:])[rows] for k, v in self.values.items()}
 
 
-Method = Callable[[RunFit, infer.Model, Priors, np.random.Generator, Say], Draws]
+Method = Callable[[RunFit, infer.Model, Priors, np.random.Generator, Listener], Draws]
 
 
 def laplace(
@@ -73,7 +74,7 @@ def laplace(
     model: infer.Model,
     priors: Priors,
     rng: np.random.Generator,
-    say: Say,
+    progress: Listener,
     n_draws: int = 100,
 ) -> Draws:
     """Independent draws from the normal with the mode's curvature."""
@@ -88,11 +89,13 @@ def at_mode(
     model: infer.Model,
     priors: Priors,
     rng: np.random.Generator,
-    say: Say,
+    progress: Listener,
     n_draws: int = 100,
 ) -> Draws:
     """Draws as of :func:`laplace`; merged sigmas take the scales at the mode as known."""
-    return replace(laplace(run, model, priors, rng, say, n_draws), method="map", scales_vary=False)
+    return replace(
+        laplace(run, model, priors, rng, progress, n_draws), method="map", scales_vary=False
+    )
 
 
 def svi(
@@ -100,7 +103,7 @@ def svi(
     model: infer.Model,
     priors: Priors,
     rng: np.random.Generator,
-    say: Say,
+    progress: Listener,
     n_draws: int = 100,
     guide: Guide = structured,
 ) -> Draws:
@@ -109,7 +112,7 @@ def svi(
     Runs of more than 512 images are read a batch at a time; smaller ones are held in memory.
     """
     obs = _statistics(run) if len(run.stills) <= IN_MEMORY else run.observed
-    found = infer.svi_fit(run.fit, rng, model, obs, priors, guide=guide, progress=say)
+    found = infer.svi_fit(run.fit, rng, model, obs, priors, guide=guide, progress=progress)
     return Draws(
         "svi",
         _one_chain(found.draws(rng, n_draws)),
@@ -131,7 +134,7 @@ def nuts(
     model: infer.Model,
     priors: Priors,
     rng: np.random.Generator,
-    say: Say,
+    progress: Listener,
     n_draws: int = 1000,
     n_chains: int = 4,
     n_warmup: int = 500,
@@ -146,7 +149,7 @@ def nuts(
         n_chains=n_chains,
         n_draws=n_draws,
         n_warmup=n_warmup,
-        progress=say,
+        progress=progress,
     )
     worst = {what: extreme(found.summary, what) for what in ("rhat", "ess_bulk", "ess_tail")}
     return Draws(

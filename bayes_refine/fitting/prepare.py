@@ -13,10 +13,11 @@ from ..measuring.detector_noise import DetectorNoise, noise_for
 from ..physics.priors import Priors
 from ..physics.reference import Reference, check_fits
 from ..util.errors import InputError
+from ..util.progress import SILENT, Listener
 from .checkpoint import Checkpoint
 from .exposures import model_of
 from .loop import RunFit, fit_run
-from .problem import Say, Settings, Work
+from .problem import Settings, Work
 from .readable import Unread, readable
 
 
@@ -95,7 +96,7 @@ def fit(
     model: infer.Model,
     priors: Priors | None = None,
     settings: Settings | None = None,
-    progress: Say | None = None,
+    progress: Listener = SILENT,
     checkpoint: Checkpoint | None = None,
     work: Work | None = None,
 ) -> RunFit:

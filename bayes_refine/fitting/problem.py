@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,6 @@ from .state import Width, of_one_bandwidth, partiality_width
 
 BATCH = 16  # images in memory at a time; as many as at the start, so that all is compiled once
 KEPT_CANDIDATES = 8192  # images: 100 MB
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

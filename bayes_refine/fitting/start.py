@@ -10,10 +10,11 @@ from .. import infer
 from ..physics.contract import check_deterministic
 from ..physics.priors import Priors
 from ..util.errors import InputError
+from ..util.progress import Listener
 from .measure_run import MIN_COVERED, Plan, references, shoebox_for, statistics_of
 from .one_round import one_round
 from .padding import slots
-from .problem import BATCH, Run, Say
+from .problem import BATCH, Run
 from .state import State, partiality_width, widths
 from .statistics_of_images import geometry_at, pixel_size, predictions_of, stills_at
 
@@ -44,7 +45,7 @@ class Start:
     plan: Plan
 
 
-def find_start(run: Run, priors: Priors, say: Say) -> Start:
+def find_start(run: Run, priors: Priors, progress: Listener) -> Start:
     """Fit up to 16 images from all over the run to find a state for all images.
 
     Wrong orientations look like mosaic spread.  The first round of a run is therefore fitted with
@@ -55,7 +56,7 @@ def find_start(run: Run, priors: Priors, say: Say) -> Start:
     n = len(run.stills)
     images = np.unique(np.linspace(0, n - 1, BATCH).astype(int))
     few = run.few(images)
-    say(f"finding the width of spots and of the partiality curve on {len(images)} images")
+    progress.say(f"finding the width of spots and of the partiality curve on {len(images)} images")
     # heavy tails while much is still wrong
     priors = replace(priors, log_student_t_nu_sd=HELD_SD)
     if run.crosswise is not None:  # errors of the model and unknown intensities look alike
@@ -79,11 +80,11 @@ def find_start(run: Run, priors: Priors, say: Say) -> Start:
         (replace(priors, **held_widths), BROAD_MARGIN),
         (priors, run.settings.margin),
     ):
-        found = one_round(few, state, now, status, plan, margin, False, say)
+        found = one_round(few, state, now, status, plan, margin, False, progress)
         state, plan = found.state, found.measurements.plan
         sites = found.fit.sites
         shared.append({site.name: state[site.name] for site in sites if not site.per_image})
-        say(f"start: {found.movement}")
+        progress.say(f"start: {found.movement}")
     of_broad_curve, after = shared
 
     turned = np.asarray(state.get("rotation_mrad", 0.0))

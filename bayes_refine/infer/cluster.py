@@ -137,8 +137,7 @@ class Cluster:
                 self._home[place] = worker
                 self.record.seconds[_name(work)][worker] += seconds
             done += len(some)
-            if progress is not None:
-                progress(done)
+            progress.say(done)
             yield first, result
 
     def _submit(self, how, work, some, place):

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..util.progress import SILENT, Listener
 from ..util.status import settled
 from .curvature import BlockHessian
 from .density import Model, Site, density, find_sites, flatten, prior_density, unflatten
@@ -48,14 +49,14 @@ def coupled_fit(
     init: dict[str, np.ndarray],
     refresh: Callable[[Any, dict[str, np.ndarray]], Any],
     stages: Sequence[Climb] = STAGES,
-    progress: Callable[[str], None] | None = None,
+    progress: Listener = SILENT,
 ) -> tuple[Fit, Any]:
     """Climb to the joint MAP of a model of ``(obs, priors)``, and take its curvature there.
 
     Args:
         init: start by site; sites that are absent start at the prior mean.
         refresh: (obs, values by site) → obs with its frozen part (quadrature nodes) renewed.
-        progress: called with a line at every evaluation of the gradient.
+        progress: updated at every evaluation of the gradient.
 
     Returns:
         The fit, whose covariances neglect the coupling of images, and the last ``obs``.
@@ -69,12 +70,12 @@ def coupled_fit(
     flat, unravel = ravelled(sites, values)
     objective = compiled_objective(model, sites)
     x, evaluations, last = np.array(flat), 0, None
-    say, count = progress or (lambda line: None), itertools.count(1)
+    count = itertools.count(1)
 
     def gradient_at(x):
         theta, phi = unravel(x)
         value, (by_image, by_shared) = objective(theta, phi, obs, priors)
-        say(f"step {next(count)}: ln p = {-float(value):.0f}")
+        progress.update(None, f"gradient {next(count)}: ln p = {-float(value):.0f}")
         return float(value), np.concatenate([np.ravel(by_image), by_shared])
 
     reach = REACH * _prior_sd(model, sites, unravel, x, (obs, priors))

@@ -19,7 +19,6 @@ images.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -28,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..util.progress import SILENT, Listener
 from ..util.status import Kind
 from .batches import one_by_one
 from .curvature import WIDEST, exact_curvature, upward_inverse, upward_root
@@ -48,7 +48,7 @@ def marginal_fit(
     fit: Fit,
     max_iterations: int = 10,
     tolerance: float = 0.2,
-    progress: Callable[[str], None] | None = None,
+    progress: Listener = SILENT,
 ) -> Fit:
     """Move the shared unknowns of a joint MAP to their marginal mode.
 
@@ -62,7 +62,7 @@ def marginal_fit(
         model, args: as they were given to ``map_fit``. fit: what it returned.
         tolerance: the last step is shorter than this many posterior sd; each step is several times
             shorter than the one before.
-        progress: called with one line a step.
+        progress: updated at each step.
 
     Returns:
         The fit there, or ``fit`` where its curvature has no inverse; images that had not converged
@@ -73,8 +73,7 @@ def marginal_fit(
     try:
         return _marginal_fit(model, args, fit, max_iterations, tolerance, progress)
     except np.linalg.LinAlgError as error:
-        if progress is not None:
-            progress(f"what the images share stays at the joint mode: {error}")
+        progress.say(f"what the images share stays at the joint mode: {error}")
         return fit
 
 
@@ -91,8 +90,9 @@ def _marginal_fit(model, args, fit: Fit, max_iterations, tolerance, progress) ->
         there = _moved(search, state, here.steps.alone - here.steps.pull @ step, step, usable)
         look = search.look(there, exact_curvature)
         value, its_slope = _marginal(search, there, look, usable)
-        if progress is not None:
-            progress(f"step {iteration}: marginal ln p {value:.2f}, it was {best:.2f}")
+        progress.update(
+            None, f"marginal mode, step {iteration}: ln p {value:.2f}, it was {best:.2f}"
+        )
         if not value >= best or np.max(usable * look.steps.distance) > FAR:
             step = step / 2
             continue

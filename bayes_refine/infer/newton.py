@@ -7,11 +7,11 @@ unknowns, so that memory grows with the run only by the few unknowns of each ima
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from ..util.progress import SILENT, Listener
 from .curvature import exact_curvature, fisher_curvature
 from .density import Model
 from .laplace import Fit
@@ -29,7 +29,7 @@ def map_fit(
     stragglers: float = 0.0,
     curvature: Curvature = fisher_curvature,
     exact: bool = True,
-    progress: Callable[[str], None] | None = None,
+    progress: Listener = SILENT,
 ) -> Fit:
     """The joint MAP of a model with its Laplace curvature.
 
@@ -50,7 +50,7 @@ def map_fit(
             a fit that will be repeated.
         curvature: the curvature far from the mode, never negative along an observation.
         exact: end with Newton steps and the exact Hessian; else with ``curvature``.
-        progress: called with one line a step.
+        progress: updated at each step.
 
     Raises:
         InputError: the model has no latent site, or one in a plate other than ``image``.
@@ -75,8 +75,9 @@ def map_fit(
             )
             here = search.look(state, renew)
             continue
-        if progress is not None:
-            progress(f"step {iteration}: ln p {here.slope.log_density:.2f}, {far:.2g} sd to go")
+        progress.update(
+            None, f"Newton step {iteration}: ln p {here.slope.log_density:.2f}, {far:.2g} sd to go"
+        )
         if is_last:
             return fit_at(search, state, here, iteration, tolerance)
         state, before, iteration = search.step(state, here), far, iteration + 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.infer.hmc import hmc
 
+from ..util.progress import SILENT, Listener
 from .density import Model, Site, density, unflatten
 from .diagnostics import chain_summary, judge_chains
 from .laplace import Fit
 from .whitening import coloured, whitening
 
-STRIDE = 50  # trajectories between two lines of progress
+STRIDE = 50  # trajectories between two reports of progress
 SPREAD = 1.5  # of the chains' starts, over that of the Laplace approximation
 
 
@@ -59,7 +59,7 @@ def nuts_fit(
     n_warmup: int = 500,
     target_accept: float = 0.8,
     max_tree_depth: int = 8,
-    progress: Callable[[str], None] | None = None,
+    progress: Listener = SILENT,
 ) -> Chains:
     """Draw from a model's posterior with NUTS, starting at its MAP.
 
@@ -75,10 +75,9 @@ def nuts_fit(
     Args:
         fit: of ``map_fit`` for the same model and ``args``.
         n_draws, n_warmup: of each chain.
-        progress: called with a line now and then.
+        progress: updated every 50 trajectories.
     """
     started = time.perf_counter()
-    say = progress or (lambda line: None)
     sites, frame = fit.sites, whitening(fit)
 
     def potential(frame, args):
@@ -118,10 +117,11 @@ def nuts_fit(
         first = max(n_warmup - done, 0)
         if first < length:
             parts.append(jax.tree.map(lambda x, first=first: np.asarray(x[first:]), kept))
-        say(
+        progress.update(
+            (done + length) / total,
             f"{'warm-up' if done + length <= n_warmup else 'drawing'}: {done + length} of {total}"
             f" trajectories, {float(kept[3].mean()):.0f} steps each,"
-            f" {int(kept[1].sum())} of {length * n_chains} diverged"
+            f" {int(kept[1].sum())} of {length * n_chains} diverged",
         )
     joined = jax.tree.map(lambda *x: np.swapaxes(np.concatenate(x), 0, 1), *parts)
     z, diverging, accepted, steps, energy, potential_energy = joined
@@ -135,7 +135,7 @@ def nuts_fit(
     summary = chain_summary(draws)
     saturated = int((steps >= 2**max_tree_depth - 1).sum())
     converged, message = judge_chains(summary, int(diverging.sum()), saturated, energy)
-    say(message)
+    progress.say(message)
     return Chains(
         sites=sites,
         draws=draws,

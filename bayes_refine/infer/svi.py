@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.optim import Adam
 
+from ..util.progress import SILENT, Listener
 from .batches import Batches
 from .density import Model, Site, density, unflatten
 from .diagnostics import judge_guide, psis
@@ -76,7 +77,7 @@ def svi_fit(
     stretch: int = 250,
     max_steps: int = 10_000,
     n_khat: int = 500,
-    progress: Callable[[str], None] | None = None,
+    progress: Listener = SILENT,
 ) -> GuideFit:
     """Fit a Gaussian guide to a model's posterior by stochastic variational inference.
 
@@ -101,10 +102,9 @@ def svi_fit(
             Needs ``args[0]`` to be arrays whose first axis is that of images (scalars are shared).
         particles: draws a step. learning_rate: of the first steps. stretch: steps between looks.
         n_khat: draws for k-hat, none if 0.
-        progress: called with one line a stretch.
+        progress: updated after each stretch.
     """
     started = time.perf_counter()
-    say = progress or (lambda line: None)
     frame, parameters = guide.start(fit)
     key = jax.random.key(int(rng.integers(2**31)))
     on_disk = isinstance(args[0], Batches)
@@ -132,9 +132,10 @@ def svi_fit(
         change, change_sd = _change(before.elbo, now.elbo)
         flat = len(elbo) > 1 and change < max(2 * change_sd, UNNOTICED)
         still = flat and unsettled <= 1 - SETTLED
-        say(
-            f"step {steps}: ELBO {elbo[-1].mean():.2f} ({change:+.2f} ± {change_sd:.2f}),"
-            f" {100 * unsettled:.1f} % of the guide still moving"
+        progress.update(
+            steps / max_steps,
+            f"SVI step {steps}: ELBO {elbo[-1].mean():.2f} ({change:+.2f} ± {change_sd:.2f}),"
+            f" {100 * unsettled:.1f} % of the guide still moving",
         )
         level = np.concatenate(elbo[-2:]).mean()
         settled = still and level - reached < max(2 * change_sd, UNNOTICED)
@@ -150,7 +151,7 @@ def svi_fit(
         weights = _log_weights(model, fit.sites, guide, averaged, frame, key, n_khat, parts())
         khat = float(psis(weights)[1])
     message = judge_guide(bool(settled), steps, unsettled, change, change_sd, khat)
-    say(message)
+    progress.say(message)
     return GuideFit(
         sites=fit.sites,
         guide=guide,

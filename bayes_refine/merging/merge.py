@@ -18,6 +18,7 @@ from ..indexing.unmerged_alike import unmerged_alike
 from ..io.unmerged import Unmerged, usable
 from ..physics.reference import Reference, check_symmetry, free_set, wilson_mean
 from ..util.errors import InputError
+from ..util.progress import SILENT, Listener
 from ..util.status import Kind, Status
 from .agreement import pearson
 from .merged_intensities import Estimate, Intensities, together
@@ -81,7 +82,7 @@ def merge_run(
     priors: ScalingPriors | None = None,
     reference: Reference | None = None,
     estimate: Estimate = together,
-    progress: Callable[[str], None] | None = None,
+    progress: Listener = SILENT,
 ) -> MergeRun:
     """Scale and merge integrated stills.
 
@@ -99,13 +100,13 @@ def merge_run(
         InputError: the reference does not fit, or nothing to the resolution asked for.
         ValueError: JAX is in single precision.
     """
-    settings, say = settings or MergeSettings(), progress or (lambda line: None)
+    settings = settings or MergeSettings()
     if reference is not None:
         check_symmetry(reference, data.cell, data.space_group, data.source)
     seconds = {}
 
     def stage(name: str, line: str, call: Callable):
-        say(line)
+        progress.say(line)
         started = time.perf_counter()
         value = call()
         seconds[name] = time.perf_counter() - started
@@ -114,7 +115,7 @@ def merge_run(
     data = mergeable(data, settings.d_min)
     data, reindexing = unmerged_alike(data, reference, settings.free_fraction, settings.seed)
     if len(reindexing.ambiguity) > 1:
-        say(str(reindexing))
+        progress.say(str(reindexing))
     obs = prepare(
         data,
         settings.d_min,
@@ -127,7 +128,7 @@ def merge_run(
         "scales",
         f"scales of {obs.n_images} images: {len(obs.intensity)} observations of "
         f"{len(obs.hkl)} reflections",
-        lambda: fit_scales(obs, model, priors, seed=settings.seed, progress=say),
+        lambda: fit_scales(obs, model, priors, seed=settings.seed, progress=progress),
     )
     found = stage(
         "intensities",

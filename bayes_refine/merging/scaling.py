@@ -6,7 +6,6 @@ Unmerged → ``observations.prepare`` → :func:`fit_scales` → :class:`Scaled`
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -21,6 +20,7 @@ from ..geometry.miller import rows_of
 from ..infer.coupled import coupled_fit
 from ..physics import true_intensities
 from ..physics.true_intensities import Nodes, Posterior
+from ..util.progress import SILENT, Listener
 from .amplitude_prior import fit_prior
 from .average import Merged, split_images
 from .latent import AmplitudePrior, Measured, intensity_posteriors, likelihood_only
@@ -75,7 +75,7 @@ def fit_scales(
     priors: ScalingPriors | None = None,
     init: dict[str, np.ndarray] | None = None,
     seed: int = 0,
-    progress: Callable[[str], None] | None = None,
+    progress: Listener = SILENT,
 ) -> Scaled:
     """The joint mode of scales, widths, errors and Σ(d), and the intensities at this mode.
 
@@ -83,7 +83,7 @@ def fit_scales(
         model: NumPyro program of ``(observations, priors)``: ``latent`` or ``latent_reference``.
         init: by site; by default images start from their mean intensity.
         seed: of the draws that the sd of each ln g is taken over.
-        progress: called with a line now and then.
+        progress: updated at every evaluation of the gradient.
 
     Raises:
         ValueError: JAX is in single precision.

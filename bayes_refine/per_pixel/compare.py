@@ -15,7 +15,7 @@ import numpy as np
 from .. import infer
 from ..fitting import tables
 from ..fitting.loop import RunFit, fit_run
-from ..fitting.problem import Say, Settings
+from ..fitting.problem import Settings
 from ..fitting.state import State
 from ..geometry.crystal import rotation_vector_mrad
 from ..geometry.experiments import Still
@@ -28,6 +28,7 @@ from ..physics.reference import Reference, free_set
 from ..util.errors import InputError
 from ..util.folder import all_or_none
 from ..util.output import jsonable, versions, write_summary, write_table
+from ..util.progress import SILENT, Listener
 from . import pixel_noise
 from .fit import fit_pixels
 from .pixels import Pixels
@@ -115,7 +116,7 @@ def compare(
     priors: Priors,
     settings: Settings,
     times: int = 2,
-    progress: Say | None = None,
+    progress: Listener = SILENT,
 ) -> list[Contestant]:
     """Fit a run to the factored statistics, and to its pixels under each of :func:`noises`.
 
@@ -127,15 +128,16 @@ def compare(
     Raises:
         InputError: as :func:`~bayes_refine.fitting.loop.fit_run`.
     """
-    say = progress or (lambda line: None)
 
     def repeated(name: str, call: Callable[[], T]) -> T:
         for k in range(times):
-            say(f"{name}, run {k + 1} of {times}")
+            progress.say(f"{name}, run {k + 1} of {times}")
             found = call()
         return found
 
-    run = repeated("factored", lambda: fit_run(stills, ref, reader, model, priors, settings, say))
+    run = repeated(
+        "factored", lambda: fit_run(stills, ref, reader, model, priors, settings, progress)
+    )
     observed = run.observations
     informs = max(int(np.sum(observed.fit)), 1)
     held = sum(np.asarray(getattr(observed, name)).nbytes for name in STATISTICS_HELD)
@@ -146,7 +148,16 @@ def compare(
 
         def call(noise: pixel_noise.PixelLikelihood = noise) -> tuple[RunFit, Pixels]:
             return fit_pixels(
-                run.indexed, ref, reader, model, pixel_model, noise, priors, settings, errors, say
+                run.indexed,
+                ref,
+                reader,
+                model,
+                pixel_model,
+                noise,
+                priors,
+                settings,
+                errors,
+                progress,
             )
 
         pixel_run, pixels = repeated(f"per pixel, {name}", call)

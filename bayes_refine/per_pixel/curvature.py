@@ -13,7 +13,6 @@ of Poisson counts, so that it is Fisher's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -26,6 +25,7 @@ from ..infer.density import Model, expected, prior_density, traced, unflatten
 from ..infer.laplace import Fit
 from ..infer.newton import map_fit
 from ..infer.search import Curvature
+from ..util.progress import SILENT, Listener
 from .pixel_noise import PixelLikelihood
 from .profile import N_SPOT, template_and_slopes
 
@@ -38,7 +38,7 @@ def pixel_fit(
     init: dict[str, np.ndarray] | None = None,
     max_iterations: int = 60,
     tolerance: float = 1e-2,
-    progress: Callable[[str], None] | None = None,
+    progress: Listener = SILENT,
 ) -> Fit:
     """The joint MAP of a per-pixel model of all images with its Fisher curvature.
 

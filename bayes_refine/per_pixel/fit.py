@@ -13,7 +13,7 @@ from .. import infer
 from ..fitting.loop import RunFit, refine
 from ..fitting.measure_run import Plan, measure_run
 from ..fitting.one_round import Round, movement_of
-from ..fitting.problem import Run, Say, Settings, prepare_run
+from ..fitting.problem import Run, Settings, prepare_run
 from ..fitting.state import State
 from ..geometry.experiments import Still
 from ..indexing.ambiguity import ambiguity
@@ -21,6 +21,7 @@ from ..indexing.reindex import nothing_to_choose
 from ..io.images import ImageReader
 from ..physics.priors import Priors
 from ..physics.reference import Reference
+from ..util.progress import SILENT, Listener
 from . import curvature, pixel_noise
 from .pixels import Pixels, frozen, pixels_of
 
@@ -42,7 +43,7 @@ def fit_pixels(
     priors: Priors,
     settings: Settings,
     errors: State | None = None,
-    progress: Say | None = None,
+    progress: Listener = SILENT,
 ) -> tuple[RunFit, Pixels]:
     """Refine a run as ``fitting.loop.fit_run`` does, but to the pixels themselves.
 
@@ -64,7 +65,7 @@ def fit_pixels(
     run = prepare_run(stills, ref, reader, factored, priors, settings)
     alike = nothing_to_choose(ambiguity(ref.cell, ref.space_group), len(run.stills))
     step = partial(pixel_round, model, noise, errors or {})
-    fitted, last = refine(run, alike, priors, step, progress or (lambda line: None))
+    fitted, last = refine(run, alike, priors, step, progress)
     return fitted, last.pixels
 
 
@@ -79,7 +80,7 @@ def pixel_round(
     plan: Plan,
     margin: float,
     last: bool,
-    say: Say,
+    progress: Listener,
 ) -> PixelRound:
     """Predict, measure and fit the pixels once from a state.
 
@@ -87,14 +88,14 @@ def pixel_round(
         model, noise, errors: as of :func:`fit_pixels`; the state has ``errors`` after the last.
         run, state, priors, status, kept, margin, last: as of ``one_round``.
     """
-    measurements = measure_run(run, state, priors, status, plan, margin, say)
+    measurements = measure_run(run, state, priors, status, plan, margin, progress)
     begun = time.perf_counter()
     pixels = pixels_of(run, measurements, state, priors)
     cut = time.perf_counter()
     old = {**state, "log_G": measurements.log_G}
     pixels = frozen(pixels, infer.evaluate(model, old, pixels, priors)["spots"])
     fit = curvature.pixel_fit(
-        model, noise, pixels, priors, old, tolerance=1e-2 if last else 0.5, progress=say
+        model, noise, pixels, priors, old, tolerance=1e-2 if last else 0.5, progress=progress
     )
     seconds = cut - begun, time.perf_counter() - cut
     new = fit.values()

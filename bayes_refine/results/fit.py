@@ -32,6 +32,7 @@ from ..merging.merged_intensities import Intensities
 from ..physics.reference import Reference, free_set
 from ..util.folder import all_or_none
 from ..util.output import jsonable, versions, write_summary
+from ..util.progress import SILENT, Listener
 from .fit_tables import merged_of, scale_uncertainty, write_tables
 from .pictures import MAY_BE_ABSENT, draw_pictures
 from .posterior import write_draws
@@ -50,7 +51,7 @@ def write_results(
     anomalous: bool = False,
     pictures: bool = True,
     about: Mapping[str, Any] | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Listener = SILENT,
 ) -> dict[str, Any]:
     """Write the files of a fit and return the content of ``summary.json``.
 
@@ -73,7 +74,6 @@ def write_results(
     Raises:
         InputError: nothing to write, or ``out_dir`` cannot be written.
     """
-    say = progress or (lambda line: None)
     about = {"command": [], "model": "", **(about or {})}
     timed = dict(about.pop("seconds", {}))
     reader = prepared.reader if pictures else None
@@ -85,7 +85,7 @@ def write_results(
     )
 
     def stage(name: str, call: Callable, *args):
-        say(f"writing: {name}")
+        progress.say(f"writing: {name}")
         started = time.perf_counter()
         value = call(*args)
         timed[name] = time.perf_counter() - started
@@ -93,7 +93,7 @@ def write_results(
 
     with all_or_none(out_dir, MAY_BE_ABSENT) as work:
         rng = np.random.default_rng(settings.seed)
-        draws = method(run, model, priors, rng, say)
+        draws = method(run, model, priors, rng, progress)
         timed["draws"] = draws.seconds
         scale_sd: np.ndarray | float = 0.0
         if draws.scales_vary:
@@ -123,7 +123,7 @@ def write_results(
     drawn = {"report.html": lambda p: report.fit_report(p, told, summary, shown, reader)}
     if reader is not None:
         drawn["overview.png"] = partial(_write_picture, run=run, reader=reader)
-    draw_pictures(Path(out_dir), drawn, say)
+    draw_pictures(Path(out_dir), drawn, progress)
     return summary
 
 

@@ -34,6 +34,7 @@ from ..physics.reference import Reference, free_set
 from ..report import ObservedAndExpected, run_report
 from ..util.folder import all_or_none
 from ..util.output import jsonable, versions, write_summary, write_table
+from ..util.progress import SILENT, Listener
 from .pictures import MAY_BE_ABSENT, draw_pictures
 
 N_SHELLS = 10
@@ -52,7 +53,7 @@ def write_merge(
     n_draws: int | None = None,
     facts: Mapping[str, Any] | None = None,
     seconds: Mapping[str, float] | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Listener = SILENT,
 ) -> dict[str, Any]:
     """Write the files of a merge and return the content of ``summary.json``.
 
@@ -72,13 +73,13 @@ def write_merge(
     Raises:
         InputError: ``out_dir`` cannot be written.
     """
-    say, timed = progress or (lambda line: None), {**(seconds or {}), **run.seconds}
+    timed = {**(seconds or {}), **run.seconds}
     table = image_table(run)
     draws = pinned_draws(run.scaled.fit, settings.seed, n_draws or N_DRAWS)
     with all_or_none(out_dir, MAY_BE_ABSENT) as work:
 
         def stage(name: str, call: Callable, *args):
-            say(f"writing: {name}")
+            progress.say(f"writing: {name}")
             started = time.perf_counter()
             call(*args)
             timed[name] = time.perf_counter() - started
@@ -103,7 +104,7 @@ def write_merge(
             path, "bayes-refine merge", summary, table, _observed_and_expected(run), shared
         )
 
-    draw_pictures(Path(out_dir), {"report.html": page}, say)
+    draw_pictures(Path(out_dir), {"report.html": page}, progress)
     return summary
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ..util.folder import flush_to_disk, taken
+from ..util.progress import Listener
 
 # of a run before, they would belong to other results
 MAY_BE_ABSENT = ("overview.png", "report.html", "half1.mtz", "half2.mtz")
@@ -15,7 +16,7 @@ MAY_BE_ABSENT = ("overview.png", "report.html", "half1.mtz", "half2.mtz")
 def draw_pictures(
     out: Path,
     drawn: Mapping[str, Callable[[Path], Sequence[str] | None]],
-    say: Callable[[str], None],
+    progress: Listener,
 ) -> list[str]:
     """Draw each picture into ``out``, whole or not at all, and go on where one fails.
 
@@ -23,14 +24,14 @@ def draw_pictures(
         out: where the results are.
         drawn: by file name, what writes a picture to a path; it may return sentences about
             parts that are missing.
-        say: told each failure in one sentence.
+        progress: told each failure in one sentence.
 
     Returns:
         Those sentences.
     """
     failed: list[str] = []
-    for name, draw in drawn.items():
-        say(f"step: drawing {name}")
+    for k, (name, draw) in enumerate(drawn.items()):
+        progress.update(k / len(drawn), f"drawing {name}")
         try:
             with taken(out) as work:
                 found = [f"{name}: {line}" for line in draw(work / name) or ()]
@@ -40,6 +41,6 @@ def draw_pictures(
             why = " ".join(f"{error}".split()) or type(error).__name__
             found = [f"{name} could not be drawn: {why}"]
         for line in found:
-            say(f"{line}; all other results are complete")
+            progress.say(f"{line}; all other results are complete")
         failed += found
     return failed

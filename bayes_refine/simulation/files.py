@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from ..geometry.crystal import Crystal, refined_crystal, space_group_from_hall
 from ..io.mtz import save_mtz
 from ..util.errors import InputError
 from ..util.folder import all_or_none, prepare_folder
+from ..util.progress import SILENT, Listener
 from ..util.sink import sink_for
 from .nxmx import image_dataset, one_array, write_header
 from .pixels import background_photons, simulate_image
@@ -28,7 +28,7 @@ RECORD = "simulation.json"
 def simulate_run(
     simulation: Simulation,
     out_dir: str | Path,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Listener = SILENT,
 ) -> Path:
     """Simulate a run and write it: images, indexed geometry, truth and reference.
 
@@ -40,7 +40,7 @@ def simulate_run(
         path = simulate_run(Simulation(n_images=8, seed=3), "run")  # run/indexed.expt
 
     Args:
-        progress: called with (images done, images in all) after each image.
+        progress: updated after each image.
 
     Returns:
         The path of ``indexed.expt``.
@@ -88,7 +88,7 @@ def _write_images(
     truth: SimulatedTruth,
     rng: np.random.Generator,
     path: Path,
-    progress: Callable[[int, int], None] | None,
+    progress: Listener,
 ) -> None:
     n = simulation.n_images
     indexed = square_detector(simulation, *_indexed_geometry(simulation))
@@ -99,8 +99,7 @@ def _write_images(
         for i in range(n):
             sink.check()
             data[i] = one_array(indexed, simulate_image(simulation, rng, truth, i)[0], 0)
-            if progress is not None:
-                progress(i + 1, n)
+            progress.update((i + 1) / n, f"simulated image {i + 1} of {n}")
 
 
 def _write_truth(simulation: Simulation, truth: SimulatedTruth, path: Path) -> None:

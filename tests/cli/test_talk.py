@@ -30,9 +30,9 @@ def talkative(monkeypatch):
     monkeypatch.setattr(merge, "open_unmerged", lambda *_: data)
 
     def scales(*_args, **_kw):
-        with progress() as say:
-            say("scales of 2 images")
-            say("step 3 of 9")
+        with progress() as listener:
+            listener.say("scales of 2 images")
+            listener.update(1 / 3, "step 3 of 9")
         with warnings.catch_warnings():
             warnings.simplefilter("always")
             warnings.warn("a mean of nothing", RuntimeWarning, stacklevel=1)

@@ -18,6 +18,7 @@ from bayes_refine.fitting import posterior_draws
 from bayes_refine.report.glance import attention
 from bayes_refine.results.posterior import write_draws
 from bayes_refine.util.output import jsonable
+from bayes_refine.util.progress import SILENT
 
 
 def levels(y, priors):
@@ -42,7 +43,7 @@ def run():
 
 
 def drawn(method, run):
-    return method(run, levels, NOISE, np.random.default_rng(1), lambda line: None)
+    return method(run, levels, NOISE, np.random.default_rng(1), SILENT)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import pytest
 from bayes_refine.infer import map_fit
 from bayes_refine.infer.diagnostics import bfmi, chain_summary, judge_chains, judge_guide, psis
 from bayes_refine.infer.nuts import nuts_fit
+from bayes_refine.util.progress import Listener
 
 
 def scaled(y):
@@ -42,7 +43,7 @@ def sampled():
         pull[own] = X.T @ y[i] / 0.25
     data, said = jnp.asarray(y), []
     fit = map_fit(scaled, data)
-    settings = {"n_draws": 600, "n_warmup": 200, "progress": said.append}
+    settings = {"n_draws": 600, "n_warmup": 200, "progress": Listener(said.append)}
     chains = nuts_fit(fit, np.random.default_rng(1), scaled, data, **settings)
     return chains, np.linalg.solve(precision, pull), np.linalg.inv(precision), said, (fit, data)
 

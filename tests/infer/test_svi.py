@@ -13,6 +13,7 @@ from bayes_refine.infer import Batches, guides, map_fit
 from bayes_refine.infer.density import density
 from bayes_refine.infer.svi import subset, svi_fit
 from bayes_refine.infer.whitening import coloured, log_volume, whitening
+from bayes_refine.util.progress import Listener
 
 NOISE, TAU = 0.5, 0.4
 
@@ -179,7 +180,7 @@ def test_a_guide_that_is_cut_short_says_so(lines):
         stretch=20,
         max_steps=60,
         n_khat=0,
-        progress=said.append,
+        progress=Listener(said.append, lambda fraction, line: said.append(line)),
     )
     assert not found.converged and "still moving after 60 steps" in found.message
     assert len(found.elbo) == 60 and np.isnan(found.khat)

@@ -25,6 +25,7 @@ from bayes_refine.report import charts, sections
 from bayes_refine.results import fit as results
 from bayes_refine.results import posterior
 from bayes_refine.util.errors import InputError
+from bayes_refine.util.progress import Listener
 
 FILES = (
     "half1.mtz",
@@ -307,7 +308,7 @@ def test_a_failing_picture_loses_no_result(small_run, tmp_path, monkeypatch):
     monkeypatch.setattr(charts, "pull_histogram", broken)
     (tmp_path / "overview.png").write_text("of an earlier run")
     told: list[str] = []
-    arguments = {"out_dir": tmp_path, "progress": told.append}
+    arguments = {"out_dir": tmp_path, "progress": Listener(told.append)}
     results.write_results(**{**small_run.arguments, **arguments})
     assert sorted(f.name for f in tmp_path.iterdir()) == sorted(set(FILES) - {"overview.png"})
     failed = [line for line in told if line.endswith("; all other results are complete")]
