@@ -104,12 +104,12 @@ def train_command(
         Settings(rounds=rounds, free_fraction=free_fraction, seed=seed), [family]
     )
     prior, usable = priors_from(priors_file, Priors()), mask_for(run_of, mask)
-    with ImageReader(gain=gain, usable=usable) as reader, progress() as say:
+    with ImageReader(gain=gain, usable=usable) as reader, progress() as listener:
         ready = prepare(
             run_of, reader, ref, d_min=d_min, read_noise=read_noise, bandwidth=bandwidth
         )
-        run = fit(ready, loading.load_model("still"), prior, settings, say)
-        found = train_component(run, family, Training(epochs, seed), say)
+        run = fit(ready, loading.load_model("still"), prior, settings, listener)
+        found = train_component(run, family, Training(epochs, seed), listener)
     write_component(out, found)
     out_console.print(f"{family}: {found.origin.evidence}", soft_wrap=True)
     out_console.print(f"component in {out}", soft_wrap=True)

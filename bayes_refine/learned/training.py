@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 from ..fitting.loop import RunFit
-from ..fitting.problem import Say
 from ..fitting.tables import usable_images
 from ..infer import Batches, Model
 from ..infer.profiled import log_evidence, settled, train
@@ -19,6 +18,7 @@ from ..infer.search import Search
 from ..physics import SpotStatistics
 from ..util.errors import InputError
 from ..util.output import versions
+from ..util.progress import SILENT, Listener
 from .component import Component, Evidence, Family, Origin, Setup
 from .curve import Curve
 from .factor import Factor, Frame
@@ -65,7 +65,7 @@ class Learned(NamedTuple):
 
 
 def train_component(
-    run: RunFit, family: Family, training: Training | None = None, say: Say | None = None
+    run: RunFit, family: Family, training: Training | None = None, progress: Listener = SILENT
 ) -> Component:
     """Train a component on the statistics of a fitted run, and judge it on images held out.
 
@@ -82,7 +82,7 @@ def train_component(
     data = _chosen(run.observations, images)
     of_images = {site.name for site in run.fit.sites if site.per_image}
     values = {k: v[images] if k in of_images else v for k, v in run.fit.values().items()}
-    found = learn(Material(run.problem.model, data, run.priors, values), family, training, say)
+    found = learn(Material(run.problem.model, data, run.priors, values), family, training, progress)
     origin = Origin(
         Setup.of(run.indexed),
         len(images),
@@ -95,7 +95,10 @@ def train_component(
 
 
 def learn(
-    material: Material, family: Family, training: Training | None = None, say: Say | None = None
+    material: Material,
+    family: Family,
+    training: Training | None = None,
+    progress: Listener = SILENT,
 ) -> Learned:
     """Train a module on all images, and as many members as folds, each without some of them.
 
@@ -106,7 +109,7 @@ def learn(
     Raises:
         InputError: fewer than six images.
     """
-    training, say = training or Training(), say or (lambda line: None)
+    training = training or Training()
     n = len(material.observations.fit)
     if n < FEWEST:
         raise InputError(
@@ -133,12 +136,12 @@ def learn(
         members.append(found.weights)
         epochs.append(found.epochs)
         here = (with_it - without)[unseen.weight > 0]
-        say(
+        progress.say(
             f"member {k + 1} of {folds}: {found.epochs} epochs; {here.mean():+.2f} nats an image "
             f"on {len(here)} images that it did not see"
         )
     last = max(int(np.median(epochs)), 1)
-    say(f"training on all {n} images, {last} epochs")
+    progress.say(f"training on all {n} images, {last} epochs")
     module = train(search, None, first, prior, first.rate, last).weights
     if isinstance(module, Factor):
         module, *members = (m.pinned(material.observations) for m in (module, *members))
