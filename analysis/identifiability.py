@@ -94,7 +94,7 @@ def main() -> None:
     for name, blinded in kinds.items():
         fit = br.map_fit(MODEL, blinded(observations), priors, init=start, exact=False)
         values, table[name] = fit.values(), shares(fit, priors)
-        stills = moved(run.indexed, *geometry_of(run.indexed, values))
+        stills = moved(run.indexed, geometry_of(run.indexed, values))
         rms = 1e5 * np.median(near_sphere_rms(stills, run.reflections, truth))
         log_G = compare.robust_sd(values["log_G"][:, 0] - np.log(truth.G))
         B = compare.robust_sd(values["B"][:, 0] - truth.B)

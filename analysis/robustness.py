@@ -163,7 +163,7 @@ def errors(fits, fitted, truth):
     out = {}
     for method, fit in fits.items():
         values = fit.values()
-        stills = moved(fitted.indexed, *geometry_of(fitted.indexed, values))
+        stills = moved(fitted.indexed, geometry_of(fitted.indexed, values))
         rms = near_sphere_rms(stills, fitted.reflections, truth)
         log_G = values["log_G"][:, 0] - np.log(truth.G)
         out[method] = 1e5 * float(np.median(rms)), compare.robust_sd(log_G)

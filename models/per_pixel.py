@@ -34,7 +34,7 @@ def model(
         R1_moment = still.round_spot(obs, image.R1, priors)
 
     # where, how wide, how bright
-    place = physics.place_on_detector(obs, image.rotation_mrad, image.strain, run.shift_mm)
+    place = still.placed(obs, image, run)
     smear = run.R0, run.bandwidth, image.mosaic_mrad2
     spot = physics.smeared_spot(obs, place, *smear, R1_moment, partiality)
     p = partiality.of(spot, run.R0)

@@ -24,17 +24,22 @@ learned, perfect = _errors.learned, _errors.perfect
 
 class Run(NamedTuple):
     """What the run shares: R0 (Å⁻¹), rms bandwidth, mosaic spread (mrad), shift (3,) of the beam
-    centre along x and y and of the distance (mm)."""
+    centre along x and y and of the distance (mm); moves (g, 3) of groups of panels (px, px, mrad),
+    None where they stay in place; ln g of the scale at the median pulse energy, None where pulse
+    energies are unknown."""
 
     R0: jax.Array
     bandwidth: jax.Array
     mosaic_mrad: jax.Array
     shift_mm: jax.Array
+    panels: jax.Array | None
+    log_g: jax.Array | None
 
 
 class Image(NamedTuple):
     """What each of n images has: ln G, B (Å²) and R1 (Å⁻¹), each (n, 1); rotation (n, 3) mrad;
-    strain (n, K); twice the covariance of the mosaic blocks' rotations (n, 3, 3) mrad²."""
+    strain (n, K); twice the covariance of the mosaic blocks' rotations (n, 3, 3) mrad²; ln λ
+    (n, 1), None where the wavelength is known."""
 
     log_G: jax.Array
     B: jax.Array
@@ -42,6 +47,7 @@ class Image(NamedTuple):
     strain: jax.Array
     mosaic_mrad2: physics.Array
     R1: jax.Array
+    log_wavelength: jax.Array | None
 
 
 def what_the_run_shares(obs: SpotStatistics, priors: Priors) -> Run:
@@ -50,12 +56,26 @@ def what_the_run_shares(obs: SpotStatistics, priors: Priors) -> Run:
     bandwidth = log_normal("bandwidth", obs.bandwidth, priors.log_bandwidth_sd)
     mosaic = log_normal("mosaic_mrad", priors.mosaic_spread_mrad, priors.log_mosaic_spread_sd)
     shift_sd = jnp.array([priors.beam_center_sd_mm] * 2 + [priors.distance_sd_mm])
-    return Run(R0, bandwidth, mosaic, normal("detector_shift_mm", 0.0, shift_sd, 3))
+    shift = normal("detector_shift_mm", 0.0, shift_sd, 3)
+    log_g = None
+    if obs.log_pulse_energy is not None:
+        log_g = numpyro.sample("log_g", dist.Normal(obs.log_G0, priors.log_G_sd))
+    return Run(R0, bandwidth, mosaic, shift, panel_moves(obs, priors), log_g)
+
+
+def panel_moves(obs: SpotStatistics, priors: Priors) -> jax.Array | None:
+    """Sample shift and turn of each group of panels where a detector has several."""
+    if obs.pilot_panels is None:
+        return None
+    size = obs.pilot_panels.shape[1]
+    sd = priors.panel_shift_sd_px, priors.panel_shift_sd_px, priors.panel_turn_sd_mrad
+    names = "panel_x_px", "panel_y_px", "panel_turn_mrad"
+    return jnp.stack([normal(name, 0.0, s, size) for name, s in zip(names, sd, strict=True)], 1)
 
 
 def what_an_image_has(obs: SpotStatistics, priors: Priors, run: Run) -> Image:
     """Sample scale, B, orientation, cell, mosaic spread and spot width, in the plate of images."""
-    log_G = numpyro.sample("log_G", dist.Normal(obs.log_G0, priors.log_G_sd))
+    log_G = numpyro.sample("log_G", scale_of_a_shot(obs, priors, run.log_g))
     B = numpyro.sample("B", dist.Normal(priors.B_mean, priors.B_sd))
     rotation = normal("rotation_mrad", 0.0, priors.rotation_sd_mrad, 3)
     strain = normal("strain", 0.0, priors.strain_sd, obs.strain_basis.shape[1])
@@ -63,7 +83,29 @@ def what_an_image_has(obs: SpotStatistics, priors: Priors, run: Run) -> Image:
     shape = normal("mosaic_shape", 0.0, priors.mosaic_shape_sd, 5)
     R1 = log_normal("R1", priors.R1_px * obs.pixel_inv_angstrom, priors.log_R1_sd)
     mosaic_mrad2 = physics.mosaic_covariance(mosaic[:, 0], shape[:, 0])
-    return Image(log_G, B, rotation[:, 0], strain[:, 0], mosaic_mrad2, R1)
+    log_wavelength = None
+    if obs.wavelength is not None:
+        of_shot = dist.Normal(jnp.log(obs.wavelength), priors.wavelength_jitter)
+        log_wavelength = numpyro.sample("log_wavelength", of_shot)
+    return Image(log_G, B, rotation[:, 0], strain[:, 0], mosaic_mrad2, R1, log_wavelength)
+
+
+def scale_of_a_shot(
+    obs: SpotStatistics, priors: Priors, log_g: jax.Array | None
+) -> dist.Distribution:
+    """Prior of ln G: about ln g + ln E where the pulse energy E is known."""
+    if obs.log_pulse_energy is None or log_g is None:
+        return dist.Normal(obs.log_G0, priors.log_G_sd)
+    known = jnp.isfinite(obs.log_pulse_energy)
+    mean = log_g + jnp.where(known, obs.log_pulse_energy, 0.0)
+    return dist.Normal(mean, jnp.where(known, priors.log_G_monitor_sd, priors.log_G_sd))
+
+
+def placed(obs: SpotStatistics, image: Image, run: Run) -> physics.Place:
+    """Where orientation, cell, wavelength, detector and panels put the spots."""
+    of_image = image.rotation_mrad, image.strain
+    of_run = run.shift_mm, run.panels
+    return physics.place_on_detector(obs, *of_image, *of_run, image.log_wavelength)
 
 
 def round_spot(obs: SpotStatistics, R1: jax.Array, priors: Priors):
@@ -112,7 +154,7 @@ def model(
         R1_moment = spot_shape(obs, image.R1, priors)
 
     # 1. where: orientation, cell and detector move the spot
-    place = physics.place_on_detector(obs, image.rotation_mrad, image.strain, run.shift_mm)
+    place = placed(obs, image, run)
 
     # 2. how wide: mosaic spread and bandwidth smear it
     smear = run.R0, run.bandwidth, image.mosaic_mrad2

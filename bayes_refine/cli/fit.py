@@ -18,6 +18,7 @@ from ..fitting.exposures import exposed
 from ..fitting.prepare import Prepared, fit, prepare
 from ..fitting.problem import Settings
 from ..io.images import ImageReader
+from ..io.pulse_energies import with_pulse_energies
 from ..merging.merged_columns import blank_sentence
 from ..physics import reference
 from ..physics.priors import Priors
@@ -149,6 +150,7 @@ def fit_command(
         ),
     ] = 500,
     bandwidth: Annotated[float | None, options.bandwidth_option(DETECTOR)] = None,
+    monitor: options.Monitor = None,
     gain: Annotated[
         float | None, options.gain_option("from the .expt, else the images", DETECTOR)
     ] = None,
@@ -221,6 +223,8 @@ def fit_command(
         chosen = replace(chosen, student_t_nu=student_t)
     given = given_from(space_group, cell)
     found = usable_experiments(experiments, given.space_group, geometry, names)
+    if monitor is not None:
+        found = replace(found, stills=with_pulse_energies(found.stills, monitor))
     run_of = exposed(in_order(some_images(found, images)), oscillation, spindle, as_stills)
     if reference_file is None or d_min is not None:
         resolution_limit(d_min, None, run_of.stills)

@@ -202,6 +202,17 @@ NamesFile = Annotated[
         show_default="packaged",
     ),
 ]
+Monitor = Annotated[
+    str | None,
+    typer.Option(
+        "--monitor",
+        metavar="FILE",
+        help="Pulse energies, any unit: CSV or TOML by identifier or in the order of the images, "
+        "or FILE.h5:/path. Scales are tied to them (prior log_G_monitor_sd).",
+        show_default="none",
+        rich_help_panel=DETECTOR,
+    ),
+]
 Images = Annotated[
     str | None,
     typer.Option(

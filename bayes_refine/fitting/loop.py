@@ -183,7 +183,7 @@ def refine(
     assert found is not None, "a fit has at least one round"
     said = _judged(run, found.measurements, state, priors, found.fit)
     fitted = RunFit(
-        stills=moved(run.stills, *geometry_of(run.stills, state)),
+        stills=moved(run.stills, geometry_of(run.stills, state)),
         indexed=run.stills,
         reindexing=reindexing,
         reference=run.ref,
@@ -223,7 +223,10 @@ def _pinned(state: State, measurements: MeasuredRun) -> State:
     pinned = dict(state)
     for name, mean in (("log_G", measurements.plan.log_G0 or 0.0), ("B", 0.0)):
         if name in state:
-            pinned[name] = state[name] - np.mean(state[name][usable]) + mean
+            moved_by = mean - np.mean(state[name][usable])
+            pinned[name] = state[name] + moved_by
+            if name == "log_G" and "log_g" in state:
+                pinned["log_g"] = state["log_g"] + moved_by
     return pinned
 
 

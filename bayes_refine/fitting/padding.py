@@ -10,9 +10,11 @@ import numpy as np
 from ..geometry.crystal import rotation_matrix, strain_basis
 from ..geometry.detector import beam_frame, pixel_to_lab
 from ..geometry.experiments import Still
+from ..geometry.panel_groups import centres, displacements, shifts_mm
 from ..geometry.predict import Predictions
 from ..measuring.statistics import Statistics
 from ..physics.observations import Metadata, SpotStatistics
+from .state import Geometry, wavelengths_of
 
 WASTE = 10_000  # empty slots cost 3 s on two cores, a compilation 10 s
 
@@ -65,9 +67,7 @@ def geometry_observations(
     stills: list[Still],
     predictions: Predictions,
     where: Layout,
-    rotation_mrad: np.ndarray,
-    strain: np.ndarray,
-    shift_mm: np.ndarray,
+    geometry: Geometry,
     pixel_inv_angstrom: float,
 ) -> SpotStatistics:
     """Observations with the geometry filled in and the statistics still zero.
@@ -75,13 +75,14 @@ def geometry_observations(
     Args:
         stills: as indexed, of one bandwidth; the last one also fills unused places.
         predictions: made at the current state.
-        rotation_mrad: (n_image, 3), strain: (n_image, K), shift_mm: (3,), the current state.
+        pilot: of the current state; with ``panels``, groups of panels are to be moved.
         pixel_inv_angstrom: of the run.
     """
-    room = where.shape[0] - len(stills)
+    room, wavelength = where.shape[0] - len(stills), wavelengths_of(stills, geometry)
     stills = [*stills, *stills[-1:] * room]
     rotation_mrad, strain = (
-        np.concatenate([x, np.repeat(x[-1:], room, axis=0)]) for x in (rotation_mrad, strain)
+        np.concatenate([x, np.repeat(x[-1:], room, axis=0)])
+        for x in (geometry.rotation_mrad, geometry.strain)
     )
     basis = np.stack([strain_basis(still.crystal) for still in stills])
     stretch = np.eye(3) + np.einsum("nk,nkij->nij", strain, basis)
@@ -114,14 +115,15 @@ def geometry_observations(
         excitation_error=pad(p.excitation_error),
         detector_axes=pad(detector_axes),
         azimuth=pad(column[:, :, 0]),
-        wavevector=np.array([[1 / s.beam.wavelength] for s in stills]),
+        wavevector=1 / np.append(wavelength, [wavelength[-1]] * room)[:, None],
         bandwidth=np.array(stills[0].beam.bandwidth),
         strain_basis=basis,
         current_setting=rotation_matrix(rotation_mrad) @ stretch,
-        current_shift=np.broadcast_to(shift_mm, (n, 3)),
+        current_shift=np.broadcast_to(geometry.shift_mm, (n, 3)),
         log_G0=np.array(0.0),
         pixel_inv_angstrom=np.array(pixel_inv_angstrom),
         half_turn=None if all(s.turn_mrad is None for s in stills) else pad(_half_turn(stills, p)),
+        **_panels(stills, p, where, e12, geometry, geometry.shift_mm @ axes, wavelength),
     )
 
 
@@ -149,6 +151,33 @@ def _half_turn(stills: list[Still], p: Predictions) -> np.ndarray:
     turn = np.array([np.zeros(3) if s.turn_mrad is None else s.turn_mrad for s in stills])
     path = np.cross(5e-4 * turn[p.image], p.q)
     return np.stack([np.sum(path * e, axis=1) for e in (p.s_hat, p.e1, p.e2)], axis=1)
+
+
+def _panels(
+    stills, p: Predictions, where: Layout, e12, geometry: Geometry, shift, wavelength
+) -> dict:
+    """The fields about groups of panels; none where panels stay in place.
+
+    Args:
+        e12: (N, 2, 3). shift: (n, 3) of the whole detectors, mm, in the laboratory.
+        wavelength: (n,) Å.
+    """
+    if geometry.panels is None:
+        return {}
+    moves = np.zeros((len(p), 3, 3))
+    group = np.zeros(len(p), np.int32)
+    for i, still in enumerate(stills[: int(p.image.max(initial=-1)) + 1]):
+        rows = np.flatnonzero(p.image == i)
+        detector = still.detector
+        lab = p.s_hat[rows] / (wavelength[i] * p.inv_range[rows, None])
+        centre = centres(detector) + shifts_mm(detector, geometry.panels) + shift[i]
+        moves[rows] = displacements(detector, p.panel[rows], lab, centre)
+        group[rows] = detector.group[p.panel[rows]]
+    return {
+        "panel_group": where.pad(group),
+        "panel_axes": where.pad(p.inv_range[:, None, None] * np.einsum("nai,nki->nak", e12, moves)),
+        "pilot_panels": np.broadcast_to(geometry.panels, (where.shape[0], *geometry.panels.shape)),
+    }
 
 
 def with_statistics(

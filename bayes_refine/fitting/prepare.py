@@ -7,13 +7,15 @@ from dataclasses import dataclass, replace
 
 from .. import infer
 from ..geometry.experiments import Experiments, Still
-from ..io.images import ImageReader, read_bandwidth
+from ..io.hdf5_beam import FileBeam
+from ..io.images import ImageReader
 from ..measuring.bad_pixels import BadPixels, bad_pixels_of
 from ..measuring.detector_noise import DetectorNoise, noise_for
 from ..physics.priors import Priors
 from ..physics.reference import Reference, check_fits
 from ..util.errors import InputError
 from ..util.progress import SILENT, Listener
+from .beams import beams_of, with_own_wavelengths
 from .checkpoint import Checkpoint
 from .exposures import model_of
 from .loop import RunFit, fit_run
@@ -128,19 +130,19 @@ def described(
     thickness_mm: float | None = None,
     mu_per_mm: float | None = None,
 ) -> tuple[Still, ...]:
-    """The stills with a bandwidth, their file's if none is given, and with the sensor given."""
+    """The stills with the wavelength of each shot and the bandwidth that their file states, or the
+    bandwidth given, and with the sensor given."""
 
-    def one(still: Still) -> Still:
+    def one(still: Still, said: FileBeam) -> Still:
         width, detector = bandwidth, still.detector
         if width is None:
-            try:
-                width = read_bandwidth(still) or 0.0
-            except InputError:  # reading the image will say so again, for this image alone
-                width = 0.0
+            width = said.bandwidth or 0.0
         if thickness_mm is not None:
             detector = replace(detector, thickness_mm=0 * detector.thickness_mm + thickness_mm)
         if mu_per_mm is not None:
             detector = replace(detector, mu_per_mm=0 * detector.mu_per_mm + mu_per_mm)
         return replace(still, beam=replace(still.beam, bandwidth=width), detector=detector)
 
-    return tuple(map(one, stills))
+    said = beams_of(stills)
+    own = with_own_wavelengths(stills, said)
+    return tuple(one(*pair) for pair in zip(own, said, strict=True))

@@ -24,6 +24,7 @@ from ..physics.reference import Reference
 from ..util.errors import InputError
 from ..util.store import Store
 from . import crosswise_reference
+from .beams import of_one_cell
 from .crosswise_reference import CrosswiseReference
 from .state import Width, of_one_bandwidth, partiality_width
 
@@ -113,6 +114,8 @@ class Run:
         ice: rings of the images that were measured so far; pixels on rings are not used.
         work: where batches are worked on, and where what is measured lies.
         room: images that a batch has room for, where the run is a batch of a larger one.
+        panel_groups: number of groups of panels that move; 0 where panels stay in place.
+        monitored: whether the pulse energy of any shot is known.
     """
 
     stills: tuple[Still, ...]
@@ -125,6 +128,8 @@ class Run:
     ice: IceRings = field(default_factory=IceRings)
     work: Work = field(default_factory=Work)
     room: int | None = None
+    panel_groups: int = 0
+    monitored: bool = False
 
     def few(self, images: np.ndarray) -> Run:
         """The run with some of its images."""
@@ -163,6 +168,8 @@ def prepare_run(
             "a fit needs double precision: call jax.config.update('jax_enable_x64', True) first"
         )
     stills, learned = of_one_bandwidth(stills, priors), None
+    if priors.wavelength_jitter > 0:
+        stills = of_one_cell(stills)
     if ref is None:
         crystal = stills[0].crystal
         d_min = 0.97 * settings.d_min  # the cells of stills differ a little
@@ -170,8 +177,19 @@ def prepare_run(
         ref = learned.reference
     reference.check_fits(ref, [s.crystal for s in stills], "the experiments")
     candidates = _candidates(stills, ref, priors, settings)
-    ice = IceRings(settings.read_noise)
-    return Run(stills, ref, reader, model, settings, candidates, learned, ice, work or Work())
+    ice, panels = IceRings(settings.read_noise), _moving_groups(stills, priors)
+    known = bool(np.isfinite([still.log_pulse_energy for still in stills]).any())
+    what = (stills, ref, reader, model, settings, candidates, learned, ice, work or Work())
+    return Run(*what, panel_groups=panels, monitored=known)
+
+
+def _moving_groups(stills: Sequence[Still], priors: Priors) -> int:
+    """How many groups of panels move: all of a detector that has several, and the same on all
+    images."""
+    detectors = {id(s.detector): s.detector for s in stills}
+    groups = {tuple(detector.group) for detector in detectors.values()}
+    count = max(groups.pop()) + 1
+    return 0 if groups or priors.panel_shift_sd_px == 0 or count == 1 else count
 
 
 def _candidates(stills, ref, priors, settings) -> Candidates:

@@ -15,7 +15,7 @@ from .measure_run import MIN_COVERED, Plan, references, shoebox_for, statistics_
 from .one_round import one_round
 from .padding import slots
 from .problem import BATCH, Run
-from .state import State, partiality_width, widths
+from .state import PANELS, State, partiality_width, widths
 from .statistics_of_images import geometry_at, pixel_size, predictions_of, stills_at
 
 HELD_SD = 0.05  # sd of ln of held unknowns: R0, η, bandwidth while the curve is broad; ν always
@@ -68,6 +68,7 @@ def find_start(run: Run, priors: Priors, progress: Listener) -> Start:
         "log_bandwidth_sd": HELD_SD,
     }
     state: State = {"log_R1": np.full((len(images), 1), spot_width(few, priors))}
+    state |= _wavelengths(few)
     state |= {name: np.log(np.squeeze(value)) for name, value in FIRST_ERRORS.items()}
     status, shared = np.full(len(images), "", dtype=object), []
     wide, narrow = (
@@ -91,15 +92,23 @@ def find_start(run: Run, priors: Priors, progress: Listener) -> Start:
     R0, mosaic_mrad = widths(after, priors)
     mosaic_mrad = float(np.hypot(mosaic_mrad, np.sqrt(2 * np.mean(turned**2))))
     start = {**of_broad_curve, "log_R0": np.log(R0), "log_mosaic_mrad": np.log(mosaic_mrad)}
-    start |= {k: after[k] for k in ("detector_shift_mm",) if k in after}
+    start |= {k: after[k] for k in ("detector_shift_mm", *PANELS) if k in after}
     if "strain" in state:  # the cell goes with the distance
         start["strain"] = np.repeat(np.median(state["strain"], axis=0)[None], n, axis=0)
+    start |= _wavelengths(run)
     if "log_R1" in state:
         start["log_R1"] = np.full((n, 1), np.median(state["log_R1"]))
     if "log_mosaic_image_mrad" in state:
         after["log_mosaic_image_mrad"] = np.full((n, 1), after["log_mosaic_mrad"])
     broad = replace(priors, **held_widths, R0_inv_angstrom=R0, mosaic_spread_mrad=mosaic_mrad)
     return Start(start, broad, after, plan)
+
+
+def _wavelengths(run: Run) -> State:
+    """ln λ that the stills start with, where it is an unknown of each shot."""
+    if run.stills[0].stated_wavelength is None:
+        return {}
+    return {"log_wavelength": np.log([[still.beam.wavelength] for still in run.stills])}
 
 
 def spot_width(run: Run, priors: Priors) -> float:

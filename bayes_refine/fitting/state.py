@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from ..geometry.crystal import refined_crystal, strain_basis
 from ..geometry.detector import Beam, Detector, beam_frame
 from ..geometry.experiments import Still
+from ..geometry.panel_groups import moved_groups
 from ..physics.priors import Priors
 
 State = dict[str, np.ndarray]  # the model's sites, constrained, by name
+PANELS = "panel_x_px", "panel_y_px", "panel_turn_mrad"
 Width = Callable[[np.ndarray, Beam], np.ndarray]  # R0_eff (Å⁻¹) of d (Å) and the beam
 
 
@@ -26,31 +29,69 @@ def images_of(state: State, images: slice, size: int) -> State:
     return {k: np.asarray(v)[rows] if np.ndim(v) > 1 else v for k, v in state.items()}
 
 
-def geometry_of(stills: Sequence[Still], state: State) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rotation (n, 3) mrad, strain (n, K) and shift (3,) mm of a state; zero where not refined."""
+class Geometry(NamedTuple):
+    """Where crystals and detector are, about those as indexed.
+
+    Attributes:
+        rotation_mrad: (n, 3). strain: (n, K). shift_mm: (3,) beam centre x, y and distance.
+        panels: (g, 3) moves of groups of panels (``panel_groups``); None where they stay in place.
+        wavelength: (n,) Å; None where as in the stills.
+    """
+
+    rotation_mrad: np.ndarray
+    strain: np.ndarray
+    shift_mm: np.ndarray
+    panels: np.ndarray | None = None
+    wavelength: np.ndarray | None = None
+
+
+def geometry_of(stills: Sequence[Still], state: State) -> Geometry:
+    """The geometry of a state; zero where not refined."""
     n, K = len(stills), strain_basis(stills[0].crystal).shape[0]
-    return (
+    panels = None
+    if PANELS[0] in state:
+        panels = np.stack([np.asarray(state[name]) for name in PANELS], axis=1)
+    wavelength = None
+    if "log_wavelength" in state:
+        wavelength = np.exp(np.asarray(state["log_wavelength"])).reshape(n)
+    return Geometry(
         np.asarray(state.get("rotation_mrad", np.zeros((n, 3)))).reshape(n, 3),
         np.asarray(state.get("strain", np.zeros((n, K)))).reshape(n, -1),
         np.asarray(state.get("detector_shift_mm", np.zeros(3))),
+        panels,
+        wavelength,
     )
 
 
-def moved(
-    stills: Sequence[Still], rotation_mrad: np.ndarray, strain: np.ndarray, shift_mm: np.ndarray
-) -> tuple[Still, ...]:
-    """The stills with refined crystals and detector; those that share a detector go on doing so."""
+def moved(stills: Sequence[Still], geometry: Geometry) -> tuple[Still, ...]:
+    """The stills with refined crystals, wavelength and detector; those that share a detector go on
+    doing so."""
     detectors: dict[tuple[int, int], Detector] = {}
 
-    def one(still: Still, rotation, e) -> Still:
+    def one(still: Still, rotation, e, wavelength) -> Still:
         key = id(still.detector), id(still.beam)
         if key not in detectors:
             axes = beam_frame(still.beam, still.detector) * np.array([[-1], [-1], [1]])
-            detectors[key] = still.detector.shifted(shift_mm @ axes)
+            detector = still.detector
+            if geometry.panels is not None:
+                detector = moved_groups(detector, geometry.panels)
+            detectors[key] = detector.shifted(geometry.shift_mm @ axes)
         crystal = refined_crystal(still.crystal, rotation, e)
-        return replace(still, crystal=crystal, detector=detectors[key])
+        beam = still.beam
+        if wavelength != beam.wavelength:
+            beam = replace(beam, wavelength=float(wavelength))
+        return replace(still, beam=beam, crystal=crystal, detector=detectors[key])
 
-    return tuple(one(*row) for row in zip(stills, rotation_mrad, strain, strict=True))
+    wavelengths = wavelengths_of(stills, geometry)
+    rows = zip(stills, geometry.rotation_mrad, geometry.strain, wavelengths, strict=True)
+    return tuple(one(*row) for row in rows)
+
+
+def wavelengths_of(stills: Sequence[Still], geometry: Geometry) -> np.ndarray:
+    """(n,) Å, of a geometry."""
+    if geometry.wavelength is not None:
+        return geometry.wavelength
+    return np.array([still.beam.wavelength for still in stills])
 
 
 def of_one_bandwidth(stills: Sequence[Still], priors: Priors) -> tuple[Still, ...]:

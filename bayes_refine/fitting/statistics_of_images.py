@@ -41,7 +41,7 @@ def pixel_size(predictions: Predictions) -> float:
 def stills_at(run: Run, state: State, images: slice) -> tuple[Still, ...]:
     """Some stills of a run with the geometry of a state."""
     some = run.stills[images]
-    return moved(some, *geometry_of(some, images_of(state, images, len(some))))
+    return moved(some, geometry_of(some, images_of(state, images, len(some))))
 
 
 def geometry_at(
@@ -56,11 +56,24 @@ def geometry_at(
     some = run.stills[images]
     where = padding.layout(predictions.image, run.size, slots)
     geometry = geometry_of(some, images_of(state, images, len(some)))
+    if run.panel_groups and geometry.panels is None:
+        geometry = geometry._replace(panels=np.zeros((run.panel_groups, 3)))
     obs = padding.geometry_observations(
-        list(some), predictions, where, *geometry, pixel_inv_angstrom
+        list(some), predictions, where, geometry, pixel_inv_angstrom
     )
+    if some[0].stated_wavelength is not None:
+        stated = np.array([still.stated_wavelength for still in some])
+        obs = replace(obs, wavelength=_padded(stated, run.size))
+    if run.monitored:
+        energy = np.array([still.log_pulse_energy for still in some])
+        obs = replace(obs, log_pulse_energy=_padded(energy, run.size))
     if run.settings.metadata:
         order = (np.arange(images.start, images.stop) + 0.5) / len(run.stills)
         at = stills_at(run, state, images)
         obs = replace(obs, metadata=padding.metadata(at, predictions, where, order))
     return where, obs
+
+
+def _padded(values: np.ndarray, size: int) -> np.ndarray:
+    """(size, 1): numbers of images, the last one repeated."""
+    return np.append(values, [values[-1]] * (size - len(values)))[:, None]

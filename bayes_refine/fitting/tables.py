@@ -19,6 +19,7 @@ from ..physics.contract import order, unknown
 from ..util.status import Kind, usable
 from ..util.text import printable
 from .loop import RunFit
+from .state import PANELS
 
 
 def usable_images(run: RunFit) -> np.ndarray:
@@ -129,14 +130,14 @@ def shared_values(run: RunFit) -> dict[str, dict[str, float]]:
     """Value and sd of each shared unknown, with the unit in the name.
 
     Of the refined distance and beam centre (of the first image; px of the panel that the beam
-    meets) there is also the shift.
+    meets) there is also the shift.  Moves of panels are in :func:`panel_moves`.
 
         shared_values(run)["distance_mm"]  # {"value": ..., "sd": ..., "shift": ...}
     """
     found = {
         name: {"value": value, "sd": sd}
         for site in run.fit.sites
-        if not site.per_image
+        if not site.per_image and site.name not in PANELS
         for name, value, sd in _numbers(run.fit, site)
     }
     names = ("beam_center_x", "beam_center_y", "distance")
@@ -152,6 +153,25 @@ def shared_values(run: RunFit) -> dict[str, dict[str, float]]:
             px = {k: v / size[name] for k, v in found[f"{name}_mm"].items()}
             found[f"{name}_px"] = px
     return found
+
+
+def panel_moves(run: RunFit) -> list[dict[str, Any]]:
+    """How each group of panels moved: its panels, and x_px, y_px, turn_mrad with their sd; empty
+    where panels stay in place."""
+    names = {site.name for site in run.fit.sites}
+    if not names.issuperset(PANELS):
+        return []
+    values = run.fit.values()
+    group = run.stills[0].detector.group
+    return [
+        {"panels": np.flatnonzero(group == k).tolist()}
+        | {
+            f"{name.removeprefix('panel_')}{suffix}": float(of[k])
+            for name in PANELS
+            for suffix, of in (("", values[name]), ("_sd", run.fit.sd(name)))
+        }
+        for k in range(int(group.max()) + 1)
+    ]
 
 
 def beam_place(still: Still) -> dict[str, Any]:

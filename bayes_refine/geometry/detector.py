@@ -50,6 +50,7 @@ class Detector:
         untrusted: for each panel, rectangles (x0, y0, x1, y1) of masked pixels.
         raw_image_offset: for each panel, (x, y) of its pixel (0, 0) in the image array where
             panels are tiles of one array; empty, or all 0, where they are a stack.
+        groups: number of the group that each panel moves with; empty where each is its own.
     """
 
     origin_mm: np.ndarray
@@ -64,6 +65,12 @@ class Detector:
     mu_per_mm: np.ndarray
     untrusted: tuple[tuple[tuple[int, int, int, int], ...], ...] = ()
     raw_image_offset: tuple[tuple[int, int], ...] = ()
+    groups: tuple[int, ...] = ()
+
+    @property
+    def group(self) -> np.ndarray:
+        """(P,) number of the group that each panel moves with, from 0."""
+        return np.array(self.groups or range(self.n_panels))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ class Still:
         beam, detector, crystal: geometry as indexed, of a turning crystal in the middle of the
             exposure.
         turn_mrad: (3,) rotation of the crystal during the exposure, lab axes; None of a still.
+        stated_wavelength: Å, that of the beam before it became an unknown of the shot; else None.
+        log_pulse_energy: ln of the shot's energy over the run's median; NaN where unknown.
     """
 
     identifier: str
@@ -32,6 +35,8 @@ class Still:
     detector: Detector
     crystal: Crystal
     turn_mrad: np.ndarray | None = None
+    stated_wavelength: float | None = None
+    log_pulse_energy: float = math.nan
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ plate.  Nothing here knows crystallography, and NumPyro appears only here, in
 """
 
 from .batches import Batches
-from .density import IMAGE, Model, Site, evaluate, observed_sites
+from .density import IMAGE, Model, Site, evaluate, locations, observed_sites
 from .importance import Nested, nested_draws
 from .laplace import Fit, laplace_draws, predictive_draws
 from .loo import Loo, ModelComparison, compare, leave_out, leave_out_images, log_likelihoods
@@ -35,6 +35,7 @@ __all__ = [
     "laplace_draws",
     "leave_out",
     "leave_out_images",
+    "locations",
     "log_likelihoods",
     "log_normal",
     "map_fit",

@@ -64,6 +64,36 @@ def _compiled_deterministic(model: Model):
     return deterministic
 
 
+def locations(model: Model, values: dict[str, np.ndarray], *args: Any) -> dict[str, Any]:
+    """Location and scale, arrays of the observations' shape, of each observed site at ``values``.
+
+    Sites that are neither normal, Student-t nor Poisson are left out.
+
+        mean, sd = locations(model, run.fit.values(), run.observations, run.priors)["intensity"]
+    """
+    found = _compiled_locations(model)(values, args)
+    return {name: tuple(map(np.asarray, pair)) for name, pair in found.items()}
+
+
+@lru_cache(maxsize=8)
+def _compiled_locations(model: Model):
+    @jax.jit
+    def of_observed(values, args):
+        trace = traced(model, {**prior_means(model, args), **values}, args)
+        observed = {k: s for k, s in trace.items() if s["type"] == "sample" and s["is_observed"]}
+        rows = {k: expected(_unwrapped(s["fn"])) for k, s in observed.items()}
+        return {k: (x.mean, jnp.exp(x.log_scale)) for k, x in rows.items() if x is not None}
+
+    return of_observed
+
+
+def _unwrapped(fn: dist.Distribution) -> dist.Distribution:
+    """The distribution below masks and expansions."""
+    while isinstance(fn, dist.MaskedDistribution | dist.ExpandedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
 def traced(model, values, args):
     """The trace of a model run with its sites at ``values`` (constrained).
 

@@ -14,14 +14,12 @@ import numpy as np
 
 from ..util.errors import InputError
 from .boundary import refusing
-from .hdf5_links import attribute, child, groups, open_hdf5, whole_numbers
+from .hdf5_links import child, groups, open_hdf5, whole_numbers
 from .hdf5_stack import Piece, find_stack, locate_image
 from .hdf5_written import WrittenImages
 from .image_shape import ImageShape
 
 _SUFFIXES = (".h5", ".hdf5", ".nxs", ".cxi")
-_ANGSTROM = {"angstrom": 1.0, "angstroms": 1.0, "å": 1.0, "a": 1.0, "nm": 10.0, "m": 1e10}
-_FWHM = 2 * np.sqrt(2 * np.log(2))
 _MOST_CHUNK = 2**30  # bytes that are unpacked to read one image
 
 
@@ -107,45 +105,6 @@ class Hdf5Images:
                 f"{self.path} has images in chunks of {size / 2**30:.1f} GiB; store one image a "
                 "chunk (h5repack -l CHUNK=1x…)"
             )
-
-
-def read_hdf5_bandwidth(path: Path, frame: int, wavelength: float) -> float | None:
-    """Fractional rms bandwidth from NXmx ``incident_wavelength_spread``, None where not given.
-
-    Args:
-        frame: whose, where there is one of each. wavelength: Å.
-
-    Raises:
-        InputError: the file cannot be opened, or holds no such number.
-    """
-    with open_hdf5(path) as file, refusing(path):
-        for entry in groups(file, "NXentry", "entry"):
-            for instrument in groups(entry, "NXinstrument", "instrument"):
-                for beam in groups(instrument, "NXbeam", "beam"):
-                    spread = child(beam, "incident_wavelength_spread", path)
-                    if spread is None:
-                        continue
-                    n = int(whole_numbers(spread, path, "incident_wavelength_spread").size or 0)
-                    if n == 0:
-                        continue
-                    value = float(_element(spread, frame if frame < n else 0))
-                    units = attribute(spread, "units").lower()
-                    if units in _ANGSTROM:
-                        value *= _ANGSTROM[units] / (wavelength * _FWHM)
-                    if not 0 <= value < 1:
-                        raise InputError(
-                            f"{path}: a bandwidth of {value:g} cannot be; correct "
-                            "incident_wavelength_spread, or give --bandwidth"
-                        )
-                    return value
-    return None
-
-
-def _element(dataset: h5py.Dataset, index: int) -> float:
-    """One number of a data set of any dimensions, in memory's order."""
-    if dataset.ndim == 0:
-        return float(dataset[()])
-    return float(dataset[tuple(np.unravel_index(index, dataset.shape))])
 
 
 def _detectors(file: h5py.File) -> Iterator[h5py.Group]:

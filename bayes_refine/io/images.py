@@ -12,7 +12,8 @@ from ..geometry.experiments import Still
 from ..util.errors import InputError
 from .boundary import content, head, packed, refusing, regular_file
 from .cbf_images import is_cbf, read_cbf
-from .hdf5_images import Hdf5Images, is_hdf5, read_hdf5_bandwidth
+from .hdf5_beam import FileBeam, read_hdf5_beam
+from .hdf5_images import Hdf5Images, is_hdf5
 from .image_shape import ImageShape
 from .other_images import read_other
 
@@ -158,19 +159,29 @@ class _Raw:
         return self.pixels.nbytes + (0 if self.usable is None else self.usable.nbytes)
 
 
-def read_bandwidth(still: Still) -> float | None:
-    """Fractional rms bandwidth from NXmx ``incident_wavelength_spread``, None where not given.
+def read_beam(still: Still) -> FileBeam:
+    """What the image file says of the beam of one image (``hdf5_beam``); NXmx files only.
 
-    With units of length it is what NeXus defines, a FWHM, and is divided by λ·2√(2 ln 2); a
-    number without units is taken as the rms fraction itself.
+    Raises:
+        InputError: the HDF5 file cannot be opened, or holds numbers that no beam has.
+    """
+    path = still.image_path
+    if not (regular_file(path) and is_hdf5(path)):
+        return FileBeam()
+    return read_hdf5_beam(path, still.frame, still.beam.wavelength)
+
+
+def read_bandwidth(still: Still) -> float | None:
+    """Fractional rms bandwidth of an NXmx file, None where not given.
+
+    That of a spectrum, else ``incident_wavelength_spread``: with units of length it is what NeXus
+    defines, a FWHM, and is divided by λ·2√(2 ln 2); a number without units is taken as the rms
+    fraction itself.
 
     Raises:
         InputError: the HDF5 file cannot be opened, or holds no such number.
     """
-    path = still.image_path
-    if not (regular_file(path) and is_hdf5(path)):
-        return None
-    return read_hdf5_bandwidth(path, still.frame, still.beam.wavelength)
+    return read_beam(still).bandwidth
 
 
 def read_pixels(path: Path, frame: int, shape: ImageShape) -> np.ndarray:

@@ -39,12 +39,17 @@ UNKNOWNS = {
         Unknown("log_R1", "R1"),
         Unknown("rotation_mrad", "rot_{}_mrad", "axis", ("x", "y", "z")),
         Unknown("strain", "strain_{}", "strain_component"),
+        Unknown("log_wavelength", "wavelength_angstrom"),
         Unknown("log_R0", "R0_inv_angstrom"),
         Unknown(
             "detector_shift_mm",
             "{}_mm",
             "detector_axis",
             ("beam_center_x", "beam_center_y", "distance"),
+        ),
+        *(
+            Unknown(f"panel_{name}", f"panel_{{}}_{name}", "panel_group")
+            for name in ("x_px", "y_px", "turn_mrad")
         ),
         Unknown("log_position_error", "position_error_{}_inv_angstrom", "direction", _BOTH),
         Unknown("position_error_fall", "position_error_fall_{}_angstrom", "direction", _BOTH),

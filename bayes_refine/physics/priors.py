@@ -46,7 +46,11 @@ class Priors:
         rotation_sd_mrad: orientation about the indexed one, each axis.
         strain_sd: cell strain about the indexed cell, each allowed component.
         distance_sd_mm, beam_center_sd_mm: detector about its nominal place, shared.
+        panel_shift_sd_px, panel_turn_sd_mrad: shift of a panel (or group) along each of its axes,
+            and turn about its normal, where a detector has several; 0 px: they stay in place.
+        wavelength_jitter: sd of ln λ from shot to shot, each an unknown; 0: λ is as stated.
         log_G_sd: ln G of an image about the run's first estimate.
+        log_G_monitor_sd: ln G of an image about ln g + ln E where the pulse energy E is known.
         B_mean, B_sd: Debye–Waller B relative to the reference's, Å².
         R1_px, log_R1_sd: spot width in pixels (beyond the pixel's own size) and its spread.
         stretch_sd: ln of the ratio of a spot's widths, each of two components (model tensor).
@@ -74,6 +78,10 @@ class Priors:
     strain_sd: float = number(3e-3, 1e-7, 0.5)
     distance_sd_mm: float = number(0.5, 1e-5, 1e4, "mm")
     beam_center_sd_mm: float = number(0.1, 1e-5, 1e3, "mm")
+    panel_shift_sd_px: float = number(0.2, 0.0, 1e3, "px")
+    panel_turn_sd_mrad: float = number(0.35, 1e-6, 1e3, "mrad")
+    wavelength_jitter: float = number(0.0, 0.0, 0.1)
+    log_G_monitor_sd: float = number(0.5, 1e-4, 20)
     log_G_sd: float = number(2.0, 1e-4, 20)
     B_mean: float = number(0.0, -1e3, 1e3, "Å²")
     B_sd: float = number(20.0, 0.001, 1e4, "Å²")

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from .observations import Array, SpotStatistics
@@ -82,23 +83,55 @@ def crystal_setting(strain_basis: Array, rotation_mrad: Array, strain: Array) ->
     return rotation_matrix_mrad(rotation_mrad) @ stretch
 
 
-def place_on_detector(obs: SpotStatistics, rotation_mrad, strain, shift_mm) -> Place:
+def place_on_detector(
+    obs: SpotStatistics,
+    rotation_mrad,
+    strain,
+    shift_mm,
+    panels: Array | None = None,
+    log_wavelength: Array | None = None,
+) -> Place:
     """ε_r, and how far the predicted centre is from the one at the current state.
 
     Args:
         rotation_mrad: (n, 3) and strain (n, K): about the crystal as indexed.
         shift_mm: (3,) beam centre x, y and distance about nominal.
+        panels: (g, 3) moves of groups of panels, px and mrad; None where they stay in place.
+        log_wavelength: (n, 1) ln λ (Å) of each shot; None where it is as at the current state.
     """
     change = crystal_setting(obs.strain_basis, rotation_mrad, strain) - obs.current_setting
     dq = change @ obs.q  # (n, 3, m)
+    longer: Array | float = 0.0  # change of the wavevector's length
+    if log_wavelength is not None:
+        longer = jnp.exp(-log_wavelength) - obs.wavevector
+        dq = dq + longer[:, :, None] * _beam_direction(obs)
     length = obs.wavevector + obs.excitation_error
     gained = 2 * length * jnp.sum(obs.s_hat * dq, 1) + jnp.sum(dq * dq, 1)
     excitation = obs.excitation_error + gained / (length + jnp.sqrt(length**2 + gained))
+    if log_wavelength is not None:
+        excitation = excitation - longer
     moved = jnp.sum(obs.detector_axes * (shift_mm - obs.current_shift)[:, None, :, None], 2)
+    if panels is not None:
+        moved += _of_panels(obs, panels)
     scale = obs.wavevector / length
     shift_1 = jnp.sum(obs.e1 * dq, 1) * scale - moved[:, 0]
     shift_2 = jnp.sum(obs.e2 * dq, 1) * scale - moved[:, 1]
     return Place(excitation, shift_1, shift_2)
+
+
+def _beam_direction(obs: SpotStatistics) -> Array:
+    """(n, 3, m) unit vector of the beam: ŝ cos2θ − e1 sin2θ, with the angle of each ray."""
+    sin_2theta = 2 * obs.sin_theta * obs.cos_theta
+    return (1 - 2 * obs.sin_theta**2)[:, None] * obs.s_hat - sin_2theta[:, None] * obs.e1
+
+
+def _of_panels(obs: SpotStatistics, panels: Array) -> Array:
+    """(n, 2, m) change of (ε_1, ε_2) at a fixed pixel as groups of panels move from the current
+    state to (g, 3), Å⁻¹."""
+    assert not (obs.panel_group is None or obs.panel_axes is None or obs.pilot_panels is None)
+    on = jax.nn.one_hot(obs.panel_group, len(panels), axis=1)  # its derivatives are cheap
+    change = jnp.einsum("ngk,ngm->nkm", panels - obs.pilot_panels, on)
+    return jnp.sum(obs.panel_axes * change[:, None], 2)
 
 
 def bandwidth_width(obs: SpotStatistics, bandwidth: Array | float) -> Array:

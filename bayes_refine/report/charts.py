@@ -10,6 +10,7 @@ import numpy as np
 from scipy import special
 
 from ..plots import BLUE, GREY, ORANGE, RED, SHELLS
+from .arrows import Arrows
 from .drawing import (
     MAX_HOVER,
     MAX_POINTS,
@@ -37,6 +38,7 @@ class ObservedAndExpected:
         fitted: (n,) bool, seen by the fit; free: (n,) bool, kept from it to test it.
         excitation_error, partiality: (n,) ε_r, Å⁻¹, and p; or None.
         xy_mm: (n, 2) place on the detector, lab frame; or None.
+        arrows: displacements of spots and panels; or None.
     """
 
     image: np.ndarray
@@ -49,6 +51,7 @@ class ObservedAndExpected:
     excitation_error: np.ndarray | None = None
     partiality: np.ndarray | None = None
     xy_mm: np.ndarray | None = None
+    arrows: Arrows | None = None
 
     def __len__(self) -> int:
         return len(self.image)

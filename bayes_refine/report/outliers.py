@@ -15,6 +15,7 @@ _MANY_STRAY = 1e-3  # of the reflections; chance takes a pixel from 1 in 100,000
 _FAR = 5.0  # σ
 _EXCESS = 3.0  # times as many far above as far below
 _UNLIKELY = 2.0  # prior sd of the position error
+_MOVED = 3.0  # prior sd of a panel's shift
 
 
 def outlier_sentences(
@@ -44,6 +45,7 @@ def outlier_sentences(
         )
     found += _one_sided(r)
     found += _misplaced(summary, outliers)
+    found += _moved_panels(summary)
     return found
 
 
@@ -89,4 +91,20 @@ def _misplaced(summary: Mapping[str, Any], outliers: Mapping[str, Any]) -> list[
     return [
         f"Spots lie {number(largest)} px (rms) from where they are expected, {expected:g} px was "
         "expected: panels may be displaced, and distance and beam centre off by more than their sd."
+    ]
+
+
+def _moved_panels(summary: Mapping[str, Any]) -> list[str]:
+    """Panels that shifted by more than their prior expected."""
+    groups = summary.get("panels") or []
+    sd = (summary.get("priors") or {}).get("panel_shift_sd_px")
+    far = [math.hypot(group["x_px"], group["y_px"]) for group in groups]
+    if not sd or not far or max(far) < _MOVED * sd:
+        return []
+    n, worst = sum(x > _MOVED * sd for x in far), groups[far.index(max(far))]["panels"]
+    which = ("panel " if len(worst) == 1 else "panels ") + ", ".join(map(str, worst))
+    return [
+        f"{n} of {len(far)} panels or groups lie more than {number(_MOVED * sd)} px from where the "
+        f"input has them, {which} by {number(max(far))} px: the input's geometry is out of date; "
+        "refined.expt has the new one."
     ]

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from ..fitting.loop import RunFit
+from ..fitting.state import PANELS
 from ..fitting.tables import image_table, lab_positions, usable_images
 from ..io.images import ImageReader
 from ..physics.contract import unknown
 from . import glance, images, recipe, sections
+from .arrows import arrows_of
 from .charts import ObservedAndExpected
 from .page import Section, attempt, chart, failures, write_report
 
@@ -127,6 +129,7 @@ def observed_and_expected(run: RunFit) -> ObservedAndExpected:
         excitation_error=r.excitation_error[rows].astype(float),
         partiality=r.partiality[rows].astype(float),
         xy_mm=lab_positions(run)[rows],
+        arrows=attempt("the displacements", lambda: arrows_of(run)),
     )
 
 
@@ -134,7 +137,7 @@ def shared_draws(run: RunFit, draws: Mapping[str, np.ndarray]) -> dict[str, np.n
     """(n,) draws of each number the images share; detector shifts in µm."""
     found = {}
     for site in run.fit.sites:
-        if site.per_image or site.name not in draws:
+        if site.per_image or site.name in PANELS or site.name not in draws:
             continue
         values = np.asarray(draws[site.name], float)
         values = values.reshape(len(values), -1)
@@ -156,8 +159,11 @@ def couplings(run: RunFit) -> tuple[list[str], np.ndarray] | None:
     fit, usable = run.fit, usable_images(run)
     if not usable.any():
         return None
-    shared = fit.shared_covariance
-    slope = np.linalg.solve(fit.image_precision, fit.coupling)[usable]
+    sites = [site for site in fit.sites if site.name not in PANELS]
+    all_shared = [site for site in fit.sites if not site.per_image]
+    kept = np.concatenate([np.full(site.size, site in sites) for site in all_shared])
+    shared = fit.shared_covariance[np.ix_(kept, kept)]
+    slope = np.linalg.solve(fit.image_precision, fit.coupling)[usable][:, :, kept]
     own = fit.image_covariance()[usable]
     cross = -slope @ shared
     whole = np.broadcast_to(shared, (len(own), *shared.shape))
@@ -165,9 +171,8 @@ def couplings(run: RunFit) -> tuple[list[str], np.ndarray] | None:
     sd = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
     correlation = np.median(covariance / (sd[:, :, None] * sd[:, None, :]), axis=0)
     names: dict[bool, list[str]] = {True: [], False: []}
-    for site in fit.sites:
-        size = int(np.prod(site.shape, dtype=int))
-        names[site.per_image] += unknown(site.name).numbers(size)
+    for site in sites:
+        names[site.per_image] += unknown(site.name).numbers(site.size)
     return names[True] + [f"run:{name}" for name in names[False]], correlation
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from . import charts, run_charts
+from . import arrows, charts, run_charts
 from .charts import ObservedAndExpected
 from .drawing import MAX_HOVER
 from .page import Section, chart, figures, heading
@@ -64,7 +64,19 @@ def residuals(r: ObservedAndExpected | None, n_images: int) -> Section | None:
     """(J − J_model)/σ by resolution, detector position and image order."""
     if r is None or not r.fitted.any():
         return None
-    place = None
+    place = shifts = None
+    if r.arrows is not None and len(r.arrows.at):
+        several = bool(len(r.arrows.moved))
+        shifts = chart(
+            "displacements",
+            partial(arrows.displacements, arrows=r.arrows),
+            "Mean displacement of spots from where the fit expects them, by place on the detector"
+            + (", and the fitted shift of each panel or group. " if several else ". ")
+            + "In a good run arrows are short, a few hundredths of a pixel, and have no common "
+            "direction in a region: a panel with parallel arrows is displaced, arrows that grow "
+            "outwards are of a wrong distance or a distorted detector.",
+            (10.6, 4.8) if several else (5.2, 4.6),
+        )
     if r.xy_mm is not None:
         place = chart(
             "by-detector",
@@ -92,6 +104,7 @@ def residuals(r: ObservedAndExpected | None, n_images: int) -> Section | None:
                 images=seen if len(seen) <= MAX_HOVER else None,
             ),
             place,
+            shifts,
         ),
         "(J − J_model)/σ of fitted reflections, in units of the expected σ, model error included.",
     )

@@ -22,7 +22,13 @@ from ..fitting.outliers import outliers_of
 from ..fitting.posterior_draws import Method, describe, laplace, with_spread
 from ..fitting.prepare import Prepared
 from ..fitting.problem import Settings
-from ..fitting.tables import image_table, mean_cell, shared_values, usable_images
+from ..fitting.tables import (
+    image_table,
+    mean_cell,
+    panel_moves,
+    shared_values,
+    usable_images,
+)
 from ..geometry.miller import resolution
 from ..io.images import ImageReader
 from ..merging.agreement import shell_edges, shell_table
@@ -113,6 +119,7 @@ def write_results(
             "noise": asdict(prepared.noise),
             "bad_pixels": prepared.bad_pixels.summary(),
             "outliers": outliers_of(told),
+            "panels": panel_moves(told),
             "settings": {**asdict(settings), "weights": settings.weights.__name__},
             "priors": asdict(priors),
             "seconds": timed,

@@ -18,6 +18,7 @@ import pytest
 
 from bayes_refine import infer, physics
 from bayes_refine.fitting import padding
+from bayes_refine.fitting.state import Geometry
 from bayes_refine.geometry import predict
 from bayes_refine.geometry.crystal import Crystal, refined_crystal
 from bayes_refine.geometry.experiments import Still
@@ -177,7 +178,7 @@ def seen(images, stills, hkl, known) -> physics.SpotStatistics:
     )
     where = padding.layout(p.image, N_IMAGES, SLOTS)
     zero = np.zeros((N_IMAGES, 3)), np.zeros((N_IMAGES, 2)), np.zeros(3)
-    obs = padding.geometry_observations(list(stills), p, where, *zero, PIXEL)
+    obs = padding.geometry_observations(list(stills), p, where, Geometry(*zero), PIXEL)
     intensity = p.polarisation * known(p.hkl)
     at_zero = {"log_G": np.zeros((N_IMAGES, 1))}
     sites = infer.evaluate(load_model("still"), at_zero, obs, PRIORS)

@@ -14,6 +14,7 @@ import pytest
 
 from bayes_refine import physics
 from bayes_refine.fitting.padding import geometry_observations, layout, slots
+from bayes_refine.fitting.state import Geometry
 from bayes_refine.geometry.crystal import Crystal, refined_crystal, rotation_matrix
 from bayes_refine.geometry.detector import Beam, beam_frame
 from bayes_refine.geometry.experiments import Still
@@ -84,7 +85,7 @@ def current():
     predictions = concatenate(parts)
     where = layout(predictions.image, 2, slots(np.bincount(predictions.image)))
     assert len(predictions) > 300
-    obs = geometry_observations(indexed, predictions, where, *CURRENT, 1e-3)
+    obs = geometry_observations(indexed, predictions, where, Geometry(*CURRENT), 1e-3)
     return indexed, predictions, where, obs
 
 

@@ -53,6 +53,20 @@ def test_more_photons_than_expected_are_a_bias():
     assert line.startswith("60 reflections are more than 5 σ brighter than expected, 6")
 
 
+def test_panels_far_from_the_input_are_named():
+    """More than three prior sd: 0.6 px."""
+    groups = [
+        {"panels": [0, 1], "x_px": 0.3, "y_px": 0.4, "turn_mrad": 0.0},
+        {"panels": [2, 3], "x_px": -0.8, "y_px": 0.6, "turn_mrad": 0.1},
+    ]
+    said = {**CLEAN, "priors": {**CLEAN["priors"], "panel_shift_sd_px": 0.2}, "panels": groups}
+    (line,) = glance.attention(said)
+    assert (
+        line.startswith("1 of 2 panels or groups lie more than 0.6 px") and "2, 3 by 1 px" in line
+    )
+    assert glance.attention({**said, "panels": groups[:1]}) == []
+
+
 def test_position_errors_of_a_pixel_are_geometry():
     """0.05 px times or divided by e is expected: 0.12 px is, 0.7 px is not."""
     far = {"position_error_radial_inv_angstrom": {"value": 1.05e-3, "sd": 1e-5}}

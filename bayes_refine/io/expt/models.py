@@ -13,6 +13,7 @@ from ...util.errors import InputError
 from .schema import BeamEntry, CrystalEntry, DetectorEntry, Node, PanelEntry
 
 _NO_LENGTH = 1e-9  # of a vector that is to be a direction
+FEW_PANELS, MOST_GROUPS = 16, 64  # that move each on its own; groups that may move
 _NEAREST_MM = 0.1  # of a panel's plane to the sample: nearer, it is seen edge-on
 
 
@@ -47,6 +48,7 @@ def detector_of(entry: DetectorEntry) -> Detector:
     """
     panels = entry.panels
     lab = _frames(panels, [f"panels[{n}]" for n in range(len(panels))])
+    rigid: tuple[int, ...] = () if len(panels) <= MOST_GROUPS else (0,) * len(panels)
     root = entry.hierarchy
     if root is not None and (root.children or root.fast_axis is not None):
         places = _places(root)
@@ -61,7 +63,10 @@ def detector_of(entry: DetectorEntry) -> Detector:
         ]
         if sorted(n for n, _ in leaves) != list(range(len(panels))):
             raise InputError("hierarchy: it does not hold each panel once")
-        lab = groups[[k for _, k in sorted(leaves)]] @ lab
+        holders = [k for _, k in sorted(leaves)]
+        lab = groups[holders] @ lab
+        if len(panels) > FEW_PANELS:
+            rigid = _rigid(holders, [place.parent for place in places]) or rigid
     distance = np.abs(np.einsum("pi,pi->p", lab[:, :3, 3], lab[:, :3, 2]))
     if (near := np.flatnonzero(distance < _NEAREST_MM)).size:
         raise InputError(
@@ -91,6 +96,7 @@ def detector_of(entry: DetectorEntry) -> Detector:
         mu_per_mm=np.array([panel.mu for panel in panels]) * parallax,
         untrusted=tuple(tuple(_rectangles(panel)) for panel in panels),
         raw_image_offset=offsets,
+        groups=rigid,
     )
 
 
@@ -139,6 +145,17 @@ def _places(root: Node) -> list[_Place]:
             if child.panel is None
         ]
     return places
+
+
+def _rigid(holders: Sequence[int], parents: Sequence[int]) -> tuple[int, ...]:
+    """The smallest groups of a hierarchy that are few enough, by panel; none where it has none.
+
+    Args:
+        holders: number of the group that each panel hangs in. parents: of each group.
+    """
+    while len(kinds := sorted(set(holders))) > MOST_GROUPS:
+        holders = [parents[k] for k in holders]
+    return tuple(kinds.index(k) for k in holders) if len(kinds) > 1 else ()
 
 
 def _frames(entries: Sequence[PanelEntry | Node], places: Sequence[str]) -> np.ndarray:

@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import json
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...geometry.crystal import Crystal, tabulated_setting
-from ...geometry.detector import Detector
 from ...geometry.experiments import Experiments
 from ...util.errors import InputError
+from .detector_entry import refined_entry
 from .exposure import Exposure, scan_of_one
 from .frames import absolute
 from .read import parse
 
+_WRITTEN = ("crystal", "detector", "imageset", "beam")  # lists with an entry for what is written
 _STALE = ("recalculated_", "A_at_scan_points", "B_covariance")  # of the crystal before refinement
 
 
 def write_experiments(path: str | Path, experiments: Experiments) -> None:
-    """Write ``experiments.document`` back with each still's crystal and detector.
+    """Write ``experiments.document`` back with each still's crystal, detector and wavelength.
 
-    Experiments that have no still are left out, and their crystals, detectors and image sets
-    with them; image paths become absolute, identifiers those of the stills, and all else is
-    kept, scans and the settings of the crystals too.  A detector may differ from the document's
-    by a translation of the whole, which goes to the root of the hierarchy, or to each panel where
-    there is none.
+    Experiments that have no still are left out, and their crystals, detectors, beams and image
+    sets with them; image paths become absolute, identifiers those of the stills, and all else is
+    kept, scans and the settings of the crystals too.  Moves of a detector and of its panels go to
+    the groups of its hierarchy that move as a whole (``detector_entry``).
 
     Raises:
         InputError: ``path`` cannot be written, or a still is not of the document.
-        ValueError: a detector is not a translation of the document's.
     """
     document, source = experiments.document, experiments.path
     contents = parse(document, source)
@@ -41,7 +39,7 @@ def write_experiments(path: str | Path, experiments: Experiments) -> None:
             contents.numbers, contents.stills, contents.exposures, strict=True
         )
     }
-    new: dict[str, list] = {key: [] for key in ("experiment", "crystal", "detector", "imageset")}
+    new: dict[str, list] = {"experiment": [], **{key: [] for key in _WRITTEN}}
     scans = list(document.get("scan", []))
     places: dict[tuple, int] = {}  # what was written already: stills may share models
 
@@ -56,15 +54,17 @@ def write_experiments(path: str | Path, experiments: Experiments) -> None:
             raise InputError(f"{source} has no experiment {still.identifier!r} to write back")
         n, old, exposure = original[still.identifier]
         entry = document["experiment"][n]
-        shift = _translation(old.detector, still.detector)
-        crystal, detector, imageset = (document[key][entry[key]] for key in list(new)[1:])
+        at = still.detector
+        crystal, detector, imageset, beam = (document[key][entry[key]] for key in _WRITTEN)
         c = place("crystal", crystal, still.crystal.A.tobytes(), still.crystal.hall)
-        d = place("detector", detector, shift.tobytes())
+        d = place("detector", detector, at.origin_mm.tobytes(), at.fast.tobytes())
         i = place("imageset", imageset)
+        b = place("beam", beam, np.float64(still.beam.wavelength).tobytes())
         new["crystal"][c] = _crystal_entry(crystal, old.crystal, still.crystal, exposure)
-        new["detector"][d] = new["detector"][d] or _shifted_detector_entry(detector, shift)
+        new["detector"][d] = new["detector"][d] or refined_entry(detector, old.detector, at)
         new["imageset"][i] = _with_absolute_paths(imageset, source)
-        indices = {"crystal": c, "detector": d, "imageset": i}
+        new["beam"][b] = {**beam, "wavelength": still.beam.wavelength}
+        indices = {"crystal": c, "detector": d, "imageset": i, "beam": b}
         if exposure is not None and exposure.image is not None:
             indices["scan"] = len(scans)
             scans.append(scan_of_one(document["scan"][entry["scan"]], exposure.image))
@@ -75,17 +75,6 @@ def write_experiments(path: str | Path, experiments: Experiments) -> None:
         )
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from None
-
-
-def _translation(old: Detector, new: Detector) -> np.ndarray:
-    """(3,) mm that carries ``old`` into ``new``."""
-    shifts = new.origin_mm - old.origin_mm
-    same_axes = np.allclose(new.fast, old.fast, atol=1e-9) and np.allclose(
-        new.slow, old.slow, atol=1e-9
-    )
-    if not same_axes or np.max(np.abs(shifts - shifts[0])) > 1e-6:
-        raise ValueError("a detector that is not a translation of the one read cannot be written")
-    return shifts.mean(axis=0)
 
 
 def _crystal_entry(
@@ -106,15 +95,6 @@ def _crystal_entry(
     kept = {key: value for key, value in entry.items() if not key.startswith(_STALE)}
     refined = {f"real_space_{k}": axis.tolist() for k, axis in zip("abc", axes, strict=True)}
     return {**kept, **refined, "space_group_hall_symbol": hall}
-
-
-def _shifted_detector_entry(entry: dict[str, Any], shift_mm: np.ndarray) -> dict[str, Any]:
-    if not np.any(shift_mm):
-        return entry
-    entry = deepcopy(entry)
-    for group in [entry["hierarchy"]] if entry.get("hierarchy") else entry["panels"]:
-        group["origin"] = (np.array(group["origin"], dtype=float) + shift_mm).tolist()
-    return entry
 
 
 def _with_absolute_paths(imageset: dict[str, Any], source: Path) -> dict[str, Any]:

@@ -1,0 +1,76 @@
+"""The wavelength of each shot: lists may share one where image files have one of each frame."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ..geometry.experiments import Still
+from ..io.hdf5_beam import FileBeam
+from ..io.images import read_beam
+from ..util.errors import InputError
+
+_ALIKE = 0.05  # of the file's wavelengths and the list's, for both to be of one beam
+
+
+def beams_of(stills: Sequence[Still]) -> list[FileBeam]:
+    """What the image file of each still says of its beam; nothing where it cannot be read."""
+
+    def one(still: Still) -> FileBeam:
+        try:
+            return read_beam(still)
+        except InputError:  # reading the image will say so again, for this image alone
+            return FileBeam()
+
+    return [one(still) for still in stills]
+
+
+def with_own_wavelengths(stills: Sequence[Still], said: Sequence[FileBeam]) -> list[Still]:
+    """The stills, each with the wavelength that its image file has for it.
+
+    Only where the experiment list has one wavelength for all images of a file, and the file's are
+    within 5 % of it.  The crystal is scaled with the wavelength, A' = A·λ/λ', so that every spot
+    stays where indexing found it: what then changes is the cell, which indexing with one
+    wavelength had to stretch.
+    """
+    by_file: dict[Path, list[int]] = defaultdict(list)
+    for k, still in enumerate(stills):
+        by_file[still.image_path].append(k)
+    out = list(stills)
+    for rows in by_file.values():
+        own = [said[k].wavelength for k in rows]
+        given = stills[rows[0]].beam.wavelength
+        if None in own or any(stills[k].beam.wavelength != given for k in rows):
+            continue
+        ratio = np.array(own, float) / given
+        if np.max(np.abs(ratio - 1)) > _ALIKE:
+            continue
+        for k, factor in zip(rows, ratio, strict=True):
+            out[k] = rescaled(stills[k], float(factor))
+    return out
+
+
+def rescaled(still: Still, factor: float) -> Still:
+    """A still at ``factor`` times the wavelength, with every spot where it was."""
+    beam = replace(still.beam, wavelength=still.beam.wavelength * factor)
+    crystal = replace(still.crystal, A=still.crystal.A / factor)
+    return replace(still, beam=beam, crystal=crystal)
+
+
+def of_one_cell(stills: Sequence[Still]) -> tuple[Still, ...]:
+    """The stills with cells of one volume, the median, and the wavelengths that leave every spot
+    where it was: indexing with one wavelength puts the jitter of shots into their cells.
+
+    What the beams said is kept as ``Still.stated_wavelength``.
+    """
+    size = np.array([still.crystal.cell.volume for still in stills]) ** (1 / 3)
+    factor = np.median(size) / size
+
+    def one(still: Still, f: float) -> Still:
+        return replace(rescaled(still, float(f)), stated_wavelength=still.beam.wavelength)
+
+    return tuple(map(one, stills, factor))

@@ -1,0 +1,110 @@
+"""How far spots lie from where a fit expects them: by reflection, and averaged by place."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .. import infer
+from ..geometry.detector import Detector
+from .loop import RunFit
+from .reflections import Reflections
+from .state import images_of
+from .tables import usable_images
+
+BOTH = "centroid_radial", "centroid_tangential"
+IN_A_CELL = 15  # reflections, on average; a panel with fewer is one cell
+MOST_CELLS = 12  # along an edge of a panel
+
+
+class Centroids(NamedTuple):
+    """Measured less expected centroids of the n reflections that inform the fit of usable images.
+
+    Attributes:
+        image, panel: (n,). xy_px: (n, 2) predicted centre.
+        off_px: (n, 2) along the panel's fast and slow axis, px. weight: (n, 2) 1/σ² of ``off``
+            along and across the radius, Å²: counting and the fit's position error.
+        off: (n, 2) along and across the radius, Å⁻¹. norm_q: (n,) 1/d, Å⁻¹.
+    """
+
+    image: np.ndarray
+    panel: np.ndarray
+    xy_px: np.ndarray
+    off_px: np.ndarray
+    weight: np.ndarray
+    off: np.ndarray
+    norm_q: np.ndarray
+
+
+class Cell(NamedTuple):
+    """Mean displacement of the spots in part of a panel.
+
+    Attributes:
+        panel, n: number of the panel, and of reflections.
+        xy_px: (2,) their mean place. off_px: (2,) weighted mean; sd_px: its standard deviation.
+    """
+
+    panel: int
+    n: int
+    xy_px: np.ndarray
+    off_px: np.ndarray
+    sd_px: float
+
+
+def centroids_of(run: RunFit) -> Centroids | None:
+    """The residual centroids of a fit at its mode; None where the model observes no centroids.
+
+    A statistic T = J·(r_0 + r·δ/ρ + …) of a spot displaced by δ gives δ = ρ(T − E[T])/(J r), with
+    J the expected photons and ρ the width of the template.
+    """
+    r, values = run.reflections, run.fit.values()
+    parts = []
+    for batch, obs in zip(run.batches, run.observed.parts, strict=True):
+        here = images_of(values, batch.images, batch.where.shape[0])
+        expected = infer.locations(run.problem.model, here, obs, run.priors)
+        if not set(BOTH) <= set(expected):
+            return None
+        s, flat = batch.statistics, batch.where.flat
+        mean, scale = (np.stack([flat(expected[k][j]) for k in BOTH], 1) for j in (0, 1))
+        slope = np.stack([s.response[:, k, k] for k in (1, 2)], 1) / s.width[:, None]
+        parts.append(np.concatenate([s.value[:, 1:3] - mean, scale, slope], axis=1))
+    residual, scale, slope = np.split(np.concatenate(parts).astype(float), 3, axis=1)
+    J = np.maximum(r.J_model.astype(float), 0.0)[:, None]
+    good = r.informs & usable_images(run)[r.image] & np.isfinite(J[:, 0] * slope[:, 0])
+    good &= (J * slope > 0).all(axis=1)
+    rows = np.flatnonzero(good)
+    per = (J * slope)[rows]
+    off = residual[rows] / per
+    return _of(r, rows, off, (per / scale[rows]) ** 2)
+
+
+def _of(r: Reflections, rows: np.ndarray, off: np.ndarray, weight: np.ndarray) -> Centroids:
+    frame = r.frame[rows].astype(float)
+    off_px = np.linalg.solve(frame, off[:, :, None])[:, :, 0]
+    place = r.xy_px[rows].astype(float)
+    return Centroids(r.image[rows], r.panel[rows], place, off_px, weight, off, 1 / r.d[rows])
+
+
+def by_place(found: Centroids, detector: Detector) -> list[Cell]:
+    """Weighted means over square cells of each panel, about 15 reflections in each or more."""
+    cells = []
+    weight = found.weight.mean(axis=1)
+    for p in range(detector.n_panels):
+        on = np.flatnonzero(found.panel == p)
+        if len(on) < 3:
+            continue
+        size = detector.shape[p, ::-1]
+        edge = max(float(np.sqrt(np.prod(size) * IN_A_CELL / len(on))), size.max() / MOST_CELLS)
+        n = np.maximum(np.round(size / edge), 1).astype(int)
+        index = np.minimum((found.xy_px[on] * n / size).astype(int), n - 1)
+        for key in np.unique(index, axis=0):
+            rows = on[(index == key).all(axis=1)]
+            if len(rows) < 3:
+                continue
+            w = weight[rows] / weight[rows].sum()
+            mean = w @ found.off_px[rows]
+            spread = np.sqrt(w**2 @ ((found.off_px[rows] - mean) ** 2).mean(axis=1))
+            place = found.xy_px[rows].mean(axis=0)
+            cells.append(Cell(p, len(rows), place, mean, float(spread)))
+    return cells

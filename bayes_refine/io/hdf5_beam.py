@@ -1,0 +1,136 @@
+"""The beam of an image in NXmx files: a wavelength of each frame, a spread, a spectrum."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+
+from ..util.errors import InputError
+from .boundary import refusing
+from .hdf5_links import attribute, child, groups, open_hdf5, whole_numbers
+
+_ANGSTROM = {"angstrom": 1.0, "angstroms": 1.0, "å": 1.0, "a": 1.0, "nm": 10.0, "m": 1e10}
+_FWHM = 2 * np.sqrt(2 * np.log(2))
+_MOST = 2**20  # wavelengths of a spectrum
+
+
+class FileBeam(NamedTuple):
+    """What a file says of the beam of one image; None where it says nothing.
+
+    Attributes:
+        wavelength: Å, of this image: the frame's own, or the mean of its spectrum.  A file with one
+            wavelength for all its images says nothing of this one.
+        bandwidth: rms Δλ/λ, a fraction.
+    """
+
+    wavelength: float | None = None
+    bandwidth: float | None = None
+
+
+def read_hdf5_beam(path: Path, frame: int, wavelength: float) -> FileBeam:
+    """The beam of an image.
+
+    ``incident_wavelength`` has one number for each frame; or, with ``incident_wavelength_weights``,
+    the spectrum of all frames or a row for each.  Of a spectrum the mean and the rms spread are
+    taken.  ``incident_wavelength_spread`` is else the spread.
+
+    Args:
+        wavelength: Å, that the spread belongs to where the file has no other.
+
+    Raises:
+        InputError: the file cannot be opened, or holds numbers that no beam has.
+    """
+    with open_hdf5(path) as file, refusing(path):
+        for beam in _beams(file):
+            own, spread = _wavelength(beam, path, frame)
+            if spread is None:
+                spread = _spread(beam, path, frame, own or wavelength)
+            if own is not None or spread is not None:
+                return FileBeam(own, spread)
+    return FileBeam()
+
+
+def _beams(file: h5py.File) -> Iterator[h5py.Group]:
+    for entry in groups(file, "NXentry", "entry"):
+        for instrument in groups(entry, "NXinstrument", "instrument"):
+            yield from groups(instrument, "NXbeam", "beam")
+
+
+def _wavelength(beam: h5py.Group, path: Path, frame: int) -> tuple[float | None, float | None]:
+    """The frame's own wavelength, and the rms fraction of its spectrum."""
+    given = child(beam, "incident_wavelength", path)
+    if given is None:
+        return None, None
+    given = whole_numbers(given, path, "incident_wavelength")
+    unit = _ANGSTROM.get(attribute(given, "units").lower(), 1.0)
+    weights = child(beam, "incident_wavelength_weights", path)
+    if weights is not None:
+        weights = whole_numbers(weights, path, "incident_wavelength_weights")
+        return _moments(unit * _row(given, path, frame), _row(weights, path, frame), path)
+    if given.ndim != 1 or given.shape[0] < 2:
+        return None, None
+    if frame >= given.shape[0]:
+        raise InputError(
+            f"{path} has {given.shape[0]} incident_wavelength, none for frame {frame}; correct it"
+        )
+    return _checked(unit * float(given[frame]), path), None
+
+
+def _row(dataset: h5py.Dataset, path: Path, frame: int) -> np.ndarray:
+    """A frame's row of (n, m) numbers, or (m,) numbers of all frames."""
+    if dataset.shape[-1:] == () or dataset.shape[-1] > _MOST or dataset.ndim > 2:
+        raise InputError(f"{path}: {dataset.name} is no spectrum; correct the file")
+    if dataset.ndim == 2 and dataset.shape[0] > 1:
+        if frame >= dataset.shape[0]:
+            raise InputError(f"{path}: {dataset.name} has no row for frame {frame}; correct it")
+        return np.asarray(dataset[frame], float)
+    return np.ravel(np.asarray(dataset[()], float))
+
+
+def _moments(wavelength: np.ndarray, weight: np.ndarray, path: Path) -> tuple[float, float]:
+    total = float(np.sum(weight)) if wavelength.shape == weight.shape else 0.0
+    if not (total > 0 and np.all(np.isfinite(wavelength)) and np.all(weight >= 0)):
+        raise InputError(
+            f"{path}: incident_wavelength and its weights are no spectrum; correct the file"
+        )
+    mean = _checked(float(weight @ wavelength) / total, path)
+    return mean, float(np.sqrt(weight @ (wavelength - mean) ** 2 / total)) / mean
+
+
+def _checked(wavelength: float, path: Path) -> float:
+    if not 1e-3 <= wavelength <= 100:
+        raise InputError(
+            f"{path}: an incident_wavelength of {wavelength:g} Å cannot be; correct it"
+        )
+    return wavelength
+
+
+def _spread(beam: h5py.Group, path: Path, frame: int, wavelength: float) -> float | None:
+    """Fractional rms bandwidth by ``incident_wavelength_spread``."""
+    spread = child(beam, "incident_wavelength_spread", path)
+    if spread is None:
+        return None
+    n = int(whole_numbers(spread, path, "incident_wavelength_spread").size or 0)
+    if n == 0:
+        return None
+    value = float(_element(spread, frame if frame < n else 0))
+    units = attribute(spread, "units").lower()
+    if units in _ANGSTROM:
+        value *= _ANGSTROM[units] / (wavelength * _FWHM)
+    if not 0 <= value < 1:
+        raise InputError(
+            f"{path}: a bandwidth of {value:g} cannot be; correct incident_wavelength_spread, or "
+            "give --bandwidth"
+        )
+    return value
+
+
+def _element(dataset: h5py.Dataset, index: int) -> float:
+    """One number of a data set of any dimensions, in memory's order."""
+    if dataset.ndim == 0:
+        return float(dataset[()])
+    return float(dataset[tuple(np.unravel_index(index, dataset.shape))])
