@@ -65,9 +65,9 @@ def what_the_run_shares(obs: SpotStatistics, priors: Priors) -> Run:
 
 def panel_moves(obs: SpotStatistics, priors: Priors) -> jax.Array | None:
     """Sample shift and turn of each group of panels where a detector has several."""
-    if obs.pilot_panels is None:
+    if obs.current_panels is None:
         return None
-    size = obs.pilot_panels.shape[1]
+    size = obs.current_panels.shape[1]
     sd = priors.panel_shift_sd_px, priors.panel_shift_sd_px, priors.panel_turn_sd_mrad
     names = "panel_x_px", "panel_y_px", "panel_turn_mrad"
     return jnp.stack([normal(name, 0.0, s, size) for name, s in zip(names, sd, strict=True)], 1)

@@ -176,7 +176,9 @@ def _panels(
     return {
         "panel_group": where.pad(group),
         "panel_axes": where.pad(p.inv_range[:, None, None] * np.einsum("nai,nki->nak", e12, moves)),
-        "pilot_panels": np.broadcast_to(geometry.panels, (where.shape[0], *geometry.panels.shape)),
+        "current_panels": np.broadcast_to(
+            geometry.panels, (where.shape[0], *geometry.panels.shape)
+        ),
     }
 
 

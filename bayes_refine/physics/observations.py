@@ -60,7 +60,7 @@ class SpotStatistics:
             crystal turns, Å⁻¹; None of stills.
         panel_group: (n, m) group of panels that a spot is on. panel_axes: (n, 2, 3, m) change of
             (ε_1, ε_2) at a fixed pixel, Å⁻¹ per px of the group's x and y and per mrad of its turn.
-            pilot_panels: (n, g, 3) moves of the groups at the current state.  All three are None
+            current_panels: (n, g, 3) moves of the groups at the current state.  All three are None
             where panels stay in place.
         wavelength: (n, 1) Å as stated, where each shot's is an unknown; else None.
         log_pulse_energy: (n, 1) ln of the shot's energy over the run's median, NaN where unknown;
@@ -98,6 +98,6 @@ class SpotStatistics:
     half_turn: Array | None = None
     panel_group: Array | None = None
     panel_axes: Array | None = None
-    pilot_panels: Array | None = None
+    current_panels: Array | None = None
     wavelength: Array | None = None
     log_pulse_energy: Array | None = None

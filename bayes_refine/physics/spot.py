@@ -128,9 +128,9 @@ def _beam_direction(obs: SpotStatistics) -> Array:
 def _of_panels(obs: SpotStatistics, panels: Array) -> Array:
     """(n, 2, m) change of (ε_1, ε_2) at a fixed pixel as groups of panels move from the current
     state to (g, 3), Å⁻¹."""
-    assert not (obs.panel_group is None or obs.panel_axes is None or obs.pilot_panels is None)
+    assert not (obs.panel_group is None or obs.panel_axes is None or obs.current_panels is None)
     on = jax.nn.one_hot(obs.panel_group, len(panels), axis=1)  # its derivatives are cheap
-    change = jnp.einsum("ngk,ngm->nkm", panels - obs.pilot_panels, on)
+    change = jnp.einsum("ngk,ngm->nkm", panels - obs.current_panels, on)
     return jnp.sum(obs.panel_axes * change[:, None], 2)
 
 

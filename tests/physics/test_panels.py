@@ -80,4 +80,4 @@ def test_one_panel_has_no_panel_unknowns(still):
     p = predict(still, np.array([[5, 3, 2], [4, 4, 1]]), 2.6, lambda d: np.full_like(d, 1.0))
     where = layout(p.image, 1, 32)
     obs = geometry_observations([still], p, where, CURRENT._replace(panels=None), 1e-3)
-    assert obs.panel_group is obs.panel_axes is obs.pilot_panels is None
+    assert obs.panel_group is obs.panel_axes is obs.current_panels is None
