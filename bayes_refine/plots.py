@@ -4,7 +4,7 @@ imported when one is called.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from .fitting.measure_run import shoebox_for
 from .fitting.tables import image_table, usable_images
 from .io.images import ImageReader
 from .measuring.shoebox import Shoebox
-from .measuring.template import template_and_gradient
 from .util.errors import InputError
 from .util.text import printable
 
@@ -39,8 +38,10 @@ def overview(run: RunFit, reader: ImageReader) -> Any:
     from matplotlib.figure import Figure
 
     with _styled():
-        figure = Figure(figsize=(15, 10.4), layout="constrained")
-        grid = figure.add_gridspec(3, 4, height_ratios=[1, 1, 0.8])
+        figure = Figure(figsize=(15, 10.4))
+        edges = {"left": 0.035, "right": 0.993, "bottom": 0.045, "top": 0.97}
+        apart = {"wspace": 0.2, "hspace": 0.24}
+        grid = figure.add_gridspec(3, 4, height_ratios=[1, 1, 0.8], **edges, **apart)
         try:
             predicted_spots(run, reader, ax=figure.add_subplot(grid[:2, :2]))
         except InputError as error:  # gone since it was fitted
@@ -95,7 +96,7 @@ def predicted_spots(
     extent = (x0, x0 + shown.shape[1], y0 + shown.shape[0], y0)
     style = {"cmap": "Greys", "vmin": low, "vmax": max(high, low + 1e-9)}
     ax.imshow(shown, extent=extent, interpolation="nearest", **style)
-    radius = _shoebox(run).signal_radius
+    radius = shoebox_of(run).signal_radius
     here = of_image[p.panel[of_image] == panel]
     inside = np.all((p.xy_px[here] > [x0, y0]) & (p.xy_px[here] < [extent[1], extent[2]]), axis=1)
     for k in here[inside]:
@@ -200,7 +201,7 @@ def partiality_curve(run: RunFit, ax: Any = None, n_bins: int = 21) -> Any:
 def residuals_by_resolution(run: RunFit, ax: Any = None, n_bins: int = 12) -> Any:
     """(J − J_model)/σ against resolution with its median and the band that holds 68 %."""
     ax = _axes(ax)
-    rows, z = _residuals(run)
+    rows, z = residuals(run)
     s = 1 / run.reflections.d[rows].astype(float) ** 2
     ax.plot(s, np.clip(z, -8, 8), ".", ms=1.6 if len(z) > 5000 else 2.5, color=BLUE, alpha=0.3)
     edges = np.quantile(s, np.linspace(0, 1, n_bins + 1))
@@ -227,7 +228,7 @@ def residuals_by_resolution(run: RunFit, ax: Any = None, n_bins: int = 12) -> An
 def residual_histogram(run: RunFit, ax: Any = None) -> Any:
     """Distribution of (J − J_model)/σ of weak and strong reflections beside N(0, 1)."""
     ax = _axes(ax)
-    rows, z = _residuals(run)
+    rows, z = residuals(run)
     strength = run.reflections.J_model[rows] / np.sqrt(run.reflections.variance[rows])
     edges = np.linspace(-6, 6, 41)
     for chosen, color, name in (
@@ -275,30 +276,6 @@ def across_images(
     return ax
 
 
-def shoebox_gallery(run: RunFit, reader: ImageReader, n: int = 3, figure: Any = None) -> Any:
-    """Data, model and (data − model)/σ of reflections of four kinds, n each.
-
-    Strong: most photons expected; weak: about 1σ expected; below the model (missing, in the
-    worst case): most negative residual where 3σ or more was expected; above it: largest
-    residual.  Of the reflections the fit saw.
-
-    Raises:
-        InputError: an image cannot be read.
-    """
-    from matplotlib.figure import Figure
-
-    with _styled():
-        figure = figure or Figure(figsize=(3.4 * n + 0.4, 6.4), layout="constrained")
-        grid = figure.add_gridspec(4, 4 * n, width_ratios=[1, 1, 1, 0.12] * n, wspace=0.02)
-        for row, (kind, chosen) in enumerate(_kinds(run, n)):
-            for k, reflection in enumerate(chosen):
-                axes = [figure.add_subplot(grid[row, 4 * k + j]) for j in range(3)]
-                _draw_shoebox(run, reader, int(reflection), axes)
-                if k == 0:
-                    axes[0].set_ylabel(kind, fontsize=8.5, fontweight="bold")
-    return figure
-
-
 # -- helpers --------------------------------------------------------------------------------
 
 
@@ -326,7 +303,7 @@ def _narrow(values: np.ndarray) -> bool:
     return bool(np.nanmax(values) < 8 * np.nanmin(values))
 
 
-def _shoebox(run: RunFit) -> Shoebox:
+def shoebox_of(run: RunFit) -> Shoebox:
     """The shoebox of the last round, to within its steps of a pixel."""
     shoebox = shoebox_for(run.reflections.frame, run.reflections.spot_moment.astype(float))
     assert shoebox is not None, "a fitted run has reflections"
@@ -348,55 +325,8 @@ def _densest(panel, xy, shape, size) -> tuple[int, int, int]:
     return best
 
 
-def _residuals(run: RunFit) -> tuple[np.ndarray, np.ndarray]:
+def residuals(run: RunFit) -> tuple[np.ndarray, np.ndarray]:
     """Rows that inform the fit, and (J − J_model)/σ."""
     r = run.reflections
     rows = np.flatnonzero(r.informs & usable_images(run)[r.image])
     return rows, ((r.J - r.J_model) / np.sqrt(r.variance))[rows].astype(float)
-
-
-def _kinds(run: RunFit, n: int) -> Iterator[tuple[str, np.ndarray]]:
-    rows, z = _residuals(run)
-    expected_J = run.reflections.J_model[rows]
-    strength = expected_J / np.sqrt(run.reflections.variance[rows])
-    yield "strong", rows[np.argsort(-expected_J)[:n]]
-    yield "weak", rows[np.argsort(np.abs(strength - 1))[:n]]
-    expected = np.flatnonzero(strength > 3)
-    yield "below the model", rows[expected[np.argsort(z[expected])[:n]]]
-    yield "above the model", rows[np.argsort(-z)[:n]]
-
-
-def _draw_shoebox(run: RunFit, reader: ImageReader, k: int, axes: Sequence[Any]) -> None:
-    p, image = run.reflections, int(run.reflections.image[k])
-    pixels, valid = reader.read(run.stills[image])
-    half = int(np.ceil(_shoebox(run).signal_radius)) + 3
-    middle = np.floor(p.xy_px[k]).astype(int)
-    dy, dx = np.mgrid[-half : half + 1, -half : half + 1]
-    x, y = middle[0] + dx, middle[1] + dy
-    on = (x >= 0) & (y >= 0) & (x < pixels.shape[2]) & (y < pixels.shape[1])
-    at = (p.panel[k], np.clip(y, 0, pixels.shape[1] - 1), np.clip(x, 0, pixels.shape[2] - 1))
-    data = np.where(on & valid[at], pixels[at], np.nan)
-    moment = p.spot_moment[[k]].astype(float) * 1e6
-    template = template_and_gradient(
-        p.xy_px[[k]] - middle - 0.5,
-        p.frame[[k]].astype(float) * 1e3,
-        moment,
-        np.sqrt(moment[:, 0] + moment[:, 1]),
-        np.stack([dx.ravel(), dy.ravel()], axis=1).astype(float),
-    )[0]
-    background = float(p.background[k])
-    expected = background + p.J_model[k] * np.asarray(template).reshape(data.shape)
-    z = (data - expected) / np.sqrt(np.maximum(expected, 0.05))
-    top = max(float(np.nanmax(data)) if np.isfinite(data).any() else 1, expected.max(), 1.0)
-    for axis, values in zip(axes[:2], (data, expected), strict=True):
-        axis.imshow(
-            values, cmap="Greys", vmin=min(background, 0), vmax=top, interpolation="nearest"
-        )
-    axes[2].imshow(z, cmap="RdBu_r", vmin=-5, vmax=5, interpolation="nearest")
-    sd = np.sqrt(p.variance[k])
-    h, kk, l = p.hkl[k]  # noqa: E741
-    title = f"({h} {kk} {l}), image {image}: J {p.J[k]:.0f} ± {sd:.0f}, model {p.J_model[k]:.0f}"
-    axes[0].set_title(title, fontsize=7.5, fontweight="normal", loc="left")
-    for axis, name in zip(axes, ("data", "model", "difference, ±5σ"), strict=True):
-        axis.set(xticks=[], yticks=[])
-        axis.set_xlabel(name, fontsize=7, color="0.4", labelpad=2)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 
 from .density import Model, Site, place_of, traced, unflatten
 
@@ -109,11 +110,28 @@ def _compiled_predictive(model: Model):
         observed = {k: s for k, s in observed.items() if s["is_observed"]}
         keys = jax.random.split(key, max(len(observed), 1))
         return {
-            name: (site["fn"].log_prob(site["value"]), site["fn"].sample(k))
+            name: (site["fn"].log_prob(site["value"]), _replicate(site["fn"], k))
             for k, (name, site) in zip(keys, observed.items(), strict=False)
         }
 
     return one
+
+
+def _replicate(fn: dist.Distribution, key: jax.Array) -> jax.Array:
+    """A draw; of a Student-t √(ν(U^(−2/ν) − 1))·cos 2πV with U, V uniform (Bailey 1994).
+
+    That is exact, and much faster than a normal over the root of a gamma, which is drawn by
+    rejection.
+    """
+    base = fn
+    while isinstance(base, dist.MaskedDistribution | dist.ExpandedDistribution):
+        base = base.base_dist
+    if not isinstance(base, dist.StudentT):
+        return fn.sample(key)
+    kind = jnp.result_type(base.scale)
+    u, v = jax.random.uniform(key, (2, *fn.shape()), kind, minval=jnp.finfo(kind).tiny)
+    radius = jnp.sqrt(base.df * jnp.expm1(-2 / base.df * jnp.log(u)))
+    return base.loc + base.scale * radius * jnp.cos(2 * jnp.pi * v)
 
 
 def _gaussian(rng, precision, shape):

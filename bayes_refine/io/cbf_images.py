@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fabio.compression import decByteOffset
 
 from ..util.errors import InputError
 from .boundary import refusing
@@ -138,6 +137,8 @@ def _pixels(section: _Section, path: Path) -> np.ndarray:
             "(wrong checksum); copy it anew"
         )
     if section.compression == "x-cbf_byte_offset":
+        from fabio.compression import decByteOffset  # slow to import, and rarely needed
+
         pixels = np.asarray(decByteOffset(bytes(section.data), n, section.dtype.newbyteorder("=")))
         pixels = pixels.astype(section.dtype.newbyteorder("="), copy=False)
     elif section.compression in ("x-cbf_packed", "x-cbf_packed_v2", "x-cbf_canonical"):

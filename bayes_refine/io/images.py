@@ -15,7 +15,6 @@ from .cbf_images import is_cbf, read_cbf
 from .hdf5_beam import FileBeam, read_hdf5_beam
 from .hdf5_images import Hdf5Images, is_hdf5
 from .image_shape import ImageShape
-from .other_images import read_other
 
 _OPEN_FILES = 4
 _KEPT_BYTES = 2**28  # of images as stored: later rounds do not unpack them again
@@ -197,6 +196,8 @@ def read_pixels(path: Path, frame: int, shape: ImageShape) -> np.ndarray:
         unpacked = content(path, limit) if packed(start) else None
         named = path.name.lower().endswith((".cbf", ".cbf.gz", ".cbf.bz2"))
         if not named and not is_cbf((unpacked or start)[:64]):
+            from .other_images import read_other  # fabio is slow to import, and rarely needed
+
             return read_other(path, frame, shape, unpacked)
         if frame != 0:
             raise InputError(f"{path} has 1 frames, no frame {frame}; correct the .expt")

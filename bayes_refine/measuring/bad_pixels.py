@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binom, norm
+from scipy.special import bdtrc, ndtri
 
 from ..geometry.experiments import Still
 from ..io.images import ImageReader
@@ -90,7 +90,7 @@ def bad_pixels(images: np.ndarray, read_noise: float = 0.0) -> BadPixels:
         return BadPixels(hot, dead, n)
     r2 = read_noise**2
     middle, most, total, known = _over_images(images, few, r2)
-    surely = norm.isf(_FALSE / middle.size)
+    surely = -ndtri(_FALSE / middle.size)
     beside = _second_of_neighbours(middle, brightest=True)
     with np.errstate(invalid="ignore"):
         floor = 2 * np.sqrt(np.maximum(beside, 0) + r2)  # of what can be bright and alone
@@ -140,7 +140,7 @@ def bad_pixels_of(
 def _images_that_may_be_dim(n: int, n_pixels: int) -> int | None:
     """Number of images, of n, on which a hot pixel may be dim; None where even n prove nothing."""
     for dim in range((n - 1) // 2, -1, -1):
-        if n_pixels * binom.sf(n - dim - 1, n, _CHANCE_BRIGHT) <= _FALSE:
+        if n_pixels * bdtrc(n - dim - 1, n, _CHANCE_BRIGHT) <= _FALSE:
             return dim
     return None
 

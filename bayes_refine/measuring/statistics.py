@@ -27,7 +27,7 @@ import numpy as np
 from .background import ring_background, ring_slope
 from .shoebox import Boxes, Shoebox
 from .stray_pixels import conditional_variance, stray_pixels
-from .template import template_and_gradient
+from .template import template_gradient_bend
 from .weights import Weights, score_weights
 
 MIN_RING = 10  # pixels of background; with fewer a spot is not measured
@@ -88,12 +88,8 @@ def _statistics(
 ):
     offsets = jnp.asarray(shoebox.signal_offsets, frame.dtype)
     width = jnp.sqrt(moment[:, 0] + moment[:, 1])
-    wider = width[:, None] ** 2 * jnp.array([1.0, 1.0, 0.0], frame.dtype)  # of moment by spread
-
-    def at(moment):
-        return template_and_gradient(boxes.centre, frame, moment, width, offsets)
-
-    (template, gradient, moments), (_, bend, _) = jax.jvp(at, (moment,), (wider,))
+    at = boxes.centre, frame, moment, width, offsets
+    template, gradient, moments, bend = template_gradient_bend(*at)
     background, keep, pixel_variance = ring_background(boxes.ring, start, read_variance)
     count = jnp.sum(keep, axis=1)
     enough = count >= MIN_RING
@@ -116,7 +112,7 @@ def _statistics(
     response = jnp.einsum("nak,nbk->nab", a, derivative)
     finite_mean = jnp.where(enough, mean_variance, 0.0)
     lever = jnp.einsum("nak,nkb->nab", a, away)
-    curvature = 0.5 * jnp.sum(a[:, 3] * bend[:, 2], axis=1)
+    curvature = 0.5 * jnp.sum(a[:, 3] * bend, axis=1)
     saturation = jnp.clip(-curvature / jnp.maximum(response[:, 3, 3], 1e-6), 0.0, MAX_SATURATION)
     v_background = jnp.sum(a**2, axis=2) * pixel_variance[:, None]
     v_background += jnp.sum(a, axis=2) ** 2 * finite_mean[:, None]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtr
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from .shoebox import Shoebox
 
@@ -57,7 +57,7 @@ def stray_pixels(excess, usable, template, gradient, moment_px, noise, expected,
     spread = noise[:, None] + J_most * template + J_variance * template**2
     spread += (_WRONG * J_most) ** 2 * wrong
     n_pixels = len(shoebox.signal_offsets)
-    enough = norm.isf(FALSE_PER_SPOT / n_pixels) ** 2
+    enough = ndtri(FALSE_PER_SPOT / n_pixels) ** 2
     ratio = jnp.maximum(e - mean, 0.0) / counted
     deviance = 2 * counted**2 / spread * ((1 + ratio) * jnp.log1p(ratio) - ratio)
     return usable & (deviance > enough) & _alone(e, usable, moment_px, noise, shoebox)

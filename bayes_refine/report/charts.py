@@ -151,6 +151,7 @@ def residuals_on_detector(figure: Any, r: ObservedAndExpected, per_bin: int = 20
     with np.errstate(divide="ignore", invalid="ignore"):
         mean = np.where(enough, total / count, np.nan)
         rms = np.where(enough, np.sqrt(square / count), np.nan)
+    figure.subplots_adjust(wspace=0.1)
     for k, (values, name, style) in enumerate(
         (
             (mean, "mean (J − J_model)/σ", {"cmap": "RdBu_r", "vmin": -1.5, "vmax": 1.5}),

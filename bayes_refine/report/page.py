@@ -127,12 +127,12 @@ def chart(
 
     from .. import plots
 
-    style = {**plots.STYLE, "svg.fonttype": "none", "svg.hashsalt": name}
+    style = {**plots.STYLE, **margins(size), "svg.fonttype": "none", "svg.hashsalt": name}
     kind = " wide" if size[0] > 7 else ""
     data = "" if images is None else f" data-images='{json.dumps(np.asarray(images).tolist())}'"
     try:
         with matplotlib.rc_context(style):
-            figure = Figure(figsize=size, layout="constrained")
+            figure = Figure(figsize=size)
             figure = draw(figure) or figure
             drawn = _svg(figure, name, caption)
     except Exception as error:
@@ -143,6 +143,23 @@ def chart(
         f'<figure id="{name}" class="chart{kind}"{data}>\n{drawn}\n'
         f"<figcaption>{escape(caption)}</figcaption>\n</figure>"
     )
+
+
+def margins(
+    size: tuple[float, float],
+    left: float = 0.68,
+    right: float = 0.1,
+    bottom: float = 0.45,
+    top: float = 0.3,
+) -> dict[str, float]:
+    """Matplotlib's settings for margins in inches of a figure of that size, inches.
+
+    Matplotlib can find margins by itself, which doubles the time that a figure takes.
+    """
+    wide, high = size
+    sides = {"left": left / wide, "right": 1 - right / wide}
+    sides |= {"bottom": bottom / high, "top": 1 - top / high}
+    return {f"figure.subplot.{name}": value for name, value in sides.items()}
 
 
 def figures(*parts: str | None, columns: int = 2) -> str:

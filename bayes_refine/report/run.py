@@ -17,6 +17,7 @@ from ..physics.contract import unknown
 from . import glance, images, recipe, sections
 from .arrows import arrows_of
 from .charts import ObservedAndExpected
+from .gallery import shoebox_gallery
 from .page import Section, attempt, chart, failures, write_report
 
 
@@ -181,14 +182,12 @@ def couplings(run: RunFit) -> tuple[list[str], np.ndarray] | None:
 
 def _pixels(run: RunFit, reader: ImageReader | None) -> tuple[str | None, str | None]:
     """The gallery of shoeboxes, and part of an image with its predictions."""
-    from .. import plots
-
     r = run.reflections
     if reader is None or not (r.informs & usable_images(run)[r.image]).any():
         return None, None
     gallery = chart(
         "gallery",
-        lambda figure: plots.shoebox_gallery(run, reader, n=3),
+        lambda figure: shoebox_gallery(run, reader, n=3),
         "Shoeboxes: data, model and their difference over σ of a pixel (±5). Strong; weak; "
         "expected but not seen (largest deficit); more than expected (largest excess); J in "
         "photons. In a good run the differences are structureless noise, and the missing and "

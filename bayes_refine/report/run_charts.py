@@ -12,6 +12,7 @@ import numpy as np
 
 from ..plots import BLUE, GREY, ORANGE, RED, SHELLS
 from .drawing import MAX_HOVER, image_axis, legend, on_lines, resolution_ticks, sample
+from .page import margins
 from .quantities import quantity
 
 MIN_PAIRS = 10  # in a shell, for its correlation to be drawn
@@ -90,6 +91,7 @@ def agreement(figure: Any, rows: Sequence[Mapping[str, Any]]) -> None:
         ("completeness (%)", (("completeness", "completeness", BLUE, "-"),)),
         ("multiplicity", (("multiplicity", "multiplicity", BLUE, "-"),)),
     )
+    figure.subplots_adjust(wspace=0.33)
     for k, (label, lines) in enumerate(panels):
         ax = figure.add_subplot(1, len(panels), k + 1)
         factor = 100 if "%" in label else 1
@@ -114,28 +116,34 @@ def pairs(figure: Any, draws: Mapping[str, np.ndarray]) -> None:
 
     One axes for all cells, cell (row i, column j) at x = j, y = n − 1 − i: n² of them are slow.
     """
-    ax = figure.add_subplot()
+    from matplotlib.collections import LineCollection
+
     names, n = list(draws), len(draws)
+    _margins(figure, left=1.95, bottom=0.95, right=0.05, top=0.05)
+    ax = figure.add_subplot()
     values = np.array([quantity(k).factor * np.asarray(draws[k], float) for k in names])
     low, high = values.min(axis=1), values.max(axis=1)
     unit = 0.05 + 0.86 * (values - low[:, None]) / (high - low)[:, None]  # within a cell
     rows = sample(np.arange(values.shape[1]), 1000)
     correlation = np.corrcoef(values)
+    low_cells = [(i, j) for i in range(n) for j in range(i)]
+    x = [j + unit[j][rows] for _, j in low_cells]
+    y_of = [n - 1 - i + unit[i][rows] for i, _ in low_cells]
     style = {"ms": 2.4, "mew": 0, "color": BLUE, "alpha": 0.5, "rasterized": True}
+    ax.plot(np.concatenate(x), np.concatenate(y_of), "o", **style)
+    lines = []
     for i in range(n):
         y = n - 1 - i
-        for j in range(i):
-            ax.plot(j + unit[j][rows], y + unit[i][rows], "o", **style)
         height, edges = np.histogram(unit[i], 20)
         ax.stairs(y + 0.86 * height / height.max(), i + edges, baseline=y, fill=True, color=BLUE)
-        for j in range(i + 1):
-            ax.plot([j, j, j + 0.96], [y + 0.96, y, y], color="0.4", lw=0.6)
+        lines += [[(j, y + 0.96), (j, y), (j + 0.96, y)] for j in range(i + 1)]
         for j in range(i + 1, n):
             c = correlation[i, j]
             color = RED if abs(c) > 0.5 else "k" if abs(c) > 0.2 else GREY
             text = f"{c:+.2f}".replace("-", "−")
             size = 8 + 4 * abs(c)
             ax.text(j + 0.48, y + 0.48, text, ha="center", va="center", size=size, color=color)
+    ax.add_collection(LineCollection(lines, colors="0.4", linewidths=0.6))
     _cell_ticks(ax, names, low, high)
     ax.spines[:].set_visible(False)
     ax.set(xlim=(-0.02, n), ylim=(-0.02, n))
@@ -172,8 +180,10 @@ def _cell_ticks(ax: Any, names: Sequence[str], low: np.ndarray, high: np.ndarray
 
 def couplings(figure: Any, names: Sequence[str], correlation: np.ndarray) -> None:
     """A matrix of posterior correlations, numbers in the cells."""
-    ax = figure.add_subplot()
     n = len(names)
+    longest = 0.3 + 0.075 * max(map(len, names))
+    _margins(figure, left=longest, bottom=0.75 * longest, right=0.35, top=0.05)
+    ax = figure.add_subplot()
     below = np.where(np.tri(n, k=-1, dtype=bool), correlation, np.nan)[1:, :-1]
     shown = ax.imshow(below, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="none", aspect="auto")
     for (i, j), c in np.ndenumerate(below):
@@ -186,3 +196,9 @@ def couplings(figure: Any, names: Sequence[str], correlation: np.ndarray) -> Non
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
     figure.colorbar(shown, ax=ax, label="posterior correlation", fraction=0.03, pad=0.01)
+
+
+def _margins(figure: Any, **inches: float) -> None:
+    """Set the margins of a figure (``page.margins``)."""
+    found = margins(tuple(figure.get_size_inches()), **inches)
+    figure.subplots_adjust(**{name.rsplit(".", 1)[1]: value for name, value in found.items()})
