@@ -50,9 +50,9 @@ def shoebox_gallery(run: RunFit, reader: ImageReader, n: int = 3, figure: Any = 
                     canvas[y : y + side, x : x + side] = colors(values)
                     frames.append(frame + np.array([x, y]))
         for k in range(3 * n):
-            x = k // 3 * wide + k % 3 * (side + 2) + half + 0.5
+            middle = k // 3 * wide + k % 3 * (side + 2) + half + 0.5
             name = ("data", "model", "difference, ±5σ")[k % 3]
-            ax.text(x, 4 * high, name, size=7, color="0.4", ha="center", va="top")
+            ax.text(middle, 4 * high, name, size=7, color="0.4", ha="center", va="top")
         extent = (0, n * wide, 4 * high, 0)
         ax.imshow(canvas, extent=extent, interpolation="nearest", aspect="auto")
         ax.add_collection(LineCollection(frames, colors="k", linewidths=0.7))
