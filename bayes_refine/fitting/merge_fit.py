@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import gemmi
 import jax.numpy as jnp
 import numpy as np
 
+from ..geometry.experiments import Still
 from ..geometry.miller import pack_hkl, resolution, unique_hkl
 from ..geometry.symmetry import asu_map, epsilon_centric
 from ..merging.amplitude_prior import fit_prior
@@ -14,6 +17,7 @@ from ..merging.mates import apart
 from ..merging.merged_intensities import Intensities, together
 from ..merging.reference_scale import amplitudes_of
 from ..physics.reference import Reference
+from .partial_sums import Partials, partials_of
 from .reflections import Reflections
 
 
@@ -32,15 +36,19 @@ def measured_of(
     scale_sd: np.ndarray | float,
     nu: float,
     anomalous: bool = False,
+    stills: Sequence[Still] = (),
 ) -> Measured:
     """The reflections ``rows`` of a fit, sorted by unique reflection.
 
     Variances, as functions of I, are those of counting and of the model.  The uncertainty of the
     scale g (``scale_sd``, fractional, (N,) or a number) is added to the model's fractional error.
+    Frames of one crossing of the sphere are one sum, in which that error is the same for all and
+    the errors of scales are independent.
 
     Args:
         nu: degrees of freedom of the residuals, ``state.tails``.
         anomalous: Friedel mates apart, I− at −h.
+        stills: of the run, whose frames of a turning crystal are summed (``partial_sums``).
     """
     rows = observed_rows(r, rows, space_group, anomalous)
     hkl = asu_map(r.hkl[rows], space_group, anomalous)[0]
@@ -51,16 +59,36 @@ def measured_of(
         "scale": r.scale[rows],
         "variance": r.variance_background[rows],
         "per_photon": r.variance_signal[rows],
-        "fraction": np.sqrt(r.relative_variance[rows] + sd**2),
         "weight": np.ones(len(rows)),
     }
+    fraction2 = r.relative_variance[rows]
+    image = r.image[rows]
+    if (partials := partials_of(r, rows, code, stills)) is not None:
+        columns = _summed(columns, partials)
+        fraction2 = partials.mean(np.sqrt(fraction2)) ** 2
+        sd = np.sqrt(partials.total((partials.share * sd) ** 2))
+        start = np.unique(partials.group, return_index=True)[1]
+        code, image = code[start], image[start]
+    columns["fraction"] = np.sqrt(fraction2 + sd**2)
     return Measured(
         **{name: jnp.asarray(values, float) for name, values in columns.items()},
         nu=nu,
         code=jnp.asarray(code),
-        image=jnp.asarray(r.image[rows]),
+        image=jnp.asarray(image),
         hkl=jnp.asarray(hkl[first]),
     )
+
+
+def _summed(columns: dict[str, np.ndarray], partials: Partials) -> dict[str, np.ndarray]:
+    """Columns of the sums Σ w J, whose variance by counting is the sum of their partials'."""
+    w = partials.weight
+    return {
+        "intensity": partials.total(w * columns["intensity"]),
+        "scale": partials.total(w * columns["scale"]),
+        "variance": partials.total(w**2 * columns["variance"]),
+        "per_photon": partials.mean(w * columns["per_photon"]),
+        "weight": np.ones(partials.group.max() + 1),
+    }
 
 
 def intensities_of_fit(

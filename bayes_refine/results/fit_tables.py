@@ -11,11 +11,14 @@ import numpy as np
 from .. import infer
 from ..fitting.loop import RunFit
 from ..fitting.merge_fit import intensities_of_fit, measured_of, observed_rows
+from ..fitting.partial_sums import partials_of
 from ..fitting.posterior_draws import of_batch
 from ..fitting.problem import Settings
 from ..fitting.state import tails
 from ..fitting.tables import image_table, lab_positions, mean_cell, usable_images
 from ..geometry.experiments import Experiments
+from ..geometry.miller import unique_hkl
+from ..geometry.symmetry import asu_map
 from ..io.expt import write_experiments
 from ..io.mtz import write_merged, write_unmerged
 from ..merging.merged_columns import merged_files
@@ -72,6 +75,7 @@ def merged_of(
         scale_sd,
         tails(run.fit.values(), priors),
         anomalous,
+        run.stills,
     )
     return intensities_of_fit(
         measured,
@@ -91,6 +95,13 @@ def _rows(run: RunFit) -> np.ndarray:
     if not len(rows):
         raise InputError(f"no image could be fitted; the first one: {run.status[0]}")
     return rows
+
+
+def _weights(run: RunFit, seen, group, weight: np.ndarray, anomalous: bool) -> np.ndarray:
+    """Weight in the merge of each observation; partials have their shares of their sum's."""
+    hkl = asu_map(run.reflections.hkl[seen], group, anomalous)[0]
+    partials = partials_of(run.reflections, seen, unique_hkl(hkl)[1], run.stills)
+    return weight if partials is None else weight[partials.group] * partials.share
 
 
 def write_tables(
@@ -139,7 +150,8 @@ def write_tables(
 
     seen = observed_rows(r, rows, group, anomalous)
     with np.errstate(divide="ignore", over="ignore"):
-        scaled, sigma = r.J[seen] / r.scale[seen], found.merged.weight**-0.5
+        scaled = r.J[seen] / r.scale[seen]
+        sigma = _weights(run, seen, group, found.merged.weight, anomalous) ** -0.5
     good = np.isfinite(np.float32(scaled)) & np.isfinite(np.float32(sigma))
     seen, scaled, sigma = seen[good], scaled[good], sigma[good]
     columns = {name: values[seen] for name, values in common.items()}

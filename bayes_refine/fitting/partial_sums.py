@@ -1,0 +1,98 @@
+"""Partials of a reflection on successive frames of one crystal, summed before they are merged.
+
+What J_model has wrong of a reflection (its curve, the few blocks that diffract) is wrong in the
+same way on the next frame, so that such errors do not average out over a crossing of the sphere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ..geometry.crystal import rotation_matrix
+from ..geometry.experiments import Still
+from ..geometry.miller import pack_hkl
+from .reflections import Reflections
+
+_ALIKE = 0.05  # largest part of an index by which orientations of one crystal differ from the turn
+_GAP = 2  # frames from one partial to the next of the same crossing
+
+
+class Partials(NamedTuple):
+    """Which of n observations are summed.
+
+    Attributes:
+        group: (n,) number of its sum, ascending with the unique reflection.
+        weight: (n,) in the sum Σ w J, that of the most precise scale by counting.
+        share: (n,) w g/Σ w g within the sum.
+    """
+
+    group: np.ndarray
+    weight: np.ndarray
+    share: np.ndarray
+
+    def total(self, values: np.ndarray) -> np.ndarray:
+        """Sums of values (n,) over each group."""
+        return np.bincount(self.group, values)
+
+    def mean(self, values: np.ndarray) -> np.ndarray:
+        """Means of values (n,) by share over each group."""
+        return self.total(self.share * values)
+
+
+def crystals_of(stills: Sequence[Still]) -> tuple[np.ndarray, np.ndarray]:
+    """Which crystal each still is of, (n,), and (n, 3, 3) from its indices to the crystal's first.
+
+    A still is of the crystal of the still before it if both turn, lie in one file or series, and
+    their orientations differ by the turn between them but for a change of indices M, as two
+    equivalent ways of indexing do: A_k M⁻¹ ≈ R A_{k−1}.
+    """
+    n = len(stills)
+    crystal, change = np.arange(n), np.tile(np.eye(3, dtype=int), (n, 1, 1))
+    for k in range(1, n):
+        one, two = stills[k - 1], stills[k]
+        if one.turn_mrad is None or two.turn_mrad is None or not np.any(two.turn_mrad):
+            continue
+        frames = two.frame - one.frame if two.image_path == one.image_path else 1
+        for turn in (two.turn_mrad, -two.turn_mrad):  # the sign of a spindle need not be known
+            turned = rotation_matrix(frames * turn) @ one.crystal.A
+            M = np.linalg.solve(turned, two.crystal.A)
+            if np.abs(M - np.round(M)).max() < _ALIKE and abs(np.linalg.det(M) - 1) < _ALIKE:
+                crystal[k], change[k] = crystal[k - 1], change[k - 1] @ np.round(M).astype(int)
+                break
+    return crystal, change
+
+
+def partials_of(
+    r: Reflections, rows: np.ndarray, code: np.ndarray, stills: Sequence[Still]
+) -> Partials | None:
+    """Partials of the observations ``rows``; None of stills, of which each is its own.
+
+    Args:
+        code: (n,) unique reflection of each row. stills: of the run.
+    """
+    if all(still.turn_mrad is None for still in stills):
+        return None
+    crystal, change = crystals_of(stills)
+    image = r.image[rows]
+    hkl = np.einsum("nij,nj->ni", change[image], r.hkl[rows])
+    keys = code, crystal[image], pack_hkl(hkl), image
+    order = np.lexsort(keys[::-1])
+    new = np.zeros(len(rows), bool)
+    new[:1] = True
+    for key, step in zip(keys, (0, 0, 0, _GAP), strict=True):
+        new[1:] |= np.diff(key[order]) > step
+    group = np.empty(len(rows), int)
+    group[order] = np.cumsum(new) - 1
+    scale = r.scale[rows]
+    counting = r.variance_background[rows] + r.variance_signal[rows] * scale * np.maximum(
+        r.expected[rows], 0.0
+    )
+    weight = scale / counting
+    strongest = np.zeros(group.max(initial=-1) + 1)
+    np.maximum.at(strongest, group, weight)
+    weight = weight / np.maximum(strongest, 1e-300)[group]
+    of_sum = np.bincount(group, weight * scale)[group]
+    return Partials(group, weight, weight * scale / np.maximum(of_sum, 1e-300))
