@@ -21,7 +21,8 @@ from lysosim import SHARED, gauge, load
 
 import bayes_refine as br
 from bayes_refine import infer
-from bayes_refine.fitting.measure_run import MIN_COVERED, Plan, measure_run
+from bayes_refine.fitting.measure_batch import MIN_COVERED, Plan
+from bayes_refine.fitting.measure_run import measure_run
 from bayes_refine.fitting.merge_fit import intensities_of_fit, measured_of
 from bayes_refine.fitting.problem import prepare_run
 from bayes_refine.fitting.start import BROAD_MARGIN, spot_width

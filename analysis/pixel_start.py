@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 import bayes_refine as br
-from bayes_refine.fitting.measure_run import Plan, measure_run
+from bayes_refine.fitting.measure_batch import Plan
+from bayes_refine.fitting.measure_run import measure_run
 from bayes_refine.fitting.problem import prepare_run
 from bayes_refine.fitting.start import find_start
 

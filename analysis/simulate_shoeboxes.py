@@ -17,7 +17,8 @@ from scipy.spatial.transform import Rotation
 
 import bayes_refine as br
 from bayes_refine import infer
-from bayes_refine.fitting.measure_run import Batch, MeasuredRun, Plan
+from bayes_refine.fitting.measure_batch import Batch, Plan
+from bayes_refine.fitting.measure_run import MeasuredRun
 from bayes_refine.fitting.one_round import Movement, one_round
 from bayes_refine.fitting.problem import Run
 from bayes_refine.geometry import predict

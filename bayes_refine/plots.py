@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .fitting.loop import RunFit
-from .fitting.measure_run import shoebox_for
+from .fitting.measure_batch import shoebox_for
 from .fitting.tables import image_table, usable_images
 from .io.images import ImageReader
 from .measuring.shoebox import Shoebox

@@ -16,7 +16,7 @@ from ..fitting import loop, tables
 from ..fitting.checkpoint import Checkpoint
 from ..fitting.exposures import exposed
 from ..fitting.prepare import Prepared, fit, prepare
-from ..fitting.problem import Settings
+from ..fitting.problem import Settings, Work
 from ..io.images import ImageReader
 from ..io.pulse_energies import with_pulse_energies
 from ..merging.merged_columns import blank_sentence
@@ -26,7 +26,7 @@ from ..results import fit as results
 from ..util import folder
 from ..util.errors import InputError
 from ..util.status import Kind
-from . import options
+from . import options, place
 from .app import app, log_to, out_console, progress
 from .components import with_components
 from .export import exported
@@ -209,13 +209,16 @@ def fit_command(
             help="Go on with the fit that was stopped in --out, which is all that need be given.",
         ),
     ] = False,
+    workers: place.Workers = None,
+    scheduler: place.Scheduler = None,
+    work: place.WorkFolder = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     config: options.Config = None,
 ) -> None:
     """Fit a run of indexed stills; write refined geometry, intensities, posterior and a picture."""
     started = time.perf_counter()
-    work = context.with_resource(folder.taken(out, resume))
+    inside = context.with_resource(folder.taken(out, resume))
     log_to(out / "log.txt", context.obj or [], resume)
     program = loading.load_model(model)
     chosen = priors_from(priors_file, Priors())
@@ -239,9 +242,13 @@ def fit_command(
         raise InputError("--gain-map and --gain both say what the gain is; give one of them")
     usable = mask_for(run_of, mask, geometry)
     maps = maps_for(run_of.stills, gain_map, pedestal_map)
-    checkpoint = Checkpoint(work / folder.CHECKPOINT, made_of(context.obj or [], run_of.stills))
+    inputs = made_of(context.obj or [], run_of.stills)
+    checkpoint = Checkpoint(inside / folder.CHECKPOINT, inputs)
     checkpoint.begin()
-    with ImageReader(gain=gain, pedestal=pedestal, usable=usable, **maps) as reader:
+    with (
+        ImageReader(gain=gain, pedestal=pedestal, usable=usable, **maps) as reader,
+        place.work_of(workers, scheduler, work, inside / folder.MEASURED, inputs) as where,
+    ):
         fit_and_write(
             out,
             lambda: prepare(
@@ -252,6 +259,7 @@ def fit_command(
                 read_noise=read_noise,
                 bandwidth=bandwidth,
                 sensor=(sensor_thickness_mm, sensor_mu),
+                work=where,
             ),
             program,
             chosen,
@@ -261,6 +269,7 @@ def fit_command(
             method=method_of(method, guide, n_draws, chains, warmup),
             anomalous=anomalous,
             checkpoint=checkpoint,
+            work=where,
         )
     write_settings(context, out / "settings.toml")
     checkpoint.clear()
@@ -279,6 +288,7 @@ def fit_and_write(
     started: float,
     about: dict[str, Any],
     checkpoint: Checkpoint | None = None,
+    work: Work | None = None,
     **writing: Any,
 ) -> loop.RunFit:
     """Prepare, fit, write the results, and say what is worth telling about them."""
@@ -291,9 +301,11 @@ def fit_and_write(
             listener.say(str(ready.bad_pixels))
         seconds["noise"] = time.perf_counter() - mark
         mark = time.perf_counter()
-        run = fit(ready, model, prior, settings, listener, checkpoint)
+        run = fit(ready, model, prior, settings, listener, checkpoint, work)
         seconds["fit"] = time.perf_counter() - mark
         about = {**about, "seconds": seconds}
+        if work is not None and (record := work.executor.summary()):
+            about["workers"] = record
         summary = results.write_results(out, run, ready, about=about, progress=listener, **writing)
     _report(out, run, summary, time.perf_counter() - started)
     return run

@@ -12,6 +12,7 @@ from ..geometry.experiments import Still
 from ..util.errors import InputError
 from ..util.folder import CHECKPOINT, WORK
 from ..util.output import versions
+from . import place
 
 RESUME, COMMAND = "--resume", "the command"
 TALK = ("--quiet", "-q", "--verbose", "-v")  # what is shown, which no result depends on
@@ -20,7 +21,8 @@ TALK = ("--quiet", "-q", "--verbose", "-v")  # what is shown, which no result de
 def expanded(command: Sequence[str]) -> tuple[list[str], list[str]]:
     """The command as it was first given, and the arguments to run now.
 
-    ``fit --resume --out DIR`` alone stands for the command that was stopped in DIR.
+    ``fit --resume --out DIR`` alone stands for the command that was stopped in DIR; who works on
+    it, and what is shown, may be said anew.
 
     Raises:
         InputError: no stopped fit is there.
@@ -29,11 +31,13 @@ def expanded(command: Sequence[str]) -> tuple[list[str], list[str]]:
     if len(first) == len(command) or first[1:2] != ["fit"]:
         return list(command), list(command[1:])
     out, shown = folder_of(first), [word for word in first if word in TALK]
-    if out is not None and len(first) - len(shown) <= 4:
+    bare = place.without([word for word in first if word not in TALK])
+    if out is not None and len(bare) <= 4:
         record = read_record(out / WORK / CHECKPOINT)
         if record is None:
             raise InputError(f"{out}: no stopped fit to go on with; give the whole command")
-        first = [*map(str, record["made_of"][COMMAND]), *shown]
+        more = place.chosen(first)
+        first = [*map(str, record["made_of"][COMMAND]), *more, *shown]
     return first, [*first[1:], RESUME]
 
 
@@ -61,7 +65,7 @@ def made_of(command: Sequence[str], stills: Iterable[Still]) -> dict[str, Any]:
     """What a fit depends on: command, folder, files by size and time, versions."""
     files = {Path(word) for word in command[2:]} | {still.image_path for still in stills}
     return {
-        COMMAND: [word for word in command if word not in TALK],
+        COMMAND: place.without([word for word in command if word not in TALK]),
         "the working folder": os.getcwd(),
         "an input file": {str(p): _mark(p) for p in sorted(files) if p.is_file()},
         "a version": versions(),

@@ -18,7 +18,7 @@ from ..util.errors import InputError
 from ..util.folder import flush_to_disk
 from ..util.status import Status
 from .crosswise_reference import CrosswiseReference, Known
-from .measure_run import Plan
+from .measure_batch import Plan
 from .one_round import Movement
 from .problem import Run
 from .state import State

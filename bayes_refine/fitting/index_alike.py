@@ -11,7 +11,8 @@ from ..indexing.leave_image_out import Integrated
 from ..indexing.reindex import Reindexing, choose, choose_by_reference, nothing_to_choose
 from ..physics.priors import Priors
 from ..util.progress import Listener
-from .measure_run import MIN_COVERED, Batch, Plan, measure_run
+from .measure_batch import MIN_COVERED, Batch, Plan
+from .measure_run import measure_run
 from .problem import BATCH, Run
 from .start import BROAD_MARGIN, spot_width
 
@@ -46,6 +47,7 @@ def stills_alike(
     hkl, image, J, excitation, polarisation, variance, variance_signal = (
         np.concatenate(column) for column in zip(*map(_columns, measurements.batches), strict=True)
     )
+    measurements.batches.delete()
     g = first_scales(hkl, image, J / polarisation, excitation, run.ref.cell, run.ref.space_group)
     obs = Integrated(hkl, image, J, g * polarisation, variance, variance_signal, n)
     settings = run.settings

@@ -24,7 +24,8 @@ from .checkpoint import Checkpoint, Progress
 from .claims import claims_of, judged
 from .crosswise_reference import CrosswiseReference
 from .index_alike import stills_alike
-from .measure_run import Batch, MeasuredRun
+from .measure_batch import Batch
+from .measure_run import MeasuredRun
 from .merge_fit import measured_of
 from .one_round import Movement, Round, one_round
 from .problem import Run, Settings, Work, prepare_run
@@ -162,6 +163,8 @@ def refine(
     for round_ in range(done.rounds + 1, rounds + 1):
         progress.say(f"round {round_} of {rounds}: {len(run.stills)} images")
         last = round_ == rounds
+        if found is not None:
+            found.measurements.batches.delete()
         found = None  # frees the memory of the round before
         found = step(run, state, now, status, plan, margin, last, progress)
         state, plan = found.state, found.measurements.plan

@@ -10,7 +10,8 @@ import numpy as np
 from .. import infer
 from ..physics.priors import Priors
 from ..util.progress import Listener
-from .measure_run import MeasuredRun, Plan, measure_run
+from .measure_batch import Plan
+from .measure_run import MeasuredRun, measure_run
 from .problem import Run
 from .state import State
 

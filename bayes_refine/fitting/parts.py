@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +12,7 @@ from ..geometry.experiments import Still
 from ..infer.executor import Shared
 from ..measuring.ice_rings import Ring
 from ..physics.priors import Priors
+from ..util.output import digest, versions
 from .problem import Run, Work
 from .state import State
 
@@ -73,3 +76,26 @@ def parts_of(run: Run, state: State, status: np.ndarray) -> list[Part]:
         )
 
     return [one(images) for images in run.batches()]
+
+
+def depends_on(
+    run: Run, state: State, priors: Priors, status: np.ndarray, plan: Any, margin: float
+) -> dict[str, str]:
+    """What the statistics of a run depend on, as attributes of the files that they are in."""
+    settings = {f.name: getattr(run.settings, f.name) for f in fields(run.settings)}
+    settings["weights"] = getattr(run.settings.weights, "__name__", "")
+    crystals = [(s.identifier, str(s.image_path), s.frame, s.crystal.A) for s in run.stills]
+    known: tuple = ()
+    if run.crosswise is not None:
+        known = (*run.crosswise.known, run.crosswise.fold)
+    of_reference = (run.ref.hkl, run.ref.intensity, *known)
+    maps = ("gain", "pedestal", "usable", "gain_map", "pedestal_map")
+    photons = [getattr(run.reader, name, None) for name in maps]
+    return {
+        "state_sha256": digest(state, list(map(str, status)), margin, tuple(plan)),
+        "crystals_sha256": digest(crystals, photons),
+        "reference_sha256": digest(of_reference),
+        "priors": json.dumps(asdict(priors), default=repr),
+        "settings": json.dumps(settings, default=repr),
+        "software": json.dumps(versions()),
+    }

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from .. import infer
 from ..geometry.experiments import Experiments, Still
+from ..infer.executor import IN_PROCESS
 from ..io.hdf5_beam import FileBeam
 from ..io.images import ImageReader
 from ..measuring.bad_pixels import BadPixels, bad_pixels_of
@@ -55,6 +56,7 @@ def prepare(
     read_noise: float | None = None,
     bandwidth: float | None = None,
     sensor: tuple[float | None, float | None] = (None, None),
+    work: Work | None = None,
 ) -> Prepared:
     """Find gain, read-out noise, bandwidth and bad pixels, and put them on the run.
 
@@ -69,6 +71,7 @@ def prepare(
         read_noise: photons rms a pixel; found in the images if not given.
         bandwidth: rms fraction; what the files say if not given.
         sensor: thickness (mm) and attenuation (per mm), each as the experiments say for None.
+        work: where each image is tried; this process by default.
 
     Raises:
         InputError: no image can be read, the gain cannot be found, the reference does not fit
@@ -78,7 +81,8 @@ def prepare(
         if reference is None:
             raise InputError("without a reference, say how far to go: give d_min, in Å")
         d_min = float(reference.d.min())
-    good, unread = readable(experiments.stills, reader)
+    executor = IN_PROCESS if work is None else work.executor
+    good, unread = readable(experiments.stills, reader, executor)
     stills = described(good, bandwidth, *sensor)
     if reference is not None:
         check_fits(reference, [s.crystal for s in stills], str(experiments.path))

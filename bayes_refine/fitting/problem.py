@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from ..physics import reference
 from ..physics.priors import Priors
 from ..physics.reference import Reference
 from ..util.errors import InputError
+from ..util.output import digest
 from ..util.store import Store
 from . import crosswise_reference
 from .beams import of_one_cell
@@ -62,16 +62,20 @@ class Work:
 
     Attributes:
         executor: of the batches. folder: for what is measured; None for temporary ones.
+        made_of: inputs, options and versions that the fit depends on.
     """
 
     executor: Executor = IN_PROCESS
     folder: Path | None = None
+    made_of: Mapping[str, Any] = field(default_factory=dict)
 
-    def store(self, name: str, size: int) -> Store:
-        """A new store of ``size`` objects."""
+    def store(self, name: str, size: int, made_of: Mapping[str, str]) -> Store:
+        """A store of ``size`` objects, in the folder that belongs to ``made_of``, where it may
+        have been before."""
         if self.folder is None:
-            return Store(size)
-        return Store(size, Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.folder)))
+            return Store(size, None, made_of)
+        key = digest(made_of, self.made_of)
+        return Store(size, self.folder / f"{name}-{key[:16]}", {**made_of, "sha256": key})
 
 
 class Candidates:

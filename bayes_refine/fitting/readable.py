@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from functools import partial
 
 from ..geometry.experiments import Still
+from ..infer.executor import IN_PROCESS, Executor, Shared
 from ..io.images import ImageReader
 from ..util.errors import InputError
 from ..util.status import Kind, Status
 
+BATCH = 16  # images that are tried together
+
 Unread = tuple[tuple[Still, Status], ...]
 
 
-def readable(stills: Sequence[Still], reader: ImageReader) -> tuple[list[Still], Unread]:
+def readable(
+    stills: Sequence[Still], reader: ImageReader, executor: Executor = IN_PROCESS
+) -> tuple[list[Still], Unread]:
     """The stills whose images can be read, and the others with what was wrong.
 
     Each image is read once for this.  The fit is that of a list without the unreadable images, to
@@ -21,14 +28,27 @@ def readable(stills: Sequence[Still], reader: ImageReader) -> tuple[list[Still],
     Raises:
         InputError: no image can be read.
     """
-    good: list[Still] = []
-    unread: list[tuple[Still, Status]] = []
-    for still in stills:
-        try:
-            reader.read(still)
-            good.append(still)
-        except InputError as error:
-            unread.append((still, Status(Kind.NOT_READ, str(error))))
-    if not good:
+    some = [stills[k : k + BATCH] for k in range(0, len(stills), BATCH)]
+
+    def lost(stills: Sequence[Still], why: str) -> list[Status | None]:
+        return [Status(Kind.LOST, why)] * len(stills)
+
+    said = executor.map(partial(_said, executor.share(reader)), some, lost=lost)
+    pairs = list(zip(stills, itertools.chain.from_iterable(said), strict=True))
+    unread = tuple((still, why) for still, why in pairs if why is not None)
+    if len(unread) == len(pairs):
         raise InputError(f"no image can be used; the first one: {unread[0][1]}")
-    return good, tuple(unread)
+    return [still for still, why in pairs if why is None], unread
+
+
+def _said(reader: Shared[ImageReader], stills: Sequence[Still]) -> list[Status | None]:
+    """What is wrong with each image; None with one that can be read."""
+
+    def of(still: Still) -> Status | None:
+        try:
+            reader.get().read(still)
+        except InputError as error:
+            return Status(Kind.NOT_READ, str(error))
+        return None
+
+    return [of(still) for still in stills]

@@ -12,7 +12,7 @@ from ..physics.observations import SpotStatistics
 from ..physics.priors import Priors
 from ..physics.reference import Reference, wilson_mean
 from ..physics.variance_of_J import variance_of_J
-from .measure_run import MIN_COVERED, Batch
+from .measure_batch import MIN_COVERED, Batch
 from .state import State, images_of
 
 

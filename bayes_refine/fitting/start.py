@@ -11,7 +11,7 @@ from ..physics.contract import check_deterministic
 from ..physics.priors import Priors
 from ..util.errors import InputError
 from ..util.progress import Listener
-from .measure_run import MIN_COVERED, Plan, references, shoebox_for, statistics_of
+from .measure_batch import MIN_COVERED, Plan, references, shoebox_for, statistics_of
 from .one_round import one_round
 from .padding import slots
 from .problem import BATCH, Run
@@ -83,6 +83,7 @@ def find_start(run: Run, priors: Priors, progress: Listener) -> Start:
     ):
         found = one_round(few, state, now, status, plan, margin, False, progress)
         state, plan = found.state, found.measurements.plan
+        found.measurements.batches.delete()
         sites = found.fit.sites
         shared.append({site.name: state[site.name] for site in sites if not site.per_image})
         progress.say(f"start: {found.movement}")

@@ -8,18 +8,21 @@ groups that it was working on: other workers do these again.  Dask gives a group
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import tempfile
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import dask
 import jax
 from distributed import Client, KilledWorker, LocalCluster, as_completed, get_worker
 from distributed.diagnostics.plugin import WorkerPlugin
@@ -32,6 +35,7 @@ from .executor import tree_sum
 T = TypeVar("T")
 ATTEMPTS = 3  # workers that an item may end before it is set aside
 GROUPS = 4  # for each worker: to share work evenly, and to do little again when one is lost
+ANSWER = 20  # seconds that a scheduler has for its first answer
 HELD = 0.3  # of a worker's memory: for data that it has read or made
 
 
@@ -98,6 +102,10 @@ class Cluster:
         found = dict(self._groups(_summed, work, items, None, None))
         sums, own = zip(*(found[first] for first in sorted(found)), strict=True)
         return tree_sum(sums), [x for some in own for x in some]
+
+    def summary(self) -> dict[str, Any]:
+        """As ``Executor.summary``."""
+        return self.record.summary()
 
     def _groups(self, how, work, items, progress, lost):
         """Of each group the place of its first item, and the result, as they come."""
@@ -172,24 +180,56 @@ class Cluster:
         self.client.register_plugin(_Setup(settings, files), name="bayes-refine")
 
 
+@contextmanager
+def client_of(workers: int | None, scheduler: str | None, folder: Path) -> Iterator[Client]:
+    """A client of ``workers`` processes on this machine, or of a cluster that runs already.
+
+    Args:
+        scheduler: address, or file that ``dask scheduler --scheduler-file`` wrote.
+        folder: for what the processes on this machine write beside.
+
+    Raises:
+        InputError: no scheduler answers.
+    """
+    if scheduler is None:
+        with local(workers or 1, folder) as cluster, Client(cluster) as client:
+            yield client
+        return
+    is_file = "://" not in scheduler and (scheduler.endswith(".json") or Path(scheduler).exists())
+    if is_file and not Path(scheduler).is_file():
+        raise InputError(
+            f"--scheduler {scheduler}: there is no such file; start the scheduler first"
+        )
+    where = {"scheduler_file": scheduler} if is_file else {"address": scheduler}
+    try:
+        client = Client(**where, timeout=ANSWER)
+    except (OSError, ValueError, TimeoutError) as error:
+        why = " ".join(str(error).split())[:150]
+        raise InputError(
+            f"--scheduler {scheduler}: no scheduler answers ({why}); is it running, and can it be "
+            "reached from here?"
+        ) from None
+    with client:
+        yield client
+
+
 def local(n: int, folder: Path) -> LocalCluster:
     """A cluster of ``n`` processes on this machine."""
-    import dask
-
-    dask.config.set(
-        {
-            "distributed.scheduler.allowed-failures": ATTEMPTS - 1,
-            "distributed.admin.tick.limit": "1h",
-        }
-    )
+    dask.config.set({"distributed.scheduler.allowed-failures": ATTEMPTS - 1})
     return LocalCluster(
         n_workers=n,
         threads_per_worker=1,
         processes=True,
         local_directory=str(folder),
         dashboard_address="127.0.0.1:0",
-        silence_logs=50,
+        silence_logs=logging.CRITICAL,
     )
+
+
+def described(client: Client) -> str:
+    """Who works, and where it can be watched."""
+    n = len(client.nthreads())
+    return f"{n} worker{'s' * (n != 1)}; dashboard: {client.dashboard_link}"
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,10 @@ class Executor(Protocol):
         """
         ...
 
+    def summary(self) -> dict[str, Any]:
+        """What the work took, for ``summary.json``; nothing where nobody else worked."""
+        ...
+
 
 class InProcess:
     """One item after the other, in this process."""
@@ -99,6 +103,9 @@ class InProcess:
     ) -> tuple[Any, list[T]]:
         sums, own = zip(*self.map(work, items), strict=True)
         return tree_sum(sums), list(own)
+
+    def summary(self) -> dict[str, Any]:
+        return {}
 
 
 IN_PROCESS = InProcess()

@@ -11,7 +11,8 @@ import numpy as np
 
 from .. import infer
 from ..fitting.loop import RunFit, refine
-from ..fitting.measure_run import Plan, measure_run
+from ..fitting.measure_batch import Plan
+from ..fitting.measure_run import measure_run
 from ..fitting.one_round import Round, movement_of
 from ..fitting.problem import Run, Settings, prepare_run
 from ..fitting.state import State

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..fitting.measure_run import Batch, MeasuredRun, cut, shoebox_for
+from ..fitting.measure_batch import Batch, cut, shoebox_for
+from ..fitting.measure_run import MeasuredRun
 from ..fitting.problem import Run
 from ..fitting.state import State, partiality_width
 from ..fitting.statistics_of_images import stills_at

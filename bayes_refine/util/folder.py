@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from .errors import InputError
 
-WORK, LOCK, CHECKPOINT = ".bayes-refine", "lock", "checkpoint"
+WORK, LOCK, CHECKPOINT, MEASURED = ".bayes-refine", "lock", "checkpoint", "measured"
 
 
 def prepare_folder(out_dir: str | Path) -> Path:
@@ -37,10 +37,11 @@ def prepare_folder(out_dir: str | Path) -> Path:
 def taken(out_dir: str | Path, resume: bool = False) -> Iterator[Path]:
     """The work folder of a run in ``out_dir``, which no other run can take meanwhile.
 
-    May be nested in one process.  At the end the work folder goes, but for a checkpoint in it.
+    May be nested in one process.  At the end the work folder goes; where there is a checkpoint in
+    it, the checkpoint stays, and what was measured.
 
     Args:
-        resume: keep the checkpoint of an earlier run; else it goes with all other leftovers.
+        resume: keep these of an earlier run; else they go with all other leftovers.
 
     Raises:
         InputError: another run writes to this folder, or it cannot be written.
@@ -60,10 +61,10 @@ def taken(out_dir: str | Path, resume: bool = False) -> Iterator[Path]:
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
     try:
-        _clear(work, keep=(LOCK, CHECKPOINT) if resume else (LOCK,))
+        _clear(work, keep=(LOCK, CHECKPOINT, MEASURED) if resume else (LOCK,))
         yield work
     finally:
-        _clear(work, keep=(LOCK, CHECKPOINT))
+        _clear(work, keep=(LOCK, CHECKPOINT, MEASURED))
         if not (work / CHECKPOINT).exists():
             shutil.rmtree(work, ignore_errors=True)
         lock.release()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 import platform
@@ -66,3 +67,28 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def digest(*values: Any) -> str:
+    """SHA-256 of numbers, words, arrays, and mappings and sequences of them, to the last bit."""
+    found = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if not isinstance(value, np.ndarray) and hasattr(value, "__array__"):
+            value = np.asarray(value)
+        if isinstance(value, Mapping):
+            for name in sorted(value, key=str):
+                add((str(name), value[name]))
+        elif isinstance(value, list | tuple):
+            found.update(f"({len(value)}".encode())
+            for each in value:
+                add(each)
+        elif isinstance(value, np.ndarray) and value.dtype != object:
+            found.update(f"{value.dtype}{value.shape}".encode() + value.tobytes())
+        elif isinstance(value, np.ndarray):
+            add(value.tolist())
+        else:
+            found.update(f"{type(value).__name__}:{value!r}".encode())
+
+    add(values)
+    return found.hexdigest()

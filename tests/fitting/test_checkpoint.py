@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bayes_refine.fitting.checkpoint import Checkpoint, Progress
-from bayes_refine.fitting.measure_run import Plan
+from bayes_refine.fitting.measure_batch import Plan
 from bayes_refine.fitting.one_round import Movement
 from bayes_refine.measuring.ice_rings import Ring
 from bayes_refine.util.errors import InputError

@@ -14,7 +14,8 @@ import pytest
 from scipy.optimize import least_squares
 
 from bayes_refine import infer
-from bayes_refine.fitting.measure_run import MeasuredRun, Plan
+from bayes_refine.fitting.measure_batch import Plan
+from bayes_refine.fitting.measure_run import MeasuredRun
 from bayes_refine.fitting.problem import Run
 from bayes_refine.infer import density as densities
 from bayes_refine.infer.curvature import fisher_curvature

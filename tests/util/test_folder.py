@@ -14,6 +14,7 @@ import gemmi
 import numpy as np
 import pytest
 
+from bayes_refine.fitting.padding import Layout
 from bayes_refine.io.mtz import write_merged
 from bayes_refine.io.posterior import Variable, write_posterior
 from bayes_refine.simulation.files import simulate_run
@@ -116,11 +117,11 @@ def room_for(n_bytes: int):
 
 def test_a_full_folder_of_temporary_files_says_what_to_set(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    store: Store[bytes] = Store(2)
-    store.put(0, b"1")
-    with room_for(1000), pytest.raises(InputError, match="set TMPDIR to a folder with more room"):
-        store.put(1, bytes(5000))
-    assert store[0] == b"1"
+    store: Store[Layout] = Store(2)
+    store.put(0, Layout(np.arange(3), np.arange(3), (3, 1)))
+    with room_for(20_000), pytest.raises(InputError, match="set TMPDIR to a folder with more room"):
+        store.put(1, Layout(np.arange(5000), np.arange(5000), (1, 1)))
+    assert store[0].slot.tolist() == [0, 1, 2] and store.find(1) is None
 
 
 @pytest.mark.parametrize("size", [100, 3000, 8000])

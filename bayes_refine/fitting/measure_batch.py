@@ -1,0 +1,318 @@
+"""Predict and measure one batch of images: work that any process can do, and do again."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from .. import infer
+from ..geometry.experiments import Still
+from ..geometry.predict import Predictions, swept
+from ..measuring.ice_rings import Ring
+from ..measuring.shoebox import Boxes, Shoebox, cut_shoeboxes, shoebox_for_width
+from ..measuring.statistics import Statistics, measure
+from ..physics import reference
+from ..physics.observations import SpotStatistics
+from ..physics.priors import Priors
+from ..util.errors import InputError
+from ..util.status import Kind, Status
+from ..util.store import Store
+from . import padding
+from .parts import Common
+from .problem import Run
+from .state import State, Width, images_of, partiality_width
+from .statistics_of_images import geometry_at, pixel_size, predictions_of, stills_at
+
+MIN_COVERED = 0.6  # of a spot's template on usable pixels, for it to inform the fit
+UNKNOWN = 1e3  # sd over mean of a reference intensity that says nothing
+CLAIM = 1.5  # |ε_r| in R0_eff (p > 10 %) up to which a spot spoils its neighbours
+
+
+class Plan(NamedTuple):
+    """Numbers that the start fixes for all rounds, so that shapes and units stay the same.
+
+    Attributes:
+        slots: reflections that an image has room for (``padding.slots``), a compiled shape.
+        log_G0: first estimate of the run's ln G. pixel_inv_angstrom: size of a pixel in ε_t.
+    """
+
+    slots: int = 0
+    log_G0: float | None = None
+    pixel_inv_angstrom: float | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Predictions and measurements of a batch of images in one round: N reflections, flat.
+
+    Attributes:
+        images: the batch's among those of the run; ``Predictions.image`` counts from the first.
+        where: the places of flat reflections in the padded observations.
+        intensity: (N,) I_ref, NaN where unknown; free, informs: (N,) bool.
+    """
+
+    images: slice
+    where: padding.Layout
+    predictions: Predictions
+    statistics: Statistics
+    intensity: np.ndarray
+    intensity_sd: np.ndarray
+    free: np.ndarray
+    informs: np.ndarray
+
+
+@dataclass(frozen=True)
+class FixedForAll:
+    """What all batches of a round have in common, decided before they are measured.
+
+    Attributes:
+        slots, log_G0, pixel_inv_angstrom: as ``Plan``. shoebox: pixels of every spot.
+    """
+
+    slots: int
+    log_G0: float | None
+    pixel_inv_angstrom: float
+    shoebox: Shoebox | None
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the measurement of a batch of n images says to the run.
+
+    Attributes:
+        log_G: (n, 1) first scales. log_G0: their median, or the plan's. counts: (n,) reflections
+            that inform the fit. status: of each image, as text. rings: of ice, (file, frame,
+            ((inner, outer), ...)) of each image.
+    """
+
+    log_G: np.ndarray
+    log_G0: float | None
+    counts: np.ndarray
+    status: tuple[str, ...]
+    rings: tuple[tuple[str, int, tuple[tuple[float, ...], ...]], ...]
+
+    def statuses(self) -> np.ndarray:
+        """(n,) ``util.status.Status`` or ""."""
+        return np.array([text and Status.parse(text) for text in self.status], object)
+
+    def rings_found(self) -> dict[tuple[Hashable, int], tuple[Ring, ...]]:
+        """As ``IceRings.found``."""
+        return {(Path(f), frame): tuple(Ring(*r) for r in rings) for f, frame, rings in self.rings}
+
+
+@dataclass(frozen=True)
+class MeasuredBatch:
+    """A batch as it lies on disk."""
+
+    batch: Batch
+    observations: SpotStatistics
+    said: Said
+
+
+def predict_batch(common: Common, margin: float, predicted: Store, item) -> np.ndarray:
+    """(n,) number of reflections of each image of a batch, which are put into the store."""
+    b, part = item
+    run, n = common.run_of(part), len(part.stills)
+    predictions = predicted.find(b)
+    if predictions is None:
+        predictions = predictions_of(run, part.state, common.priors, margin, slice(0, n))
+        predicted.put(b, predictions)
+    return np.bincount(predictions.image, minlength=n)
+
+
+def fixed_for_all(
+    run: Run, state: State, priors: Priors, plan: Plan, predictions: Predictions
+) -> FixedForAll:
+    """What is fixed, by the first batch of which there are predictions."""
+    pixel = plan.pixel_inv_angstrom
+    if pixel is None:
+        pixel = pixel_size(predictions)
+    *_, moment = _expected(run, state, priors, plan.slots, pixel, predictions)
+    return FixedForAll(plan.slots, plan.log_G0, pixel, shoebox_for(predictions.frame, moment))
+
+
+def _expected(run: Run, state: State, priors: Priors, slots: int, pixel: float, predictions):
+    """A batch's layout, observations without statistics, expected J at G = 1 or at the state's
+    scales, references, and moments of spots."""
+    n = len(run.stills)
+    where, obs = geometry_at(run, state, predictions, slice(0, n), slots, pixel)
+    here = images_of(state, slice(0, n), run.size)
+    sites = infer.evaluate(run.model, {"log_G": np.zeros((run.size, 1)), **here}, obs, priors)
+    refs = references(run, predictions, slice(0, n))
+    J = where.flat(sites["scale"]) * predictions.polarisation * refs[3]
+    return where, obs, J, refs, where.flat(sites["spot_moment"])
+
+
+def measure_batch(common: Common, predicted, found, fixed: FixedForAll, item) -> Said:
+    """Measure a batch, and put it into its store; one that is there was measured before."""
+    b, part, images = item
+    if (said_before := found.of("said").find(b)) is not None:
+        return said_before
+    run, state, n = common.run_of(part), part.state, len(part.stills)
+    predictions, said = predicted[b], part.status.copy()
+    where, obs, J, refs, moment = _expected(
+        run, state, common.priors, fixed.slots, fixed.pixel_inv_angstrom, predictions
+    )
+    intensity, sd, free, _ = refs
+    scaled = "log_G" in state
+    # before there are scales nothing is expected, and weights are flat
+    statistics, failed = statistics_of(
+        run,
+        stills_at(run, state, slice(0, n)),
+        predictions,
+        J * scaled,
+        moment,
+        partiality_width(state, common.priors),
+        fixed.shoebox,
+    )
+    for i, why in failed.items():
+        said[i] = Status(Kind.NOT_READ, why)
+    unsure = np.divide(sd, intensity, out=np.zeros(len(sd)), where=intensity > 0)
+    known = np.isfinite(intensity) & (unsure < UNKNOWN)
+    informs = known & ~free & (statistics.covered > MIN_COVERED)
+    counts = np.bincount(predictions.image[informs], minlength=n)
+    of_image = np.bincount(predictions.image, minlength=n)
+    for k in np.flatnonzero((counts == 0) & (said == "")):
+        said[k] = Status(Kind.TOO_FEW, f"0 of {of_image[k]} predicted")
+    informs &= (said == "")[predictions.image]
+    log_G0 = fixed.log_G0
+    if scaled and log_G0 is not None:
+        log_G = np.asarray(state["log_G"])[:n]
+    else:
+        log_G, log_G0 = _first_scales(
+            statistics.value[:, 0], J, informs, predictions.image, n, log_G0
+        )
+    obs = padding.with_statistics(
+        obs,
+        where,
+        statistics,
+        moment,
+        predictions.polarisation * np.where(np.isfinite(intensity), intensity, 0.0),
+        np.minimum(unsure, UNKNOWN),
+        informs,
+        log_G0 if log_G0 is not None else 0.0,
+    )
+    rings = tuple(
+        (str(still.image_path), still.frame, tuple(tuple(ring) for ring in run.ice.of(still)))
+        for still in part.stills
+        if (still.image_path, still.frame) in run.ice.found
+    )
+    informing = np.bincount(predictions.image[informs], minlength=n)
+    told = Said(log_G, log_G0, informing, tuple(str(s) for s in said), rings)
+    batch = Batch(images, where, predictions, statistics, intensity, sd, free, informs)
+    found.put(b, MeasuredBatch(batch, obs, told))
+    return told
+
+
+def _first_scales(total, J1, informs, image, n, log_G0):
+    """ln G (n, 1) from Σ T J1/Σ J1², J1 expected at G = 1, and the median, for images without."""
+    use = informs & (J1 > 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.bincount(image[use], (total * J1)[use], n) / np.bincount(
+            image[use], J1[use] ** 2, n
+        )
+        log_G = np.log(ratio)
+    usable = np.isfinite(log_G)
+    if log_G0 is None and use.any():
+        if not usable.any():
+            raise InputError(
+                "no image has more photons at the predicted spots than beside them; "
+                "check that experiments, images and reference belong together"
+            )
+        log_G0 = float(np.median(log_G[usable]))
+    typical = log_G0 or 0.0
+    log_G = np.where(usable, np.clip(log_G, typical - 3, typical + 3), typical)
+    return log_G[:, None], log_G0
+
+
+def references(run: Run, predictions: Predictions, images: slice):
+    """I_ref (NaN where unknown), its sd, the free set, and the expected I, (N,) each.
+
+    The expected I of free reflections is the mean of their resolution.
+
+    Without a reference I_ref is the estimate of the other images, and no reflection is free.
+    """
+    hkl, settings = predictions.hkl, run.settings
+    if run.crosswise is not None:
+        mean, sd = run.crosswise.without(hkl, predictions.image + images.start)
+        return mean, sd, np.zeros(len(hkl), bool), mean
+    intensity = run.ref.lookup(hkl)
+    free = reference.free_set(hkl, settings.free_fraction, settings.seed, run.ref.space_group)
+    mean = reference.wilson_mean(run.ref.d, run.ref.intensity, predictions.d)
+    expected = np.where(np.isfinite(intensity) & ~free, intensity, mean)
+    return intensity, np.zeros(len(hkl)), free, expected
+
+
+def shoebox_for(frame: np.ndarray, moment: np.ndarray) -> Shoebox | None:
+    """The shoebox for spots with ``frame`` (N, 2, 2) and second moments (N, 3); None for none."""
+    if not len(moment):
+        return None
+    area = np.abs(np.linalg.det(frame))
+    width_px = float(np.sqrt(np.median((moment[:, 0] + moment[:, 1]) / area)))
+    return shoebox_for_width(width_px)
+
+
+def cut(
+    image: np.ndarray,
+    mask: np.ndarray,
+    still: Still,
+    predictions: Predictions,
+    rows: slice,
+    R0_eff: Width,
+    shoebox: Shoebox,
+) -> Boxes:
+    """Pixels of an image's shoeboxes; those of bright neighbours are marked as contested.
+
+    Args:
+        image, mask: (P, ny, nx) photons and validity.
+        rows: of ``predictions``, the image's.
+        R0_eff: ``state.partiality_width``.
+    """
+    near = CLAIM * R0_eff(predictions.d[rows], still.beam)
+    nearest = np.abs(predictions.excitation_error[rows]) - swept(still, predictions.q[rows])
+    claimed = nearest < near
+    panel, xy_px = predictions.panel[rows], predictions.xy_px[rows]
+    return cut_shoeboxes(image, mask, panel, xy_px, claimed, shoebox)
+
+
+def statistics_of(
+    run: Run, stills, predictions: Predictions, expected, moment, R0_eff, shoebox
+) -> tuple[Statistics, dict[int, str]]:
+    """Statistics of some images' reflections.
+
+    Returns the statistics, and by image the reason why it cannot be read; spots of such an image
+    count as uncovered.
+    """
+    if not len(predictions):
+        return Statistics.none(), {}
+    bounds = np.searchsorted(predictions.image, np.arange(len(stills) + 1))
+    failed: dict[int, str] = {}
+    boxes = []
+    for i, still in enumerate(stills):
+        rows = slice(*bounds[i : i + 2])
+        if rows.start == rows.stop:
+            continue
+        try:
+            image, mask = run.reader.read(still)
+        except InputError as error:
+            failed[i] = str(error)
+            image = np.zeros(still.detector.image_shape, np.float32)
+            mask = np.zeros(image.shape, bool)
+        else:
+            if (on_ring := run.ice(image, mask, still)) is not None:
+                mask &= ~on_ring
+        boxes.append(cut(image, mask, still, predictions, rows, R0_eff, shoebox))
+    statistics = measure(
+        Boxes(*(np.concatenate(x) for x in zip(*boxes, strict=True))),
+        predictions.frame,
+        moment,
+        expected,
+        shoebox,
+        run.settings.read_noise,
+        run.settings.weights,
+    )
+    return statistics, failed

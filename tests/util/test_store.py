@@ -1,0 +1,116 @@
+"""Stores on disk: what is read is what was put, by any process, or it is refused."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from dataclasses import fields
+
+import h5py
+import numpy as np
+import pytest
+
+from bayes_refine.fitting.measure_batch import MeasuredBatch, Said
+from bayes_refine.fitting.padding import Layout
+from bayes_refine.util import store as stores
+from bayes_refine.util.errors import InputError
+from bayes_refine.util.output import digest
+from bayes_refine.util.store import Store, hold_in_memory, places
+
+SAID = Said(
+    np.array([[0.1 + 0.2], [1 / 3]]), None, np.array([3, 0]), ("", "lost (x)"),
+    (("a/b.h5", 4, ((0.1, 0.2), (0.3, 0.4))), ("c.h5", 0, ())),
+)  # fmt: skip
+LAYOUT = Layout(np.array([0, 0, 1]), np.array([0, 1, 0]), (2, 32))
+
+
+def both(folder):
+    store: Store[MeasuredBatch] = Store(3, folder, {"state": "1"})
+    store.put(1, MeasuredBatch(LAYOUT, SAID, SAID))  # type: ignore[arg-type]
+    return store
+
+
+def test_what_is_read_is_what_was_put(tmp_path):
+    found = pickle.loads(pickle.dumps(both(tmp_path / "s")))[1]
+    for item in (found.observations, both(tmp_path / "s").of("said")[1]):
+        assert item.log_G.tobytes() == SAID.log_G.tobytes()
+        assert (item.log_G0, item.status, item.rings) == (None, SAID.status, SAID.rings)
+        assert [str(s) for s in item.statuses()] == ["", "lost (x)"]
+        assert len(item.rings_found()) == 2
+    assert found.batch.shape == (2, 32)
+
+
+def test_any_program_can_read_it(tmp_path):
+    both(tmp_path / "s")
+    with h5py.File(tmp_path / "s" / "000" / "000001.h5") as file:
+        assert file.attrs["state"] == "1" and file.attrs["version"] == 1
+        assert file["said/log_G"].fletcher32 and file["said/log_G"][1, 0] == 1 / 3
+        assert json.loads(file["batch"].attrs["values"]) == {"shape": {"tuple": [2, 32]}}
+
+
+def test_only_what_was_made_of_the_same_is_found(tmp_path):
+    both(tmp_path / "s")
+    same, other = (Store(3, tmp_path / "s", {"state": x}) for x in "12")
+    assert same.find(1) is not None and same.find(0) is None and other.find(1) is None
+    with pytest.raises(InputError, match=r"000001\.h5: what was measured is gone or damaged"):
+        other[1]
+
+
+@pytest.mark.parametrize("at", [0.2, 0.5, 0.9])
+def test_a_changed_byte_is_noticed(tmp_path, at):
+    """Of the data: every byte of the data sets, which are larger than all else."""
+    store: Store[Layout] = Store(1, tmp_path / "s")
+    store.put(0, Layout(np.arange(10_000), np.arange(10_000), (1, 1)))
+    path = tmp_path / "s" / "000" / "000000.h5"
+    content = bytearray(path.read_bytes())
+    content[int(at * len(content))] ^= 1
+    path.write_bytes(content)
+    assert store.find(0) is None
+    path.write_bytes(content[: len(content) // 2])
+    assert store.find(0) is None
+
+
+def test_a_temporary_one_goes_with_its_last_view(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    view = both(None).of("said")
+    folder = view.folder
+    assert view[1].counts.tolist() == [3, 0]
+    del view
+    assert not folder.exists()
+
+
+def test_memory_holds_the_last_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(stores, "_MEMORY", stores._Memory())
+    store = both(tmp_path / "s")
+    assert store.of("said")[1] is not store.of("said")[1]
+    hold_in_memory(10**6)
+    assert store.of("said")[1] is store.of("said")[1]
+    assert pickle.loads(pickle.dumps(places(store)[1])).get() is store[1]
+    store.put(1, MeasuredBatch(LAYOUT, SAID, LAYOUT))  # type: ignore[arg-type]
+    assert isinstance(store.of("said")[1], Layout)  # not the one before
+    hold_in_memory(0)
+
+
+def test_a_digest_is_of_values_to_the_last_bit():
+    code = (
+        "import numpy as np; from bayes_refine.util.output import digest;"
+        "print(digest({'b': [1, None], 'a': np.arange(3.)}))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    mine = {"a": np.arange(3.0), "b": [1, None]}
+    assert found.stdout.strip() == digest(mine)
+    others = [
+        {"a": np.nextafter(np.arange(3.0), 9), "b": [1, None]},
+        {"a": np.arange(3), "b": [1, None]},
+        {"a": np.arange(3.0), "b": [1.0, None]},
+        {"a": np.arange(3.0), "b": [[1], None]},
+        {"a": np.arange(3.0).reshape(3, 1), "b": [1, None]},
+    ]
+    assert len({digest(x) for x in [mine, *others]}) == 1 + len(others)
+
+
+def test_every_field_of_a_batch_is_written():
+    assert {f.name for f in fields(MeasuredBatch)} == {"batch", "observations", "said"}
