@@ -182,20 +182,17 @@ class Component:
         }
         if isinstance(self.module, Curve):
             x = np.linspace(-4.0, 4.0, 161)
-            value, sd = self.band(lambda m: m.log_curve(jnp.asarray(x)))
-            return {**found, "x": x, "log_curve": value, "log_curve_sd": sd}
+            value, sd = self.band(lambda m: m.shape(jnp.asarray(x)))
+            arrays = {"x": x, "log_curve": value, "log_curve_sd": sd}
+            return found | {name: a.tolist() for name, a in arrays.items()}
         frame = self.module.frame
         side = np.linspace(-1.0, 1.0, 41) * frame.half_mm
         x_mm, y_mm = np.meshgrid(frame.x_mm + side, frame.y_mm + side)
         d_star = np.sqrt(frame.norm_q2 / 2)
         value, sd = self.band(lambda m: m.log_factor(x_mm, y_mm, d_star, 0.5))
-        return {
-            **found,
-            "x_mm": frame.x_mm + side,
-            "y_mm": frame.y_mm + side,
-            "log_factor": value,
-            "log_factor_sd": sd,
-        }
+        arrays = {"x_mm": frame.x_mm + side, "y_mm": frame.y_mm + side}
+        arrays |= {"log_factor": value, "log_factor_sd": sd}
+        return found | {name: a.tolist() for name, a in arrays.items()}
 
 
 def write_component(path: str | Path, component: Component) -> None:

@@ -75,6 +75,19 @@ class Curve(eqx.Module):
         draw = 0.2 * jax.random.normal(key, (7,))
         return cls(draw[:2], draw[2:4], draw[4:])
 
+    def width(self) -> jax.Array:
+        """x at which ln k, the mean of both sides, is −1; 1 of a Gaussian."""
+        low, high = jnp.zeros(()), 20.0 * jnp.ones(())
+        for _ in range(40):
+            middle = (low + high) / 2
+            above = self.log_curve(middle) + self.log_curve(-middle) > -2
+            low, high = jnp.where(above, middle, low), jnp.where(above, high, middle)
+        return low
+
+    def shape(self, x: Array) -> jax.Array:
+        """ln k of x in units of :meth:`width`, in which curves of runs of other R0 are compared."""
+        return self.log_curve(x * self.width())
+
     def reach(self) -> float:
         """|x| beyond which k is below that of a Gaussian at 2.4, 0.3 %; 2.4 to 5."""
         x = jnp.linspace(2.4, 5.0, 53)

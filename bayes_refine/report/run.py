@@ -14,7 +14,7 @@ from ..fitting.state import PANELS
 from ..fitting.tables import image_table, lab_positions, usable_images
 from ..io.images import ImageReader
 from ..physics.contract import unknown
-from . import glance, images, recipe, sections
+from . import glance, images, learned, recipe, sections
 from .arrows import arrows_of
 from .charts import ObservedAndExpected
 from .gallery import shoebox_gallery
@@ -98,6 +98,7 @@ def run_report(
         "shared by all images": lambda: recipe.shared_unknowns(summary),
         "images": lambda: images.images(table, r) if table else None,
         "intensities": lambda: sections.intensities(r),
+        "learned components": lambda: learned.components(summary.get("components")),
         "residuals": lambda: sections.residuals(r, n_images),
         "pixels": lambda: sections.shoeboxes(gallery, overview),
         "agreement": lambda: sections.agreement(summary.get("agreement")),
