@@ -1,0 +1,92 @@
+"""What is not in the physics is learned within its band, and where nothing is, nothing is lost.
+
+Statistics are drawn from the model with a piece of its own, so that the truth is known exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.optimize import brentq
+
+import bayes_refine as br
+from bayes_refine import physics
+
+pytest.importorskip("equinox")
+pytest.importorskip("optax")
+from bayes_refine.learned.component import Component, Family
+from bayes_refine.learned.training import Material, Training, learn
+
+IMAGES = 12
+
+
+def log_tail(x):
+    """30 % of a Lorentzian below a Gaussian."""
+    return jnp.log(0.7 * jnp.exp(-(x**2)) + 0.3 / (1 + x**2))
+
+
+def shadow(obs, scale):
+    """A bar that absorbs half beyond x = 8 mm, and a slope along y."""
+    return scale * jnp.exp(log_shadow(obs.metadata))
+
+
+def log_shadow(where):
+    return -0.8 / (1 + jnp.exp(-(where.x_mm - 8) / 2)) - 0.01 * where.y_mm
+
+
+def test_few_images_are_refused(material):
+    with pytest.raises(br.InputError, match="5 images could be fitted, and a component needs 6"):
+        learn(Material(*material(5)), Family.partiality)
+
+
+def test_a_correction_needs_to_know_where_reflections_are(material):
+    model, obs, priors, values = material(6)
+    without = Material(model, replace(obs, metadata=None), priors, values)
+    with pytest.raises(br.InputError, match="metadata=True"):
+        learn(without, Family.correction)
+
+
+@pytest.mark.slow
+def test_a_tail_of_the_partiality_is_found(material):
+    tail = physics.Partiality(log_tail, lambda spot: 0 * spot.R0_eff)
+    found = learn(Material(*material(IMAGES, 1, partiality=tail)), Family.partiality)
+    assert found.evidence.recommended
+    assert found.evidence.total > 10 * found.evidence.se
+    x = jnp.linspace(-2.5, 2.5, 11)
+    component = Component(Family.partiality, found.module, found.members, None)
+    value, sd = component.band(lambda m: m.shape(x))
+    width = brentq(lambda z: float(log_tail(jnp.asarray(z))) + 1, 0.1, 5)
+    off = np.abs(value - np.asarray(log_tail(x * width)))
+    assert np.all(off < 3 * sd + 0.05)  # three Gaussians are no Lorentzian
+    assert np.all(off < 0.15)
+    assert np.abs(value - np.asarray(-(x**2))).max() > 1
+
+
+@pytest.mark.slow
+def test_a_shadow_is_found(material):
+    given = Material(*material(IMAGES, 1, correction=shadow))
+    found = learn(given, Family.correction)
+    assert found.evidence.total > 5 * found.evidence.se
+    obs = given.observations
+    where, fit = obs.metadata, obs.fit
+    component = Component(Family.correction, found.module, found.members, None)
+    value, sd = component.band(
+        lambda m: m.log_factor(where.x_mm, where.y_mm, obs.norm_q, where.order)
+    )
+    truth = np.asarray(log_shadow(where))[fit]
+    quarter = obs.norm_q[fit] ** 2 / 4
+    truth = truth - np.polyval(np.polyfit(quarter, truth, 1), quarter)
+    off = value[fit] - truth
+    assert off.std() < 0.35 * truth.std()
+    assert np.sqrt(np.mean((off / sd[fit]) ** 2)) < 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", list(Family))
+def test_where_the_physics_is_right_nothing_is_lost(material, family):
+    found = learn(Material(*material(IMAGES, 2)), family, Training(epochs=60))
+    assert found.evidence.total < 3 * found.evidence.se + 1
+    assert found.evidence.total > -3 * found.evidence.se - IMAGES  # a nat an image at most
