@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -68,7 +68,8 @@ def _pictures(component: Mapping[str, Any]) -> list[str]:
 def curve(figure: Any, component: Mapping[str, Any]) -> None:
     """k and ln k of a learned partiality with one sd, and the Gaussian."""
     x, log_k, sd = (np.asarray(component[k]) for k in ("x", "log_curve", "log_curve_sd"))
-    for k, (name, shown) in enumerate((("k", np.exp), ("log₁₀ k", _log10))):
+    scales: dict[str, Callable[[np.ndarray], np.ndarray]] = {"k": np.exp, "log₁₀ k": _log10}
+    for k, (name, shown) in enumerate(scales.items()):
         ax = figure.add_subplot(1, 2, k + 1)
         ax.fill_between(x, shown(log_k - sd), shown(log_k + sd), color=BLUE, alpha=0.3, lw=0)
         ax.plot(x, shown(log_k), color=BLUE, label="learned")
