@@ -127,13 +127,11 @@ def geometry_observations(
     )
 
 
-def metadata(
-    stills: Sequence[Still], predictions: Predictions, where: Layout, order: np.ndarray
-) -> Metadata:
+def metadata(stills: Sequence[Still], predictions: Predictions, where: Layout) -> Metadata:
     """Where on the detector reflections are, and when their images were taken.
 
     Args:
-        stills: of the batch, at the current state. order: of each in its run, from 0 to 1.
+        stills: of the batch, at the current state.
     """
     xy_mm = np.zeros((len(predictions), 2))
     bounds = np.searchsorted(predictions.image, np.arange(len(stills) + 1))
@@ -142,8 +140,9 @@ def metadata(
         xy_mm[k] = pixel_to_lab(still.detector, *here)[:, :2]
     room = where.shape[0] - len(stills)
     columns = predictions.panel, *predictions.xy_px.T, *xy_mm.T
-    order = np.concatenate([order, np.repeat(order[-1:], room)])
-    return Metadata._make([*map(where.pad, columns), order[:, None]])
+    order = np.array([still.order for still in [*stills, *[stills[-1]] * room]])
+    panel, x_px, y_px, x_mm, y_mm = map(where.pad, columns)
+    return Metadata(panel, x_px, y_px, x_mm, y_mm, order[:, None])
 
 
 def _half_turn(stills: list[Still], p: Predictions) -> np.ndarray:

@@ -174,6 +174,9 @@ def prepare_run(
     stills, learned = of_one_bandwidth(stills, priors), None
     if priors.wavelength_jitter > 0:
         stills = of_one_cell(stills)
+    if settings.metadata:
+        n = len(stills)
+        stills = tuple(replace(still, order=(i + 0.5) / n) for i, still in enumerate(stills))
     if ref is None:
         crystal = stills[0].crystal
         d_min = 0.97 * settings.d_min  # the cells of stills differ a little

@@ -68,9 +68,8 @@ def geometry_at(
         energy = np.array([still.log_pulse_energy for still in some])
         obs = replace(obs, log_pulse_energy=_padded(energy, run.size))
     if run.settings.metadata:
-        order = (np.arange(images.start, images.stop) + 0.5) / len(run.stills)
         at = stills_at(run, state, images)
-        obs = replace(obs, metadata=padding.metadata(at, predictions, where, order))
+        obs = replace(obs, metadata=padding.metadata(at, predictions, where))
     return where, obs
 
 

@@ -26,6 +26,7 @@ class Still:
         turn_mrad: (3,) rotation of the crystal during the exposure, lab axes; None of a still.
         stated_wavelength: Å, that of the beam before it became an unknown of the shot; else None.
         log_pulse_energy: ln of the shot's energy over the run's median; NaN where unknown.
+        order: place in the run, from 0 to 1; NaN where nothing depends on it.
     """
 
     identifier: str
@@ -37,6 +38,7 @@ class Still:
     turn_mrad: np.ndarray | None = None
     stated_wavelength: float | None = None
     log_pulse_energy: float = math.nan
+    order: float = math.nan
 
 
 @dataclass(frozen=True)

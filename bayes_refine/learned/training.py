@@ -176,7 +176,7 @@ def _search(material: Material, order: np.ndarray, folds: int, weights: Curve | 
     rows = order[np.minimum(np.arange(count * size), n - 1)].reshape(count, size)
     parts = [_chosen(material.observations, r) for r in rows]
     # sites of images have the axes of their plate, shared ones those of their event
-    init = {k: v[order] if np.ndim(v) > 1 else v for k, v in material.values.items()}
+    init = {k: np.asarray(v)[order] if np.ndim(v) > 1 else v for k, v in material.values.items()}
     model = _learning(material.model)
     return Search(model, (Batches(parts, size, n), material.priors, weights), init)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -13,7 +12,9 @@ Array = jax.Array | np.ndarray
 STATISTICS = ("intensity", "centroid_radial", "centroid_tangential", "spread", "plus", "cross")
 
 
-class Metadata(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Metadata:
     """Where on the detector each reflection is, and when its image was taken.
 
     Attributes:

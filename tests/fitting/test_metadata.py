@@ -10,6 +10,7 @@ from bayes_refine.fitting.problem import prepare_run
 from bayes_refine.fitting.statistics_of_images import geometry_at, predictions_of
 from bayes_refine.physics import Metadata
 from bayes_refine.simulation.files import simulate_run
+from bayes_refine.util.store import Store
 
 SIMULATION = br.Simulation(n_images=3, seed=2, n_pixels=64, d_min=8.0, n_panels=4, distance_mm=40.0)
 
@@ -43,3 +44,11 @@ def test_metadata_are_where_the_ray_meets_the_detector(stills):
     np.testing.assert_array_equal(where.flat(obs.metadata.x_px), predictions.xy_px[:, 0])
     np.testing.assert_allclose(obs.metadata.order[:2, 0], [1.5 / 3, 2.5 / 3])
     assert len(obs.metadata.order) == len(obs.fit) == 3  # a batch has room for all images
+
+
+def test_metadata_are_read_as_they_were_measured(stills):
+    store: Store = Store(1)
+    obs = observed(stills, True)[1]
+    store.put(0, obs)
+    for name, value in vars(obs.metadata).items():
+        np.testing.assert_array_equal(getattr(store[0].metadata, name), value)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from bayes_refine.fitting import padding
+from bayes_refine.fitting.state import Geometry
 from bayes_refine.geometry import predict
 from bayes_refine.geometry.crystal import Crystal
 from bayes_refine.geometry.detector import Beam
@@ -88,7 +89,8 @@ def _geometry(n: int, rng):
     z, y = np.array([0.0, 0.0, 1.0]), np.array([0.0, 1.0, 0.0])
     beam = Beam(RUN.wavelength, z, y, RUN.polarization_fraction, RUN.bandwidth)
     stills = [
-        Still(str(i), None, i, beam, detector, Crystal(A, hall)) for i, A in enumerate(turned)
+        Still(str(i), None, i, beam, detector, Crystal(A, hall), order=(i + 0.5) / n)
+        for i, A in enumerate(turned)
     ]
     hkl = predict.candidate_indices(cell, stills[0].crystal.space_group, RUN.d_min)
 
@@ -99,8 +101,8 @@ def _geometry(n: int, rng):
     found = [p.select(np.sort(rng.permutation(len(p))[:SLOTS])) for p in found]
     p = predict.concatenate(found)
     where = padding.layout(p.image, n, SLOTS)
-    zero = np.zeros((n, 3)), np.zeros((n, 2)), np.zeros(3)
-    obs = padding.geometry_observations(stills, p, where, *zero, 1.5e-3)
-    metadata = padding.metadata(stills, p, where, (np.arange(n) + 0.5) / n)
+    geometry = Geometry(np.zeros((n, 3)), np.zeros((n, 2)), np.zeros(3))
+    obs = padding.geometry_observations(stills, p, where, geometry, 1.5e-3)
+    metadata = padding.metadata(stills, p, where)
     obs = replace(obs, fit=where.pad(np.ones(len(p), bool)), metadata=metadata)
     return replace(obs, bandwidth=np.array(1e-3)), np.asarray(obs.norm_q)
