@@ -9,6 +9,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 from ..util.errors import InputError
 
 FIRST_LINE = "CrystFEL stream format "
+DAMAGED = (OSError, EOFError, zlib.error)
 _BEGIN_CHUNK, _END_CHUNK = "----- Begin chunk -----", "----- End chunk -----"
 _BEGIN_CRYSTAL, _END_CRYSTAL = "--- Begin crystal", "--- End crystal"
 _PEAKS, _END_PEAKS = "Peaks from peak search", "End of peak list"
@@ -140,7 +142,7 @@ def is_stream(path: Path) -> bool:
     try:
         with open_text(path) as file:
             return file.read(len(FIRST_LINE)) == FIRST_LINE
-    except (OSError, EOFError, InputError):
+    except (*DAMAGED, InputError):
         return False
 
 
@@ -158,22 +160,27 @@ class _Lines:
     def __next__(self) -> str:
         try:
             line = next(self.file)
-        except (OSError, EOFError) as error:
+        except DAMAGED as error:
             raise InputError(f"{self.path}: damaged after line {self.number} ({error})") from None
         self.number += 1
         return line.rstrip("\n")
 
     def until(self, end: str, what: str) -> list[str]:
-        """The lines before ``end``.
+        """The lines before ``end``, as they stand: most lines of a stream are read here.
 
         Raises:
-            InputError: the file ends first.
+            InputError: the file ends first, or is damaged.
         """
         found: list[str] = []
-        for line in self:
-            if line.startswith(end):
-                return found
-            found.append(line)
+        try:
+            for line in self.file:
+                if line.startswith(end):
+                    self.number += len(found) + 1
+                    return found
+                found.append(line)
+        except DAMAGED as error:
+            where = self.number + len(found)
+            raise InputError(f"{self.path}: damaged after line {where} ({error})") from None
         raise InputError(f"{self.path}: the file ends inside {what}; is it complete?")
 
 
@@ -193,7 +200,7 @@ def read_stream(path: str | Path) -> tuple[StreamHeader, Iterator[Chunk]]:
         for line in lines:
             for name, (begin, end) in _SECTIONS.items():
                 if line == begin:
-                    sections[name] = "\n".join(lines.until(end, f"the {name} section"))
+                    sections[name] = "".join(lines.until(end, f"the {name} section"))
             if line == _BEGIN_CHUNK:
                 break
     header = StreamHeader(first.removeprefix(FIRST_LINE).strip(), **sections, source=str(path))

@@ -11,9 +11,18 @@ from ..geometry.crystal import cell_from_real_axes
 from ..util.errors import InputError
 from .crystfel_geometry import HC_EV_ANGSTROM, Geometry
 from .crystfel_geometry_text import parse_geometry
-from .crystfel_stream import Chunk, StreamCrystal, read_stream
+from .crystfel_stream import StreamCrystal, read_stream
+from .growing_columns import GrowingColumns
 from .unmerged import Unmerged
 
+COLUMNS = {
+    "hkl": (np.int32, 3),
+    "intensity": (float, 1),
+    "sigma": (float, 1),
+    "batch": (int, 1),
+    "excitation_error": (float, 1),
+    "xy_px": (float, 2),
+}
 AXIS_NM = {"a": "a", "b": "b", "c": "c", "al": "alpha", "be": "beta", "ga": "gamma"}
 
 
@@ -35,41 +44,40 @@ def unmerged_of_stream(
         InputError: no stream, damaged, no crystal, or no photon energy.
     """
     header, chunks = read_stream(path)
-    geometry = parse_geometry(header.geometry, f"{path} (geometry)") if header.geometry else None
-    parts: list[tuple[np.ndarray, ...]] = []
-    cells: list[tuple[float, ...]] = []
-    wavelengths: list[float] = []
-    names: list[str] = []
+    frame = LabFrame(
+        parse_geometry(header.geometry, f"{path} (geometry)") if header.geometry else None
+    )
+    rows = GrowingColumns(COLUMNS)
+    shots = GrowingColumns({"cell": (float, 6), "wavelength": (float, 1)})
     for chunk in chunks:
         if not chunk.crystals:
             continue
         if not chunk.photon_energy_ev > 0:
             raise InputError(f"{path}, line {chunk.line}: no photon_energy_eV for this image")
         wavelength = HC_EV_ANGSTROM / chunk.photon_energy_ev
-        for k, crystal in enumerate(chunk.crystals):
-            excitation = excitation_errors(crystal, wavelength)
+        for crystal in chunk.crystals:
             r = crystal.reflections
-            xy = lab_mm(geometry, chunk, crystal)
-            parts.append((r.hkl, r.intensity, r.sigma, np.full(len(r), len(names)), excitation, xy))
-            names.append(chunk.name + (f" crystal {k + 1}" if len(chunk.crystals) > 1 else ""))
-            cells.append(cell_from_real_axes(np.linalg.inv(crystal.A)).parameters)
-            wavelengths.append(wavelength)
-    if not sum(len(p[0]) for p in parts):
+            of_cell = cell_from_real_axes(np.linalg.inv(crystal.A)).parameters
+            shots.extend({"cell": np.array([of_cell]), "wavelength": np.array([wavelength])})
+            rows.extend(
+                {
+                    "hkl": r.hkl,
+                    "intensity": r.intensity,
+                    "sigma": r.sigma,
+                    "batch": np.full(len(r), len(shots)),
+                    "excitation_error": excitation_errors(crystal, wavelength),
+                    "xy_px": frame.places(crystal),
+                }
+            )
+    if not len(rows):
         raise InputError(f"{path}: no integrated reflection of any crystal; was it indexed?")
-    hkl, intensity, sigma, image, excitation, xy = (
-        np.concatenate(column) for column in zip(*parts, strict=True)
-    )
+    of_shots = shots.taken()
     return Unmerged.observed(
-        hkl=hkl,
-        intensity=intensity,
-        sigma=sigma,
-        batch=image + 1,
-        excitation_error=excitation,
-        xy_px=xy,
-        cell=cell or gemmi.UnitCell(*np.median(cells, axis=0)),
+        **rows.taken(),
+        cell=cell or gemmi.UnitCell(*np.median(of_shots["cell"], axis=0)),
         space_group=space_group,
         source=str(path),
-        wavelength=float(np.mean(wavelengths)),
+        wavelength=float(np.mean(of_shots["wavelength"])),
     )
 
 
@@ -79,20 +87,34 @@ def excitation_errors(crystal: StreamCrystal, wavelength: float) -> np.ndarray:
     return np.linalg.norm(s, axis=1) - 1 / wavelength
 
 
-def lab_mm(geometry: Geometry | None, chunk: Chunk, crystal: StreamCrystal) -> np.ndarray:
-    """(n, 2) places of a crystal's reflections, laboratory x and y, mm; NaN without a geometry."""
-    r = crystal.reflections
-    if geometry is None:
-        return np.full((len(r), 2), np.nan)
-    detector = geometry.detector(0.0, chunk.photon_energy_ev, crystal.shift_mm)
-    names = [p.name for p in geometry.panels]
-    if unknown := set(r.panel) - set(names):
-        raise InputError(f"{geometry.source}: no panel {min(unknown)}, but reflections on it")
-    which = np.array([names.index(n) for n in r.panel], int)
-    first = np.array([[p.fs_range[0], p.ss_range[0]] for p in geometry.panels])
-    mm = (r.array_px - first[which]) * detector.pixel_size_mm[which]
-    lab = detector.origin_mm[which] + mm[:, :1] * detector.fast[which]
-    return (lab + mm[:, 1:] * detector.slow[which])[:, :2]
+class LabFrame:
+    """Where reflections lie in the laboratory, by the geometry of a stream, or none."""
+
+    def __init__(self, geometry: Geometry | None) -> None:
+        self._source, self._numbers = "", dict[str, int]()
+        if geometry is None:
+            return
+        detector = geometry.detector(0.0, np.nan)
+        step = detector.pixel_size_mm[:, :, None] * np.stack([detector.fast, detector.slow], axis=1)
+        self._source = geometry.source
+        self._numbers = {p.name: k for k, p in enumerate(geometry.panels)}
+        self._first = np.array([[p.fs_range[0], p.ss_range[0]] for p in geometry.panels])
+        self._corner, self._step = detector.origin_mm[:, :2], step[:, :, :2]
+
+    def places(self, crystal: StreamCrystal) -> np.ndarray:
+        """(n, 2) of a crystal's reflections, laboratory x and y, mm; NaN without a geometry."""
+        r = crystal.reflections
+        if not self._numbers:
+            return np.full((len(r), 2), np.nan)
+        try:
+            which = np.fromiter(map(self._numbers.__getitem__, r.panel), int, len(r))
+        except KeyError as unknown:
+            raise InputError(
+                f"{self._source}: no panel {unknown.args[0]}, but reflections on it"
+            ) from None
+        px, step = r.array_px - self._first[which], self._step[which]
+        corner = self._corner[which] + np.array(crystal.shift_mm)
+        return corner + px[:, :1] * step[:, 0] + px[:, 1:] * step[:, 1]
 
 
 def cell_of_header(text: str) -> gemmi.UnitCell | None:

@@ -180,6 +180,17 @@ def test_a_stream_cut_short_says_so(tmp_path, cut):
         unmerged_of_stream(path, gemmi.SpaceGroup(96))
 
 
+@pytest.mark.parametrize("at", [0.5, 0.9])
+def test_a_damaged_compressed_stream_says_so(tmp_path, at):
+    path = written(tmp_path / "a.stream.gz", [chunk(serial=k) for k in range(40)])
+    content = bytearray(path.read_bytes())
+    middle = int(at * len(content))
+    content[middle : middle + 4] = b"\xff\xff\xff\xff"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.stream\.gz"):
+        list(streams.read_stream(path)[1])
+
+
 def test_a_table_with_words_for_numbers(tmp_path):
     path = written(tmp_path / "a.stream", [chunk()])
     path.write_text(path.read_text().replace("10.50", "ten"))
