@@ -57,7 +57,8 @@ class GrowingColumns:
         for name, (kind, width) in self._kinds.items():
             blocks = self._blocks.pop(name)
             shape = (self._rows,) if width == 1 else (self._rows, width)
-            whole, start = np.empty(shape, kind), 0
+            start = 0
+            whole: np.ndarray = np.empty(shape, kind)
             while blocks:
                 count = min(ROWS, self._rows - start)
                 whole[start : start + count] = blocks.pop(0)[:count]
