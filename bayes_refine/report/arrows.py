@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..fitting.centroids import by_place, centroids_of
+from ..fitting.centroids import Centroids, by_place
 from ..fitting.loop import RunFit
 from ..fitting.state import geometry_of
 from ..geometry.detector import Detector, pixel_to_lab
@@ -39,11 +39,9 @@ class Arrows:
     pixel_mm: float
 
 
-def arrows_of(run: RunFit) -> Arrows | None:
-    """Of a fit, on the detector of its first image; None where no centroids were fitted."""
-    detector, found = run.stills[0].detector, centroids_of(run)
-    if found is None:
-        return None
+def arrows_of(run: RunFit, found: Centroids) -> Arrows:
+    """Of a fit, on the detector of its first image."""
+    detector = run.stills[0].detector
     cells = by_place(found, detector)
     panel = np.array([cell.panel for cell in cells], int)
     place = np.array([cell.xy_px for cell in cells]).reshape(-1, 2)

@@ -11,6 +11,7 @@ from scipy import special
 
 from ..plots import BLUE, GREY, ORANGE, RED, SHELLS
 from .arrows import Arrows
+from .beam import Shell
 from .drawing import (
     MAX_HOVER,
     MAX_POINTS,
@@ -38,7 +39,8 @@ class ObservedAndExpected:
         fitted: (n,) bool, seen by the fit; free: (n,) bool, kept from it to test it.
         excitation_error, partiality: (n,) ε_r, Å⁻¹, and p; or None.
         xy_mm: (n, 2) place on the detector, lab frame; or None.
-        arrows: displacements of spots and panels; or None.
+        arrows: displacements of spots and panels; or None. outwards: along the radius, by
+            resolution.
     """
 
     image: np.ndarray
@@ -52,6 +54,7 @@ class ObservedAndExpected:
     partiality: np.ndarray | None = None
     xy_mm: np.ndarray | None = None
     arrows: Arrows | None = None
+    outwards: tuple[Shell, ...] = ()
 
     def __len__(self) -> int:
         return len(self.image)

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..merging.merged_columns import blank_sentence
 from ..util.status import Kind
+from .beam import beam_sentences
 from .charts import ObservedAndExpected, expected_half_width
 from .images import failed
 from .outliers import outlier_sentences
@@ -134,6 +135,7 @@ def attention(
             "CC½, R_split and merged intensities rest on few observations."
         )
     found += outlier_sentences(summary, r)
+    found += beam_sentences(summary, table, () if r is None else r.outwards)
     if r is not None and r.free.sum() >= 30:
         low, high = np.quantile(r.pull[r.free], [0.159, 0.841])
         width = (high - low) / 2 / expected_half_width(likelihood_nu(summary))

@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from ..fitting.centroids import centroids_of
 from ..fitting.loop import RunFit
 from ..fitting.state import PANELS
 from ..fitting.tables import image_table, lab_positions, usable_images
 from ..io.images import ImageReader
 from ..physics.contract import unknown
 from . import glance, images, learned, recipe, sections
-from .arrows import arrows_of
+from .arrows import Arrows, arrows_of
+from .beam import Shell, outwards
 from .charts import ObservedAndExpected
 from .gallery import shoebox_gallery
 from .page import Section, attempt, chart, failures, write_report
@@ -120,6 +122,7 @@ def observed_and_expected(run: RunFit) -> ObservedAndExpected:
     """The measured reflections of usable images that have a reference."""
     r = run.reflections
     rows = np.flatnonzero(r.measured & np.isfinite(r.J_model) & usable_images(run)[r.image])
+    arrows, shells = attempt("the displacements", lambda: _displaced(run)) or (None, ())
     return ObservedAndExpected(
         image=r.image[rows],
         J=r.J[rows].astype(float),
@@ -131,8 +134,18 @@ def observed_and_expected(run: RunFit) -> ObservedAndExpected:
         excitation_error=r.excitation_error[rows].astype(float),
         partiality=r.partiality[rows].astype(float),
         xy_mm=lab_positions(run)[rows],
-        arrows=attempt("the displacements", lambda: arrows_of(run)),
+        arrows=arrows,
+        outwards=shells,
     )
+
+
+def _displaced(run: RunFit) -> tuple[Arrows | None, tuple[Shell, ...]]:
+    """Displacements of spots by place and by resolution; nothing where no centroids were fitted."""
+    found = centroids_of(run)
+    if found is None:
+        return None, ()
+    pixel = float(np.median(np.sqrt(np.abs(np.linalg.det(run.reflections.frame)))))
+    return arrows_of(run, found), outwards(found, pixel)
 
 
 def shared_draws(run: RunFit, draws: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

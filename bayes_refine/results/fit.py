@@ -120,6 +120,7 @@ def write_results(
             "bad_pixels": prepared.bad_pixels.summary(),
             "outliers": outliers_of(told),
             "panels": panel_moves(told),
+            "beam": _beam(prepared),
             "settings": {**asdict(settings), "weights": settings.weights.__name__},
             "priors": asdict(priors),
             "seconds": timed,
@@ -144,6 +145,19 @@ def _write_picture(path: Path, run: RunFit, reader: ImageReader) -> list[str]:
     return []
 
 
+def _beam(prepared: Prepared) -> dict[str, float | None]:
+    """What the files say of the beam: median wavelength (Å), its relative sd over the shots, and
+    the rms bandwidth, None where none is stated."""
+    beams = [still.beam for still in prepared.experiments.stills]
+    wavelength = np.array([beam.wavelength for beam in beams])
+    stated = [beam.bandwidth for beam in beams if beam.bandwidth]
+    return {
+        "wavelength": float(np.median(wavelength)),
+        "wavelength_jitter": float(np.std(np.log(wavelength))),
+        "bandwidth_stated": float(np.median(stated)) if stated else None,
+    }
+
+
 # -- summary.json ---------------------------------------------------------------------------
 
 
@@ -165,6 +179,7 @@ def _summary(
     return {
         "globals": shared_values(run),
         "cell": list(cell.parameters),
+        "reference_cell": None if ref is None else list(ref.cell.parameters),
         "space_group": group.hm,
         "reference": run.reference.source if ref is None else ref.describe(),
         "indexing": str(run.reindexing),

@@ -6,6 +6,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.quiver import Quiver
 
+from bayes_refine.fitting.centroids import centroids_of
 from bayes_refine.report.arrows import Arrows, arrows_of, displacements
 
 matplotlib.use("svg")
@@ -32,7 +33,10 @@ def test_arrows_point_where_spots_are(moved):
 
 def test_the_displacements_of_a_fit_are_small(small_run):
     """Simulated without errors of position: means are a few of their sd, 0.1 px at most."""
-    found = arrows_of(small_run.given["run"])
-    assert found is not None and len(found.at) > 3
+    run = small_run.given["run"]
+    centroids = centroids_of(run)
+    assert centroids is not None
+    found = arrows_of(run, centroids)
+    assert len(found.at) > 3
     far = np.hypot(*found.off.T) / np.maximum(found.sd, 1e-9)
     assert np.median(far) < 3 and np.median(np.hypot(*found.off.T)) < 0.1 * found.pixel_mm
