@@ -39,10 +39,12 @@ from .infer import (
     svi_fit,
 )
 from .io.expt import read_experiments, write_experiments
+from .io.expt.foreign import as_experiments
 from .io.images import ImageReader, read_bandwidth
 from .io.mtz import write_merged, write_unmerged
 from .io.pixel_maps import read_mask, read_pixel_map
 from .io.posterior import write_posterior
+from .io.protocols import CountedImages, Images
 from .io.reference import read_reference
 from .io.unmerged import Unmerged
 from .io.unmerged_mtz import read_unmerged
@@ -52,7 +54,7 @@ from .merging.agreement import completeness, pearson, r_split, shell_edges, shel
 from .merging.average import Merged
 from .merging.merge import MergeRun, MergeSettings, merge_run
 from .merging.observations import ScalingPriors
-from .physics.priors import Priors, read_priors
+from .physics.priors import Priors, declare_priors, load_priors, number, read_priors
 from .physics.reference import Reference, free_set
 from .results.fit import write_results
 from .results.merge import write_merge
@@ -68,6 +70,7 @@ DetectorNoise = DetectorNoise  # its name before
 
 __all__ = [
     "Beam",
+    "CountedImages",
     "Crystal",
     "Detector",
     "DetectorNoise",
@@ -75,6 +78,7 @@ __all__ = [
     "Experiments",
     "Fit",
     "ImageReader",
+    "Images",
     "InputError",
     "Listener",
     "MergeRun",
@@ -91,8 +95,10 @@ __all__ = [
     "Still",
     "Unmerged",
     "UnmergedSimulation",
+    "as_experiments",
     "asu_map",
     "completeness",
+    "declare_priors",
     "estimate_noise",
     "evaluate",
     "exposed",
@@ -103,11 +109,13 @@ __all__ = [
     "laplace_draws",
     "load_file",
     "load_model",
+    "load_priors",
     "map_fit",
     "marginal_fit",
     "merge_run",
     "model_names",
     "noise_for",
+    "number",
     "nuts_fit",
     "pearson",
     "predictive_draws",

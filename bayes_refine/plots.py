@@ -13,7 +13,7 @@ import numpy as np
 from .fitting.loop import RunFit
 from .fitting.measure_batch import shoebox_for
 from .fitting.tables import image_table, usable_images
-from .io.images import ImageReader
+from .io.protocols import Images
 from .measuring.shoebox import Shoebox
 from .util.errors import InputError
 from .util.text import printable
@@ -33,7 +33,7 @@ STYLE: Any = {
 }
 
 
-def overview(run: RunFit, reader: ImageReader) -> Any:
+def overview(run: RunFit, reader: Images) -> Any:
     """One page: an image with its predictions, the fit of the intensities, every image's values."""
     from matplotlib.figure import Figure
 
@@ -69,7 +69,7 @@ def save(figure: Any, path: str | Path, dpi: int = 110) -> None:
 
 
 def predicted_spots(
-    run: RunFit, reader: ImageReader, image: int | None = None, size_px: int = 180, ax: Any = None
+    run: RunFit, reader: Images, image: int | None = None, size_px: int = 180, ax: Any = None
 ) -> Any:
     """Part of an image with the predicted centres and the edge of their signal region.
 

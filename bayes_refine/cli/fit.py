@@ -21,7 +21,7 @@ from ..io.images import ImageReader
 from ..io.pulse_energies import with_pulse_energies
 from ..merging.merged_columns import blank_sentence
 from ..physics import reference
-from ..physics.priors import Priors
+from ..physics.priors import Priors, load_priors
 from ..results import fit as results
 from ..util import folder
 from ..util.errors import InputError
@@ -221,7 +221,7 @@ def fit_command(
     inside = context.with_resource(folder.taken(out, resume))
     log_to(out / "log.txt", context.obj or [], resume)
     program = loading.load_model(model)
-    chosen = priors_from(priors_file, Priors())
+    chosen = priors_from(priors_file, load_priors(model))
     if student_t is not None:
         chosen = replace(chosen, student_t_nu=student_t)
     given = given_from(space_group, cell)

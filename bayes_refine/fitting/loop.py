@@ -11,7 +11,7 @@ import numpy as np
 from .. import infer
 from ..geometry.experiments import Still
 from ..indexing.reindex import Reindexing
-from ..io.images import ImageReader
+from ..io.protocols import Images
 from ..measuring.ice_rings import Ring
 from ..physics.observations import SpotStatistics
 from ..physics.priors import Priors
@@ -86,7 +86,7 @@ class RunFit:
 def fit_run(
     stills: Sequence[Still],
     ref: Reference | None,
-    reader: ImageReader,
+    reader: Images,
     model: infer.Model,
     priors: Priors | None = None,
     settings: Settings | None = None,

@@ -9,7 +9,7 @@ from .. import infer
 from ..geometry.experiments import Experiments, Still
 from ..infer.executor import IN_PROCESS
 from ..io.hdf5_beam import FileBeam
-from ..io.images import ImageReader
+from ..io.protocols import CountedImages
 from ..measuring.bad_pixels import BadPixels, bad_pixels_of
 from ..measuring.detector_noise import DetectorNoise, noise_for
 from ..physics.priors import Priors
@@ -40,7 +40,7 @@ class Prepared:
 
     experiments: Experiments
     reference: Reference | None
-    reader: ImageReader
+    reader: CountedImages
     noise: DetectorNoise
     bad_pixels: BadPixels
     d_min: float
@@ -49,7 +49,7 @@ class Prepared:
 
 def prepare(
     experiments: Experiments,
-    reader: ImageReader,
+    reader: CountedImages,
     reference: Reference | None = None,
     *,
     d_min: float | None = None,

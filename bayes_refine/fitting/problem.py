@@ -14,7 +14,7 @@ from .. import infer
 from ..geometry import predict
 from ..geometry.experiments import Still
 from ..infer.executor import IN_PROCESS, Executor
-from ..io.images import ImageReader
+from ..io.protocols import Images
 from ..measuring.ice_rings import IceRings
 from ..measuring.weights import Weights, score_weights
 from ..physics import reference
@@ -124,7 +124,7 @@ class Run:
 
     stills: tuple[Still, ...]
     ref: Reference
-    reader: ImageReader
+    reader: Images
     model: infer.Model
     settings: Settings
     candidates: Candidates
@@ -153,7 +153,7 @@ class Run:
 def prepare_run(
     stills: Sequence[Still],
     ref: Reference | None,
-    reader: ImageReader,
+    reader: Images,
     model: infer.Model,
     priors: Priors,
     settings: Settings,

@@ -8,7 +8,7 @@ from functools import partial
 
 from ..geometry.experiments import Still
 from ..infer.executor import IN_PROCESS, Executor, Shared
-from ..io.images import ImageReader
+from ..io.protocols import Images
 from ..util.errors import InputError
 from ..util.status import Kind, Status
 
@@ -18,7 +18,7 @@ Unread = tuple[tuple[Still, Status], ...]
 
 
 def readable(
-    stills: Sequence[Still], reader: ImageReader, executor: Executor = IN_PROCESS
+    stills: Sequence[Still], reader: Images, executor: Executor = IN_PROCESS
 ) -> tuple[list[Still], Unread]:
     """The stills whose images can be read, and the others with what was wrong.
 

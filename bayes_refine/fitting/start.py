@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .. import infer
-from ..physics.contract import check_deterministic
+from ..physics.contract import check_deterministic, check_unknowns
 from ..physics.priors import Priors
 from ..util.errors import InputError
 from ..util.progress import Listener
@@ -132,7 +132,9 @@ def spot_width(run: Run, priors: Priors) -> float:
         m = slots(np.bincount(predictions.image))
         where, obs = geometry_at(run, state, predictions, images, m, pixel)
         sites = infer.evaluate(run.model, {**state, "log_G": np.zeros((n, 1))}, obs, priors)
-        check_deterministic(sites)
+        if attempt == 0:
+            check_deterministic(sites)
+            check_unknowns(infer.sites_of(run.model, (obs, priors)))
         expected = references(run, predictions, images)[3]
         J1 = where.flat(sites["scale"]) * predictions.polarisation * expected
         moment = where.flat(sites["spot_moment"])

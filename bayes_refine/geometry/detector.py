@@ -5,6 +5,7 @@ Pixel (0, 0) spans [0, 1) × [0, 1): its centre is (0.5, 0.5).  ``x`` runs along
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -71,6 +72,38 @@ class Detector:
     def group(self) -> np.ndarray:
         """(P,) number of the group that each panel moves with, from 0."""
         return np.array(self.groups or range(self.n_panels))
+
+    @classmethod
+    def one_panel(
+        cls,
+        shape: tuple[int, int],
+        pixel_size_mm: float,
+        distance_mm: float,
+        beam_center_px: tuple[float, float],
+        trusted_range: tuple[float, float] = (-1.0, math.inf),
+        gain: float = 1.0,
+    ) -> Detector:
+        """A counting panel normal to a beam along +z, fast along x, slow along y; no parallax.
+
+            detector = br.Detector.one_panel((1062, 1028), 0.075, 110.0, (514.2, 530.8))
+
+        Args:
+            shape: pixels along slow and fast. beam_center_px: along fast and slow, from the corner.
+        """
+        x, y = (-pixel_size_mm * center for center in beam_center_px)
+        return cls(
+            origin_mm=np.array([[x, y, distance_mm]]),
+            fast=np.array([[1.0, 0.0, 0.0]]),
+            slow=np.array([[0.0, 1.0, 0.0]]),
+            pixel_size_mm=np.full((1, 2), pixel_size_mm),
+            shape=np.array([shape]),
+            trusted_range=np.array([trusted_range], float),
+            gain=np.array([gain]),
+            pedestal=np.zeros(1),
+            thickness_mm=np.zeros(1),
+            mu_per_mm=np.zeros(1),
+            untrusted=((),),
+        )
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -7,7 +7,7 @@ plate.  Nothing here knows crystallography, and NumPyro appears only here, in
 """
 
 from .batches import Batches
-from .density import IMAGE, Model, Site, evaluate, locations, observed_sites
+from .density import IMAGE, Model, Site, evaluate, locations, observed_sites, sites_of
 from .importance import Nested, nested_draws
 from .laplace import Fit, laplace_draws, predictive_draws
 from .loo import Loo, ModelComparison, compare, leave_out, leave_out_images, log_likelihoods
@@ -45,5 +45,6 @@ __all__ = [
     "nuts_fit",
     "observed_sites",
     "predictive_draws",
+    "sites_of",
     "svi_fit",
 ]

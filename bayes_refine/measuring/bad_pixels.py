@@ -14,7 +14,7 @@ import numpy as np
 from scipy.special import bdtrc, ndtri
 
 from ..geometry.experiments import Still
-from ..io.images import ImageReader
+from ..io.protocols import Images
 from ..util.errors import InputError
 
 SAID = 200  # pixels whose places the summary lists
@@ -108,9 +108,7 @@ def bad_pixels(images: np.ndarray, read_noise: float = 0.0) -> BadPixels:
     return BadPixels(hot, dead & ~hot, n)
 
 
-def bad_pixels_of(
-    reader: ImageReader, stills: Sequence[Still], read_noise: float = 0.0
-) -> BadPixels:
+def bad_pixels_of(reader: Images, stills: Sequence[Still], read_noise: float = 0.0) -> BadPixels:
     """Hot and dead pixels, from up to 32 images spread over the run.
 
     Of a large detector fewer images are taken, so that the images in memory need 512 MB at most.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..geometry.experiments import Still
-from ..io.images import ImageReader
+from ..io.protocols import CountedImages
 from ..util.errors import InputError
 
 _PATCH = 8  # pixels: 16 groups of four
@@ -105,7 +105,7 @@ def _near_1(gain: float) -> bool:
 
 
 def noise_for(
-    reader: ImageReader,
+    reader: CountedImages,
     stills: Sequence[Still],
     gain: float | None = None,
     read_noise: float | None = None,
@@ -151,7 +151,7 @@ def noise_for(
 
 
 def _readable(
-    reader: ImageReader, stills: Sequence[Still]
+    reader: CountedImages, stills: Sequence[Still]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Up to 8 images spread over the run, one in memory at a time; other images take the place of
     those that cannot be read."""

@@ -20,7 +20,7 @@ from ..fitting.state import State
 from ..geometry.crystal import rotation_vector_mrad
 from ..geometry.experiments import Still
 from ..geometry.symmetry import asu_map
-from ..io.images import ImageReader
+from ..io.protocols import Images
 from ..merging.agreement import pearson, r1_intensity
 from ..merging.average import merge
 from ..physics.priors import Priors
@@ -110,7 +110,7 @@ def read_truth(path: str | Path, images: slice) -> TrueImages:
 def compare(
     stills: Sequence[Still],
     ref: Reference,
-    reader: ImageReader,
+    reader: Images,
     model: infer.Model,
     pixel_model: infer.Model,
     priors: Priors,

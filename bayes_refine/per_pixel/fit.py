@@ -19,7 +19,7 @@ from ..fitting.state import State
 from ..geometry.experiments import Still
 from ..indexing.ambiguity import ambiguity
 from ..indexing.reindex import nothing_to_choose
-from ..io.images import ImageReader
+from ..io.protocols import Images
 from ..physics.priors import Priors
 from ..physics.reference import Reference
 from ..util.progress import SILENT, Listener
@@ -37,7 +37,7 @@ class PixelRound(Round):
 def fit_pixels(
     stills: Sequence[Still],
     ref: Reference,
-    reader: ImageReader,
+    reader: Images,
     factored: infer.Model,
     model: infer.Model,
     noise: pixel_noise.PixelLikelihood,

@@ -1,11 +1,24 @@
-"""What the loop asks of a model of stills, and what unknowns are called: one table of names."""
+"""What the loop asks of a model of stills, and one table of the unknowns that it knows by name."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from ..util.errors import InputError
+
+PRIOR, MEASURED, FOUND = "prior", "measured", "found on a few images"
+
+
+class _Site(Protocol):
+    """What is asked of ``infer.Site``, which knows no crystallography."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def per_image(self) -> bool: ...
+    @property
+    def size(self) -> int: ...
 
 
 class Unknown(NamedTuple):
@@ -15,12 +28,21 @@ class Unknown(NamedTuple):
         name: of the site; tables show exp of a site ``log_x``.
         number: name of one number of the site in tables, with the unit; ``{}`` stands for a label.
         axis: name of the site's last axis; labels: names along that axis, 1, 2, ... for None.
+        of_image: True: each image has one; False: the run shares it; None: the model may choose.
+        size: numbers that the site has, None where that depends on the crystal or the model.
+        priors: fields of ``Priors`` that its prior is made of.
+        start: where a fit begins: at the prior, at the measured value, or at what the start of the
+            run found on a few images.
     """
 
     name: str
     number: str
     axis: str = ""
     labels: tuple[str, ...] | None = None
+    of_image: bool | None = None
+    size: int | None = 1
+    priors: tuple[str, ...] = ()
+    start: str = PRIOR
 
     def numbers(self, size: int) -> list[str]:
         """Names of the unknown's ``size`` numbers in tables."""
@@ -30,31 +52,113 @@ class Unknown(NamedTuple):
 
 
 _BOTH = "radial", "tangential"
+_PLACE = "beam_center_x", "beam_center_y", "distance"
+_OF_IMAGE: dict[str, Any] = {"of_image": True}
+_SHARED: dict[str, Any] = {"of_image": False, "start": FOUND}
 # In the order of the tables; unknowns that are not listed follow under their own names.
-UNKNOWNS = {
-    unknown.name: unknown
-    for unknown in (
-        Unknown("log_G", "G"),
-        Unknown("B", "B"),
-        Unknown("log_R1", "R1"),
-        Unknown("rotation_mrad", "rot_{}_mrad", "axis", ("x", "y", "z")),
-        Unknown("strain", "strain_{}", "strain_component"),
-        Unknown("log_wavelength", "wavelength_angstrom"),
-        Unknown("log_R0", "R0_inv_angstrom"),
+_ROWS: tuple[Unknown, ...] = (
+    Unknown("log_G", "G", **_OF_IMAGE, priors=("log_G_sd", "log_G_monitor_sd"), start=MEASURED),
+    Unknown("B", "B", **_OF_IMAGE, priors=("B_mean", "B_sd")),
+    Unknown("log_R1", "R1", **_OF_IMAGE, priors=("R1_px", "log_R1_sd"), start=MEASURED),
+    Unknown(
+        "rotation_mrad",
+        "rot_{}_mrad",
+        "axis",
+        ("x", "y", "z"),
+        **_OF_IMAGE,
+        size=3,
+        priors=("rotation_sd_mrad",),
+    ),
+    Unknown(
+        "strain",
+        "strain_{}",
+        "strain_component",
+        of_image=True,
+        size=None,
+        priors=("strain_sd",),
+        start=FOUND,
+    ),
+    Unknown(
+        "log_wavelength",
+        "wavelength_angstrom",
+        **_OF_IMAGE,
+        priors=("wavelength_jitter",),
+    ),
+    Unknown("log_R0", "R0_inv_angstrom", **_SHARED, priors=("R0_inv_angstrom", "log_R0_sd")),
+    Unknown(
+        "detector_shift_mm",
+        "{}_mm",
+        "detector_axis",
+        _PLACE,
+        **_SHARED,
+        size=3,
+        priors=("beam_center_sd_mm", "distance_sd_mm"),
+    ),
+    *(
         Unknown(
-            "detector_shift_mm",
-            "{}_mm",
-            "detector_axis",
-            ("beam_center_x", "beam_center_y", "distance"),
-        ),
-        *(
-            Unknown(f"panel_{name}", f"panel_{{}}_{name}", "panel_group")
-            for name in ("x_px", "y_px", "turn_mrad")
-        ),
-        Unknown("log_position_error", "position_error_{}_inv_angstrom", "direction", _BOTH),
-        Unknown("position_error_fall", "position_error_fall_{}_angstrom", "direction", _BOTH),
-    )
-}
+            f"panel_{name}",
+            f"panel_{{}}_{name}",
+            "panel_group",
+            of_image=False,
+            size=None,
+            priors=(prior,),
+        )
+        for name, prior in (
+            ("x_px", "panel_shift_sd_px"),
+            ("y_px", "panel_shift_sd_px"),
+            ("turn_mrad", "panel_turn_sd_mrad"),
+        )
+    ),
+    Unknown(
+        "log_position_error",
+        "position_error_{}_inv_angstrom",
+        "direction",
+        _BOTH,
+        **_SHARED,
+        size=2,
+        priors=("position_error_px", "log_position_error_sd"),
+    ),
+    Unknown(
+        "position_error_fall",
+        "position_error_fall_{}_angstrom",
+        "direction",
+        _BOTH,
+        **_SHARED,
+        size=2,
+        priors=("position_error_fall_sd_angstrom",),
+    ),
+    # these have their own names in tables, and stand there in alphabetical order
+    Unknown("log_bandwidth", "bandwidth", **_SHARED, priors=("bandwidth", "log_bandwidth_sd")),
+    Unknown("log_g", "g", of_image=False, priors=("log_G_sd",)),
+    Unknown(
+        "log_model_error", "model_error", **_SHARED, priors=("model_error", "log_model_error_sd")
+    ),
+    Unknown("log_mosaic_image_mrad", "mosaic_image_mrad", priors=("log_mosaic_image_sd",)),
+    Unknown(
+        "log_mosaic_mrad",
+        "mosaic_mrad",
+        **_SHARED,
+        priors=("mosaic_spread_mrad", "log_mosaic_spread_sd"),
+    ),
+    Unknown("log_nu", "nu", **_SHARED, priors=("student_t_nu", "log_student_t_nu_sd")),
+    Unknown(
+        "log_nu_moments", "nu_moments", **_SHARED, priors=("student_t_nu", "log_student_t_nu_sd")
+    ),
+    Unknown(
+        "log_shape_error", "shape_error", **_SHARED, priors=("shape_error", "log_shape_error_sd")
+    ),
+    Unknown(
+        "model_error_fall",
+        "model_error_fall",
+        **_SHARED,
+        priors=("model_error_fall_sd_angstrom",),
+    ),
+    Unknown("mosaic_shape", "mosaic_shape", **_OF_IMAGE, size=5, priors=("mosaic_shape_sd",)),
+    Unknown("speckle", "speckle", **_SHARED, priors=("speckle", "speckle_sd")),
+    Unknown("stretch_diagonal", "stretch_diagonal", **_OF_IMAGE, priors=("stretch_sd",)),
+    Unknown("stretch_fast", "stretch_fast", **_OF_IMAGE, priors=("stretch_sd",)),
+)
+UNKNOWNS = {unknown.name: unknown for unknown in _ROWS}
 
 REQUIRED = {
     "scale": "G·B_term·p, (n, m)",
@@ -73,6 +177,27 @@ def order(site: str) -> tuple[int, str]:
     """Key that sorts sites as in the table, and other sites by name after those."""
     names = list(UNKNOWNS)
     return (names.index(site) if site in names else len(names), site)
+
+
+def check_unknowns(sites: Iterable[_Site]) -> None:
+    """Check a model's unknowns against the table: whose they are, and how many numbers they have.
+
+    Raises:
+        InputError: a site of a known name is shared where each image should have one, or the other
+            way round, or has another number of components.
+    """
+    for site in sites:
+        row = UNKNOWNS.get(site.name)
+        if row is None:
+            continue
+        if row.of_image is not None and site.per_image != row.of_image:
+            where = "in the plate 'image'" if row.of_image else "outside the plate 'image'"
+            raise InputError(f"the model's site {site.name!r} must be sampled {where}")
+        if row.size is not None and site.size != row.size:
+            raise InputError(
+                f"the model's site {site.name!r} has {site.size} numbers, not {row.size}; "
+                "correct its shape, or give it another name"
+            )
 
 
 def check_deterministic(sites: Iterable[str]) -> None:

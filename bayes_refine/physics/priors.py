@@ -6,10 +6,11 @@ import math
 import tomllib
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
 import jax
 
+from ..loading import load_file
 from ..util.errors import InputError
 
 if TYPE_CHECKING:
@@ -102,12 +103,53 @@ class Priors:
     log_student_t_nu_sd: float = number(0.5, 1e-4, 20)
 
 
-# Numbers are data of a compiled model; student_t_nu is not: it changes the density's form.
-jax.tree_util.register_dataclass(
-    Priors,
-    data_fields=[f.name for f in fields(Priors) if f.name != "student_t_nu"],
-    meta_fields=["student_t_nu"],
-)
+def _register(cls: type[Priors]) -> None:
+    """Numbers are data of a compiled model; student_t_nu is not: it changes the density's form."""
+    names = [f.name for f in fields(cls) if f.name != "student_t_nu"]
+    jax.tree_util.register_dataclass(cls, data_fields=names, meta_fields=["student_t_nu"])
+
+
+_register(Priors)
+
+SomePriors = TypeVar("SomePriors", bound=type[Priors])
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(number,))
+def declare_priors(cls: SomePriors) -> SomePriors:
+    """Decorate the priors of a model of one's own: those of ``Priors``, and what is added.
+
+        @declare_priors
+        class Priors(bayes_refine.Priors):
+            lorentzian_share_b: float = number(3.0, 0.1, 100.0)
+
+    Raises:
+        InputError: the class does not extend ``bayes_refine.Priors``, or a field has no default.
+    """
+    if not (isinstance(cls, type) and issubclass(cls, Priors)):
+        raise InputError("priors of a model extend bayes_refine.Priors: class Priors(br.Priors)")
+    try:
+        dataclass(frozen=True)(cls)
+    except TypeError as error:
+        raise InputError(f"priors of a model: {error}; give each field number(...)") from None
+    _register(cls)
+    return cls
+
+
+def load_priors(name_or_path: str | Path) -> Priors:
+    """The default priors of a model: of the class ``Priors`` of its file, or of the package.
+
+        priors = br.load_priors("my_model.py")
+        run = br.fit(prepared, br.load_model("my_model.py"), priors)
+
+    Raises:
+        InputError: as of ``load_model``; the file's ``Priors`` was not made by ``declare_priors``.
+    """
+    declared = getattr(load_file(name_or_path), "Priors", Priors)
+    if not (isinstance(declared, type) and issubclass(declared, Priors)):
+        return Priors()  # of another kind of model, or of none
+    if declared.__dict__.get("__dataclass_fields__") is None:
+        raise InputError(f"{name_or_path}: write @declare_priors above class Priors")
+    return declared()
 
 
 AnyPriors = TypeVar("AnyPriors", bound="DataclassInstance")

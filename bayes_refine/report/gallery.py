@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from ..fitting.loop import RunFit
-from ..io.images import ImageReader
+from ..io.protocols import Images
 from ..measuring.template import template_and_gradient
 from ..plots import STYLE, residuals, shoebox_of
 
 
-def shoebox_gallery(run: RunFit, reader: ImageReader, n: int = 3, figure: Any = None) -> Any:
+def shoebox_gallery(run: RunFit, reader: Images, n: int = 3, figure: Any = None) -> Any:
     """Data, model and (data − model)/σ of reflections of four kinds, n each.
 
     Strong: most photons expected; weak: about 1σ expected; below the model (missing, in the
@@ -72,7 +72,7 @@ def _kinds(run: RunFit, n: int) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _boxes_of(
-    run: RunFit, reader: ImageReader, rows: np.ndarray, half: int
+    run: RunFit, reader: Images, rows: np.ndarray, half: int
 ) -> Iterator[tuple[tuple[np.ndarray, ...], str]]:
     """Of each reflection data, model and difference, (2·half + 1)² from 0 to 1, and a title."""
     p = run.reflections

@@ -13,7 +13,7 @@ from ..fitting.centroids import centroids_of
 from ..fitting.loop import RunFit
 from ..fitting.state import PANELS
 from ..fitting.tables import image_table, lab_positions, usable_images
-from ..io.images import ImageReader
+from ..io.protocols import Images
 from ..physics.contract import unknown
 from . import glance, images, learned, recipe, sections
 from .arrows import Arrows, arrows_of
@@ -28,7 +28,7 @@ def fit_report(
     run: RunFit,
     summary: Mapping[str, Any],
     draws: Mapping[str, np.ndarray] | None = None,
-    reader: ImageReader | None = None,
+    reader: Images | None = None,
 ) -> list[str]:
     """Write the report of a fit; what cannot be drawn is left out and told.
 
@@ -194,7 +194,7 @@ def couplings(run: RunFit) -> tuple[list[str], np.ndarray] | None:
 # -- pixels ---------------------------------------------------------------------------------
 
 
-def _pixels(run: RunFit, reader: ImageReader | None) -> tuple[str | None, str | None]:
+def _pixels(run: RunFit, reader: Images | None) -> tuple[str | None, str | None]:
     """The gallery of shoeboxes, and part of an image with its predictions."""
     r = run.reflections
     if reader is None or not (r.informs & usable_images(run)[r.image]).any():
@@ -218,7 +218,7 @@ def _pixels(run: RunFit, reader: ImageReader | None) -> tuple[str | None, str | 
     return gallery, overview
 
 
-def _predictions(figure: Any, run: RunFit, reader: ImageReader) -> None:
+def _predictions(figure: Any, run: RunFit, reader: Images) -> None:
     from .. import plots
 
     plots.predicted_spots(run, reader, ax=figure.add_subplot())

@@ -30,7 +30,7 @@ from ..fitting.tables import (
     usable_images,
 )
 from ..geometry.miller import resolution
-from ..io.images import ImageReader
+from ..io.protocols import Images
 from ..merging.agreement import shell_edges, shell_table
 from ..merging.mates import anomalous_table
 from ..merging.merged_columns import blank
@@ -138,7 +138,7 @@ def write_results(
 # -- overview.png ---------------------------------------------------------------------------
 
 
-def _write_picture(path: Path, run: RunFit, reader: ImageReader) -> list[str]:
+def _write_picture(path: Path, run: RunFit, reader: Images) -> list[str]:
     from .. import plots
 
     plots.save(plots.overview(run, reader), path)
