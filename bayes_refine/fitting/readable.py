@@ -41,7 +41,7 @@ def readable(
     return [still for still, why in pairs if why is None], unread
 
 
-def _said(reader: Shared[ImageReader], stills: Sequence[Still]) -> list[Status | None]:
+def _said(reader: Shared[Images], stills: Sequence[Still]) -> list[Status | None]:
     """What is wrong with each image; None with one that can be read."""
 
     def of(still: Still) -> Status | None:
