@@ -19,6 +19,7 @@ from ..util.progress import SILENT, Listener
 from ..util.sink import sink_for
 from .nxmx import image_dataset, one_array, write_header
 from .pixels import background_photons, simulate_image
+from .spots import SpotsOf, predict_spots
 from .truth import SimulatedTruth, Simulation, TrueIntensities, draw_truth, square_detector
 
 FILES = ("master.h5", "indexed.expt", "reference.mtz", "truth.h5")
@@ -29,6 +30,7 @@ def simulate_run(
     simulation: Simulation,
     out_dir: str | Path,
     progress: Listener = SILENT,
+    spots_of: SpotsOf = predict_spots,
 ) -> Path:
     """Simulate a run and write it: images, indexed geometry, truth and reference.
 
@@ -41,6 +43,7 @@ def simulate_run(
 
     Args:
         progress: updated after each image.
+        spots_of: what is on an image, for physics other than ``predict_spots``.
 
     Returns:
         The path of ``indexed.expt``.
@@ -55,7 +58,7 @@ def simulate_run(
     with all_or_none(out, last=RECORD) as work:
         _write_reference(simulation, truth.reference, work / "reference.mtz")
         _write_truth(simulation, truth, work / "truth.h5")
-        _write_images(simulation, truth, rng, work / "master.h5", progress)
+        _write_images(simulation, truth, rng, work / "master.h5", progress, spots_of)
         document = _indexed_document(simulation, truth, "master.h5")
         (work / "indexed.expt").write_text(json.dumps(document, indent=1))
         record = {"simulation": asdict(simulation), "files": {n: _mark(work / n) for n in FILES}}
@@ -89,6 +92,7 @@ def _write_images(
     rng: np.random.Generator,
     path: Path,
     progress: Listener,
+    spots_of: SpotsOf,
 ) -> None:
     n = simulation.n_images
     indexed = square_detector(simulation, *_indexed_geometry(simulation))
@@ -98,7 +102,7 @@ def _write_images(
         data = image_dataset(file, (n, *bad.shape), simulation.dtype)
         for i in range(n):
             sink.check()
-            data[i] = one_array(indexed, simulate_image(simulation, rng, truth, i)[0], 0)
+            data[i] = one_array(indexed, simulate_image(simulation, rng, truth, i, spots_of)[0], 0)
             progress.update((i + 1) / n, f"simulated image {i + 1} of {n}")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..geometry.detector import Beam, Detector
-from .spots import N_WIDTHS, Spots, predict_spots
+from .spots import N_WIDTHS, Spots, SpotsOf, predict_spots
 from .truth import SimulatedTruth, Simulation
 
 N_NODES = 5  # Gauss–Legendre nodes across a pixel
@@ -103,15 +103,22 @@ def background_photons(simulation: Simulation, detector: Detector) -> np.ndarray
 
 
 def simulate_image(
-    simulation: Simulation, rng: np.random.Generator, truth: SimulatedTruth, image: int
+    simulation: Simulation,
+    rng: np.random.Generator,
+    truth: SimulatedTruth,
+    image: int,
+    spots_of: SpotsOf = predict_spots,
 ) -> tuple[np.ndarray, Spots]:
     """One still: Poisson photons of background and spots, then gain and read-out noise.
+
+    Args:
+        spots_of: what is on an image, for physics other than ``predict_spots``.
 
     Returns:
         counts: (P, height, width) of ``simulation.dtype``; bad pixels hold its largest value.
         spots: what was put on it.
     """
-    spots = predict_spots(simulation, truth, image)
+    spots = spots_of(simulation, truth, image)
     expected = background_photons(simulation, truth.detector)
     expected = expected + spot_photons(truth.detector, truth.beam, spots)
     counts = simulation.gain * rng.poisson(expected)

@@ -31,6 +31,7 @@ inwards (k → −cot θ).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,6 +62,9 @@ class Spots:
     center: np.ndarray
     width: np.ndarray
     correlation: np.ndarray
+
+
+SpotsOf = Callable[[Simulation, SimulatedTruth, int], Spots]  # of an image
 
 
 def diffraction_frame(s0: np.ndarray, s: np.ndarray) -> np.ndarray:
