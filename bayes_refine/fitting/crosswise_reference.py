@@ -12,17 +12,15 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import gemmi
-import jax.numpy as jnp
 import numpy as np
 
 from ..geometry.miller import find, pack_hkl, resolution
 from ..geometry.symmetry import absent, asu_keys, epsilon_centric
-from ..merging.latent import AmplitudePrior, Measured, intensity_posteriors
+from ..merging.latent import AmplitudePrior, Measured
+from ..merging.leave_fold_out import leave_fold_out, moments
 from ..physics.reference import Reference, wilson_mean
 
 START_B = 20.0  # Å², of the first Wilson plot; the images' B take up its error
-SHORTEST = 4096  # observations or reflections that a quadrature is padded to, at least
-COLUMNS = ("intensity", "scale", "variance", "per_photon", "fraction", "image", "weight")
 FOLDS = 16  # at most; of more images, every sixteenth is left out together
 
 
@@ -108,18 +106,17 @@ def renewed(old: CrosswiseReference, measured: Measured) -> CrosswiseReference:
     if not len(measured.code):
         return old
     # Σ(d) first, from all images
-    now = _knowing(old, measured, _posterior(measured, old.reference)[:, None])
-    whole = _posterior(measured, now.reference)
+    now = _knowing(old, measured, _moments(measured, old.reference)[:, None])
+    whole = _moments(measured, now.reference)
     image = np.asarray(measured.image)
     used = np.unique(image)
     n_folds = min(len(used), FOLDS)
     fold = np.zeros_like(old.fold)
     fold[used] = np.arange(len(used)) % n_folds
     found = np.repeat(whole[:, None], 1 + n_folds, axis=1)
-    for k in range(n_folds):
-        seen, others = _others(measured, fold[image] == k)
-        if seen.any():
-            found[:, 1 + k, seen] = _posterior(others, now.reference)
+    of, without, some = leave_fold_out(measured, fold[image], lambda x: _prior(x, now.reference))
+    hkl = np.asarray(measured.hkl)[of]
+    found[:, 1 + without, of] = _or_wilson(some, hkl, now.reference)
     return replace(_knowing(now, measured, found), fold=fold)
 
 
@@ -130,44 +127,19 @@ def _knowing(old: CrosswiseReference, measured: Measured, found: np.ndarray) -> 
     return replace(now, reference=replace(now.reference, intensity=intensity))
 
 
-def _others(measured: Measured, left_out: np.ndarray) -> tuple[np.ndarray, Measured]:
-    """Reflections (m,) of the observations ``left_out`` (n,), and their other observations."""
-    code = np.asarray(measured.code)
-    seen = np.zeros(len(measured.hkl), bool)
-    seen[code[left_out]] = True
-    rows = seen[code] & ~left_out
-    others = Measured(
-        **{name: getattr(measured, name)[rows] for name in COLUMNS},
-        nu=measured.nu,
-        code=jnp.asarray((np.cumsum(seen) - 1)[code[rows]]),
-        hkl=measured.hkl[seen],
-    )
-    return seen, others
+def _prior(hkl: np.ndarray, reference: Reference) -> AmplitudePrior:
+    mean, centric = wilson_of(hkl, reference)
+    return AmplitudePrior(np.log(mean), centric)
 
 
-def _posterior(measured: Measured, reference: Reference) -> np.ndarray:
+def _moments(measured: Measured, reference: Reference) -> np.ndarray:
     """Mean and sd (2, m) of I."""
-    padded = _padded(measured)
-    mean, centric = wilson_of(np.asarray(padded.hkl), reference)
-    prior = AmplitudePrior(jnp.log(mean), jnp.asarray(centric))
-    found = intensity_posteriors(padded, prior).posterior
-    known = np.stack([found.intensity, found.intensity_sd])
-    unknown = np.stack([mean, mean * np.sqrt(1 + centric)])  # Wilson's own
-    finite = np.all(np.isfinite(known), axis=0) & (known[1] > 0)
-    return np.where(finite, known, unknown)[:, : len(measured.hkl)]
+    found = moments(measured, lambda hkl: _prior(hkl, reference))
+    return _or_wilson(found, np.asarray(measured.hkl), reference)
 
 
-def _padded(measured: Measured) -> Measured:
-    """Padded with observations of no weight to one of few shapes, each of them compiled once."""
-    n, m = len(measured.code), len(measured.hkl)
-    spare, spare_hkl = (max(SHORTEST, 1 << (x - 1).bit_length()) - x for x in (n, m))
-    columns = {
-        name: jnp.pad(getattr(measured, name), (0, spare), constant_values=name != "weight")
-        for name in COLUMNS
-    }
-    return Measured(
-        **columns,
-        nu=measured.nu,
-        code=jnp.pad(measured.code, (0, spare), constant_values=m - 1),
-        hkl=jnp.pad(measured.hkl, ((0, spare_hkl), (0, 0)), mode="edge"),
-    )
+def _or_wilson(found: np.ndarray, hkl: np.ndarray, reference: Reference) -> np.ndarray:
+    """The moments (2, m), or Wilson's own where they are not finite."""
+    mean, centric = wilson_of(hkl, reference)
+    unknown = np.stack([mean, mean * np.sqrt(1 + centric)])
+    return np.where(np.all(np.isfinite(found), axis=0) & (found[1] > 0), found, unknown)

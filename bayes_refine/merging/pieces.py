@@ -1,0 +1,67 @@
+"""Observations of many reflections in pieces of one shape: one compilation, and little memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from .latent import Measured
+
+OBSERVATIONS, REFLECTIONS = 8192, 4096  # that a piece has room for
+COLUMNS = ("intensity", "scale", "variance", "per_photon", "fraction", "image", "weight")
+
+
+class Piece(NamedTuple):
+    """All observations of some neighbouring reflections.
+
+    Attributes:
+        reflections, observations: which ones of the whole.
+        measured: the observations, padded by ones of no weight, and by the last reflection again.
+    """
+
+    reflections: slice
+    observations: slice
+    measured: Measured
+
+
+def in_pieces(measured: Measured) -> Iterator[Piece]:
+    """The pieces of ``measured``.
+
+    A piece has room for 8192 observations, or for the next power of two of the largest number of a
+    single reflection.
+    """
+    code, m = np.asarray(measured.code), len(measured.hkl)
+    ends = np.searchsorted(code, np.arange(m), side="right")
+    most = int(np.max(np.diff(ends, prepend=0), initial=1))
+    room = max(OBSERVATIONS, 1 << (most - 1).bit_length())
+    first = begin = 0
+    while first < m:
+        last = min(int(np.searchsorted(ends, begin + room, side="right")), first + REFLECTIONS)
+        rows, inside = slice(first, last), slice(begin, int(ends[last - 1]))
+        yield Piece(rows, inside, _padded(measured, rows, inside, room))
+        first, begin = last, inside.stop
+
+
+def padded(values: np.ndarray, size: int, fill: float | None = None) -> np.ndarray:
+    """(n, ...) to (size, ...), by ``fill``, or by the last row again."""
+    values = np.asarray(values)
+    more = np.repeat(values[-1:], size - len(values), axis=0)
+    return np.concatenate([values, more if fill is None else np.full_like(more, fill)])
+
+
+def _padded(measured: Measured, rows: slice, inside: slice, room: int) -> Measured:
+    columns = {
+        name: padded(np.asarray(getattr(measured, name))[inside], room, float(name != "weight"))
+        for name in COLUMNS
+        if name != "image"
+    }
+    return replace(
+        measured,
+        **columns,
+        image=padded(np.asarray(measured.image)[inside], room),
+        code=padded(np.asarray(measured.code)[inside] - rows.start, room),
+        hkl=padded(np.asarray(measured.hkl)[rows], REFLECTIONS),
+    )
