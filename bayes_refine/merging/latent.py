@@ -37,16 +37,16 @@ class Measured:
         hkl: (m, 3) int32, sorted by H K L.
     """
 
-    intensity: Array
-    scale: Array
-    variance: Array
-    per_photon: Array
-    fraction: Array
+    intensity: Array | np.ndarray
+    scale: Array | np.ndarray
+    variance: Array | np.ndarray
+    per_photon: Array | np.ndarray
+    fraction: Array | np.ndarray
     nu: float
-    code: Array
-    image: Array
-    weight: Array
-    hkl: Array
+    code: Array | np.ndarray
+    image: Array | np.ndarray
+    weight: Array | np.ndarray
+    hkl: Array | np.ndarray
 
     def variance_at(self, expected: np.ndarray) -> np.ndarray:
         """(n,) s² of each observation at its expected I (n,)."""
@@ -66,8 +66,8 @@ class AmplitudePrior:
             Wilson's prior has None for centre and log_variance.
     """
 
-    log_mean: Array
-    centric: Array
+    log_mean: Array | np.ndarray
+    centric: Array | np.ndarray
     centre: Array | None = None
     log_variance: Array | None = None
 
@@ -75,7 +75,7 @@ class AmplitudePrior:
     def centre_and_variance(self) -> tuple[Array, Array]:
         """f and ln V (m,), of Wilson's prior too."""
         if self.centre is None or self.log_variance is None:
-            return jnp.zeros_like(self.log_mean), self.log_mean
+            return jnp.zeros_like(self.log_mean), jnp.asarray(self.log_mean)
         return self.centre, self.log_variance
 
     @property

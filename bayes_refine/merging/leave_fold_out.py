@@ -121,18 +121,20 @@ def _shared(
 
     def upper(information, weighted, log_mean):
         information = jnp.maximum(information, 1e-30)
-        top = (log_mean, weighted / information, information**-0.5)
-        return true_intensities.upper_amplitude(*top)
+        estimate = weighted / information
+        return true_intensities.upper_amplitude(log_mean, estimate, information**-0.5)
 
     own = (
         by_pair(d.weight * d.scale**2 / d.variance),
         by_pair(d.weight * d.scale * d.intensity / d.variance),
     )
     whole = tuple(map(by_reflection, own))
-    without = (x[of] - y for x, y in zip(whole, own, strict=True))
-    highest = upper(*without, prior.log_mean[of])
+    information, weighted = (x[of] - y for x, y in zip(whole, own, strict=True))
+    highest = upper(information, weighted, prior.log_mean[of])
     highest = jax.ops.segment_max(highest, of, m, indices_are_sorted=True)
-    highest = jnp.maximum(jnp.maximum(highest, upper(*whole, prior.log_mean)), prior.reach)
+    highest = jnp.maximum(
+        jnp.maximum(highest, upper(whole[0], whole[1], prior.log_mean)), prior.reach
+    )
 
     def inside(F):
         return [x > x.max(1, keepdims=True) - true_intensities.DROP for x in values(F)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -53,7 +53,7 @@ def padded(values: np.ndarray, size: int, fill: float | None = None) -> np.ndarr
 
 
 def _padded(measured: Measured, rows: slice, inside: slice, room: int) -> Measured:
-    columns = {
+    columns: dict[str, Any] = {
         name: padded(np.asarray(getattr(measured, name))[inside], room, float(name != "weight"))
         for name in COLUMNS
         if name != "image"
