@@ -103,4 +103,5 @@ def work_of(
         ) from None
     with cluster.client_of(workers, scheduler, place) as client:
         err_console.print(f"{cluster.described(client)}", markup=False, soft_wrap=True)
-        yield Work(cluster.Cluster(client, place), place, made_of)
+        with cluster.Cluster(client, place) as executor:
+            yield Work(executor, place, made_of)

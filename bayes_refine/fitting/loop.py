@@ -21,16 +21,17 @@ from ..util.status import Kind
 from ..util.store import Store
 from . import crosswise_reference
 from .checkpoint import Checkpoint, Progress
-from .claims import claims_of, judged
+from .claims import judged
 from .crosswise_reference import CrosswiseReference
 from .index_alike import stills_alike
 from .measure_batch import Batch
 from .measure_run import MeasuredRun
 from .merge_fit import measured_of
 from .one_round import Movement, Round, one_round
+from .over_batches import all_reflections, claims_of_run
 from .problem import Run, Settings, Work, prepare_run
 from .readable import Unread
-from .reflections import Reflections, reflections_of
+from .reflections import Reflections
 from .start import BROAD_MARGIN, find_start
 from .state import State, geometry_of, moved, tails
 
@@ -192,7 +193,7 @@ def refine(
         reference=run.ref,
         status=np.where(status == "", said, status),
         fit=found.fit,
-        reflections=_reflections(run, found.measurements, state, priors),
+        reflections=all_reflections(run, found.measurements, state, priors),
         batches=found.measurements.batches,
         observed=found.measurements.observations,
         movement=tuple(movement),
@@ -203,16 +204,11 @@ def refine(
     return fitted, found
 
 
-def _reflections(run: Run, measurements: MeasuredRun, state: State, priors: Priors) -> Reflections:
-    parts = measurements.batches, measurements.observations.parts
-    return reflections_of(*parts, run.ref, run.model, state, priors)
-
-
 def _renewed(
     run: Run, old: CrosswiseReference, measurements: MeasuredRun, state: State, priors: Priors
 ) -> Run:
     """The run with the images' estimate of intensities after a round."""
-    r = _reflections(run, measurements, state, priors)
+    r = all_reflections(run, measurements, state, priors)
     rows = np.flatnonzero(r.informs)
     nu = tails(state, priors)
     now = crosswise_reference.renewed(old, measured_of(r, rows, run.ref.space_group, 0.0, nu))
@@ -237,6 +233,4 @@ def _judged(
     run: Run, measurements: MeasuredRun, state: State, priors: Priors, fit: infer.Fit
 ) -> np.ndarray:
     """(n,) statuses: the fit's, or that of an image that is not what it claims (``claims``)."""
-    r = _reflections(run, measurements, state, priors)
-    names = [still.identifier for still in run.stills]
-    return judged(fit, claims_of(r, tails(state, priors), names, run.settings.seed))
+    return judged(fit, claims_of_run(run, measurements, state, priors))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -109,15 +109,37 @@ def reflections_of(
 ) -> Reflections:
     """The reflections of all batches with what the model says of them at ``state``."""
     pairs = zip(batches, observations, strict=True)
-    parts = [_of_batch(batch, obs, ref, model, state, priors) for batch, obs in pairs]
+    return together(
+        [
+            reflections_of_batch(
+                batch, obs, ref, model, images_of(state, batch.images, batch.where.shape[0]), priors
+            )
+            for batch, obs in pairs
+        ]
+    )
+
+
+def together(parts: Sequence[Reflections]) -> Reflections:
+    """The reflections of several batches as one."""
     return Reflections(
         *(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Reflections))
     )
 
 
-def _of_batch(batch: Batch, obs: SpotStatistics, ref, model, state, priors) -> Reflections:
+def reflections_of_batch(
+    batch: Batch,
+    obs: SpotStatistics,
+    ref: Reference,
+    model: infer.Model,
+    here: State,
+    priors: Priors,
+) -> Reflections:
+    """The reflections of a batch.
+
+    Args:
+        here: the batch's part of a state, ``state.images_of``.
+    """
     p, s, where = batch.predictions, batch.statistics, batch.where
-    here = images_of(state, batch.images, where.shape[0])
     values = infer.evaluate(model, here, obs, priors)
     sites = {name: where.flat(value) for name, value in values.items()}
     known = np.isfinite(batch.intensity) & ~batch.free

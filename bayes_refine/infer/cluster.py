@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import shutil
 import tempfile
 import time
 import uuid
@@ -20,11 +21,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import dask
 import jax
-from distributed import Client, KilledWorker, LocalCluster, as_completed, get_worker
+from distributed import Client, Future, KilledWorker, LocalCluster, as_completed, get_worker
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from .. import loading
@@ -35,17 +36,27 @@ from .executor import tree_sum
 T = TypeVar("T")
 ATTEMPTS = 3  # workers that an item may end before it is set aside
 GROUPS = 4  # for each worker: to share work evenly, and to do little again when one is lost
-ANSWER = 20  # seconds that a scheduler has for its first answer
+ANSWER = 10  # seconds that a scheduler has for its first answer
 HELD = 0.3  # of a worker's memory: for data that it has read or made
+
+
+class _Task(NamedTuple):
+    """Items from the ``first`` on, ``size`` of them, and the workers where they failed."""
+
+    first: int
+    size: int
+    failed: tuple[str, ...] = ()
 
 
 @dataclass
 class Record:
-    """What the work took: bytes sent and received, and seconds by kind of work and by worker."""
+    """What the work took: bytes sent and received, groups of items, what failed on a worker and was
+    done on another, and seconds by kind of work and by worker."""
 
     sent: int = 0
     received: int = 0
     groups: int = 0
+    failures: list[str] = field(default_factory=list)
     seconds: dict[str, dict[str, float]] = field(
         default_factory=lambda: defaultdict(lambda: defaultdict(float))
     )
@@ -56,6 +67,7 @@ class Record:
             "bytes_sent": self.sent,
             "bytes_received": self.received,
             "groups": self.groups,
+            "failures": self.failures,
             "seconds": {name: dict(by_worker) for name, by_worker in self.seconds.items()},
         }
 
@@ -65,19 +77,25 @@ class Cluster:
 
     Args:
         client: of ``distributed``; its workers see the same files, and have the same software.
-        folder: of files that all workers see.
+        folder: that all workers see; what they share goes into it until the ``with`` ends.
     """
 
     def __init__(self, client: Client, folder: Path) -> None:
-        self.client, self.folder = client, folder
+        self.client, self.folder = client, Path(tempfile.mkdtemp(prefix="shared-", dir=folder))
         self.record = Record()
         self._home: dict[tuple[int, int], str] = {}
         self._ready: tuple[Path, ...] | None = None
 
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
     def share(self, value: T) -> OnDisk[T]:
         """A value that the work on many items needs: pickled once, read once by each worker."""
         self._prepare()
-        handle, name = tempfile.mkstemp(prefix="shared-", suffix=".pickle", dir=self.folder)
+        handle, name = tempfile.mkstemp(suffix=".pickle", dir=self.folder)
         with os.fdopen(handle, "wb") as file:
             pickle.dump(value, file, protocol=5)
         return OnDisk(Path(name))
@@ -86,12 +104,12 @@ class Cluster:
         self,
         work: Callable[[Any], T],
         items: Sequence[Any],
-        progress: Callable[[int], None] | None = None,
+        finished: Callable[[int], None] | None = None,
         lost: Callable[[Any, str], T] | None = None,
     ) -> list[T]:
         """As ``Executor.map``; an item that ended three workers is lost."""
         found: dict[int, Any] = {}
-        for first, results in self._groups(_each, work, items, progress, lost):
+        for first, results in self._groups(_each, work, items, finished, lost):
             found.update(zip(range(first, first + len(results)), results, strict=True))
         return [found[k] for k in range(len(items))]
 
@@ -99,38 +117,47 @@ class Cluster:
         self, work: Callable[[Any], tuple[Any, T]], items: Sequence[Any]
     ) -> tuple[Any, list[T]]:
         """As ``Executor.reduce``: one sum of each group comes back."""
-        found = dict(self._groups(_summed, work, items, None, None))
-        sums, own = zip(*(found[first] for first in sorted(found)), strict=True)
-        return tree_sum(sums), [x for some in own for x in some]
+        found, size = dict(self._groups(_summed, work, items, None, None)), self._size(len(items))
+        # a group that was done item by item is summed as a group
+        groups = [sorted(k for k in found if k // size == g) for g in range(-(-len(items) // size))]
+        sums = [tree_sum([found[k][0] for k in group]) for group in groups]
+        return tree_sum(sums), [x for k in sorted(found) for x in found[k][1]]
+
+    def _size(self, n_items: int) -> int:
+        """Items of a group: a power of two."""
+        size, n_workers = 1, max(1, len(self.client.nthreads()))
+        while n_items > GROUPS * n_workers * size:
+            size *= 2
+        return size
 
     def summary(self) -> dict[str, Any]:
         """As ``Executor.summary``."""
         return self.record.summary()
 
-    def _groups(self, how, work, items, progress, lost):
+    def _groups(self, how, work, items, finished, lost):
         """Of each group the place of its first item, and the result, as they come."""
         self._prepare()
         if not items:
             return
-        size, n_workers = 1, max(1, len(self.client.nthreads()))
-        while len(items) > GROUPS * n_workers * size:
-            size *= 2
-        submitted = {}
+        size = self._size(len(items))
+        submitted: dict[Future, _Task] = {}
+
+        def submit(task: _Task) -> Future:
+            future = self._submit(how, work, items[task.first : task.first + task.size], task)
+            submitted[future] = task
+            return future
+
         for first in range(0, len(items), size):
-            future = self._submit(how, work, items[first : first + size], (size, first))
-            submitted[future] = (size, first)
+            submit(_Task(first, min(size, len(items) - first)))
         done, waiting = 0, as_completed(submitted)
         for future in waiting:
-            place = size, first = submitted.pop(future)
-            some = items[first : first + size]
+            task = submitted.pop(future)
             try:
                 payload = future.result()
             except KilledWorker as error:
-                if len(some) > 1:
-                    for k in range(first, first + len(some)):
-                        again = self._submit(how, work, items[k : k + 1], (1, k))
-                        submitted[again] = (1, k)
-                        waiting.add(again)
+                if task.size > 1:
+                    for k in range(task.first, task.first + task.size):
+                        waiting.add(submit(_Task(k, 1)))
                     continue
                 why = f"ended {ATTEMPTS} processes, the last at {error.last_worker.address}"
                 if lost is None:
@@ -138,29 +165,49 @@ class Cluster:
                         f"{_name(work)}: a batch of images {why}; fewer --workers have more memory "
                         "each"
                     ) from None
-                result = [lost(some[0], why)]
+                result = [lost(items[task.first], why)]
             else:
                 self.record.received += len(payload)
-                worker, seconds, result = pickle.loads(payload)
-                self._home[place] = worker
+                worker, seconds, result, failure = pickle.loads(payload)
+                if failure is not None:
+                    waiting.add(submit(self._elsewhere(task, worker, failure)))
+                    continue
+                self._home[task.first, task.size] = worker
                 self.record.seconds[_name(work)][worker] += seconds
-            done += len(some)
-            progress.say(done)
-            yield first, result
+            done += task.size
+            if finished is not None:
+                finished(done)
+            yield task.first, result
 
-    def _submit(self, how, work, some, place):
+    def _elsewhere(self, task: _Task, worker: str, error: Exception) -> _Task:
+        """A task that failed, for another worker: a full disk is one worker's only.
+
+        Raises:
+            Exception: the error, where it was on as many workers as there are, or on three.
+        """
+        failed = (*task.failed, worker)
+        others = set(self.client.nthreads()) - set(failed)
+        if len(failed) >= ATTEMPTS or not others:
+            raise error
+        self.record.failures.append(f"{worker}: {' '.join(str(error).split())[:200]}")
+        return task._replace(failed=failed)
+
+    def _submit(self, how, work, some, task: _Task) -> Future:
         payload = pickle.dumps((work, some), protocol=5)
         self.record.sent += len(payload)
         self.record.groups += 1
-        home = self._home.get(place)
+        home = self._home.get((task.first, task.size))
+        where = [] if home is None else [home]
+        if task.failed:
+            where = sorted(set(self.client.nthreads()) - set(task.failed))
         return self.client.submit(
             _work,
             how,
             payload,
             key=f"{_name(work)}-{uuid.uuid4().hex}",
             pure=False,
-            workers=None if home is None else [home],
-            allow_other_workers=home is not None,
+            workers=where or None,
+            allow_other_workers=bool(where),
         )
 
     def _prepare(self) -> None:
@@ -192,7 +239,13 @@ def client_of(workers: int | None, scheduler: str | None, folder: Path) -> Itera
         InputError: no scheduler answers.
     """
     if scheduler is None:
-        with local(workers or 1, folder) as cluster, Client(cluster) as client:
+        with (
+            tempfile.TemporaryDirectory(
+                prefix="dask-", dir=folder, ignore_cleanup_errors=True
+            ) as own,
+            local(workers or 1, Path(own)) as cluster,
+            Client(cluster) as client,
+        ):
             yield client
         return
     is_file = "://" not in scheduler and (scheduler.endswith(".json") or Path(scheduler).exists())
@@ -268,9 +321,13 @@ def _work(how: Callable, payload: bytes) -> bytes:
     """The work on a group, on a worker; scheduler and workers see bytes only."""
     started = time.perf_counter()
     work, items = pickle.loads(payload)
-    result = how(work, items)
+    result = error = None
+    try:
+        result = how(work, items)
+    except Exception as caught:
+        error = caught
     seconds = time.perf_counter() - started
-    return pickle.dumps((get_worker().address, seconds, result), protocol=5)
+    return pickle.dumps((get_worker().address, seconds, result, error), protocol=5)
 
 
 def _each(work: Callable, items: Sequence[Any]) -> list[Any]:

@@ -47,7 +47,7 @@ class Executor(Protocol):
         self,
         work: Callable[[Any], T],
         items: Sequence[Any],
-        progress: Callable[[int], None] | None = None,
+        finished: Callable[[int], None] | None = None,
         lost: Callable[[Any, str], T] | None = None,
     ) -> list[T]:
         """``work`` of each item, in the order of the items.
@@ -55,7 +55,7 @@ class Executor(Protocol):
         Args:
             work: a function of a module, or ``functools.partial`` of one; neither the function nor
                 an item is changed by the work.
-            progress: called with the number of items that are done.
+            finished: called with the number of items that are done.
             lost: of an item that ended the processes it was worked on, and why, gives what stands
                 in place of its result.
 
@@ -88,14 +88,14 @@ class InProcess:
         self,
         work: Callable[[Any], T],
         items: Sequence[Any],
-        progress: Callable[[int], None] | None = None,
+        finished: Callable[[int], None] | None = None,
         lost: Callable[[Any, str], T] | None = None,
     ) -> list[T]:
         found = []
         for item in items:
             found.append(work(item))
-            if progress is not None:
-                progress(len(found))
+            if finished is not None:
+                finished(len(found))
         return found
 
     def reduce(

@@ -1,0 +1,74 @@
+"""What the batches of a measured run say at a state, found where the batches are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ..infer.executor import Shared
+from ..physics.priors import Priors
+from ..util.store import places
+from .claims import Claims, claims_of
+from .measure_run import MeasuredRun
+from .problem import Run
+from .reflections import Reflections, reflections_of_batch, together
+from .state import State, images_of, tails
+
+T = TypeVar("T")
+
+
+def all_reflections(
+    run: Run, measurements: MeasuredRun, state: State, priors: Priors
+) -> Reflections:
+    """The reflections of a run, all together in memory: about 130 bytes each."""
+    return together(_each(_as_they_are, run, measurements, state, priors))
+
+
+def claims_of_run(run: Run, measurements: MeasuredRun, state: State, priors: Priors) -> Claims:
+    """``claims.claims_of`` of all images; reflections of one batch are in memory at a time."""
+    nu, names = tails(state, priors), [still.identifier for still in run.stills]
+    use = partial(_claims, nu, run.settings.seed)
+    found = _each(use, run, measurements, state, priors, [names[w] for w in run.batches()])
+    return Claims(*(np.concatenate(column) for column in zip(*found, strict=True)))
+
+
+def _each(
+    use: Callable[[Reflections, Any], T],
+    run: Run,
+    measurements: MeasuredRun,
+    state: State,
+    priors: Priors,
+    own: Sequence[Any] | None = None,
+) -> list[T]:
+    """``use`` of each batch's reflections, of which images count from 0, and of its ``own``."""
+    executor, images = run.work.executor, run.batches()
+    here = [images_of(state, w, run.size) for w in images]
+    parts = zip(
+        places(measurements.batches),
+        places(measurements.observations.parts),
+        images,
+        here,
+        [None] * len(images) if own is None else own,
+        strict=True,
+    )
+    return executor.map(
+        partial(_of_batch, use, executor.share((run.ref, run.model)), priors), [*parts]
+    )
+
+
+def _of_batch(use: Callable, shared: Shared, priors: Priors, item: tuple) -> Any:
+    (batch, obs, images, here, own), (ref, model) = item, shared.get()
+    r = reflections_of_batch(batch.get(), obs.get(), ref, model, here, priors)
+    return use(replace(r, image=r.image - images.start), images if own is None else own)
+
+
+def _as_they_are(r: Reflections, images: slice) -> Reflections:
+    return replace(r, image=r.image + np.int32(images.start))
+
+
+def _claims(nu: float, seed: int, r: Reflections, names: Sequence[str]) -> Claims:
+    return claims_of(r, nu, names, seed)

@@ -1,0 +1,139 @@
+"""Work on a cluster: the results of this process, whichever workers are lost meanwhile."""
+
+from __future__ import annotations
+
+import warnings
+from functools import partial
+
+import numpy as np
+import pytest
+
+from bayes_refine.infer import cluster
+from bayes_refine.infer.executor import IN_PROCESS, tree_sum
+from bayes_refine.loading import load_file
+from bayes_refine.util.errors import InputError
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+
+WORK = """
+import os, signal
+from pathlib import Path
+
+def times(factor, x):
+    return factor.get() * x
+
+def sums(x):
+    return {"a": x / 7, "b": 1}, x
+
+def dies_once(folder, k):
+    flag = Path(folder) / str(k)
+    if k % 5 == 3 and not flag.exists():
+        flag.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return k * k
+
+def full_disk(folder, k):
+    flag = Path(folder) / "full"
+    if not flag.exists():
+        flag.write_text(str(os.getpid()))
+    if flag.read_text() == str(os.getpid()) and k != 0:
+        raise OSError(28, "No space left on device")
+    return k
+
+def wrong(k):
+    raise ValueError(f"{k} is wrong")
+
+def dies(k):
+    if k == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return k * k
+"""
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A module that workers know as they know a model: by its file."""
+    path = tmp_path_factory.mktemp("work") / "work_of_test_cluster.py"
+    path.write_text(WORK)
+    return load_file(path)
+
+
+@pytest.fixture(scope="module")
+def executor(work, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cluster")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with (
+            cluster.client_of(2, None, folder) as client,
+            cluster.Cluster(client, folder) as executor,
+        ):
+            yield executor
+
+
+def test_results_are_those_of_this_process(executor, work):
+    xs, done = [np.array([x, 1 / 3]) for x in range(21)], []
+    factor = executor.share(np.array([0.1, 0.2]))
+    found = executor.map(partial(work.times, factor), xs, finished=done.append)
+    assert [x.tolist() for x in found] == [(np.array([0.1, 0.2]) * x).tolist() for x in xs]
+    assert done[-1] == 21 and done == sorted(done)
+    assert executor.map(work.sums, []) == []
+    assert executor.record.sent > 0 and set(executor.summary()["seconds"]) >= {"times"}
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 64, 100])
+def test_a_sum_is_the_same_to_the_last_bit(executor, work, n):
+    """Of numbers whose plain sum from the left differs."""
+    xs = [np.random.default_rng(k).normal(size=3) * 10.0 ** (k % 7) for k in range(n)]
+    (here, own), (there, its) = (e.reduce(work.sums, xs) for e in (IN_PROCESS, executor))
+    assert here["a"].tobytes() == there["a"].tobytes() and here["b"] == there["b"] == n
+    assert [x.tobytes() for x in own] == [x.tobytes() for x in its]
+
+
+def test_a_tree_sum_is_made_of_the_sums_of_aligned_groups():
+    x = list(np.random.default_rng(0).normal(size=23) * 10.0 ** np.arange(23))
+    for size in (2, 4, 8):
+        groups = [tree_sum(x[k : k + size]) for k in range(0, len(x), size)]
+        assert tree_sum(groups) == tree_sum(x)
+
+
+def test_a_worker_that_is_lost_costs_its_items_only(executor, work, tmp_path):
+    found = executor.map(partial(work.dies_once, str(tmp_path)), range(12))
+    assert found == [k * k for k in range(12)]
+    assert sorted(int(f.name) for f in tmp_path.iterdir()) == [3, 8]  # each was tried twice
+
+
+def test_what_fails_on_one_worker_is_done_on_another(executor, work, tmp_path):
+    """A disk that is full, after the first item."""
+    assert executor.map(partial(work.full_disk, str(tmp_path)), range(8)) == list(range(8))
+    assert any("No space left" in said for said in executor.summary()["failures"])
+    with pytest.raises(ValueError, match="0 is wrong"):
+        executor.map(work.wrong, [0])
+
+
+def test_an_item_that_ends_three_workers_is_set_aside(executor, work):
+    assert executor.map(work.dies, range(6), lost=lambda item, why: (item, why[:19])) == [
+        *(0, 1, 4),
+        (3, "ended 3 processes, "),
+        *(16, 25),
+    ]
+    with pytest.raises(InputError, match="dies: a batch of images ended 3 processes"):
+        executor.map(work.dies, [3])
+
+
+def test_a_scheduler_that_is_not_there(tmp_path):
+    for where, said in (("x.json", "no such file"), ("tcp://127.0.0.1:9", "no scheduler answers")):
+        with (
+            pytest.raises(InputError, match=said),
+            cluster.client_of(None, where, tmp_path),
+        ):
+            pass
+
+
+def test_a_cluster_that_runs_already_is_joined(executor, work):
+    address = executor.client.scheduler.address
+    with (
+        cluster.client_of(None, address, executor.folder) as client,
+        cluster.Cluster(client, executor.folder) as joined,
+    ):
+        assert cluster.described(client).startswith("2 workers; dashboard: http")
+        assert joined.map(work.dies, [1, 2]) == [1, 4]
