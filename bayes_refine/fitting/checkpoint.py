@@ -34,6 +34,7 @@ class Progress:
         rounds: number that are finished. state: for the next round to measure at.
         status: (n,) of images so far. kept: numbers that later rounds take over.
         movement: one entry for each round.
+        mosaic_shape_sd: for the next round; the prior's for None.
     """
 
     rounds: int
@@ -41,6 +42,7 @@ class Progress:
     status: np.ndarray
     plan: Plan
     movement: tuple[Movement, ...]
+    mosaic_shape_sd: float | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Checkpoint:
             "rounds": progress.rounds,
             "status": [str(s) for s in progress.status],
             "plan": progress.plan._asdict(),
+            "mosaic_shape_sd": progress.mosaic_shape_sd,
             "movement": [asdict(m) for m in progress.movement],
             "ice": [[str(path), frame, v] for (path, frame), v in run.ice.found.items()],
         }
@@ -130,6 +133,7 @@ class Checkpoint:
                 status,
                 Plan(**record["plan"]),
                 tuple(Movement(**m) for m in record["movement"]),
+                record["mosaic_shape_sd"],
             )
             for path, frame, rings in record["ice"]:
                 run.ice.found[Path(path), frame] = tuple(Ring(*ring) for ring in rings)

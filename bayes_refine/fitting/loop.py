@@ -24,6 +24,7 @@ from .checkpoint import Checkpoint, Progress
 from .claims import judged
 from .crosswise_reference import CrosswiseReference
 from .index_alike import stills_alike
+from .learned_priors import learned_from
 from .measure_batch import Batch
 from .measure_run import MeasuredRun
 from .merge_fit import measured_of
@@ -151,6 +152,8 @@ def refine(
     earlier = checkpoint.load(run) if checkpoint is not None else None
     if earlier is not None:
         done, run = earlier
+        if done.mosaic_shape_sd is not None:
+            now = replace(priors, mosaic_shape_sd=done.mosaic_shape_sd)
         progress.say(f"going on after round {done.rounds} of {rounds}")
     else:
         start = find_start(run, priors, progress)
@@ -180,12 +183,14 @@ def refine(
             run = _renewed(run, run.crosswise, found.measurements, state, priors)
         if round_ == 1 and not last:
             state = {**state, **after}
-        now, margin = priors, settings.margin
+        if not last:
+            now, margin = learned_from(found.fit, priors, now), settings.margin
         if checkpoint is not None and not last:
-            checkpoint.save(Progress(round_, state, status, plan, tuple(movement)), run)
+            done = Progress(round_, state, status, plan, tuple(movement), now.mosaic_shape_sd)
+            checkpoint.save(done, run)
 
     assert found is not None, "a fit has at least one round"
-    said = _judged(run, found.measurements, state, priors, found.fit)
+    said = _judged(run, found.measurements, state, now, found.fit)
     fitted = RunFit(
         stills=moved(run.stills, geometry_of(run.stills, state)),
         indexed=run.stills,
@@ -193,13 +198,13 @@ def refine(
         reference=run.ref,
         status=np.where(status == "", said, status),
         fit=found.fit,
-        reflections=all_reflections(run, found.measurements, state, priors),
+        reflections=all_reflections(run, found.measurements, state, now),
         batches=found.measurements.batches,
         observed=found.measurements.observations,
         movement=tuple(movement),
         ice=tuple(run.ice.of(still) for still in run.stills),
         problem=run,
-        priors=priors,
+        priors=now,
     )
     return fitted, found
 

@@ -43,7 +43,8 @@ class Priors:
             ``bandwidth`` is the median where no file states one.
         mosaic_spread_mrad, log_mosaic_spread_sd: η, in the exp(−x²/η²) convention, shared.
         log_mosaic_image_sd: of ln η from crystal to crystal.
-        mosaic_shape_sd: sd of ln of the ratios of η about different axes.
+        mosaic_shape_sd, log_mosaic_shape_sd_sd: sd of ln of the ratios of η about different axes;
+            the run says how large it is (``fitting.learned_priors``).
         rotation_sd_mrad: orientation about the indexed one, each axis.
         strain_sd: cell strain about the indexed cell, each allowed component.
         distance_sd_mm, beam_center_sd_mm: detector about its nominal place, shared.
@@ -75,6 +76,7 @@ class Priors:
     log_mosaic_spread_sd: float = number(1.0, 1e-4, 20)
     log_mosaic_image_sd: float = number(0.2, 1e-4, 20)
     mosaic_shape_sd: float = number(0.2, 1e-4, 10)
+    log_mosaic_shape_sd_sd: float = number(0.7, 1e-4, 20)
     rotation_sd_mrad: float = number(3.0, 1e-4, 1e3, "mrad")
     strain_sd: float = number(3e-3, 1e-7, 0.5)
     distance_sd_mm: float = number(0.5, 1e-5, 1e4, "mm")

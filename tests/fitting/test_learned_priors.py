@@ -1,0 +1,47 @@
+"""The sd of mosaic shapes is found from images that tell it with an error of their own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from bayes_refine.fitting.learned_priors import learned_from
+from bayes_refine.physics.priors import Priors
+from bayes_refine.util.status import Kind, Status
+
+
+def fit_of(true_sd, error, used, n, seed=0):
+    """Posteriors of n images' five numbers under N(0, used²), of measurements with an error."""
+    rng = np.random.default_rng(seed)
+    seen = true_sd * rng.standard_normal((n, 1, 5)) + error * rng.standard_normal((n, 1, 5))
+    variance = 1 / (error**-2.0 + used**-2.0)
+    values = {"mosaic_shape": seen * variance / error**2}
+    sd = {"mosaic_shape": np.full((n, 1, 5), variance**0.5)}
+    return SimpleNamespace(
+        sites=[SimpleNamespace(name="mosaic_shape")],
+        status=np.array([Status(Kind.CONVERGED)] * n, dtype=object),
+        values=lambda: values,
+        sd=sd.__getitem__,
+    )
+
+
+@pytest.mark.parametrize("true_sd", [0.15, 0.8])
+@pytest.mark.parametrize("used", [0.2, 1.0])
+def test_the_sd_is_found_whatever_prior_the_round_had(true_sd, used):
+    """200 images, 1000 numbers: to 1/√2000 for small errors, thus 10 % with errors of 0.2."""
+    priors = replace(Priors(), log_mosaic_shape_sd_sd=3.0)
+    fit = fit_of(true_sd, 0.2, used, 200)
+    found = learned_from(fit, priors, replace(priors, mosaic_shape_sd=used))
+    assert found.mosaic_shape_sd == pytest.approx(true_sd, rel=0.1)
+    assert replace(found, mosaic_shape_sd=priors.mosaic_shape_sd) == priors
+
+
+def test_images_that_say_nothing_leave_the_prior():
+    priors = Priors()
+    fit = fit_of(0.8, 50.0, 0.2, 3)
+    assert learned_from(fit, priors, priors).mosaic_shape_sd == pytest.approx(0.2, rel=0.02)
+    other = SimpleNamespace(sites=[SimpleNamespace(name="log_G")])
+    assert learned_from(other, priors, priors) is priors
