@@ -13,6 +13,9 @@ By resolution: R1(I) to the truth and 90 % intervals that hold it, of IMEAN and 
 a disc less the ring's background, summed over the frames of a crossing, over G·B_term·pol and the
 time of the crossing.  By how long a reflection takes to cross: the bias of each.
 
+Then both curves, with R0, η and a scale of their own, at the geometry and the scales of each fit: J
+over what it would be at p = 1, over the curve, by |ε_r| and |v_r|.
+
 The partialities of a reflection that crosses the sphere within the run must sum to √π R0/(2|v_r|),
 and its photons to that times G·B_term·pol·I, v_r as in the theory, Frames of a turning crystal.
 """
@@ -22,12 +25,15 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import gemmi
 import matplotlib.pyplot as plt
 import numpy as np
 from lysosim import SHARED, gauge
+from scipy.optimize import minimize
+from scipy.special import erf
 
 import bayes_refine as br
 from bayes_refine.geometry.detector import ray_to_pixel
@@ -38,6 +44,7 @@ from bayes_refine.geometry.symmetry import asu_map
 OSCILLATION, SPINDLE = 0.1, (1.0, 0.0, 0.0)
 SHELLS = np.array([25.0, 5.0, 4.0, 3.4, 3.0, 2.7, 2.5, 2.3])
 PATHS = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 9.0]) * 1e-4  # Å⁻¹
+EDGES = np.array([0.0, 1.5, 3.0, 4.5, 7.0, 20.0]) * 1e-4  # Å⁻¹, of |ε_r|
 RADIUS, RING = 4.0, (6.0, 9.0)  # of a box and of its background, pixels
 SLOWEST = 3e-5  # Å⁻¹ a frame: slower reflections take more than about 30 frames to cross
 
@@ -48,7 +55,8 @@ class Frames:
 
     Attributes:
         hkl: (n, 3) as indexed. key: (n,) of the asymmetric unit. path: (n,) |v_r| of a frame, Å⁻¹.
-        boxes, boxes_sd: (n,) photons by summation.
+        across: (n,) |q| cosθ, Å⁻¹, what η smears along the ray. boxes, boxes_sd: (n,) photons by
+            summation.
         merged: keys, IMEAN and SIGIMEAN.
     """
 
@@ -57,6 +65,7 @@ class Frames:
     hkl: np.ndarray
     key: np.ndarray
     path: np.ndarray
+    across: np.ndarray
     boxes: np.ndarray
     boxes_sd: np.ndarray
     merged: tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -70,7 +79,7 @@ def read_fit(folder: Path) -> Frames:
     columns = {column.label: table[:, k] for k, column in enumerate(mtz.columns)}
     hkl = table[:, :3].astype(int)
     stills = br.exposed(br.read_experiments(folder / "refined.expt"), OSCILLATION, SPINDLE).stills
-    boxes, path = np.full((2, len(hkl)), np.nan), np.zeros(len(hkl))
+    boxes, (path, norm_q, cosine) = np.full((2, len(hkl)), np.nan), np.zeros((3, len(hkl)))
     with br.ImageReader() as reader:
         for i, still in enumerate(stills):
             mine = columns["BATCH"] == i + 1
@@ -81,10 +90,14 @@ def read_fit(folder: Path) -> Frames:
             xy = ray_to_pixel(still.detector, ray)[1]
             boxes[:, mine] = summed(np.where(valid, image, np.nan)[0], xy)
             path[mine] = swept(still, q)
+            norm_q[mine] = np.linalg.norm(q, axis=1)
+            cosine[mine] = np.sqrt(1 - (norm_q[mine] * still.beam.wavelength / 2) ** 2)
     summary = json.loads((folder / "summary.json").read_text())
     R0 = summary["globals"]["R0_inv_angstrom"]["value"]
     key = pack_hkl(asu_map(hkl, group)[0])
-    return Frames(R0, columns, hkl, key, path, *boxes, merged_of(folder / "merged.mtz"))
+    return Frames(
+        R0, columns, hkl, key, path, norm_q * cosine, *boxes, merged_of(folder / "merged.mtz")
+    )
 
 
 def summed(image: np.ndarray, xy_px: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -178,6 +191,49 @@ def crossings(fit: Frames) -> Crossings:
     return Crossings(*(x[keep] for x in columns))
 
 
+def curve(fit: Frames, R0: float, eta_mrad: float, turning: bool) -> np.ndarray:
+    """p (n,) of a still or over the turn, without bandwidth."""
+    x = fit.columns["EPSILON_R"]
+    width = np.sqrt(R0**2 + (1e-3 * eta_mrad * fit.across) ** 2)
+    if not turning:
+        return R0 / width * np.exp(-((x / width) ** 2))
+    half = np.maximum(fit.path, 1e-8)
+    box = erf((x + half) / width) - erf((x - half) / width)
+    return R0 * np.sqrt(np.pi) / (4 * half) * box
+
+
+def compare_curves(fit: Frames, truth: Truth) -> dict[str, np.ndarray]:
+    """Fit both curves, print J over each, and return it near the sphere by path, (k, 2) by name."""
+    c = fit.columns
+    full = c["SCALE"] / c["PARTIALITY"] * truth.of(fit.key)[0]  # J at p = 1
+    J, sd = c["I"] / full, np.hypot(c["SIGI"] / full, 0.02)
+    use = np.isfinite(J) & (sd < 0.15)
+    found = {}
+    for turning, name in ((False, "curve of a still"), (True, "curve over the turn")):
+
+        def model(x, turning=turning):
+            return np.exp(x[0]) * curve(fit, 1e-4 * np.exp(x[1]), np.exp(x[2]), turning)
+
+        def lost(x, model=model):
+            return np.sum((((J - model(x)) / sd)[use]) ** 2)
+
+        best = minimize(lost, [0.0, np.log(3.0), 0.0], method="Nelder-Mead")
+        p, off, points = model(best.x), np.abs(c["EPSILON_R"]), []
+        print(
+            f"  {name}: R0 {np.exp(best.x[1]):.2f}e-4 Å⁻¹, η {np.exp(best.x[2]):.3f} mrad, χ² a"
+            f" reflection {best.fun / use.sum():.3f} of {use.sum()}; J over it by |ε_r|:"
+        )
+        for low, high in pairwise(PATHS):
+            line = []
+            for near, far in pairwise(EDGES):
+                k = use & (fit.path >= low) & (fit.path < high) & (off >= near) & (off < far)
+                line.append(np.sum((J * p / sd**2)[k]) / np.sum((p / sd)[k] ** 2))
+            points.append((np.median(fit.path[(fit.path >= low) & (fit.path < high)]), line[0]))
+            print(f"    |v_r| from {1e4 * low:.1f}e-4 Å⁻¹ " + "".join(f"{x:8.3f}" for x in line))
+        found[name] = np.array(points)
+    return found
+
+
 def by_shell(d: np.ndarray, value, of=np.median) -> list[float]:
     """``of`` the values in each shell, and of all."""
     shell = np.digitize(-d, -SHELLS) - 1
@@ -207,15 +263,15 @@ def by_path(path, mean, sd, truth, d) -> np.ndarray:
     )
 
 
-def of_boxes(found: Crossings, truth: Truth):
-    """Path, intensity, sd, truth and d of the sums of boxes over crossings."""
+def of_sums(found: Crossings, total: np.ndarray, truth: Truth):
+    """Path, intensity, sd of boxes, truth and d of sums over crossings."""
     intensity, d = truth.of(found.key)
-    columns = found.path, found.boxes / found.expected, found.boxes_sd / found.expected
+    columns = found.path, total / found.expected, found.boxes_sd / found.expected
     return [x[np.isfinite(intensity)] for x in (*columns, intensity, d)]
 
 
 def of_merged(fit: Frames, truth: Truth):
-    """As :func:`of_boxes`, of IMEAN; the path is that of its observation of the largest p."""
+    """As :func:`of_sums`, of IMEAN; the path is that of its observation of the largest p."""
     key, mean, sd = fit.merged
     intensity, d = truth.of(key)
     at, seen = find(fit.key, key)
@@ -233,39 +289,45 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("rotation_frames.png"))
     args = parser.parse_args()
     truth = truth_of(args.data)
-    found = {}
+    found, near = {}, {}
     for folder in args.fits:
         fit = read_fit(folder)
         crossed = crossings(fit)
-        intensity, d = truth.of(crossed.key)
-        strong = intensity > np.nanmedian(intensity)
         sums = crossed.partiality / crossed.expected
-        print(f"{folder.name}: R0 {fit.R0:.3e} Å⁻¹; {len(d)} reflections cross within the run")
+        print(f"{folder.name}: R0 {fit.R0:.3e} Å⁻¹; {len(sums)} reflections cross within the run")
         print(f"  Σ p over √π R0/(2|v_r|): median {np.median(sums):.3f}, sd {np.std(sums):.3f}")
-        for what, total in (("boxes", crossed.boxes), ("J", crossed.J)):
-            ratio = (total / crossed.expected / intensity)[strong]
-            line = " ".join(f"{x:6.3f}" for x in by_shell(d[strong], ratio / np.median(ratio)))
-            print(f"  Σ {what} over truth, strong half, medians in shells: {line}")
-        found[f"boxes, {folder.name}"] = of_boxes(crossed, truth)
+        near |= {f"{folder.name}, {k}": v for k, v in compare_curves(fit, truth).items()}
+        found[f"{folder.name}, Σ boxes"] = of_sums(crossed, crossed.boxes, truth)
+        found[f"{folder.name}, Σ J"] = of_sums(crossed, crossed.J, truth)
         found[folder.name] = of_merged(fit, truth)
     rows = {name: against_truth(*columns[1:]) for name, columns in found.items()}
     for what in ("n", "R1 %", "in 90 %"):
         print(f"{what:28s}" + "".join(f"{x:7.1f} Å" for x in SHELLS[1:]) + "      all")
         for name, row in rows.items():
             print(f"{name:28s}" + "".join(f"{x:9.1f}" for x in row[what]))
-
-    fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     print("median of I over truth by |v_r| (10⁻⁴ Å⁻¹), strong half")
-    for name, columns in found.items():
-        left.plot(SHELLS[1:] ** -2, rows[name]["R1 %"][:-1], "o-", label=name)
-        points = by_path(*columns)
+    bias = {name: by_path(*columns) for name, columns in found.items()}
+    for name, points in bias.items():
         print(f"{name:28s}" + "  ".join(f"{1e4 * x:.2f}: {y:.3f}" for x, y in points))
-        right.plot(1e4 * points[:, 0], points[:, 1], "o-", label=name)
+    draw(rows, bias, near, args.out)
+
+
+def draw(rows, bias, near, out: Path) -> None:
+    """R1 by resolution; bias of intensities, and of J on the sphere over both curves, by path."""
+    fig, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
+    for name, row in rows.items():
+        left.plot(SHELLS[1:] ** -2, row["R1 %"][:-1], "o-", label=name)
+        middle.plot(*(bias[name].T * np.array([[1e4], [1]])), "o-", label=name)
     left.set(xlabel="1/d² (Å⁻²)", ylabel="R1(I) to the truth (%)", yscale="log")
-    left.legend(fontsize=8)
-    right.axhline(1, color="0.7", lw=1)
-    right.set(xlabel="|v_r| of a frame (10⁻⁴ Å⁻¹)", ylabel="median of I over truth")
-    fig.savefig(args.out, dpi=150)
+    middle.set(xlabel="|v_r| of a frame (10⁻⁴ Å⁻¹)", ylabel="median of I over truth")
+    for name, points in near.items():
+        right.plot(*(points.T * np.array([[1e4], [1]])), "o-", label=name)
+    right.set(xlabel="|v_r| of a frame (10⁻⁴ Å⁻¹)", ylabel="J over the curve, |ε_r| < 1.5·10⁻⁴ Å⁻¹")
+    for axes in (middle, right):
+        axes.axhline(1, color="0.7", lw=1)
+    for axes in (left, right):
+        axes.legend(fontsize=8)
+    fig.savefig(out, dpi=150)
 
 
 if __name__ == "__main__":
