@@ -5,10 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
 
+from bayes_refine import infer
 from bayes_refine.fitting.learned_priors import learned_from
+from bayes_refine.infer import normal
 from bayes_refine.physics.priors import Priors
 from bayes_refine.util.status import Kind, Status
 
@@ -45,3 +50,20 @@ def test_images_that_say_nothing_leave_the_prior():
     assert learned_from(fit, priors, priors).mosaic_shape_sd == pytest.approx(0.2, rel=0.02)
     other = SimpleNamespace(sites=[SimpleNamespace(name="log_G")])
     assert learned_from(other, priors, priors) is priors
+
+
+def test_it_reads_a_fit():
+    """Of a model with this site alone, by ``map_fit``: y ~ N(shape, 0.2²)."""
+
+    def model(y, priors):
+        with numpyro.plate("image", len(y), dim=-2):
+            shape = normal("mosaic_shape", 0.0, priors.mosaic_shape_sd, 5)
+        with numpyro.plate("image", len(y), dim=-2), numpyro.plate("number", 5, dim=-1):
+            numpyro.sample("y", dist.Normal(shape[:, 0], 0.2), obs=y)
+
+    rng = np.random.default_rng(1)
+    y = 0.8 * rng.standard_normal((60, 5)) + 0.2 * rng.standard_normal((60, 5))
+    priors = replace(Priors(), log_mosaic_shape_sd_sd=3.0)
+    found = learned_from(infer.map_fit(model, jnp.asarray(y), priors), priors, priors)
+    expected = np.sqrt(np.mean(y**2) - 0.04)
+    assert found.mosaic_shape_sd == pytest.approx(expected, rel=0.02)
