@@ -27,7 +27,7 @@ def with_components(
     if not files:
         return model, settings, {}
     needed()
-    from ..learned import component, training
+    from ..learned import component
 
     found = [component.read_component(path) for path in files]
     for path, one in zip(files, found, strict=True):
@@ -35,5 +35,5 @@ def with_components(
         line = f"{path}: {one.family}, {one.origin.evidence}"
         err_console.print(line, markup=False, soft_wrap=True)
     shown = [{"file": str(path), **one.shown()} for path, one in zip(files, found, strict=True)]
-    settings = training.settings_for(settings, [one.family for one in found])
+    settings = component.settings_with(settings, found)
     return component.with_components(model, found), settings, {"components": shown}

@@ -5,8 +5,8 @@ The file is one line of JSON, then the leaves of the parameters as equinox seria
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import msgspec
 import numpy as np
 
+from ..fitting.problem import Settings
 from ..geometry.experiments import Still
 from ..util.errors import InputError
 from .curve import Curve
@@ -265,3 +266,13 @@ def with_components(model: Callable[..., None], components: Sequence[Component])
     for component in components:
         pieces |= component.module.pieces()
     return partial(model, **pieces) if pieces else model
+
+
+def settings_with(settings: Settings, components: Iterable[Component]) -> Settings:
+    """Settings of a fit with components: as far as their curves reach, with what they depend on."""
+    for component in components:
+        module = component.module
+        if isinstance(module, Curve):
+            settings = replace(settings, margin=max(settings.margin, module.reach()))
+        settings = replace(settings, metadata=settings.metadata or module.needs_metadata)
+    return settings

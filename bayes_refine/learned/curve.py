@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from ..physics import Array, Partiality, Spot
 from ..physics.partiality import MAX_POWER
 
+FARTHEST = 4.0  # |x| of reflections that teach the curve
 TAIL = -3.0  # ln odds of a wider term against the core, prior median
 NONE = -30.0  # of ``odds``: nothing of the wider terms is left
 
@@ -89,7 +90,7 @@ class Curve(eqx.Module):
         return self.log_curve(x * self.width())
 
     def reach(self) -> float:
-        """|x| beyond which k is below that of a Gaussian at 2.4, 0.3 %; 2.4 to 5."""
-        x = jnp.linspace(2.4, 5.0, 53)
+        """|x| beyond which k is below that of a Gaussian at 2.4, 0.3 %; 2.4 to ``FARTHEST``."""
+        x = jnp.linspace(2.4, FARTHEST, 65)
         low = jnp.maximum(self.log_curve(x), self.log_curve(-x)) < -(2.4**2)
-        return float(x[jnp.argmax(low)]) if bool(low.any()) else 5.0
+        return float(x[jnp.argmax(low)]) if bool(low.any()) else FARTHEST

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import numpy as np
 
 from ..fitting.loop import RunFit
+from ..fitting.problem import Settings
 from ..fitting.tables import usable_images
 from ..infer import Batches, Model
 from ..infer.profiled import log_evidence, settled, train
@@ -20,13 +22,12 @@ from ..util.errors import InputError
 from ..util.output import versions
 from ..util.progress import SILENT, Listener
 from .component import Component, Evidence, Family, Origin, Setup
-from .curve import Curve
+from .curve import FARTHEST, Curve
 from .factor import Factor, Frame
 
 FOLDS = 5  # each member trains on all parts but two: one says when to stop, one is the test
 FEWEST = 6  # images
 LARGEST = 8  # images in a part
-MARGIN = 4.0  # |ε_r| in R0_eff up to which reflections teach a partiality
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def train_component(
         int(np.sum(data.fit)),
         run.problem.settings.d_min,
         found.evidence,
-        versions(),
+        {**versions(), "equinox": eqx.__version__},
     )
     return Component(family, found.module, found.members, origin)
 
@@ -199,8 +200,9 @@ def frame_of(data: SpotStatistics) -> Frame:
     return Frame(*map(float, (*middle, half, np.max(np.asarray(data.norm_q)[fit]) ** 2)))
 
 
-def settings_for(settings: Any, families: Any) -> Any:
-    """Settings of a fit with components, or of one that trains them."""
+def settings_for(settings: Settings, families: Iterable[Family]) -> Settings:
+    """Settings of a fit that components are trained on."""
+    families = set(families)
     if Family.partiality in families:
-        settings = replace(settings, margin=max(settings.margin, MARGIN))
+        settings = replace(settings, margin=max(settings.margin, FARTHEST))
     return replace(settings, metadata=settings.metadata or Family.correction in families)

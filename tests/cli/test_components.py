@@ -66,7 +66,8 @@ def test_a_component_brings_its_piece_and_what_it_needs(run, component):
         br.load_model("still"), br.Settings(d_min=6.0), [component()], stills
     )
     assert isinstance(model.keywords["partiality"], physics.Partiality)
-    assert settings.margin == 4 and not settings.metadata
+    assert settings.margin == Curve.start(jax.random.key(0)).reach() > 2.4
+    assert not settings.metadata
     assert told["components"][0]["nats_an_image"] == 2.0
 
 

@@ -51,4 +51,5 @@ def test_the_plain_curve_is_the_gaussian_in_all_that_a_model_asks_of_it():
 def test_the_curve_reaches_as_far_as_its_tail():
     """k < exp(−2.4²) beyond 2.4 of a Gaussian; a term four times as wide, 5 % of it, is further."""
     assert curve([-30, -30, 0, 0, 0, 0, 0]).reach() == pytest.approx(2.4, abs=0.06)
-    assert curve([-30, 0, 0, 0, 0, 0, 0]).reach() > 4
+    assert curve([-30, 0, 0, 0, 0, 0, 0]).reach() == 4  # no further than what taught it
+    assert 2.5 < curve([0, -30, -1, 0, 0, 0, 0]).reach() < 4
