@@ -6,6 +6,7 @@ Statistics are drawn from the model with a piece of its own, so that the truth i
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,10 +18,14 @@ from bayes_refine import physics
 
 pytest.importorskip("equinox")
 pytest.importorskip("optax")
-from bayes_refine.learned.component import Component, Family
-from bayes_refine.learned.training import Material, Training, learn
+from bayes_refine.learned import training
+from bayes_refine.learned.component import Component, Evidence, Family
+from bayes_refine.learned.training import Learned, Material, Training, learn
+from bayes_refine.simulation.truth import Simulation, square_detector
+from bayes_refine.util.status import Kind, Status
 
 IMAGES = 12
+DETECTOR = square_detector(Simulation(), 110.0, np.array([240.0, 240.0]))
 
 
 def log_tail(x):
@@ -47,6 +52,33 @@ def test_a_correction_needs_to_know_where_reflections_are(material):
     without = Material(model, replace(obs, metadata=None), priors, values)
     with pytest.raises(br.InputError, match="metadata=True"):
         learn(without, Family.correction)
+
+
+def test_only_usable_images_train(material, monkeypatch):
+    model, obs, priors, values = material(8)
+    status = np.array([Status(Kind.CONVERGED)] * 8)
+    status[[2, 5]] = Status(Kind.NO_SIGNAL, "none")
+    sites = [SimpleNamespace(name=k, per_image=np.ndim(v) > 1) for k, v in values.items()]
+    run = SimpleNamespace(
+        observations=obs,
+        fit=SimpleNamespace(sites=sites, values=lambda: values),
+        status=status,
+        priors=priors,
+        problem=SimpleNamespace(model=model, settings=br.Settings(d_min=3.2)),
+        indexed=[SimpleNamespace(beam=SimpleNamespace(wavelength=1.0), detector=DETECTOR)] * 8,
+    )
+    given = []
+    nothing = Learned(None, (), Evidence((0.0,) * 6, 1))
+    monkeypatch.setattr(training, "learn", lambda *args: given.append(args) or nothing)
+    found = training.train_component(run, Family.correction)
+    used = given[0][0].observations
+    kept = [0, 1, 3, 4, 6, 7]
+    np.testing.assert_array_equal(used.norm_q, obs.norm_q[kept])
+    np.testing.assert_array_equal(used.metadata.order, obs.metadata.order[kept])
+    np.testing.assert_array_equal(given[0][0].values["log_G"], values["log_G"][kept])
+    assert given[0][0].values["log_R0"] == values["log_R0"]
+    assert found.origin.n_images == 6 and found.origin.setup.wavelength == 1.0
+    assert found.origin.n_reflections == obs.fit[kept].sum()
 
 
 @pytest.mark.slow
