@@ -14,7 +14,7 @@ import numpyro
 import numpyro.distributions as dist
 
 from bayes_refine import load_file, physics
-from bayes_refine.infer import log_normal, normal
+from bayes_refine.infer import StudentT, log_normal, normal
 from bayes_refine.physics import Errors, Partiality, SpotStatistics
 from bayes_refine.physics.priors import Priors
 
@@ -117,7 +117,7 @@ def residual(mean, variance, nu) -> dist.Distribution:
     """A Student-t law with ``nu`` degrees of freedom; a normal law for ``math.inf``."""
     if isinstance(nu, float):
         return dist.Normal(mean, jnp.sqrt(variance))
-    return dist.StudentT(nu, mean, jnp.sqrt(variance))
+    return StudentT(nu, mean, jnp.sqrt(variance))
 
 
 def likelihood(obs: SpotStatistics, mean, variance, errors: Errors) -> None:

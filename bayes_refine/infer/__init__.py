@@ -7,7 +7,8 @@ plate.  Nothing here knows crystallography, and NumPyro appears only here, in
 """
 
 from .batches import Batches
-from .density import IMAGE, Model, Site, evaluate, locations, observed_sites, sites_of
+from .density import IMAGE, Model, Site, evaluate, observed_sites, sites_of
+from .expectations import locations
 from .importance import Nested, nested_draws
 from .laplace import Fit, laplace_draws, predictive_draws
 from .loo import Loo, ModelComparison, compare, leave_out, leave_out_images, log_likelihoods
@@ -15,7 +16,7 @@ from .marginal import marginal_fit
 from .newton import map_fit
 from .nuts import Chains, nuts_fit
 from .search import finite_rows
-from .sites import log_normal, normal
+from .sites import StudentT, log_normal, normal
 from .svi import GuideFit, svi_fit
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "ModelComparison",
     "Nested",
     "Site",
+    "StudentT",
     "compare",
     "evaluate",
     "finite_rows",

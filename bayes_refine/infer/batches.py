@@ -49,6 +49,36 @@ class Batches:
         return jax.tree.map(joined, *self.parts)
 
 
+def _own_and_common(data: Any):
+    """Arrays of the images of a part, and a function that makes a part of some of these."""
+    leaves, tree = jax.tree.flatten(data)
+    of_images = [np.ndim(x) > 0 for x in leaves]
+
+    def part_of(own):
+        own = iter(own)
+        part = [next(own) if has else x for x, has in zip(leaves, of_images, strict=True)]
+        return jax.tree.unflatten(tree, part)
+
+    return [x for x, has in zip(leaves, of_images, strict=True) if has], part_of
+
+
+def side_by_side(function: Callable, data: Any, *rows: jax.Array) -> Any:
+    """``function`` of the data and rows of each image, vectorised over images: (n, ...) each.
+
+    Arrays of one image have a first axis of length one.
+
+    Args:
+        data: as a part of :class:`Batches`. rows: (n, ...) arrays.
+    """
+    own, part_of = _own_and_common(data)
+
+    def one(own, *rows):
+        own, rows = jax.tree.map(lambda x: x[None], (own, rows))
+        return function(part_of(own), *rows)
+
+    return jax.vmap(one)(own, *rows)
+
+
 def one_by_one(function: Callable, data: Any, *rows: jax.Array) -> Any:
     """``function`` of the data and rows of one image at a time, results stacked: (n, ...) each.
 
@@ -57,14 +87,10 @@ def one_by_one(function: Callable, data: Any, *rows: jax.Array) -> Any:
     Args:
         data: as a part of :class:`Batches`. rows: (n, ...) arrays.
     """
-    leaves, tree = jax.tree.flatten(data)
-    of_images = [np.ndim(x) > 0 for x in leaves]
+    own, part_of = _own_and_common(data)
 
     def one(image):
         own, *rows = jax.tree.map(lambda x: x[None], image)
-        own = iter(own)
-        part = [next(own) if has else x for x, has in zip(leaves, of_images, strict=True)]
-        return function(jax.tree.unflatten(tree, part), *rows)
+        return function(part_of(own), *rows)
 
-    own = [x for x, has in zip(leaves, of_images, strict=True) if has]
     return jax.lax.map(one, (own, *rows))

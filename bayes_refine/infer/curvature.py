@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .density import density, expectations, prior_density
+from .density import density, prior_density
+from .expectations import expectations
 
 Array = jax.Array | np.ndarray
 WIDEST = 2.0  # sd of a direction over the prior's, at most: a wider one is not believed

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,10 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from numpyro.distributions import biject_to
+from numpyro.distributions.transforms import IdentityTransform
 
 from ..util.errors import InputError
+from .sites import StudentT, log_student_t
 
 Model = Callable[..., None]
 IMAGE = "image"  # name of the plate over images
@@ -62,36 +64,6 @@ def _compiled_deterministic(model: Model):
         return {k: site["value"] for k, site in trace.items() if site["type"] == "deterministic"}
 
     return deterministic
-
-
-def locations(model: Model, values: dict[str, np.ndarray], *args: Any) -> dict[str, Any]:
-    """Location and scale, arrays of the observations' shape, of each observed site at ``values``.
-
-    Sites that are neither normal, Student-t nor Poisson are left out.
-
-        mean, sd = locations(model, run.fit.values(), run.observations, run.priors)["intensity"]
-    """
-    found = _compiled_locations(model)(values, args)
-    return {name: tuple(map(np.asarray, pair)) for name, pair in found.items()}
-
-
-@lru_cache(maxsize=8)
-def _compiled_locations(model: Model):
-    @jax.jit
-    def of_observed(values, args):
-        trace = traced(model, {**prior_means(model, args), **values}, args)
-        observed = {k: s for k, s in trace.items() if s["type"] == "sample" and s["is_observed"]}
-        rows = {k: expected(_unwrapped(s["fn"])) for k, s in observed.items()}
-        return {k: (x.mean, jnp.exp(x.log_scale)) for k, x in rows.items() if x is not None}
-
-    return of_observed
-
-
-def _unwrapped(fn: dist.Distribution) -> dist.Distribution:
-    """The distribution below masks and expansions."""
-    while isinstance(fn, dist.MaskedDistribution | dist.ExpandedDistribution):
-        fn = fn.base_dist
-    return fn
 
 
 def traced(model, values, args):
@@ -276,18 +248,13 @@ def place_of(sites, name):
 
 def density(model, sites, theta, phi, args):
     """ln p in unconstrained space, split: (n,) of the images and a scalar of what is shared."""
-    values, image, shared = {}, jnp.zeros(len(theta)), jnp.zeros(())
-    for site, part in split(sites, theta, phi):
-        transform = biject_to(site.support)
-        values[site.name] = transform(part)
-        jacobian = transform.log_abs_det_jacobian(part, values[site.name])
-        if site.per_image:
-            image += jacobian.reshape(len(theta), -1).sum(1)
-        else:
-            shared += jacobian.sum()
-    for site in traced(model, values, args).values():
-        if site["type"] != "sample":
-            continue
+    trace = traced(model, unflatten(sites, theta, phi), args)
+    image, shared = _log_priors(sites, latent_sites(trace), theta, phi)
+    observed = [s for s in trace.values() if s["type"] == "sample" and s["is_observed"]]
+    alike, others = _alike(observed)
+    if alike:
+        image += _log_student_ts(alike).reshape(len(theta), -1).sum(1)
+    for site in others:
         log_prob = site["fn"].log_prob(site["value"])
         if site["scale"] is not None:
             log_prob = log_prob * site["scale"]
@@ -298,84 +265,84 @@ def density(model, sites, theta, phi, args):
     return image, shared
 
 
+def _alike(observed):
+    """The observed sites that are Student-t over images and of one shape, and the others."""
+    alike, others = [], []
+    for site in observed:
+        fn = site["fn"]
+        base = fn.base_dist if isinstance(fn, dist.MaskedDistribution) else fn
+        shape = np.shape(site["value"])
+        same = not alike or np.shape(alike[0]["value"]) == shape
+        plain = site["scale"] is None and in_image_plate(site) and fn.event_dim == 0
+        if type(base) is StudentT and np.size(base.df) == 1 and plain and same:
+            alike.append(site)
+        else:
+            others.append(site)
+    return (alike, others) if len(alike) > 1 else ([], observed)
+
+
+def _log_student_ts(sites):
+    """ln of the densities of several sites, summed over these: one program for all of them."""
+    rows = []
+    for site in sites:
+        fn, value, mask = site["fn"], site["value"], True
+        if isinstance(fn, dist.MaskedDistribution):
+            fn, mask = fn.base_dist, fn._mask
+        shape = np.shape(value)
+        rows.append(
+            (
+                value,
+                jnp.reshape(fn.df, (1,) * len(shape)),
+                *(jnp.broadcast_to(x, shape) for x in (fn.loc, fn.scale, mask)),
+            )
+        )
+    value, nu, mean, scale, mask = (jnp.stack(x) for x in zip(*rows, strict=True))
+    return jnp.where(mask, log_student_t(value, nu, mean, scale), 0.0).sum(0)
+
+
 def prior_density(model, sites, theta, phi, args):
     """The part of :func:`density` without observations: cheap, without arrays over reflections."""
-    values = unflatten(sites, theta, phi)
-    image, shared = jnp.zeros(len(theta)), jnp.zeros(())
-    latent = traced_priors(model, sites, values, args)
+    latent = traced_priors(model, sites, unflatten(sites, theta, phi), args)
+    return _log_priors(sites, latent, theta, phi)
+
+
+def _log_priors(sites, latent, theta, phi):
+    """ln of the priors' densities: (n,) of the images' and a scalar of the shared unknowns'.
+
+    Normal priors of all sites are evaluated at once: one by one they would be many small programs.
+    """
+    n = len(theta)
+    image, shared, normal = jnp.zeros(n), jnp.zeros(()), {True: [], False: []}
     for site, part in split(sites, theta, phi):
-        jacobian = biject_to(site.support).log_abs_det_jacobian(part, values[site.name])
-        log_prob = latent[site.name]["fn"].log_prob(values[site.name])
+        transform, own = biject_to(site.support), latent[site.name]
+        value = transform(part)
+        found = _normal_of(own["fn"], np.shape(value)) if own["scale"] is None else None
+        if found is not None and isinstance(transform, IdentityTransform):
+            normal[site.per_image].append(
+                [x.reshape(n if site.per_image else 1, -1) for x in (value, *found)]
+            )
+            continue
+        log_prob = own["fn"].log_prob(value)
+        log_prob = log_prob if own["scale"] is None else log_prob * own["scale"]
+        jacobian = transform.log_abs_det_jacobian(part, value)
         if site.per_image:
-            image += (jacobian.reshape(len(theta), -1).sum(1)) + log_prob.reshape(
-                len(theta), -1
-            ).sum(1)
+            image += jacobian.reshape(n, -1).sum(1) + log_prob.reshape(n, -1).sum(1)
         else:
             shared += jacobian.sum() + log_prob.sum()
+    for per_image, rows in normal.items():
+        if rows:
+            value, mean, sd = (jnp.concatenate(x, 1) for x in zip(*rows, strict=True))
+            log_prob = dist.Normal(mean, sd).log_prob(value).sum(1)
+            image, shared = (
+                (image + log_prob, shared) if per_image else (image, shared + log_prob[0])
+            )
     return image, shared
 
 
-class Expected(NamedTuple):
-    """Expectations at an observed site: arrays of its observations' shape, except log_df.
-
-    Attributes:
-        mean, log_scale: of each observation; a Poisson count has log_scale 0.
-        log_df: ln ν of a Student-t, a scalar; 0 for other distributions.
-        of_mean, of_scale, of_both, of_df: Fisher information of the mean, of ln scale, of ln scale
-            with ln ν, and of ln ν; zero where masked.
-    """
-
-    mean: jax.Array
-    log_scale: jax.Array
-    log_df: jax.Array
-    of_mean: jax.Array
-    of_scale: jax.Array | float
-    of_both: jax.Array | float
-    of_df: jax.Array | float
-
-
-def expectations(model, sites, theta, phi, args) -> list[Expected] | None:
-    """Of each observed site, masked; None where one is of no known kind, or in no plate over
-    images.
-    """
-    found = []
-    for site in traced(model, unflatten(sites, theta, phi), args).values():
-        if site["type"] != "sample" or not site["is_observed"]:
-            continue
-        if not in_image_plate(site):
-            return None
-        fn, mask = site["fn"], jnp.array(True)
-        while isinstance(fn, dist.MaskedDistribution | dist.ExpandedDistribution):
-            mask = mask & fn._mask if isinstance(fn, dist.MaskedDistribution) else mask
-            fn = fn.base_dist
-        row = expected(fn)
-        if row is None:
-            return None
-        shape = jnp.broadcast_shapes(site["fn"].batch_shape, jnp.shape(site["value"]))
-        mask = jnp.broadcast_to(mask, shape)
-        mean, log_scale = (jnp.broadcast_to(x, shape) for x in row[:2])
-        found.append(Expected(mean, log_scale, row.log_df, *(x * mask for x in row[3:])))
-    return found
-
-
-def expected(fn: dist.Distribution) -> Expected | None:
-    """Of a normal, Student-t or Poisson distribution, nothing masked; None for others.
-
-    Information of the mean 1/σ², (ν + 1)/(ν + 3)/σ², 1/μ; of ln σ 2, 2ν/(ν + 3); of a Student-t's
-    ln σ with ln ν −2ν/((ν + 1)(ν + 3)), and of its ln ν
-    ν²·(ψ′(ν/2) − ψ′((ν + 1)/2))/4 − ν(ν + 5)/(2(ν + 1)(ν + 3)) (Lange, Little & Taylor 1989).
-    """
-    zero = jnp.zeros(())
-    if isinstance(fn, dist.Normal):
-        return Expected(fn.loc, jnp.log(fn.scale), zero, 1 / fn.scale**2, 2.0, 0.0, 0.0)
-    if isinstance(fn, dist.StudentT) and jnp.size(fn.df) == 1:
-        nu = jnp.reshape(fn.df, ())
-        of_mean, of_scale = (nu + 1) / (nu + 3) / fn.scale**2, 2 * nu / (nu + 3)
-        of_both = -2 * nu / ((nu + 1) * (nu + 3))
-        trigamma = partial(jax.scipy.special.polygamma, 1)
-        of_df = nu**2 * (trigamma(nu / 2) - trigamma((nu + 1) / 2)) / 4
-        of_df -= nu * (nu + 5) / (2 * (nu + 1) * (nu + 3))
-        return Expected(fn.loc, jnp.log(fn.scale), jnp.log(nu), of_mean, of_scale, of_both, of_df)
-    if isinstance(fn, dist.Poisson):
-        return Expected(fn.rate, jnp.zeros_like(fn.rate), zero, 1 / fn.rate, 0.0, 0.0, 0.0)
-    return None
+def _normal_of(fn, shape):
+    """Mean and sd of a normal distribution, independent in each number; None of another one."""
+    while isinstance(fn, dist.Independent | dist.ExpandedDistribution):
+        fn = fn.base_dist
+    if type(fn) is not dist.Normal:
+        return None
+    return jnp.broadcast_to(fn.loc, shape), jnp.broadcast_to(fn.scale, shape)

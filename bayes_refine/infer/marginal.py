@@ -23,15 +23,13 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ..util.progress import SILENT, Listener
 from ..util.status import Kind
-from .batches import one_by_one
-from .curvature import WIDEST, exact_curvature, upward_inverse, upward_root
-from .density import Model, Site, density
+from . import differences
+from .curvature import WIDEST, upward_inverse, upward_root
+from .density import Model
 from .laplace import Fit
 from .search import Look, Search, State, fit_at
 
@@ -81,14 +79,14 @@ def _marginal_fit(model, args, fit: Fit, max_iterations, tolerance, progress) ->
     search = Search(model, args, fit.values())
     usable = search.weight * search.data.padded(1.0 * (fit.status == Kind.CONVERGED))
     state = search.start._replace(damping=np.zeros(len(usable)), shared_damping=0.0)
-    here = search.look(state, exact_curvature)
+    here = search.look(state, differences.exact)
     best, slope = _marginal(search, state, here, usable)
     step, far = _step(here, slope)
     iteration = 0
     while far >= tolerance and iteration < max_iterations:
         iteration += 1
         there = _moved(search, state, here.steps.alone - here.steps.pull @ step, step, usable)
-        look = search.look(there, exact_curvature)
+        look = search.look(there, differences.exact)
         value, its_slope = _marginal(search, there, look, usable)
         progress.update(
             None, f"marginal mode, step {iteration}: ln p {value:.2f}, it was {best:.2f}"
@@ -100,7 +98,7 @@ def _marginal_fit(model, args, fit: Fit, max_iterations, tolerance, progress) ->
         step, far = _step(here, slope)
     for _ in range(SETTLING):  # for images that lag behind the shared unknowns
         state = _moved(search, state, here.steps.alone - here.steps.pull @ step, step, usable)
-        here, step = search.look(state, exact_curvature), np.zeros_like(step)
+        here, step = search.look(state, differences.exact), np.zeros_like(step)
         if np.max(usable * here.steps.distance) < tolerance / 2:
             break
     found = fit_at(search, state, here, fit.iterations + iteration, tolerance)
@@ -142,12 +140,12 @@ def _marginal(search: Search, state: State, here: Look, usable) -> tuple[float, 
     roots *= usable[:, None, None]
     z, share, weight = points(mode.shape[1]), 1 / len(search.data.parts), search.weight
     parts = search.each(
-        _compiled_integral,
+        differences.integral,
         (search.model, search.sites, search.apart),
         lambda w: (mode[w], state.phi, roots[w], pull[w], weight[w], share, z),
     )
     ln_p, slope = zip(*parts, strict=True)
-    return float(sum(ln_p)) + volume, -np.asarray(sum(slope))
+    return float(sum(ln_p)) + volume, sum(slope[1:], slope[0])
 
 
 @lru_cache
@@ -200,7 +198,7 @@ def _covariance(search: Search, state: State, here: Look, joint: np.ndarray, usa
     def added(d):
         """Slope of the marginal density less that of the joint, the images following."""
         there = state._replace(theta=state.theta - pull @ d, phi=state.phi + d)
-        look = few.look(there, exact_curvature)
+        look = few.look(there, differences.exact)
         return _marginal(few, there, look, usable[:n])[1] - look.steps.g_schur
 
     here_added = added(np.zeros(len(joint)))
@@ -209,34 +207,3 @@ def _covariance(search: Search, state: State, here: Look, joint: np.ndarray, usa
     values, vectors = np.linalg.eigh(np.eye(len(joint)) + (rows + rows.T) / 2)
     factor = factor @ vectors / np.sqrt(np.maximum(values, WIDEST**-2))
     return factor @ factor.T
-
-
-@lru_cache(maxsize=16)
-def _compiled_integral(model: Model, sites: tuple[Site, ...], apart: bool):
-    """ln Σ_m p(y, θ + L z_m | φ) exp(½|z_m|²) of a batch, what is shared with it, and its slope."""
-
-    def integral(theta, phi, roots, pull, weight, share, z, args):
-        def total(p):
-            shared = density(model, sites, theta, p, args)[1]
-
-            @jax.checkpoint  # kept values would not fit in a processor's cache
-            def at(z):
-                place = theta - pull @ (p - phi) + roots @ z
-                image = density(model, sites, place, p, args)[0] + z @ z / 2
-                return jnp.where(jnp.isfinite(image), image, -jnp.inf)
-
-            of_images = jax.scipy.special.logsumexp(jax.lax.map(at, z), axis=0)
-            return jnp.where(weight > 0, of_images, 0.0).sum() + share * shared
-
-        ln_p, slope = jax.value_and_grad(total)(phi)
-        return ln_p, jnp.where(jnp.isfinite(slope), slope, 0.0)  # where a point is nowhere
-
-    def one_after_another(theta, phi, roots, pull, weight, share, z, args):
-        def one(part, t, *rows):
-            return integral(t, phi, *rows, share / len(theta), z, (part, *args[1:]))
-
-        return jax.tree.map(
-            lambda x: x.sum(0), one_by_one(one, args[0], theta, roots, pull, weight)
-        )
-
-    return jax.jit(one_after_another if apart else integral)

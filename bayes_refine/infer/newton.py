@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..util.progress import SILENT, Listener
-from .curvature import exact_curvature, fisher_curvature
+from . import differences
 from .density import Model
 from .laplace import Fit
 from .search import Curvature, Search, fit_at
@@ -27,7 +27,7 @@ def map_fit(
     max_iterations: int = 60,
     tolerance: float = 1e-2,
     stragglers: float = 0.0,
-    curvature: Curvature = fisher_curvature,
+    curvature: Curvature = differences.fisher,
     exact: bool = True,
     progress: Listener = SILENT,
 ) -> Fit:
@@ -62,25 +62,25 @@ def map_fit(
         images_far = float(np.quantile(here.steps.distance[: search.n_images], 1 - stragglers))
         far = images_far if stragglers else max(images_far, here.steps.shared_distance)
         is_last = far < tolerance or iteration == max_iterations
-        renew, final = None, exact_curvature if exact else curvature
+        renew, final = None, differences.exact if exact else curvature
         if is_last and here.curvature is not final:
             renew = final  # by the new curvature the mode may be further
         elif not is_last and here.curvature is None and far > SERVES * before:
             # near the mode the exact Hessian leads straight to it
-            renew = exact_curvature if exact and far < 1.0 else curvature
+            renew = differences.exact if exact and far < 1.0 else curvature
         if renew is not None:  # a step that failed with the old curvature may succeed now
             state = state._replace(
                 damping=np.minimum(state.damping, trusted.damping),
                 shared_damping=min(state.shared_damping, trusted.shared_damping),
             )
-            here = search.look(state, renew)
+            here = search.look(state, renew, here.slope)
             continue
         progress.update(
             None, f"Newton step {iteration}: ln p {here.slope.log_density:.2f}, {far:.2g} sd to go"
         )
         if is_last:
             return fit_at(search, state, here, iteration, tolerance)
-        state, before, iteration = search.step(state, here), far, iteration + 1
+        (state, slope), before, iteration = search.step(state, here), far, iteration + 1
         if here.curvature is not None:
             trusted = state
-        here = search.look(state, here.block_hessian)
+        here = search.look(state, here.block_hessian, slope)

@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .curvature import BlockHessian, fisher_curvature, upward_root
+from . import differences
+from .curvature import BlockHessian, upward_root
 from .density import Model, Site, density
 from .search import Curvature, Search, State
 
@@ -69,15 +70,15 @@ def train(
     adam = optax.adam(schedule)
     memory, slope_of = adam.init(weights), _compiled_slope(search.model, search.sites, log_prior)
     state = search.start
-    curvature: Curvature | BlockHessian = fisher_curvature
+    curvature: Curvature | BlockHessian = differences.fisher
     resting = None if held is None else held.start
     looks: list[tuple[int, float]] = []
     best = weights, state, 0
     for epoch in range(epochs + 1):
         search = search.given(weights)
         here = search.look(state, curvature)
-        curvature = fisher_curvature if (epoch + 1) % RENEWED == 0 else here.block_hessian
-        state = search.step(state, here)
+        curvature = differences.fisher if (epoch + 1) % RENEWED == 0 else here.block_hessian
+        state, _ = search.step(state, here)
         if held is not None and resting is not None and epoch % CHECKED == 0:
             found, resting = log_evidence(held.given(weights), state.phi, resting)
             looks.append((epoch, float(found.sum())))
@@ -100,12 +101,12 @@ def train(
 
 def settled(search: Search, steps: int = 40) -> State:
     """All unknowns at their mode, weights as they are."""
-    state, here = search.start, search.look(search.start, fisher_curvature)
+    state, here = search.start, search.look(search.start, differences.fisher)
     for k in range(steps):
         if max(here.steps.distance.max(), here.steps.shared_distance) < CLOSE:
             break
-        state = search.step(state, here)
-        here = search.look(state, here.block_hessian if k % 3 else fisher_curvature)
+        state, slope = search.step(state, here)
+        here = search.look(state, here.block_hessian if k % 3 else differences.fisher, slope)
     return state
 
 
@@ -120,7 +121,7 @@ def log_evidence(
         phi: (s,) shared unknowns, held. start: of the images' unknowns.
     """
     state = (start or search.start)._replace(phi=phi)
-    here, reach = search.look(state, fisher_curvature), search.reach[0]
+    here, reach = search.look(state, differences.fisher), search.reach[0]
     for k in range(SETTLING):
         if here.steps.distance.max() < CLOSE:
             break
@@ -130,8 +131,8 @@ def log_evidence(
         damping = np.where(helped, 0.3 * state.damping, np.maximum(10 * state.damping, 0.1))
         theta = state.theta + np.where(helped[:, None], move, 0.0)
         state = state._replace(theta=theta, damping=np.clip(damping, 1e-9, 1e9))
-        here = search.look(state, here.block_hessian if k % 3 else fisher_curvature)
-    blocks = search.block_hessian(state, fisher_curvature).blocks
+        here = search.look(state, here.block_hessian if k % 3 else differences.fisher)
+    blocks = search.block_hessian(state, differences.fisher).blocks
     _, log_root = np.linalg.slogdet(upward_root(np.asarray(blocks)))
     k = state.theta.shape[1]
     evidence = here.slope.image + log_root + 0.5 * k * np.log(2 * np.pi)

@@ -8,23 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ..util.errors import InputError
 from ..util.status import Kind, Status, settled
 from ..util.store import Place, places
-from .batches import Batches, one_by_one
-from .curvature import BlockHessian, hessian, no_wider, scaled, upward_inverse
-from .density import Model, Site, compiled_prior_means, density, find_sites, flatten, prior_density
+from .batches import Batches
+from .curvature import BlockHessian, no_wider, scaled, upward_inverse
+from .density import Model, compiled_prior_means, find_sites, flatten
 from .laplace import Fit
+from .programs import PriorCurvature, compiled_prior, compiled_slope
 from .steps import Slope, Steps, steps_of
 
-Curvature = Callable[..., BlockHessian]
+# of (model, sites, apart): a function of one batch (``differences``)
+Curvature = Callable[..., Callable[..., BlockHessian]]
 SINGULAR = 1e-10  # of the diagonal: the Cholesky factor of a smaller eigenvalue is rounding
 
 
@@ -72,8 +73,10 @@ class Search:
         theta, phi = flatten(self.sites, values)
         damping = np.full(len(theta), 1e-3)
         self.start = State(np.asarray(theta), np.asarray(phi), damping, 1e-3)
-        reach = compiled_reach(model, self.sites)(theta[: self.data.size], phi, first)
-        self.reach = tuple(np.asarray(x) for x in reach)  # one prior sd: (k,) and (s,)
+        self.reach = self._reach()  # one prior sd: (k,) and (s,)
+        k = len(self.reach[0])
+        # of differences: (n, k) and (s,), a prior sd until a curvature is known
+        self.scale = np.broadcast_to(self.reach[0], (len(theta), k)), self.reach[1]
         self.stand_in = self.start.theta[0]
 
     def _start(self, first, init):
@@ -106,6 +109,7 @@ class Search:
         few.spared = {}
         rows = np.concatenate([np.arange(b * size, (b + 1) * size) for b in which])
         few.weight, few.aside = self.weight[rows], self.aside[rows]
+        few.scale = self.scale[0][rows], self.scale[1]
         few.start = self.start._replace(
             theta=self.start.theta[rows], damping=self.start.damping[rows]
         )
@@ -117,11 +121,26 @@ class Search:
         other.rest = (*self.rest[: len(self.rest) - len(last)], *last)
         return other
 
+    def _prior(self, state: State) -> PriorCurvature:
+        """Curvature of the priors of the first batch."""
+        args, where = next(iter(self.batches()))
+        find = compiled_prior(self.model, self.sites)
+        rows = state.theta[where], state.phi, np.ones(self.data.size)
+        return jax.tree.map(np.asarray, find(*rows, args))
+
+    def _reach(self) -> tuple[np.ndarray, np.ndarray]:
+        """One marginal prior sd of each unknown, (k,) of the first image's and (s,)."""
+        prior = self._prior(self.start)
+        one = upward_inverse(prior.blocks[:1], np.zeros(1), np)[0]
+        slope = one @ prior.coupling[0]
+        schur = prior.shared + prior.own - len(prior.blocks) * prior.coupling[0].T @ slope
+        shared = upward_inverse(schur[None], np.zeros(1), np)[0]  # a prior may curve upwards here
+        return np.sqrt(np.diag(one + slope @ shared @ slope.T)), np.sqrt(np.diag(shared))
+
     def prior_sd(self, state: State) -> np.ndarray:
         """(s,) prior sd of each shared unknown by itself, unconstrained."""
-        args, where = next(iter(self.batches()))
-        find = compiled_prior_sd(self.model, self.sites)
-        return np.asarray(find(state.theta[where], state.phi, args))
+        own = self._prior(state).own
+        return np.sqrt(np.diag(upward_inverse(own[None], np.zeros(1), np)[0]))
 
     def batches(self, skip: int = 0):
         """The model's arguments for each batch, and the batch's places among the images."""
@@ -129,15 +148,20 @@ class Search:
             part = self._part(b)
             yield (() if part is None else (part, *self.rest)), where
 
-    def look(self, state: State, curvature: Curvature | BlockHessian) -> Look:
+    def look(
+        self, state: State, curvature: Curvature | BlockHessian, slope: Slope | None = None
+    ) -> Look:
         """Slope and curvature at a state (or the curvature of another state), and the steps.
 
         Images whose numbers are not finite at the state are set aside.
 
+        Args:
+            slope: at the state, where it is known.
+
         Raises:
             InputError: no image has finite numbers, or the shared unknowns have none.
         """
-        slope, found = self.slope(state), None
+        slope, found = slope or self.slope(state), None
         while self._set_aside(~finite_rows(slope.image, slope.g_image)):
             slope = self.slope(state)
         if not isinstance(curvature, BlockHessian):
@@ -184,19 +208,52 @@ class Search:
         return self.spared[b] if b in self.spared else self.data.parts[b]
 
     def slope(self, state: State) -> Slope:
-        """ln p and its slope."""
-        parts = self._sums(_compiled_slope, state)
-        image, shared, g_image, g_shared = zip(*parts, strict=True)
+        """ln p and its slope; zeros at unused places."""
+        made_of = self.model, self.sites, self.apart
+        theta = self._spared(state.theta)
+        parts = self.each(compiled_slope, made_of, lambda w: (theta[w], state.phi, self.weight[w]))
+        image, shared, g_image, g_each, g_prior = zip(*parts, strict=True)
+        used = self.weight > 0
+        at = used[:, None]
         return Slope(
-            np.concatenate(image), float(sum(shared)), np.concatenate(g_image), sum(g_shared)
+            image=np.where(used, np.concatenate(image), 0.0),
+            shared=float(shared[0]),
+            g_image=np.where(at, np.concatenate(g_image), 0.0),
+            g_each=np.where(at, np.concatenate(g_each), 0.0),
+            g_prior=g_prior[0],
         )
 
     def block_hessian(self, state: State, curvature: Curvature) -> BlockHessian:
         """The curvature at a state; unused places have a unit matrix."""
-        parts = self._sums(_compiled_curvature, state, curvature, self.apart)
+        share, theta = 1 / len(self.data.parts), self._spared(state.theta)
+        parts = self.each(
+            curvature,
+            (self.model, self.sites, self.apart),
+            lambda w: (
+                theta[w],
+                state.phi,
+                self.weight[w],
+                share,
+                (self.scale[0][w], self.scale[1]),
+            ),
+        )
         blocks, coupling, shared = zip(*parts, strict=True)
         room = (1 - self.weight)[:, None, None] * np.eye(state.theta.shape[1])
-        return BlockHessian(np.concatenate(blocks) + room, np.concatenate(coupling), sum(shared))
+        found = BlockHessian(
+            np.concatenate(blocks) + room, np.concatenate(coupling), sum(shared[1:], shared[0])
+        )
+        self._set_scale(found)
+        return found
+
+    def _set_scale(self, found: BlockHessian) -> None:
+        """The scale of the next differences: a conditional posterior sd of one image."""
+        of_image = np.diagonal(found.blocks, axis1=1, axis2=2)
+        of_shared = np.diagonal(found.shared) / max(self.weight.sum(), 1.0)
+        scale = []
+        for curved, reach in zip((of_image, of_shared), self.reach, strict=True):
+            own = 1 / np.sqrt(np.maximum(np.abs(curved), 1e-300))
+            scale.append(np.where(np.isfinite(own), np.minimum(own, reach), reach))
+        self.scale = scale[0], scale[1]
 
     def each(
         self, make: Callable[..., Any], made_of: tuple, rows: Callable[[slice], tuple]
@@ -214,51 +271,48 @@ class Search:
         items = [(place, rows(w)) for place, w in zip(where, self.data.slices(), strict=True)]
         return self.data.executor.map(partial(_of_part, make, made_of, self.rest), items)
 
-    def _sums(self, make, state: State, *made_of) -> list[Any]:
-        """The results for each batch at a state; the shared prior counts once in all."""
-        share, theta = 1 / len(self.data.parts), self._spared(state.theta)
-        return self.each(
-            make,
-            (self.model, self.sites, *made_of),
-            lambda w: (theta[w], state.phi, self.weight[w], share),
-        )
-
     def _spared(self, theta: np.ndarray) -> np.ndarray:
         """(..., n, k) unknowns; images that were set aside have the start of their stand-in."""
         return np.where(self.aside[:, None], self.stand_in, theta) if self.aside.any() else theta
 
-    def step(self, state: State, here: Look) -> State:
-        """One step uphill: an image moves only if its ln p rises, the shared unknowns only if the
-        total ln p rises.
+    def step(self, state: State, here: Look) -> tuple[State, Slope | None]:
+        """One step uphill, and the slope there where it is known: an image moves only if its ln p
+        rises, the shared unknowns only if the total ln p rises.
         """
         r_image, r_shared = self.reach
         steps = here.steps
         d_shared = np.clip(steps.shared, -r_shared, r_shared)
         d_image = np.clip(steps.alone - steps.pull @ d_shared, -r_image, r_image)
-        d_alone = np.clip(steps.alone, -r_image, r_image)
 
-        # all move; only the shared unknowns move; only the images move
-        thetas = self._spared(state.theta + np.stack([d_image, 0 * d_image, d_alone]))
-        phis = state.phi + np.stack([d_shared, d_shared, 0 * d_shared])
-        parts = self.each(
-            _compiled_densities, (self.model, self.sites), lambda w: (thetas[:, w], phis)
-        )
-        image = np.concatenate([p[0] for p in parts], axis=1)
-        image = np.where(np.isfinite(image), image, -np.inf)
-        image = np.where(self.weight > 0, image, 0.0)
-        shared = parts[0][1]
-        shared = np.where(np.isfinite(shared), shared, -np.inf)
-
-        joint = np.maximum(image[0], image[1]).sum() + shared[0]
-        is_joint = joint >= np.maximum(here.slope.image, image[2]).sum() + here.slope.shared
-        helped = image[0] > image[1] if is_joint else image[2] > here.slope.image
-        move = d_image if is_joint else d_alone
-        return State(
-            state.theta + np.where(helped[:, None], move, 0.0),
-            state.phi + d_shared if is_joint else state.phi,
+        # all move, and images whose ln p falls only follow the shared unknowns' step
+        found, there = self._tried(state, d_image, d_shared)
+        helped = found.image >= here.slope.image
+        if not helped.all():
+            stayed, _ = self._tried(state, 0.0, d_shared)
+            helped = found.image > stayed.image
+            found = found.rows(helped, stayed)
+        is_joint = found.log_density >= here.slope.log_density
+        if not is_joint:  # only the images move
+            d_alone = np.clip(steps.alone, -r_image, r_image)
+            found, there = self._tried(state, d_alone, 0.0)
+            helped = found.image > here.slope.image
+            found = found.rows(helped, here.slope)
+        moved = State(
+            np.where(helped[:, None], there.theta, state.theta),
+            there.phi,
             _eased(state.damping, helped),
             float(_eased(state.shared_damping, is_joint)),
         )
+        known = self.apart or (is_joint and helped.all())
+        return moved, found if known else None
+
+    def _tried(self, state: State, image, shared) -> tuple[Slope, State]:
+        """The slope after a step, with ln p = −∞ where it is not finite, and the state there."""
+        there = state._replace(theta=state.theta + image, phi=state.phi + shared)
+        found = self.slope(there)
+        of_images = np.where(np.isfinite(found.image), found.image, -np.inf)
+        of_shared = found.shared if np.isfinite(found.shared) else -np.inf
+        return found._replace(image=of_images, shared=of_shared), there
 
 
 def _of_part(make, made_of: tuple, rest: tuple, item: tuple[Place, tuple]) -> Any:
@@ -278,97 +332,11 @@ def _eased(damping, helped):
     return np.clip(np.where(helped, 0.3 * damping, np.maximum(10 * damping, 0.1)), 1e-9, 1e9)
 
 
-# -- one batch, compiled --------------------------------------------------------------------
-
-
-@lru_cache(maxsize=16)
-def _compiled_slope(model: Model, sites: tuple[Site, ...]):
-    """ln p of each image and of the shared prior, and the slope, of one batch.
-
-    Takes (n, k) and (s,); ``weight``: (n,) 1, or 0 for an unused place; ``share``: the fraction of
-    the shared prior that this batch contributes.
-    """
-
-    def negative(theta, phi, weight, share, args):
-        image, shared = density(model, sites, theta, phi, args)
-        image = jnp.where(weight > 0, image, 0.0)
-        return -image.sum() - share * shared, (image, share * shared)
-
-    @jax.jit
-    def slope(theta, phi, weight, share, args):
-        (_, parts), slopes = jax.value_and_grad(negative, argnums=(0, 1), has_aux=True)(
-            theta, phi, weight, share, args
-        )
-        return *parts, *slopes
-
-    return slope
-
-
-@lru_cache(maxsize=16)
-def _compiled_curvature(model: Model, sites: tuple[Site, ...], curvature: Curvature, apart: bool):
-    """A curvature of one batch, compiled once for a model and the shape of its observations.
-
-    ``apart``: the first argument is a part of :class:`Batches`, whose images can be told apart.
-    """
-
-    def together(theta, phi, weight, share, args):
-        return curvature(model, sites, theta, phi, weight, share, args)
-
-    def one_after_another(theta, phi, weight, share, args):
-        def one(part, t, w):
-            return together(t, phi, w, share / len(theta), (part, *args[1:]))
-
-        blocks, coupling, shared = one_by_one(one, args[0], theta, weight)
-        return BlockHessian(blocks[:, 0], coupling[:, 0], shared.sum(0))
-
-    return jax.jit(one_after_another if apart else together)
-
-
-@lru_cache(maxsize=16)
-def _compiled_densities(model: Model, sites: tuple[Site, ...]):
-    """ln p at several places: (c, n, k) and (c, s) to (c, n) and (c,)."""
-
-    def densities(thetas, phis, args):
-        return jax.lax.map(lambda x: density(model, sites, x[0], x[1], args), (thetas, phis))
-
-    return jax.jit(densities)
-
-
-@lru_cache(maxsize=16)
-def compiled_reach(model: Model, sites: tuple[Site, ...]):
-    """One marginal prior sd of each unknown, (k,) of the first image's and (s,)."""
-
-    @jax.jit
-    def reach(theta, phi, args):
-        prior = hessian(
-            lambda t, p: -sum(x.sum() for x in prior_density(model, sites, t, p, args)), theta, phi
-        )
-        one = upward_inverse(prior.blocks[:1], jnp.zeros(1))[0]
-        slope = one @ prior.coupling[0]
-        schur = prior.shared - len(theta) * prior.coupling[0].T @ slope
-        shared = upward_inverse(schur[None], jnp.zeros(1))[0]  # a prior may curve upwards here
-        return jnp.sqrt(jnp.diag(one + slope @ shared @ slope.T)), jnp.sqrt(jnp.diag(shared))
-
-    return reach
-
-
-@lru_cache(maxsize=16)
-def compiled_prior_sd(model: Model, sites: tuple[Site, ...]):
-    """One prior sd (s,) of each shared unknown, of the shared density alone."""
-
-    @jax.jit
-    def prior_sd(theta, phi, args):
-        curvature = jax.hessian(lambda p: -prior_density(model, sites, theta, p, args)[1])(phi)
-        return jnp.sqrt(jnp.diag(upward_inverse(curvature[None], jnp.zeros(1))[0]))
-
-    return prior_sd
-
-
 def fit_at(search: Search, state: State, here: Look, iterations: int, tolerance: float) -> Fit:
     """The fit at a state, without the unused places of the last batch; statuses of the images."""
     n = search.n_images
-    image, shared, g_image, g_shared = here.slope
-    slope = Slope(image[:n], shared, g_image[:n], g_shared)
+    image, shared, g_image, g_each, g_prior = here.slope
+    slope = Slope(image[:n], shared, g_image[:n], g_each[:n], g_prior)
     block_hessian = BlockHessian(
         here.block_hessian.blocks[:n], here.block_hessian.coupling[:n], here.block_hessian.shared
     )

@@ -10,17 +10,38 @@ from .curvature import BlockHessian, eigen, upward_inverse
 
 
 class Slope(NamedTuple):
-    """ln p of n images (n,) and of the shared prior; the slope of −ln p, (n, k) and (s,)."""
+    """ln p of n images and the slope of −ln p.
+
+    Attributes:
+        image: (n,) ln p of each image; shared: of the shared unknowns' priors.
+        g_image: (n, k); g_each: (n, s) of each image along the shared unknowns; g_prior: (s,) of
+            the shared unknowns' priors.
+    """
 
     image: np.ndarray
     shared: float
     g_image: np.ndarray
-    g_shared: np.ndarray
+    g_each: np.ndarray
+    g_prior: np.ndarray
 
     @property
     def log_density(self) -> float:
         """ln p."""
         return float(self.image.sum() + self.shared)
+
+    @property
+    def g_shared(self) -> np.ndarray:
+        """(s,) slope of −ln p along the shared unknowns."""
+        return self.g_each.sum(0) + self.g_prior
+
+    def rows(self, taken: np.ndarray, other: Slope) -> Slope:
+        """The images ``taken`` (n,) of this slope, and the others of another one."""
+        at = taken[:, None]
+        return self._replace(
+            image=np.where(taken, self.image, other.image),
+            g_image=np.where(at, self.g_image, other.g_image),
+            g_each=np.where(at, self.g_each, other.g_each),
+        )
 
 
 class Steps(NamedTuple):

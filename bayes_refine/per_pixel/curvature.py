@@ -20,8 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..infer import differences
 from ..infer.curvature import BlockHessian, columns_of, hessian
-from ..infer.density import Model, expected, prior_density, traced, unflatten
+from ..infer.density import Model, prior_density, traced, unflatten
+from ..infer.expectations import expected
 from ..infer.laplace import Fit
 from ..infer.newton import map_fit
 from ..infer.search import Curvature
@@ -69,7 +71,7 @@ def with_noise(model: Model, noise: PixelLikelihood) -> Model:
 @lru_cache(maxsize=8)
 def spot_curvature(noise: PixelLikelihood) -> Curvature:
     """The curvature of the module's docstring, of a per-pixel model whose photons scatter so."""
-    return partial(_spot_curvature, noise)
+    return partial(differences.compiled, partial(_spot_curvature, noise))
 
 
 def _spot_curvature(noise, model, sites, theta, phi, weight, share, args) -> BlockHessian:

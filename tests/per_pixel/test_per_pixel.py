@@ -85,9 +85,10 @@ def test_curvature_by_spots_is_fishers_of_the_model(seen, model, noise):
     noisy = with_noise(model, noise)
     sites, values = densities.find_sites(noisy, (one, priors), start)
     theta, phi = densities.flatten(sites, values)
-    by_spots, by_pixels = (
-        jax.jit(lambda t, p, f=f: f(noisy, sites, t, p, np.ones(1), 1.0, (one, priors)))(theta, phi)
-        for f in (spot_curvature(noise), fisher_curvature)
+    rest = np.ones(1), 1.0
+    by_spots = spot_curvature(noise)(noisy, sites, False)(theta, phi, *rest, None, (one, priors))
+    by_pixels = jax.jit(lambda t, p: fisher_curvature(noisy, sites, t, p, *rest, (one, priors)))(
+        theta, phi
     )
     sd = 1 / np.sqrt(np.diagonal(by_pixels.blocks[0])), 1 / np.sqrt(np.diag(by_pixels.shared))
     for part, left, right in (("blocks", 0, 0), ("coupling", 0, 1), ("shared", 1, 1)):

@@ -1,0 +1,205 @@
+"""Curvatures and integrals of a batch of images, made of ln p and its slope at many places.
+
+A curvature as a program of its own would be compiled for longer than many a run takes to fit, and
+would be no faster: a column of the Hessian costs as much as two slopes.  Unknowns of different
+images have no mixed second derivatives, so that one difference serves all images of a batch.
+
+A function here makes, for a model, a function of one batch:
+
+    curvature(theta (n, k), phi (s,), weight (n,), share, scale, args) → BlockHessian
+
+``weight`` is 1, or 0 for an unused place; ``share`` the fraction of the shared unknowns' priors
+that this batch contributes; ``scale`` (n, k) and (s,) are lengths over which ln p of an image is
+about a parabola: a posterior sd where one is known, else a prior sd.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import jax
+import numpy as np
+
+from .batches import one_by_one
+from .curvature import BlockHessian
+from .density import Model, Site
+from .programs import (
+    compiled_expectations,
+    compiled_prior,
+    compiled_slope,
+    compiled_slope_of_each,
+    with_share,
+)
+from .steps import Slope
+
+STEP = 1e-4  # of the scale, of central differences of slopes: errors of 1e-8 of a curvature
+SHORT = 1e-6  # of the scale, of forward differences of expectations
+TOO_LONG = 1e3  # a step over what it should have been: the differences are taken again
+
+
+@lru_cache(maxsize=16)
+def exact(model: Model, sites: tuple[Site, ...], apart: bool):
+    """The Hessian of −ln p itself, of central differences of its slope."""
+    slope = compiled_slope(model, sites, apart)
+
+    def curvature(theta, phi, weight, share, scale, args) -> BlockHessian:
+        args = jax.device_put(args)
+        found = _hessian(slope, theta, phi, weight, share, scale, args)
+        own = 1 / np.sqrt(np.abs(np.diagonal(found.blocks, axis1=1, axis2=2)) + 1e-300)
+        if np.any((scale[0] > TOO_LONG * own) & (weight > 0)[:, None]):
+            scale = np.minimum(scale[0], own), scale[1]
+            found = _hessian(slope, theta, phi, weight, share, scale, args)
+        return found
+
+    return curvature
+
+
+def _hessian(slope, theta, phi, weight, share, scale, args) -> BlockHessian:
+    (n, k), s = theta.shape, len(phi)
+    used = weight > 0
+    blocks, coupling, shared = np.zeros((n, k, k)), np.zeros((n, k, s)), np.zeros((s, s))
+
+    def change(d_theta, d_phi) -> Slope:
+        up, down = (slope(theta + x * d_theta, phi + x * d_phi, weight, args) for x in (1, -1))
+        return jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), up, down)
+
+    for c in range(k):
+        step = np.zeros((n, k))
+        step[:, c] = STEP * scale[0][:, c]
+        blocks[:, :, c] = change(step, 0.0).g_image / (2 * step[:, c, None])
+    for c in range(s):
+        step = STEP * scale[1][c] * (np.arange(s) == c)
+        found = change(0.0, step)
+        coupling[:, :, c] = found.g_image / (2 * step[c])
+        each = np.where(used[:, None], found.g_each, 0.0).sum(0)
+        shared[:, c] = (each + share * found.g_prior) / (2 * step[c])
+    blocks, coupling = (np.where(used[:, None, None], x, 0.0) for x in (blocks, coupling))
+    return BlockHessian((blocks + blocks.swapaxes(1, 2)) / 2, coupling, (shared + shared.T) / 2)
+
+
+@lru_cache(maxsize=16)
+def fisher(model: Model, sites: tuple[Site, ...], apart: bool):
+    """Expected curvature of normal, Student-t and Poisson observations, exact one of the priors.
+
+    This curvature is never negative along an observation.  Where an observed site is of another
+    kind, the exact Hessian is returned.
+    """
+    expectations, prior = compiled_expectations(model, sites), compiled_prior(model, sites)
+
+    def curvature(theta, phi, weight, share, scale, args) -> BlockHessian:
+        args = jax.device_put(args)
+        slopes = _fisher_slopes(expectations, theta, phi, scale, args)
+        if slopes is None:
+            return exact(model, sites, apart)(theta, phi, weight, share, scale, args)
+        used, k = (weight > 0)[:, None, None], theta.shape[1]
+        fisher = np.where(used, slopes @ np.swapaxes(slopes, 1, 2), 0.0)
+        of_prior = with_share(jax.tree.map(np.asarray, prior(theta, phi, weight, args)), share)
+        return BlockHessian(
+            fisher[:, :k, :k] + of_prior.blocks,
+            fisher[:, :k, k:] + of_prior.coupling,
+            fisher[:, k:, k:].sum(0) + of_prior.shared,
+        )
+
+    return curvature
+
+
+def _fisher_slopes(expectations, theta, phi, scale, args) -> np.ndarray | None:
+    """(n, k + s, rows) S of which S Sᵀ is the information of each image's observations.
+
+    Rows of an image: (location, ln scale) of each observed site in turn, each for all its
+    reflections, then ln ν of each.
+    """
+    (n, k), s = theta.shape, len(phi)
+    found = expectations(theta, phi, args)
+    if found is None:
+        return None
+    found = jax.tree.map(np.asarray, found)
+
+    def by_image(x):
+        return np.asarray(x).reshape(n, -1)
+
+    # Information of ln scale and ln ν is correlated: one row of both, one row of ln ν alone.
+    together = [row.of_both / np.maximum(row.of_scale, 1e-30) for row in found]
+    alone = [
+        by_image(row.of_df - row.of_both * x).sum(1) for row, x in zip(found, together, strict=True)
+    ]
+    root = [by_image(np.sqrt(x)) for row in found for x in (row.of_mean, row.of_scale)]
+    root += [np.sqrt(np.maximum(x, 0.0))[:, None] for x in alone]
+
+    def expected(rows) -> np.ndarray:
+        flat = [
+            by_image(x)
+            for row, share in zip(rows, together, strict=True)
+            for x in (row.mean, row.log_scale + share * np.asarray(row.log_df))
+        ]
+        flat += [np.broadcast_to(row.log_df, (n, 1)) for row in rows]
+        return np.concatenate(flat, axis=1)
+
+    weight, here = np.concatenate(root, axis=1), expected(found)
+    slopes = np.empty((n, k + s, here.shape[1]))
+    for c in range(k + s):
+        step, along = np.zeros((n, k + s)), SHORT * np.append(scale[0][0], scale[1])[c]
+        step[:, c] = along
+        there = expectations(theta + step[:, :k], phi + step[0, k:], args)
+        slopes[:, c] = (expected(there) - here) / along * weight
+    return slopes
+
+
+@lru_cache(maxsize=16)
+def compiled(function, model: Model, sites: tuple[Site, ...], apart: bool):
+    """A curvature that is a JAX function of (model, sites, theta, phi, weight, share, args).
+
+    ``functools.partial(compiled, function)`` is a curvature as this module's others are.
+    """
+
+    def together(theta, phi, weight, share, args):
+        return function(model, sites, theta, phi, weight, share, args)
+
+    def one_after_another(theta, phi, weight, share, args):
+        def one(part, t, w):
+            return together(t, phi, w, share / len(theta), (part, *args[1:]))
+
+        blocks, coupling, shared = one_by_one(one, args[0], theta, weight)
+        return BlockHessian(blocks[:, 0], coupling[:, 0], shared.sum(0))
+
+    find = jax.jit(one_after_another if apart else together)
+
+    def curvature(theta, phi, weight, share, scale, args) -> BlockHessian:
+        return jax.tree.map(np.asarray, find(theta, phi, weight, share, args))
+
+    return curvature
+
+
+@lru_cache(maxsize=16)
+def integral(model: Model, sites: tuple[Site, ...], apart: bool):
+    """ln Σ_m p(y, θ + L z_m | φ) exp(½|z_m|²) of a batch, what is shared with it, and the
+    slope of minus this.
+
+    A function of (theta (n, k), phi (s,), roots L (n, k, k), pull (n, k, s), weight, share, points
+    z (m, k), args); θ moves by −pull with φ.
+    """
+    slope = compiled_slope_of_each(model, sites, apart)
+
+    def integrated(theta, phi, roots, pull, weight, share, z, args) -> tuple[float, np.ndarray]:
+        args, used = jax.device_put(args), weight > 0
+        found = [_at_point(slope(theta + roots @ x, phi, weight, args), pull) for x in z]
+        image = np.array([f[0] for f in found]) + 0.5 * np.sum(z**2, 1)[:, None]
+        image = np.where(np.isfinite(image), image, -np.inf)
+        of_images = np.logaddexp.reduce(image, axis=0)
+        share_of_point = np.where(np.isfinite(image), np.exp(image - of_images), 0.0)
+        each = np.array([f[1] for f in found])
+        each = np.where(np.isfinite(each), each, 0.0)  # where a point is nowhere
+        g_shared = np.einsum("mn,mns->ns", share_of_point, each)[used].sum(0)
+        prior = found[0][2]
+        return (
+            float(of_images[used].sum() + share * prior.shared),
+            g_shared + share * np.asarray(prior.g_prior),
+        )
+
+    return integrated
+
+
+def _at_point(here: Slope, pull) -> tuple[np.ndarray, np.ndarray, Slope]:
+    """ln p (n,), the slope of −ln p along what is shared (n, s) with θ following, and all of it."""
+    following = np.einsum("nks,nk->ns", pull, np.asarray(here.g_image))
+    return np.asarray(here.image), np.asarray(here.g_each) - following, here

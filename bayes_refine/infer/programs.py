@@ -1,0 +1,115 @@
+"""What is compiled of a model: ln p with its slope, what is expected of observations, the priors.
+
+These are few and small, since compiling them takes most of the time of a small fit.  All else, the
+Hessian, the information, integrals over an image's unknowns, is made of their values at several
+places (:mod:`differences`).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .batches import side_by_side
+from .curvature import BlockHessian, hessian
+from .density import Model, Site, density, prior_density
+from .expectations import expectations
+from .steps import Slope
+
+
+@lru_cache(maxsize=16)
+def compiled_slope(model: Model, sites: tuple[Site, ...], apart: bool):
+    """(theta (n, k), phi (s,), weight (n,), args) → ``steps.Slope`` of a batch.
+
+    Args:
+        apart: the first argument is a part of ``Batches``, whose images can be told apart.  Else
+            ``g_prior`` is the slope of everything along the shared unknowns, and ``g_each`` zero.
+    """
+
+    def one_image(part, theta, phi, rest):
+        def each(t, p):
+            image, shared = density(model, sites, t, p, (part, *rest))
+            return -image.sum(), (image[0], shared)
+
+        (g_image, g_each), (image, shared) = jax.grad(each, (0, 1), has_aux=True)(theta, phi)
+        return image, shared, g_image[0], g_each
+
+    def image_by_image(theta, phi, weight, args):
+        image, shared, g_image, g_each = side_by_side(
+            lambda part, t: one_image(part, t, phi, args[1:]), args[0], theta
+        )
+        first = jax.tree.map(lambda x: x[:1] if jnp.ndim(x) else x, args[0])
+
+        def prior(p):
+            return -prior_density(model, sites, theta[:1], p, (first, *args[1:]))[1]
+
+        return Slope(image, shared[0], g_image, g_each, jax.grad(prior)(phi))
+
+    def together(theta, phi, weight, args):
+        def whole(t, p):
+            image, shared = density(model, sites, t, p, args)
+            return -jnp.where(weight > 0, image, 0.0).sum() - shared, (image, shared)
+
+        (g_image, g_shared), (image, shared) = jax.grad(whole, (0, 1), has_aux=True)(theta, phi)
+        return Slope(image, shared, g_image, jnp.zeros((len(theta), len(phi))), g_shared)
+
+    return jax.jit(image_by_image if apart else together)
+
+
+@lru_cache(maxsize=16)
+def compiled_slope_of_each(model: Model, sites: tuple[Site, ...], apart: bool):
+    """As :func:`compiled_slope`, with the slope of each image where they cannot be told apart."""
+    if apart:
+        return compiled_slope(model, sites, apart)
+
+    def slope(theta, phi, weight, args):
+        def images(t):
+            image, shared = density(model, sites, t, phi, args)
+            return -image.sum(), (image, shared)
+
+        g_image, (image, shared) = jax.grad(images, has_aux=True)(theta)
+        of_each, of_prior = jax.jacfwd(lambda p: density(model, sites, theta, p, args))(phi)
+        return Slope(image, shared, g_image, -of_each, -of_prior)
+
+    return jax.jit(slope)
+
+
+@lru_cache(maxsize=16)
+def compiled_expectations(model: Model, sites: tuple[Site, ...]):
+    """(theta, phi, args) → ``density.expectations`` of a batch."""
+    return jax.jit(lambda theta, phi, args: expectations(model, sites, theta, phi, args))
+
+
+class PriorCurvature(NamedTuple):
+    """Negative Hessian of ln of the priors of n images: of each image, blocks (n, k, k), coupling
+    (n, k, s) and, of all that have weight, shared (s, s); own: (s, s) of the shared unknowns'."""
+
+    blocks: Any
+    coupling: Any
+    shared: Any
+    own: Any
+
+
+@lru_cache(maxsize=16)
+def compiled_prior(model: Model, sites: tuple[Site, ...]):
+    """(theta, phi, weight (n,), args) → :class:`PriorCurvature`."""
+
+    def curvature(theta, phi, weight, args):
+        def of_images(t, p):
+            image = prior_density(model, sites, t, p, args)[0]
+            return -jnp.where(weight > 0, image, 0.0).sum()
+
+        def of_shared(p):
+            return -prior_density(model, sites, theta, p, args)[1]
+
+        return PriorCurvature(*hessian(of_images, theta, phi), jax.hessian(of_shared)(phi))
+
+    return jax.jit(curvature)
+
+
+def with_share(prior: PriorCurvature, share: float) -> BlockHessian:
+    """The Hessian of a batch that contributes a fraction of the shared unknowns' priors."""
+    return BlockHessian(prior.blocks, prior.coupling, prior.shared + share * prior.own)
