@@ -175,16 +175,26 @@ def sites_of(model: Model, args: Any) -> tuple[Site, ...]:
     Raises:
         InputError: a latent site is in another plate than that of images.
     """
+    return _traced_once(model, *_shapes(args))[0]
+
+
+def observes_shared(model: Model, args: Any) -> bool:
+    """Whether a model of ``args`` has an observation that is no image's."""
+    return _traced_once(model, *_shapes(args))[1]
+
+
+def _shapes(args: Any):
     leaves, tree = jax.tree.flatten(args)
-    shapes = tuple(jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x)) for x in leaves)
-    return _sites_of_shapes(model, tree, shapes)
+    return tree, tuple(jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x)) for x in leaves)
 
 
 @lru_cache(maxsize=64)
-def _sites_of_shapes(model: Model, tree, shapes) -> tuple[Site, ...]:
-    latent: dict[str, Any] = {}
+def _traced_once(model: Model, tree, shapes) -> tuple[tuple[Site, ...], bool]:
+    """The latent sites, and whether there is an observation that is no image's."""
+    found: dict[str, Any] = {}
     args = jax.tree.unflatten(tree, shapes)
-    jax.eval_shape(lambda args: latent.update(latent_sites(traced(model, {}, args))), args)
+    jax.eval_shape(lambda args: found.update(traced(model, {}, args)), args)
+    latent = latent_sites(found)
     sites = []
     for name, site in latent.items():
         others = [f.name for f in site["cond_indep_stack"] if f.name != IMAGE]
@@ -194,7 +204,8 @@ def _sites_of_shapes(model: Model, tree, shapes) -> tuple[Site, ...]:
             )
         per_image, shape = in_image_plate(site), np.shape(site["value"])
         sites.append(Site(name, shape[1:] if per_image else shape, per_image, site["fn"].support))
-    return tuple(sites)
+    observed = [x for x in found.values() if x["type"] == "sample" and x["is_observed"]]
+    return tuple(sites), not all(in_image_plate(site) for site in observed)
 
 
 def find_sites(model, args, init):

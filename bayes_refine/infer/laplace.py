@@ -30,6 +30,8 @@ class Fit:
         status: (n,) ``util.status.Status``: converged, or what is wrong with the image.
         iterations: Newton steps taken.
         log_density: ln p at the mode.
+        shared_precision: (s, s), curvature of the shared unknowns with the images held; None where
+            not known.
         image_prior_sd: (k,) of an image's unknowns before its data; None where not known.
         image_shift: (n, k) and shared_shift: (s,), posterior mean less mode; 0 where not known.
     """
@@ -45,6 +47,7 @@ class Fit:
     status: np.ndarray
     iterations: int
     log_density: float
+    shared_precision: np.ndarray | None = None
     image_prior_sd: np.ndarray | None = None
     image_shift: np.ndarray | float = 0.0
     shared_shift: np.ndarray | float = 0.0

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from .batches import side_by_side
 from .curvature import BlockHessian, hessian
-from .density import Model, Site, density, prior_density
+from .density import Model, Site, density, observes_shared, prior_density
 from .expectations import expectations
 from .steps import Slope
 
@@ -43,8 +43,10 @@ def compiled_slope(model: Model, sites: tuple[Site, ...], apart: bool):
         )
         first = jax.tree.map(lambda x: x[:1] if jnp.ndim(x) else x, args[0])
 
+        of_shared = density if observes_shared(model, args) else prior_density
+
         def prior(p):
-            return -prior_density(model, sites, theta[:1], p, (first, *args[1:]))[1]
+            return -of_shared(model, sites, theta[:1], p, (first, *args[1:]))[1]
 
         return Slope(image, shared[0], g_image, g_each, jax.grad(prior)(phi))
 

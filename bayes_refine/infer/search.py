@@ -242,10 +242,10 @@ class Search:
         found = BlockHessian(
             np.concatenate(blocks) + room, np.concatenate(coupling), sum(shared[1:], shared[0])
         )
-        self._set_scale(found)
+        self.set_scale(found)
         return found
 
-    def _set_scale(self, found: BlockHessian) -> None:
+    def set_scale(self, found: BlockHessian) -> None:
         """The scale of the next differences: a conditional posterior sd of one image."""
         of_image = np.diagonal(found.blocks, axis1=1, axis2=2)
         of_shared = np.diagonal(found.shared) / max(self.weight.sum(), 1.0)
@@ -353,6 +353,7 @@ def fit_at(search: Search, state: State, here: Look, iterations: int, tolerance:
         shared=state.phi,
         image_precision=np.where(is_mode[:, None, None], blocks, upward),
         coupling=coupling,
+        shared_precision=np.asarray(block_hessian.shared),
         shared_covariance=no_wider(
             upward_inverse(steps.schur[None], np.zeros(1), np)[0], search.prior_sd(state)
         ),
