@@ -6,7 +6,7 @@ plate.  Nothing here knows crystallography, and NumPyro appears only here, in
 :mod:`curvature`.
 """
 
-from .batches import Batches
+from .batches import Batches, finite_rows
 from .density import IMAGE, Model, Site, evaluate, observed_sites, sites_of
 from .expectations import locations
 from .importance import Nested, nested_draws
@@ -15,7 +15,6 @@ from .loo import Loo, ModelComparison, compare, leave_out, leave_out_images, log
 from .marginal import marginal_fit
 from .newton import map_fit
 from .nuts import Chains, nuts_fit
-from .search import finite_rows
 from .sites import StudentT, log_normal, normal
 from .svi import GuideFit, svi_fit
 

@@ -94,3 +94,8 @@ def one_by_one(function: Callable, data: Any, *rows: jax.Array) -> Any:
         return function(part_of(own), *rows)
 
     return jax.lax.map(one, (own, *rows))
+
+
+def finite_rows(*arrays: Any) -> np.ndarray:
+    """(n,) bool: rows of n of which every array is finite."""
+    return np.all([np.isfinite(x).reshape(len(x), -1).all(axis=1) for x in arrays], axis=0)

@@ -20,7 +20,7 @@ from functools import lru_cache
 import jax
 import numpy as np
 
-from .batches import one_by_one
+from .batches import finite_rows, one_by_one
 from .curvature import BlockHessian
 from .density import Model, Site
 from .programs import (
@@ -59,20 +59,35 @@ def _hessian(slope, theta, phi, weight, share, scale, args) -> BlockHessian:
     used = weight > 0
     blocks, coupling, shared = np.zeros((n, k, k)), np.zeros((n, k, s)), np.zeros((s, s))
 
-    def change(d_theta, d_phi) -> Slope:
-        up, down = (slope(theta + x * d_theta, phi + x * d_phi, weight, args) for x in (1, -1))
-        return jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), up, down)
+    at = jax.tree.map(np.asarray, slope(theta, phi, weight, args))
+
+    def change(d_theta, d_phi, step) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Derivatives of g_image (n, k), g_each (n, s) and g_prior (s,); one-sided for an image
+        that has no slope on the other side."""
+        up, down = (
+            jax.tree.map(np.asarray, slope(theta + x * d_theta, phi + x * d_phi, weight, args))
+            for x in (1, -1)
+        )
+        here = [finite_rows(side.image, side.g_image, side.g_each) for side in (up, down)]
+        length = step * sum(1.0 * x for x in here)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            of_images = [
+                (np.where(here[0][:, None], a, c) - np.where(here[1][:, None], b, c))
+                / length[:, None]
+                for a, b, c in (
+                    (up.g_image, down.g_image, at.g_image),
+                    (up.g_each, down.g_each, at.g_each),
+                )
+            ]
+        return *of_images, (up.g_prior - down.g_prior) / (2 * np.max(step))
 
     for c in range(k):
-        step = np.zeros((n, k))
-        step[:, c] = STEP * scale[0][:, c]
-        blocks[:, :, c] = change(step, 0.0).g_image / (2 * step[:, c, None])
+        step = STEP * scale[0][:, c]
+        blocks[:, :, c] = change(step[:, None] * (np.arange(k) == c), 0.0, step)[0]
     for c in range(s):
-        step = STEP * scale[1][c] * (np.arange(s) == c)
-        found = change(0.0, step)
-        coupling[:, :, c] = found.g_image / (2 * step[c])
-        each = np.where(used[:, None], found.g_each, 0.0).sum(0)
-        shared[:, c] = (each + share * found.g_prior) / (2 * step[c])
+        step = STEP * scale[1][c]
+        coupling[:, :, c], each, prior = change(0.0, step * (np.arange(s) == c), step)
+        shared[:, c] = np.where(used[:, None], each, 0.0).sum(0) + share * prior
     blocks, coupling = (np.where(used[:, None, None], x, 0.0) for x in (blocks, coupling))
     return BlockHessian((blocks + blocks.swapaxes(1, 2)) / 2, coupling, (shared + shared.T) / 2)
 
@@ -140,8 +155,12 @@ def _fisher_slopes(expectations, theta, phi, scale, args) -> np.ndarray | None:
     for c in range(k + s):
         step, along = np.zeros((n, k + s)), SHORT * np.append(scale[0][0], scale[1])[c]
         step[:, c] = along
-        there = expectations(theta + step[:, :k], phi + step[0, k:], args)
-        slopes[:, c] = (expected(there) - here) / along * weight
+        change = expected(expectations(theta + step[:, :k], phi + step[0, k:], args)) - here
+        beyond = ~finite_rows(change)
+        if beyond.any():  # the other side of what an image's expectations are defined on
+            back = here - expected(expectations(theta - step[:, :k], phi - step[0, k:], args))
+            change = np.where(beyond[:, None], back, change)
+        slopes[:, c] = change / along * weight
     return slopes
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from ..util.errors import InputError
 from ..util.status import Kind, Status, settled
 from ..util.store import Place, places
-from .batches import Batches
+from .batches import Batches, finite_rows
 from .curvature import BlockHessian, no_wider, scaled, upward_inverse
 from .density import Model, compiled_prior_means, find_sites, flatten
 from .laplace import Fit
@@ -284,19 +284,17 @@ class Search:
         d_shared = np.clip(steps.shared, -r_shared, r_shared)
         d_image = np.clip(steps.alone - steps.pull @ d_shared, -r_image, r_image)
 
-        # all move, and images whose ln p falls only follow the shared unknowns' step
-        found, there = self._tried(state, d_image, d_shared)
-        helped = found.image >= here.slope.image
-        if not helped.all():
-            stayed, _ = self._tried(state, 0.0, d_shared)
-            helped = found.image > stayed.image
-            found = found.rows(helped, stayed)
-        is_joint = found.log_density >= here.slope.log_density
-        if not is_joint:  # only the images move
+        found, there = self._tried(state, d_image, d_shared)  # all move
+        helped, is_joint = found.image >= here.slope.image, True
+        if not (helped.all() and found.shared > -np.inf):
+            stayed, _ = self._tried(state, 0.0, d_shared)  # only the shared unknowns move
             d_alone = np.clip(steps.alone, -r_image, r_image)
-            found, there = self._tried(state, d_alone, 0.0)
-            helped = found.image > here.slope.image
-            found = found.rows(helped, here.slope)
+            alone, there_alone = self._tried(state, d_alone, 0.0)  # only the images move
+            helped, helped_alone = found.image > stayed.image, alone.image > here.slope.image
+            found, alone = found.rows(helped, stayed), alone.rows(helped_alone, here.slope)
+            is_joint = found.log_density >= alone.log_density
+            if not is_joint:
+                found, there, helped = alone, there_alone, helped_alone
         moved = State(
             np.where(helped[:, None], there.theta, state.theta),
             there.phi,
@@ -320,11 +318,6 @@ def _of_part(make, made_of: tuple, rest: tuple, item: tuple[Place, tuple]) -> An
     part = place.get()
     args = () if part is None else (part, *rest)
     return jax.tree.map(np.asarray, make(*made_of)(*rows, args))
-
-
-def finite_rows(*arrays: Any) -> np.ndarray:
-    """(n,) bool: rows of n of which every array is finite."""
-    return np.all([np.isfinite(x).reshape(len(x), -1).all(axis=1) for x in arrays], axis=0)
 
 
 def _eased(damping, helped):
