@@ -46,9 +46,10 @@ def test_the_recipe_is_of_this_version_and_has_the_command():
 def test_containers_install_the_checkout_and_run_its_command(name):
     recipe = text(f"packaging/{name}")
     assert "pip install --no-cache-dir /src" in recipe
-    assert "python:3.12-slim" in recipe and "Programming Language :: Python :: 3.12" in project()[
-        "classifiers"
-    ]
+    assert (
+        "python:3.12-slim" in recipe
+        and "Programming Language :: Python :: 3.12" in project()["classifiers"]
+    )
     (command,) = project()["scripts"]
     assert re.search(rf'(ENTRYPOINT \["|exec ){command}', recipe)
 

@@ -18,6 +18,7 @@ from ..fitting.exposures import exposed
 from ..fitting.prepare import Prepared, fit, prepare
 from ..fitting.problem import Settings, Work
 from ..io.images import ImageReader
+from ..io.polarisation import with_polarisation
 from ..io.pulse_energies import with_pulse_energies
 from ..merging.merged_columns import blank_sentence
 from ..physics import reference
@@ -59,6 +60,7 @@ def fit_command(
     space_group: options.SpaceGroup = None,
     geometry: options.GeometryFile = None,
     names: options.NamesFile = None,
+    polarisation: options.Polarisation = None,
     cell: options.Cell = None,
     d_min: options.Resolution = None,
     images: options.Images = None,
@@ -226,6 +228,8 @@ def fit_command(
         chosen = replace(chosen, student_t_nu=student_t)
     given = given_from(space_group, cell)
     found = usable_experiments(experiments, given.space_group, geometry, names)
+    if polarisation is not None:
+        found = with_polarisation(found, polarisation)
     if monitor is not None:
         found = replace(found, stills=with_pulse_energies(found.stills, monitor))
     run_of = exposed(in_order(some_images(found, images)), oscillation, spindle, as_stills)

@@ -193,6 +193,16 @@ GeometryFile = Annotated[
         rich_help_panel=DETECTOR,
     ),
 ]
+Polarisation = Annotated[
+    str | None,
+    typer.Option(
+        "--polarisation",
+        metavar="TYPE",
+        help="Of the beam, as CrystFEL says it: horiz, vert, horiz98, 45deg90; horiz50 for none.",
+        show_default="from the .expt; horiz for a .stream",
+        rich_help_panel=DETECTOR,
+    ),
+]
 NamesFile = Annotated[
     Path | None,
     typer.Option(

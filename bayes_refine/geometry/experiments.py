@@ -27,6 +27,7 @@ class Still:
         stated_wavelength: Å, that of the beam before it became an unknown of the shot; else None.
         log_pulse_energy: ln of the shot's energy over the run's median; NaN where unknown.
         order: place in the run, from 0 to 1; NaN where nothing depends on it.
+        dataset: where an HDF5 file has the images, "" where the file itself says.
     """
 
     identifier: str
@@ -39,6 +40,7 @@ class Still:
     stated_wavelength: float | None = None
     log_pulse_energy: float = math.nan
     order: float = math.nan
+    dataset: str = ""
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,7 @@ def experiments_of_stream(
                     beam=beam,
                     detector=detectors[place],
                     crystal=Crystal(crystal.A, space_group.hall),
+                    dataset=chunk.within(geometry.panels[0].data),
                 )
             )
     if not stills:

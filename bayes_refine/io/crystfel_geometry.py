@@ -61,7 +61,7 @@ class Panel:
             its pixels. fs, ss: (3,) lab direction of a step of one pixel, in pixels.
         per_metre: pixels in a metre. offset_m: z beyond the camera length.
         fs_range, ss_range: first pixel and the one after the last, in the data array.
-        data: path in the image file; ``%`` stands for a frame's own name.
+        data: path in the image file, "" where not said; ``%`` stands for a frame's own name.
         dims: for each axis of the array "%" (frame), "ss", "fs" or an index.
         adu_per_photon: NaN where not said; adu_per_ev likewise.
         max_adu: trusted up to; less, more, equal: values of bad pixels, NaN for none.
@@ -77,7 +77,7 @@ class Panel:
     offset_m: float = 0.0
     fs_range: tuple[int, int] = (-1, -1)
     ss_range: tuple[int, int] = (-1, -1)
-    data: str = "/data/data"
+    data: str = ""
     dims: tuple[tuple[int, str], ...] = ()
     adu_per_photon: float = float("nan")
     adu_per_ev: float = float("nan")

@@ -120,6 +120,12 @@ class Chunk:
         numbers = re.findall(r"\d+", self.event.rpartition("//")[2])
         return int(numbers[-1]) if numbers else 0
 
+    def within(self, data: str) -> str:
+        """The path ``data`` of a geometry in this image's file: each % is a part of the event."""
+        for part in self.event.rpartition("//")[0].split("/"):
+            data = data.replace("%", part, 1) if part else data
+        return data
+
     @property
     def name(self) -> str:
         """A name for the image: its file and its event."""

@@ -15,7 +15,7 @@ import numpy as np
 from ..util.errors import InputError
 from .boundary import refusing
 from .hdf5_links import child, groups, open_hdf5, whole_numbers
-from .hdf5_stack import Piece, find_stack, locate_image
+from .hdf5_stack import Piece, find_stack, locate_image, named_stack
 from .hdf5_written import WrittenImages
 from .image_shape import ImageShape
 
@@ -33,18 +33,20 @@ class Hdf5Images:
 
     Args:
         path: the file. shape: of the detector's images, for files of no known layout.
+        dataset: where the images are, if that is known.
 
     Raises:
         InputError: the file cannot be opened or has no images.
     """
 
-    def __init__(self, path: Path, shape: ImageShape) -> None:
+    def __init__(self, path: Path, shape: ImageShape, dataset: str = "") -> None:
         self.path, self.shape = path, shape
         self.file = open_hdf5(path)
         self._written = WrittenImages()
         try:
             with refusing(path):
-                self._pieces = find_stack(self.file, path, shape)
+                named = [named_stack(self.file, path, shape, dataset)] if dataset else None
+                self._pieces = named or find_stack(self.file, path, shape)
                 self._pixel_mask = _mask(self.file, path, self._pieces)
                 self.limits = _limits(self.file, path)
         except InputError:

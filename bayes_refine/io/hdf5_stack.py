@@ -79,6 +79,19 @@ def find_stack(file: h5py.File, path: Path, shape: ImageShape) -> list[Piece]:
     )
 
 
+def named_stack(file: h5py.File, path: Path, shape: ImageShape, dataset: str) -> Piece:
+    """The images at a place that somebody named, as ``data =`` of a CrystFEL geometry does.
+
+    Raises:
+        InputError: no images are there.
+    """
+    found = _at(file, dataset.strip("/"), path)
+    piece = _piece(found, path, shape) if isinstance(found, h5py.Dataset) else None
+    if piece is None:
+        raise InputError(f"{path} has no images at {dataset}; correct data = in the geometry")
+    return piece
+
+
 def locate_image(pieces: list[Piece], index: int, path: Path) -> tuple[h5py.Dataset, int | None]:
     """The data set of image ``index`` and the image's place in it (None: it is the whole).
 

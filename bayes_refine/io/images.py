@@ -47,8 +47,8 @@ class ImageReader:
         self.usable = usable
         self.gain_map = gain_map
         self.pedestal_map = pedestal_map
-        self._files: OrderedDict[tuple[Path, ImageShape], Hdf5Images] = OrderedDict()
-        self._kept: OrderedDict[tuple[Path, int, ImageShape], _Raw] = OrderedDict()
+        self._files: OrderedDict[tuple[Path, ImageShape, str], Hdf5Images] = OrderedDict()
+        self._kept: OrderedDict[tuple[Path, int, ImageShape, str], _Raw] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs to read the same images: not the open files."""
@@ -113,14 +113,14 @@ class ImageReader:
 
     def _raw(self, still: Still) -> _Raw:
         path, shape = still.image_path, ImageShape.of(still.detector, still.image_path)
-        key = (path, still.frame, shape)
+        key = (path, still.frame, shape, still.dataset)
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
         if not regular_file(path):
             raise InputError(f"image file {path} does not exist; put it where the .expt points")
         if is_hdf5(path):
-            source = self._hdf5(path, shape)
+            source = self._hdf5(path, shape, still.dataset)
             raw = _Raw(*source.frame(still.frame), source.limits)
         else:
             raw = _Raw(read_pixels(path, still.frame, shape), None, (-np.inf, np.inf))
@@ -129,10 +129,10 @@ class ImageReader:
             self._kept.popitem(last=False)
         return raw
 
-    def _hdf5(self, path: Path, shape: ImageShape) -> Hdf5Images:
-        key = (path, shape)
+    def _hdf5(self, path: Path, shape: ImageShape, dataset: str) -> Hdf5Images:
+        key = (path, shape, dataset)
         if key not in self._files:
-            self._files[key] = Hdf5Images(path, shape)
+            self._files[key] = Hdf5Images(path, shape, dataset)
             if len(self._files) > _OPEN_FILES:
                 self._files.popitem(last=False)[1].close()
         self._files.move_to_end(key)

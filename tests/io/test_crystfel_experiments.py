@@ -79,6 +79,42 @@ def test_a_crystal_that_cannot_be_is_left_out(run, tmp_path):
     assert names == [s.identifier for s in found.stills]
 
 
+def test_images_are_read_where_the_geometry_says(run, tmp_path):
+    """``data = /raw/%/counts`` and an event ``run7//1``, beside another stack of the same shape."""
+    _, experiments, geom, stream = run
+    still = experiments.stills[1]
+    with h5py.File(still.image_path) as file, h5py.File(tmp_path / "a.h5", "w") as other:
+        images = file["entry/data/data"][()]
+        other["entry/data/data"] = np.zeros_like(images)
+        other["raw/run7/counts"] = images
+    text = stream.read_text()
+    text = text.replace("/entry/data/data", "/raw/%/counts").replace("master.h5", "a.h5")
+    (tmp_path / "a.stream").write_text(text.replace("Event: //", "Event: run7//"))
+    found = experiments_of_stream(tmp_path / "a.stream", GROUP).stills[1]
+    assert found.dataset == "/raw/run7/counts" and found.frame == 1
+    with br.ImageReader() as reader:
+        got, expected = reader.read(found)[0], reader.read(still)[0]
+    np.testing.assert_array_equal(got, expected)
+    (tmp_path / "b.stream").write_text(text.replace("Event: //", "Event: run8//"))
+    found = experiments_of_stream(tmp_path / "b.stream", GROUP).stills[1]
+    with br.ImageReader() as reader, pytest.raises(InputError, match="no images at /raw/run8"):
+        reader.read(found)
+
+
+def test_each_image_has_its_own_wavelength_and_detector_its_own_shift(run, tmp_path):
+    text = run[3].read_text()
+    energy = text.split("photon_energy_eV = ")[1].split("\n")[0]
+    first, second, third = text.partition("----- End chunk -----")
+    third = third.replace(f"photon_energy_eV = {energy}", "photon_energy_eV = 9000.0", 1)
+    third = third.replace("det_shift x = 0.000 y = 0.000", "det_shift x = 0.125 y = -0.250", 1)
+    (tmp_path / "a.stream").write_text(first + second + third)
+    one, two, _ = experiments_of_stream(tmp_path / "a.stream", GROUP).stills
+    assert two.beam.wavelength == pytest.approx(12398.419843 / 9000.0, rel=1e-9)
+    assert one.beam.wavelength == pytest.approx(12398.419843 / float(energy), rel=1e-9)
+    moved = two.detector.origin_mm - one.detector.origin_mm
+    np.testing.assert_allclose(moved, np.tile([0.125, -0.25, 0.0], (len(moved), 1)), atol=1e-9)
+
+
 def test_masks_of_a_geometry(tmp_path):
     text = """
 clen = 0.1
