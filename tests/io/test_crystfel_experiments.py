@@ -81,7 +81,7 @@ def test_a_crystal_that_cannot_be_is_left_out(run, tmp_path):
 
 def test_images_are_read_where_the_geometry_says(run, tmp_path):
     """``data = /raw/%/counts`` and an event ``run7//1``, beside another stack of the same shape."""
-    _, experiments, geom, stream = run
+    _, experiments, _, stream = run
     still = experiments.stills[1]
     with h5py.File(still.image_path) as file, h5py.File(tmp_path / "a.h5", "w") as other:
         images = file["entry/data/data"][()]
