@@ -17,6 +17,7 @@ from ..fitting.checkpoint import Checkpoint
 from ..fitting.exposures import exposed
 from ..fitting.prepare import Prepared, fit, prepare
 from ..fitting.problem import Settings, Work
+from ..io.image_folder import images_in
 from ..io.images import ImageReader
 from ..io.polarisation import with_polarisation
 from ..io.pulse_energies import with_pulse_energies
@@ -60,6 +61,7 @@ def fit_command(
     space_group: options.SpaceGroup = None,
     geometry: options.GeometryFile = None,
     names: options.NamesFile = None,
+    image_folder: options.ImageFolder = None,
     polarisation: options.Polarisation = None,
     cell: options.Cell = None,
     d_min: options.Resolution = None,
@@ -228,6 +230,8 @@ def fit_command(
         chosen = replace(chosen, student_t_nu=student_t)
     given = given_from(space_group, cell)
     found = usable_experiments(experiments, given.space_group, geometry, names)
+    if image_folder is not None:
+        found = images_in(found, image_folder)
     if polarisation is not None:
         found = with_polarisation(found, polarisation)
     if monitor is not None:

@@ -14,6 +14,7 @@ import numpy as np
 from ..geometry.experiments import Experiments, Still
 from ..io.crystfel_experiments import usable_of_stream
 from ..io.crystfel_stream import is_stream
+from ..io.crystfel_unmerged import cell_of_header
 from ..io.gemmi_files import cell_of, space_group_of
 from ..io.jungfraujoch import read_names
 from ..io.open_experiments import open_experiments
@@ -143,9 +144,23 @@ def resolution_limit(
 def given_from(space_group: str | None, cell: str | None) -> Given:
     """What ``--space-group`` and ``--cell`` say."""
     return Given(
-        None if cell is None else cell_of(cell),
+        None if cell is None else _cell(cell),
         None if space_group is None else space_group_of(space_group),
     )
+
+
+def _cell(text: str) -> gemmi.UnitCell:
+    """Six numbers, or what a CrystFEL unit cell file says."""
+    file = Path(text)
+    if not file.is_file():
+        return cell_of(text)
+    try:
+        found = cell_of_header(file.read_text(encoding="utf-8", errors="replace"))
+    except (OSError, ValueError):
+        found = None
+    if found is None:
+        raise InputError(f"--cell {text}: no CrystFEL unit cell file; write six numbers")
+    return found
 
 
 def reference_from(

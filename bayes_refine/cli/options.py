@@ -193,6 +193,15 @@ GeometryFile = Annotated[
         rich_help_panel=DETECTOR,
     ),
 ]
+ImageFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--image-folder",
+        metavar="DIR",
+        help="Where the image files are, if not where the experiments say.",
+        show_default="as they say",
+    ),
+]
 Polarisation = Annotated[
     str | None,
     typer.Option(
@@ -250,7 +259,8 @@ Cell = Annotated[
     typer.Option(
         "--cell",
         metavar="A,B,C,α,β,γ",
-        help="Å and degrees, where a file has none; of integrated stills, in its place.",
+        help="Å and degrees, or a CrystFEL cell file, where a file has none; of integrated stills, "
+        "in its place.",
         show_default="from the files",
     ),
 ]

@@ -49,16 +49,19 @@ def unmerged_of_stream(
     )
     rows = GrowingColumns(COLUMNS)
     shots = GrowingColumns({"cell": (float, 6), "wavelength": (float, 1)})
+    names: dict[int, str] = {}
     for chunk in chunks:
         if not chunk.crystals:
             continue
         if not chunk.photon_energy_ev > 0:
             raise InputError(f"{path}, line {chunk.line}: no photon_energy_eV for this image")
         wavelength = HC_EV_ANGSTROM / chunk.photon_energy_ev
-        for crystal in chunk.crystals:
+        for k, crystal in enumerate(chunk.crystals, start=1):
             r = crystal.reflections
             of_cell = cell_from_real_axes(np.linalg.inv(crystal.A)).parameters
             shots.extend({"cell": np.array([of_cell]), "wavelength": np.array([wavelength])})
+            which = f" crystal {k}" if len(chunk.crystals) > 1 else ""
+            names[len(shots)] = chunk.name + which
             rows.extend(
                 {
                     "hkl": r.hkl,
@@ -77,6 +80,7 @@ def unmerged_of_stream(
         cell=cell or gemmi.UnitCell(*np.median(of_shots["cell"], axis=0)),
         space_group=space_group,
         source=str(path),
+        names=names,
         wavelength=float(np.mean(of_shots["wavelength"])),
     )
 

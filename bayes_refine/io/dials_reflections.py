@@ -192,6 +192,7 @@ def unmerged_of_dials(
         cell=cell or gemmi.UnitCell(*np.median(cells, axis=0)),
         space_group=group,
         source=source,
+        names={n: still.identifier for n, still in enumerate(stills, start=1)},
         wavelength=float(np.mean([s.beam.wavelength for s in stills])),
     )
 

@@ -118,7 +118,10 @@ class ImageReader:
             self._kept.move_to_end(key)
             return self._kept[key]
         if not regular_file(path):
-            raise InputError(f"image file {path} does not exist; put it where the .expt points")
+            raise InputError(
+                f"image file {path} does not exist; put it there, or say with --image-folder where "
+                "the images are now"
+            )
         if is_hdf5(path):
             source = self._hdf5(path, shape, still.dataset)
             raw = _Raw(*source.frame(still.frame), source.limits)

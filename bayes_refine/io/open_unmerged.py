@@ -104,8 +104,11 @@ def _together(parts: Sequence[Unmerged]) -> Unmerged:
     cells = np.array([p.cell.parameters for p in parts])
     rows = {name: np.concatenate([getattr(p, name) for p in parts]) for name in PER_REFLECTION}
     left_out: Counter[str] = Counter()
-    for part in parts:
+    names: dict[int, str] = {}
+    for part, start in zip(parts, starts, strict=True):
         left_out.update(part.left_out)
+        used = np.unique(part.batch)  # images in the order of their numbers
+        names |= {start + n + 1: f"{part.source} {part.name(b)}" for n, b in enumerate(used)}
     return Unmerged(
         hkl=rows["hkl"],
         hkl_asu=rows["hkl_asu"],
@@ -121,6 +124,7 @@ def _together(parts: Sequence[Unmerged]) -> Unmerged:
         source=f"{first.source} and {len(parts) - 1} more",
         wavelength=float(weights @ [p.wavelength for p in parts]),
         left_out=dict(left_out),
+        names=names,
     )
 
 

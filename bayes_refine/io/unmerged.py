@@ -34,6 +34,7 @@ class Unmerged:
         wavelength: Å, the mean over batches or data sets that have one; 0 if none has.
         left_out: how many rows were set aside, by reason.
         empty: (k,) int batch numbers of images with no usable observation; no index counts them.
+        names: of images by batch number, where the file has more than numbers.
     """
 
     hkl: np.ndarray
@@ -51,6 +52,7 @@ class Unmerged:
     wavelength: float = 0.0
     left_out: Mapping[str, int] = field(default_factory=dict)
     empty: np.ndarray = field(default_factory=lambda: np.zeros(0, int))
+    names: Mapping[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.hkl)
@@ -67,6 +69,10 @@ class Unmerged:
         columns: dict[str, Any] = {"hkl": hkl, "hkl_asu": asu, "isym": isym}
         columns |= {"batch": batch, "image": image}
         return cls(**columns, space_group=space_group, **rest)
+
+    def name(self, batch: int) -> str:
+        """What an image is called: its file and frame, or its number."""
+        return self.names.get(int(batch), str(batch))
 
     def select(self, keep: np.ndarray, reason: str) -> Unmerged:
         """The observations of a boolean mask (n,); the others are counted under ``reason``."""
@@ -110,7 +116,8 @@ def usable(data: Unmerged) -> Unmerged:
     )
     if len(found) == len(data):
         return data
-    return replace(found, left_out={**data.left_out, **found.left_out})
+    left_out = {**data.left_out, **found.left_out}
+    return replace(found, left_out=left_out, names=data.names)
 
 
 def usable_observations(

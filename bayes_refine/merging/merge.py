@@ -198,7 +198,7 @@ def mergeable(data: Unmerged, d_min: float) -> Unmerged:
 def image_table(run: MergeRun) -> dict[str, np.ndarray]:
     """Columns of ``images.csv``: one row an image, in the order of batch numbers.
 
-    identifier (the batch number), status, n_reflections, cc_model (Pearson CC of J and g·I, I
+    identifier (``Unmerged.name``), status, n_reflections, cc_model (Pearson CC of J and g·I, I
     the posterior mean), G, B (Å², both about the mean image), width (of the partiality curve,
     over the run's), each with its Laplace sd; where indexing is ambiguous, reindex and
     reindex_log_odds.
@@ -210,7 +210,7 @@ def image_table(run: MergeRun) -> dict[str, np.ndarray]:
     parts = np.split(order, np.searchsorted(image[order], np.arange(1, n)))
     G, width = np.exp(s.log_G), np.exp(s.log_width)
     columns: dict[str, np.ndarray] = {
-        "identifier": np.array([str(b) for b in np.unique(run.data.batch)], object),
+        "identifier": np.array([run.data.name(b) for b in np.unique(run.data.batch)], object),
         "status": s.fit.status,
         "n_reflections": np.bincount(image, minlength=n),
         "G": G,
@@ -238,7 +238,7 @@ def all_images(run: MergeRun, table: Mapping[str, np.ndarray]) -> dict[str, np.n
 
     def more(name: str) -> np.ndarray:
         if name == "identifier":
-            return np.array([str(b) for b in empty], object)
+            return np.array([run.data.name(b) for b in empty], object)
         return np.full(len(empty), blank.get(name, np.nan), object)
 
     if not len(empty):

@@ -142,7 +142,7 @@ def _write_scaled(path: Path, run: MergeRun, settings: MergeSettings) -> None:
     if data.xy_px is not None and np.isfinite(data.xy_px).all():
         columns["XDET"], columns["YDET"] = data.xy_px[rows].T
     numbers = np.union1d(data.batch, data.empty)
-    batches = [new_batch(int(b), f"image {b}", data.cell, data.wavelength) for b in numbers]
+    batches = [new_batch(int(b), data.name(b), data.cell, data.wavelength) for b in numbers]
     write_observations(path, data.hkl[rows], columns, data.cell, data.space_group, batches)
 
 

@@ -161,6 +161,7 @@ def test_a_stream_as_unmerged(tmp_path):
     path = written(tmp_path / "a.stream", [chunk(2), chunk(0), chunk(1)])
     u = unmerged_of_stream(path, gemmi.SpaceGroup(96))
     assert list(u.image) == [0, 0, 1, 1, 2, 2]
+    assert u.name(1) == "run/images.h5 //7 crystal 1" and u.name(3) == "run/images.h5 //7"
     wavelength = geom.HC_EV_ANGSTROM / 9700
     q = np.array([1 / 79, -2 / 79, 3 / 38])
     s = q + np.array([0, 0, 1 / wavelength])

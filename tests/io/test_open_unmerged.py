@@ -8,6 +8,7 @@ import gemmi
 import numpy as np
 import pytest
 
+from bayes_refine.io.expt import read_experiments
 from bayes_refine.io.open_unmerged import open_unmerged
 from bayes_refine.io.recognise import Kind, expanded, kind_of
 from bayes_refine.util.errors import InputError
@@ -90,6 +91,16 @@ def test_dials_by_either_name(shared_data):
     for suffixes in ((".expt",), (".refl",), (".refl", ".expt")):
         u = open_unmerged([pair.with_suffix(s) for s in suffixes])
         assert len(u) == 502 and u.image.max() == 2
+
+
+def test_images_keep_their_names(shared_data):
+    formats = shared_data / "formats"
+    files = [formats / "thermolysin_3crystals.refl", formats / "lysozyme_3crystals.stream"]
+    one = open_unmerged(files[:1])
+    assert one.name(2) == read_experiments(files[0].with_suffix(".expt")).stills[1].identifier
+    both = open_unmerged(files, gemmi.SpaceGroup("P 61 2 2"))
+    assert both.name(4).endswith("PAL_2019_Apr01_r0000_062014_e88.h5")
+    assert len(set(both.names.values())) == 6
 
 
 def test_streams_need_a_space_group(shared_data):
