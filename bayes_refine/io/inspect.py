@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import gemmi
@@ -50,7 +50,7 @@ def _experiments(path: Path) -> Iterator[str]:
     absent = sorted({str(s.image_path) for s in found.stills if not s.image_path.exists()})
     refl = path.with_suffix(".refl")
     if absent:
-        yield f"fit: {len(absent)} image files do not exist, such as {absent[0]}"
+        yield _absent(absent)
     else:
         yield "fit: everything is there; --reference or --d-min says how far to go"
     yield f"merge: {'takes it with ' + refl.name if refl.exists() else f'needs {refl.name} beside'}"
@@ -94,7 +94,7 @@ def _stream(path: Path) -> Iterator[str]:
         absent = sorted({str(s.image_path) for s in stills if not s.image_path.exists()})
         yield f"{stills[0].detector.n_panels} panels"
         if absent:
-            yield f"fit: {len(absent)} image files do not exist, such as {absent[0]}"
+            yield _absent(absent)
     yield "fit and merge: a stream has no space group; give --space-group"
     if not reflections:
         yield "merge: nothing was integrated"
@@ -122,6 +122,11 @@ def _gain(geometry: Geometry) -> str:
     if np.isfinite(panel.adu_per_photon):
         return f"{panel.adu_per_photon:g} counts a photon"
     return f"{panel.adu_per_ev:g} counts an eV" if np.isfinite(panel.adu_per_ev) else "not said"
+
+
+def _absent(files: Sequence[str]) -> str:
+    what = "an image file does" if len(files) == 1 else f"{len(files)} image files do"
+    return f"fit: {what} not exist, such as {files[0]}: give --image-folder"
 
 
 def _reflections(path: Path) -> Iterator[str]:
