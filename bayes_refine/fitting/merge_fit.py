@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import gemmi
-import jax.numpy as jnp
 import numpy as np
 
 from ..geometry.experiments import Still
@@ -71,11 +70,11 @@ def measured_of(
         code, image = code[start], image[start]
     columns["fraction"] = np.sqrt(fraction2 + sd**2)
     return Measured(
-        **{name: jnp.asarray(values, float) for name, values in columns.items()},
+        **{name: np.asarray(values, float) for name, values in columns.items()},
         nu=nu,
-        code=jnp.asarray(code),
-        image=jnp.asarray(image),
-        hkl=jnp.asarray(hkl[first]),
+        code=code,
+        image=image,
+        hkl=hkl[first],
     )
 
 

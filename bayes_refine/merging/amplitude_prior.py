@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from jax import Array
 from ..physics import true_intensities
 from ..physics.reference import wilson_mean
 from .latent import AmplitudePrior, Measured, likelihood_at_nodes
+from .pieces import in_pieces, joined, rows_of
 from .reference_scale import N_SCALE, ReferenceAmplitudes
 
 N_KNOTS = 8
@@ -56,16 +58,41 @@ def fit_prior(
     J = np.asarray(measured.intensity) / epsilon[code]
     level = wilson_mean(d[code], J, knots) / wilson_mean(d[code], g, knots)
     level = np.log(np.maximum(level, 1e-30))
-    kinds = jnp.log(jnp.asarray(epsilon, float)), jnp.asarray(centric)
+    kinds = np.log(np.asarray(epsilon, float)), np.asarray(centric)
     if reference is None or not np.asarray(reference.informed).any():
-        known = (weights, level, *kinds)
-        x = _climb(_wilson, np.zeros(len(level)), measured, known, REACH / LOG_SIGMA_SD)[0]
-        return _wilson(x, *known)[0]
+        parts = _in_pieces(measured, (weights, level, *kinds))
+        x = _climb(_wilson, np.zeros(len(level)), parts, REACH / LOG_SIGMA_SD)[0]
+        return joined([(p.rows, _prior_at(_wilson, x, *p.fixed)) for p in parts])
     reference = reference.starting_from(level, knots)
-    fixed = (weights, level, *kinds, reference, reference.departure_sd(weights))
+    parts = _in_pieces(
+        measured, (weights, level, *kinds, reference, reference.departure_sd(weights))
+    )
     start = np.zeros(N_SCALE + 2 * len(level))
-    x, hessian = _climb(_double_wilson, start, measured, fixed, REACH / LOG_BETA_SD)
-    return _blurred(x, np.linalg.inv(hessian), fixed)
+    x, hessian = _climb(_double_wilson, start, parts, REACH / LOG_BETA_SD)
+    covariance = np.linalg.inv(hessian)
+    return joined([(p.rows, _blurred(x, covariance, p.fixed)) for p in parts])
+
+
+class _Part(NamedTuple):
+    """A piece of the observations; ``counts`` (m,) is 0 for reflections that fill it up."""
+
+    rows: slice
+    measured: Measured
+    counts: np.ndarray
+    fixed: tuple
+
+
+def _in_pieces(measured: Measured, fixed: tuple) -> list[_Part]:
+    weights, level, log_epsilon, centric, *informed = fixed
+    parts = []
+    for rows, _, part in in_pieces(measured):
+        here: tuple = (rows_of(weights, rows), level, *rows_of((log_epsilon, centric), rows))
+        if informed:
+            reference, departure_sd = informed
+            here += (reference.some(rows), departure_sd)
+        counts = (np.arange(len(here[0])) < rows.stop - rows.start).astype(float)
+        parts.append(_Part(rows, part, counts, here))
+    return parts
 
 
 def _wilson(x, weights, level, log_epsilon, centric):
@@ -100,22 +127,32 @@ def _blurred(x, covariance, fixed) -> AmplitudePrior:
 # -- Newton's method ------------------------------------------------------------------------
 
 
-def _climb(prior_of, x, measured, fixed, reach):
+def _climb(prior_of, x, parts: list[_Part], reach: float) -> tuple[np.ndarray, np.ndarray]:
     """x of the greatest Π_h Z_h·N(x; 0, 1), and the Hessian of −ln of that product."""
     for _ in range(PASSES):
-        nodes, log_likelihood = likelihood_at_nodes(measured, _prior_at(prior_of, x, *fixed))
-        at = (log_likelihood, nodes, *fixed)
-        value, slope, hessian = map(np.asarray, _derivatives(prior_of, x, *at))
+        at = []
+        for part in parts:
+            prior = _prior_at(prior_of, x, *part.fixed)
+            nodes, log_likelihood = likelihood_at_nodes(part.measured, prior)
+            at.append((log_likelihood, nodes, part.counts, *part.fixed))
+        found = [map(np.asarray, _derivatives(prior_of, x, *here)) for here in at]
+        log_z, slope, hessian = (np.sum(values, axis=0) for values in zip(*found, strict=True))
+        value, slope, hessian = 0.5 * x @ x - log_z, x - slope, np.eye(len(x)) - hessian
         size, axes = np.linalg.eigh(hessian)
         size = np.maximum(np.abs(size), 1.0)
         step = -axes @ (axes.T @ slope / size)
         step *= min(1.0, reach / max(np.abs(step).max(), 1e-30))
-        while np.abs(step).max() > STILL / 10 and _cost(prior_of, x + step, *at) > value:
+        while np.abs(step).max() > STILL / 10 and _cost(prior_of, x + step, at) > value:
             step = step / 2
         x = x + step
         if np.abs(step).max() < STILL:
             break
     return x, (axes * size) @ axes.T
+
+
+def _cost(prior_of, x, at) -> float:
+    """−ln p of x, from likelihoods at the nodes."""
+    return 0.5 * x @ x - sum(float(_log_evidence(prior_of, x, *here)) for here in at)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -124,15 +161,15 @@ def _prior_at(prior_of, x, *fixed) -> AmplitudePrior:
 
 
 @partial(jax.jit, static_argnums=0)
-def _cost(prior_of, x, log_likelihood, nodes, *fixed):
-    """−ln p of x, from likelihoods at the nodes."""
+def _log_evidence(prior_of, x, log_likelihood, nodes, counts, *fixed) -> Array:
+    """Σ_h ln Z_h at x."""
     values = log_likelihood + prior_of(x, *fixed)[0].log_density(nodes.amplitude)
-    return 0.5 * x @ x - true_intensities.log_evidence(values, nodes).sum()
+    return true_intensities.log_evidence(values, nodes) @ counts
 
 
 @partial(jax.jit, static_argnums=0)
-def _derivatives(prior_of, x, log_likelihood, nodes, *fixed) -> tuple[Array, Array, Array]:
-    """−ln p of x, its gradient and its Hessian.
+def _derivatives(prior_of, x, log_likelihood, nodes, counts, *fixed) -> tuple[Array, Array, Array]:
+    """Σ_h ln Z_h at x, its gradient and its Hessian.
 
     ln Z_h depends on x through u_h = (ln f_h, ln V_h) alone, so that its Hessian is
     Σ_h u'ᵀ(∂²ln Z/∂u²)u' + (∂ln Z/∂u)·u'', where, ⟨⟩ being of the posterior of F,
@@ -148,6 +185,7 @@ def _derivatives(prior_of, x, log_likelihood, nodes, *fixed) -> tuple[Array, Arr
     ff, fV, VV = (two * weight).sum(2)
     second = jnp.stack([jnp.stack([ff, fV]), jnp.stack([fV, VV])])
     second += jnp.einsum("amk,bmk,mk->abm", one, one, weight) - first[:, None] * first[None]
+    first, second = first * counts, second * counts
 
     def place(x):
         return jnp.stack(prior_of(x, *fixed)[1])  # (2, m)
@@ -156,5 +194,4 @@ def _derivatives(prior_of, x, log_likelihood, nodes, *fixed) -> tuple[Array, Arr
     hessian = jnp.einsum("ami,abm,bmj->ij", J, second, J)
     hessian += jax.hessian(lambda x: (first * place(x)).sum())(x)
     gradient = jnp.einsum("am,ami->i", first, J)
-    value = true_intensities.log_evidence(values, nodes).sum()
-    return 0.5 * x @ x - value, x - gradient, jnp.eye(len(x)) - hessian
+    return true_intensities.log_evidence(values, nodes) @ counts, gradient, hessian

@@ -16,6 +16,7 @@ from jax import Array
 from ..physics import true_intensities
 from ..physics.true_intensities import Nodes, Posterior
 from .average import Merged, merge, split_images
+from .pieces import in_pieces, joined, rows_of
 
 # Of 40 reflections with 200 Student-t observations (ν = 3), the worst ln Z is off by 3e-4.
 NODES = 48
@@ -112,13 +113,15 @@ class Latent:
 
     posterior: Posterior
     nodes: Nodes
-    log_integrand: Array
+    log_integrand: Array | np.ndarray
 
     def draws(self, seed: int, n_draws: int) -> np.ndarray:
         """(n_draws, m) of F; I = F²."""
         key = jax.random.key(seed)
         return np.asarray(
-            true_intensities.draw_amplitudes(key, self.log_integrand, self.nodes, n_draws)
+            true_intensities.draw_amplitudes(
+                key, jnp.asarray(self.log_integrand), self.nodes, n_draws
+            )
         )
 
 
@@ -129,16 +132,18 @@ def intensity_posteriors(measured: Measured, prior: AmplitudePrior, n_nodes: int
     Student-t is a mixture of normals; the mixture is integrated out exactly, observation by
     observation.
     """
-    nodes, log_likelihood = likelihood_at_nodes(measured, prior, n_nodes)
-    values = log_likelihood + prior.log_density(nodes.amplitude)
-    post = jax.tree.map(np.asarray, true_intensities.posterior(values, nodes))
-    return Latent(post, nodes, values)
+    nu = min(float(measured.nu), NEARLY_NORMAL)
+    parts = [
+        (rows, _compiled_posteriors(part, rows_of(prior, rows), nu, n_nodes))
+        for rows, _, part in in_pieces(measured)
+    ]
+    return Latent(*joined(parts))
 
 
 def likelihood_at_nodes(
     measured: Measured, prior: AmplitudePrior, n_nodes: int = NODES
 ) -> tuple[Nodes, Array]:
-    """Nodes that cover π·L, and ln L (m, K) at the nodes."""
+    """Nodes that cover π·L, and ln L (m, K) at the nodes, of a piece of ``pieces.in_pieces``."""
     nu = jnp.asarray(min(float(measured.nu), NEARLY_NORMAL))
     return _compiled_likelihood(measured, prior, nu, n_nodes)
 
@@ -165,7 +170,14 @@ def _likelihood(measured: Measured, prior: AmplitudePrior, nu, n_nodes: int):
     return nodes, log_likelihood(nodes.amplitude)
 
 
+def _posteriors(measured: Measured, prior: AmplitudePrior, nu, n_nodes: int):
+    nodes, log_likelihood = _likelihood(measured, prior, nu, n_nodes)
+    values = log_likelihood + prior.log_density(nodes.amplitude)
+    return true_intensities.posterior(values, nodes), nodes, values
+
+
 _compiled_likelihood = jax.jit(_likelihood, static_argnames="n_nodes")
+_compiled_posteriors = jax.jit(_posteriors, static_argnames="n_nodes")
 
 
 # -- without a prior ------------------------------------------------------------------------

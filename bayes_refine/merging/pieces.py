@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+import jax
 import numpy as np
 
-from .latent import Measured
+if TYPE_CHECKING:
+    from .latent import Measured
 
 OBSERVATIONS, REFLECTIONS = 8192, 4096  # that a piece has room for
+T = TypeVar("T")
 COLUMNS = ("intensity", "scale", "variance", "per_photon", "fraction", "image", "weight")
 
 
@@ -43,6 +46,21 @@ def in_pieces(measured: Measured) -> Iterator[Piece]:
         rows, inside = slice(first, last), slice(begin, int(ends[last - 1]))
         yield Piece(rows, inside, _padded(measured, rows, inside, room))
         first, begin = last, inside.stop
+
+
+def rows_of(tree: T, rows: slice) -> T:
+    """Some rows of all arrays (m, ...) of a pytree, padded as a piece's reflections are."""
+    return jax.tree.map(lambda x: padded(np.asarray(x)[rows], REFLECTIONS), tree)
+
+
+def joined(parts: list[tuple[slice, T]]) -> T:
+    """One pytree of those of the pieces: the rows that are not padding, one after the other."""
+    sizes = [rows.stop - rows.start for rows, _ in parts]
+
+    def one(*leaves):
+        return np.concatenate([np.asarray(x)[:n] for x, n in zip(leaves, sizes, strict=True)])
+
+    return jax.tree.map(one, *(tree for _, tree in parts))
 
 
 def padded(values: np.ndarray, size: int, fill: float | None = None) -> np.ndarray:

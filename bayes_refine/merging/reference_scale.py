@@ -24,6 +24,7 @@ from jax import Array
 from ..geometry.symmetry import epsilon_centric, reciprocal_rotations
 from ..physics.reference import Reference, free_set, wilson_mean
 from .latent import AmplitudePrior
+from .pieces import rows_of
 
 N_ANISOTROPY = 5  # traceless symmetric tensors
 N_SCALE = 4 + 2 * N_ANISOTROPY
@@ -51,13 +52,13 @@ class ReferenceAmplitudes:
         log_k0, B0: first estimates of ln k and of B (Å², the data's less the reference's).
     """
 
-    amplitude: Array
-    informed: Array
-    log_mean: Array
-    quarter_q2: Array
-    tensors: Array
-    log_k0: Array
-    B0: Array
+    amplitude: Array | np.ndarray
+    informed: Array | np.ndarray
+    log_mean: Array | np.ndarray
+    quarter_q2: Array | np.ndarray
+    tensors: Array | np.ndarray
+    log_k0: Array | np.ndarray
+    B0: Array | np.ndarray
 
     def scale_numbers(self, z: Array) -> dict[str, Array]:
         """The numbers of ln α by name, of N(0, 1) variables z (14,)."""
@@ -108,7 +109,12 @@ class ReferenceAmplitudes:
         order = np.argsort(q2)
         of_reference = np.interp(np.asarray(d) ** -2.0, q2[order], np.asarray(self.log_mean)[order])
         B0, log_k0 = np.polyfit(-0.25 / np.asarray(d) ** 2, 0.5 * (log_mean - of_reference), 1)
-        return replace(self, log_k0=jnp.asarray(log_k0), B0=jnp.asarray(B0))
+        return replace(self, log_k0=np.asarray(log_k0), B0=np.asarray(B0))
+
+    def some(self, rows: slice) -> ReferenceAmplitudes:
+        """Of some reflections, padded as a piece's are (``pieces.rows_of``)."""
+        names = ("amplitude", "informed", "log_mean", "quarter_q2", "tensors")
+        return replace(self, **{name: rows_of(getattr(self, name), rows) for name in names})
 
     def departure_sd(self, knot_weight: np.ndarray) -> np.ndarray:
         """(K,) sd at knots of ln Σ of reflections without a reference about ln(α²Σ_ref + β)."""
@@ -149,7 +155,7 @@ def amplitudes_of(
         s *= np.asarray(d)[:, None]
         tensors[:, : len(allowed)] = np.einsum("ni,jik,nk->nj", s, allowed, s)
     arrays = (amplitude, informed, log_mean, 0.25 / np.asarray(d) ** 2, tensors, 0.0, 0.0)
-    return ReferenceAmplitudes(*map(jnp.asarray, arrays))
+    return ReferenceAmplitudes(*map(np.asarray, arrays))
 
 
 def _log_mean(reference: Reference, known: np.ndarray, d: np.ndarray) -> np.ndarray:
