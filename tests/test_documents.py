@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
 
 import bayes_refine
 from bayes_refine.cli import ending
+from bayes_refine.cli.app import app
 from bayes_refine.util.status import Kind
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,3 +47,22 @@ def test_sections_of_the_theory_that_the_code_refers_to():
     assert len(named) > 10
     unknown = [(name, said) for name, said in named if said.strip() not in headings]
     assert not unknown
+
+
+def commands_of(text: str) -> list[list[str]]:
+    """The words of each ``bayes-refine ...`` in the blocks of a page."""
+    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
+    lines = re.findall(r"bayes-refine .*", re.sub(r"[\[\]|…]", " ", blocks))
+    return [line.split("#")[0].split("&&")[0].split()[1:] for line in lines]
+
+
+def test_options_in_the_documents_exist():
+    commands = typer.main.get_command(app).commands
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    shown = [words for page in pages for words in commands_of(page.read_text(encoding="utf-8"))]
+    shown = [words for words in shown if words and words[0] in commands]
+    assert len(shown) > 30
+    for name, *words in shown:
+        known = {option for p in commands[name].params for option in p.opts}
+        unknown = {word.split("=")[0] for word in words if word.startswith("--")} - known
+        assert not unknown, (name, words)
