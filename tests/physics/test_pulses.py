@@ -57,6 +57,28 @@ def test_a_longer_wave_moves_the_spots_as_full_recomputation_says(still):
     np.testing.assert_allclose(found, expected, atol=0.012 * np.abs(expected).max())
 
 
+def test_a_longer_wave_and_a_larger_cell_are_one_picture(still):
+    """λ(1 + w) with A/(1 + w): spots stay, to w², and ε_r is scaled by 1/(1 + w)."""
+    nothing = Geometry(np.zeros((1, 3)), np.zeros((1, 3)), np.zeros(3))
+    hkl = candidate_indices(still.crystal.cell, gemmi.SpaceGroup("P 1"), 2.6)
+    p = predict(still, hkl, 2.6, lambda d: np.full_like(d, 1.5e-3))
+    where = layout(p.image, 1, slots(np.array([len(p)])))
+    obs = geometry_observations([still], p, where, nothing, 1e-3)
+    w = 2e-3
+    identity = np.einsum("kij,ij->k", obs.strain_basis[0], np.eye(3))
+    strain = jnp.asarray((1 / (1 + w) - 1) * identity[None])
+    place = physics.place_on_detector(
+        obs, jnp.zeros((1, 3)), strain, jnp.zeros(3), None, jnp.log(jnp.array([[1.1 * (1 + w)]]))
+    )
+    found = where.flat(place.excitation_error)
+    np.testing.assert_allclose(found, p.excitation_error / (1 + w), atol=1e-12)
+    stayed = [np.abs(where.flat(x)).max() for x in (place.shift_1, place.shift_2)]
+    alone = physics.place_on_detector(
+        obs, jnp.zeros((1, 3)), strain, jnp.zeros(3), None, jnp.log(jnp.array([[1.1]]))
+    )
+    assert max(stayed) < 2 * w * np.abs(where.flat(alone.shift_1)).max()
+
+
 def test_cells_of_one_volume_with_the_spots_where_they_were(still):
     """Shots 0.2 % longer and shorter, indexed with one wavelength: cells off by as much."""
     off = np.array([1.002, 1.0, 0.998])
