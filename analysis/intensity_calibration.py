@@ -133,9 +133,14 @@ def ours(measured, prior, truth, at, d) -> Judged:
         everywhere[at] = F
         F = jnp.asarray(everywhere)[:, None]
         log_likelihood = true_intensities.log_observations(
-            F, m.intensity, m.scale, m.variance, m.fraction, float(m.nu), m.code, m.weight,
-            m.per_photon,
-        )  # fmt: skip
+            F,
+            m.intensity,
+            m.scale,
+            true_intensities.VarianceOfJ(m.variance, m.fraction, m.per_photon),
+            float(m.nu),
+            m.code,
+            m.weight,
+        )
         values = prior.log_density(F) + log_likelihood
         return np.asarray(values[:, 0] - latent.posterior.log_evidence)[at]
 

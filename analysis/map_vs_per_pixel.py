@@ -53,7 +53,14 @@ def simulated(folder: Path, **changed):
 def table_of(stills, reference, truth, reader, settings, times=1):
     """Scores of every method on one run."""
     found = compare.compare(
-        stills, reference, reader, FACTORED, PER_PIXEL, br.Priors(), settings, times, print
+        stills,
+        reference,
+        reader,
+        compare.Models(FACTORED, PER_PIXEL),
+        br.Priors(),
+        settings,
+        times,
+        br.Listener(print),
     )
     return {c.name: compare.scores(c, reference, settings, truth) for c in found}
 

@@ -103,7 +103,7 @@ def main() -> None:
             d_min=options.d_min, rounds=options.rounds, read_noise=noise.read_noise
         )
         model = br.load_model("still")
-        run = br.fit_run(stills, None, reader, model, br.Priors(), settings, print)
+        run = br.fit_run(stills, None, reader, model, br.Priors(), settings, br.Listener(print))
     for name, value in br.shared_values(run).items():
         print(f"{name}: {value['value']:.4g} ± {value['sd']:.2g}")
     for still, status in zip(run.stills, run.status, strict=True):

@@ -33,7 +33,7 @@ from bayes_refine.fitting.state import geometry_of, moved
 from bayes_refine.geometry.crystal import Crystal, rotation_matrix
 from bayes_refine.measuring import statistics
 from bayes_refine.per_pixel import compare, curvature, pixel_noise
-from bayes_refine.per_pixel.fit import fit_pixels
+from bayes_refine.per_pixel.fit import PixelModel, fit_pixels
 from bayes_refine.per_pixel.pixels import frozen, pixels_of
 
 FACTORED, PER_PIXEL = br.load_model("still"), br.load_model("per_pixel")
@@ -186,7 +186,9 @@ def loops(reference, reader, settings):
     rest = reference, reader, FACTORED
 
     def by_pixel(noise):
-        return lambda stills: fit_pixels(stills, *rest, PER_PIXEL, noise, br.Priors(), settings)[0]
+        return lambda stills: fit_pixels(
+            stills, *rest, PixelModel(PER_PIXEL, noise), br.Priors(), settings
+        )[0]
 
     return {
         "factored": lambda stills: br.fit_run(stills, *rest, br.Priors(), settings),

@@ -68,7 +68,13 @@ def model(
     nodes = true_intensities.stretch(obs.nodes, prior.log_mean)
     F = nodes.amplitude
     observed = true_intensities.log_observations(
-        F, obs.intensity, g, variance, model_error, nu, obs.code, obs.weight
+        F,
+        obs.intensity,
+        g,
+        true_intensities.VarianceOfJ(variance, model_error),
+        nu,
+        obs.code,
+        obs.weight,
     )
     integrand = prior.log_density(F) + observed
     numpyro.deterministic("log_integrand", integrand)

@@ -102,7 +102,8 @@ def small_run(tmp_path_factory) -> SmallRun:
         reference = str(data / "reference.mtz")
         line = ["fit", str(expt), "--reference", reference, "--out", str(out)]
         with pytest.raises(SystemExit) as end:
-            cli.main([*line, "--rounds", "2", "--draws", "12"])
+            # what was measured stays, for tests that look at it again
+            cli.main([*line, "--rounds", "2", "--draws", "12", "--work", str(folder / "work")])
     run, ready = captured["run"], captured["prepared"]
     given = {"run": run, "model": run.problem.model, "settings": run.problem.settings}
     given |= {"priors": run.priors, "ref": ready.reference, "reader": ready.reader}

@@ -13,7 +13,7 @@ ORDER = (
     *("simulation", "indexing", "merging", "fitting", "learned", "per_pixel"),
     *("report", "results", "cli"),
 )
-ABOVE = {"plots", "demo", "crystal", "predict"}  # modules of the package itself that look at fits
+ABOVE = {"demo", "crystal", "predict"}  # modules of the package itself that look at fits
 FILES = sorted(ROOT.rglob("*.py"))
 
 
@@ -55,6 +55,26 @@ def test_no_module_imports_what_is_private_to_another():
         for parts in imports(file):
             if parts[0] == "bayes_refine":
                 assert not parts[-1].startswith("_") or parts[-1].startswith("__"), (file, parts)
+
+
+def test_functions_have_at_most_eight_parameters():
+    """Of the library and the models; the command line's are its options."""
+    long = {}
+    for file in FILES:
+        if file.relative_to(ROOT).parts[0] == "cli":
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                given = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
+                names = [a.arg for a in given if a.arg not in ("self", "cls")]
+                if len(names) > 8:
+                    long[f"{file.name}: {node.name}"] = names
+    assert not long
+
+
+def test_files_have_at_most_four_hundred_lines():
+    long = {f.name: n for f in FILES if (n := len(f.read_text("utf-8").splitlines())) > 400}
+    assert not long
 
 
 def test_numpyro_stays_in_inference_and_models():

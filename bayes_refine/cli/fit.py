@@ -276,8 +276,7 @@ def fit_command(
             about={"command": context.obj or [], "model": model, **learned},
             method=method_of(method, guide, n_draws, chains, warmup),
             anomalous=anomalous,
-            checkpoint=checkpoint,
-            work=where,
+            work=replace(where, checkpoint=checkpoint),
         )
     write_settings(context, out / "settings.toml")
     checkpoint.clear()
@@ -295,7 +294,6 @@ def fit_and_write(
     settings: Settings,
     started: float,
     about: dict[str, Any],
-    checkpoint: Checkpoint | None = None,
     work: Work | None = None,
     **writing: Any,
 ) -> loop.RunFit:
@@ -309,7 +307,7 @@ def fit_and_write(
             listener.say(str(ready.bad_pixels))
         seconds["noise"] = time.perf_counter() - mark
         mark = time.perf_counter()
-        run = fit(ready, model, prior, settings, listener, checkpoint, work)
+        run = fit(ready, model, prior, settings, listener, work)
         seconds["fit"] = time.perf_counter() - mark
         about = {**about, "seconds": seconds}
         if work is not None and (record := work.executor.summary()):

@@ -129,9 +129,6 @@ def merge_command(
         summary = write_merge(
             out,
             run,
-            model,
-            scales,
-            settings,
             ref,
             draws,
             {"command": context.obj or [], "prior": chosen.value, "model": name},

@@ -20,7 +20,7 @@ from ..util.progress import SILENT, Listener
 from ..util.status import Kind
 from ..util.store import Store
 from . import crosswise_reference
-from .checkpoint import Checkpoint, Progress
+from .checkpoint import Progress
 from .claims import judged
 from .crosswise_reference import CrosswiseReference
 from .index_alike import stills_alike
@@ -93,7 +93,6 @@ def fit_run(
     priors: Priors | None = None,
     settings: Settings | None = None,
     progress: Listener = SILENT,
-    checkpoint: Checkpoint | None = None,
     work: Work | None = None,
 ) -> RunFit:
     """Refine a run of stills: predict → measure → fit.
@@ -107,10 +106,8 @@ def fit_run(
             reported in ``RunFit.status``.
         model: NumPyro program of ``(observations, priors)``, :func:`load_model`.
         progress: told of each round and of what goes on in it.
-        checkpoint: saves the state after each round but the last; a fit begins at the saved state
-            if there is one.
-        work: where batches are worked on, and where what is measured lies; this process and
-            temporary files by default.
+        work: where batches are worked on, where what is measured lies, and the checkpoint; by
+            default this process, temporary files and none.
 
     Raises:
         InputError: the reference does not fit the crystals, no image can be used, the checkpoint is
@@ -121,7 +118,7 @@ def fit_run(
     alike, reindexing = stills_alike(run, priors, progress, by_reference=ref is not None)
     if reindexing.changed.any():
         run = prepare_run(alike, ref, reader, model, priors, settings, work)
-    return refine(run, reindexing, priors, one_round, progress, checkpoint)[0]
+    return refine(run, reindexing, priors, one_round, progress)[0]
 
 
 R = TypeVar("R", bound=Round)
@@ -133,14 +130,12 @@ def refine(
     priors: Priors,
     step: Callable[..., R],
     progress: Listener,
-    checkpoint: Checkpoint | None = None,
 ) -> tuple[RunFit, R]:
     """The loop: a start, then one round after the other, from a broad curve to convergence.
 
     Args:
         run: with stills indexed alike, as ``reindexing`` says.
         step: a round: ``one_round``, or another function of that signature.
-        checkpoint: as of ``fit_run``.
 
     Returns:
         The fitted run, and its last round.
@@ -149,6 +144,7 @@ def refine(
     rounds = settings.rounds + (LEARNING_ROUNDS if run.crosswise else 0)
     found: R | None = None
     now, margin, after = priors, settings.margin, {}
+    checkpoint = run.work.checkpoint
     earlier = checkpoint.load(run) if checkpoint is not None else None
     if earlier is not None:
         done, run = earlier

@@ -17,7 +17,6 @@ from ..physics.reference import Reference, check_fits
 from ..util.errors import InputError
 from ..util.progress import SILENT, Listener
 from .beams import beams_of, with_own_wavelengths
-from .checkpoint import Checkpoint
 from .exposures import model_of
 from .loop import RunFit, fit_run
 from .problem import Settings, Work
@@ -103,7 +102,6 @@ def fit(
     priors: Priors | None = None,
     settings: Settings | None = None,
     progress: Listener = SILENT,
-    checkpoint: Checkpoint | None = None,
     work: Work | None = None,
 ) -> RunFit:
     """Refine a prepared run (``loop.fit_run``), at its resolution and with its read-out noise.
@@ -117,9 +115,7 @@ def fit(
     settings = settings_of(run, settings or Settings())
     stills = run.experiments.stills
     program = model_of(model, stills)
-    found = fit_run(
-        stills, run.reference, run.reader, program, priors, settings, progress, checkpoint, work
-    )
+    found = fit_run(stills, run.reference, run.reader, program, priors, settings, progress, work)
     return replace(found, unread=run.unread)
 
 

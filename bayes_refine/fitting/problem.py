@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +27,9 @@ from . import crosswise_reference
 from .beams import of_one_cell
 from .crosswise_reference import CrosswiseReference
 from .state import Width, of_one_bandwidth, partiality_width
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
 
 BATCH = 16  # images in memory at a time; as many as at the start, so that all is compiled once
 KEPT_CANDIDATES = 8192  # images: 100 MB
@@ -63,11 +66,14 @@ class Work:
     Attributes:
         executor: of the batches. folder: for what is measured; None for temporary ones.
         made_of: inputs, options and versions that the fit depends on.
+        checkpoint: saves the state after each round but the last; a fit begins at the saved state
+            if there is one.
     """
 
     executor: Executor = IN_PROCESS
     folder: Path | None = None
     made_of: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint: Checkpoint | None = None
 
     def store(self, name: str, size: int, made_of: Mapping[str, str]) -> Store:
         """A store of ``size`` objects, in the folder that belongs to ``made_of``, where it may

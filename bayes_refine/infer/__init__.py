@@ -16,10 +16,11 @@ from .marginal import marginal_fit
 from .newton import map_fit
 from .nuts import Chains, nuts_fit
 from .sites import StudentT, log_normal, normal
-from .svi import GuideFit, svi_fit
+from .svi import Ascent, GuideFit, svi_fit
 
 __all__ = [
     "IMAGE",
+    "Ascent",
     "Batches",
     "Chains",
     "Fit",

@@ -19,6 +19,8 @@ from .laplace import Fit
 from .whitening import coloured, whitening
 
 STRIDE = 50  # trajectories between two reports of progress
+TARGET_ACCEPT = 0.8  # mean acceptance that warm-up sets the step for
+MAX_TREE_DEPTH = 8  # a trajectory has at most 2⁸ − 1 steps
 SPREAD = 1.5  # of the chains' starts, over that of the Laplace approximation
 
 
@@ -57,8 +59,6 @@ def nuts_fit(
     n_chains: int = 4,
     n_draws: int = 1000,
     n_warmup: int = 500,
-    target_accept: float = 0.8,
-    max_tree_depth: int = 8,
     progress: Listener = SILENT,
 ) -> Chains:
     """Draw from a model's posterior with NUTS, starting at its MAP.
@@ -93,8 +93,8 @@ def nuts_fit(
     start = _starts(rng, fit, n_chains, lambda z: energies(z, frame, args))
     settings = {
         "num_warmup": n_warmup,
-        "target_accept_prob": target_accept,
-        "max_tree_depth": max_tree_depth,
+        "target_accept_prob": TARGET_ACCEPT,
+        "max_tree_depth": MAX_TREE_DEPTH,
     }
     state = jax.vmap(lambda z, key: init(z, model_args=(frame, args), rng_key=key, **settings))(
         start, keys
@@ -133,7 +133,7 @@ def nuts_fit(
     draws = {name: np.asarray(value) for name, value in draws.items()}
     depth = np.log2(steps).astype(int) + 1
     summary = chain_summary(draws)
-    saturated = int((steps >= 2**max_tree_depth - 1).sum())
+    saturated = int((steps >= 2**MAX_TREE_DEPTH - 1).sum())
     converged, message = judge_chains(summary, int(diverging.sum()), saturated, energy)
     progress.say(message)
     return Chains(

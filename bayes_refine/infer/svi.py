@@ -65,6 +65,23 @@ class GuideFit:
         return {name: np.asarray(value) for name, value in draw.items()}
 
 
+@dataclass(frozen=True)
+class Ascent:
+    """How a fit of a guide climbs.
+
+    Attributes:
+        particles: draws a step. learning_rate: of the first steps.
+        stretch: steps between looks. max_steps: after which the fit ends.
+        n_khat: draws for k-hat, none if 0.
+    """
+
+    particles: int = 4
+    learning_rate: float = 0.01
+    stretch: int = 250
+    max_steps: int = 10_000
+    n_khat: int = 500
+
+
 def svi_fit(
     fit: Fit,
     rng: np.random.Generator,
@@ -72,11 +89,7 @@ def svi_fit(
     *args: Any,
     guide: Guide = structured,
     batch: int | None = None,
-    particles: int = 4,
-    learning_rate: float = 0.01,
-    stretch: int = 250,
-    max_steps: int = 10_000,
-    n_khat: int = 500,
+    ascent: Ascent | None = None,
     progress: Listener = SILENT,
 ) -> GuideFit:
     """Fit a Gaussian guide to a model's posterior by stochastic variational inference.
@@ -100,40 +113,40 @@ def svi_fit(
             with terms scaled by the number of parts: for runs larger than memory.
         batch: images of a step, drawn anew, with terms scaled by n/batch; all images by default.
             Needs ``args[0]`` to be arrays whose first axis is that of images (scalars are shared).
-        particles: draws a step. learning_rate: of the first steps. stretch: steps between looks.
-        n_khat: draws for k-hat, none if 0.
+        ascent: number and length of the steps; ``Ascent()`` by default.
         progress: updated after each stretch.
     """
     started = time.perf_counter()
+    how = ascent or Ascent()
     frame, parameters = guide.start(fit)
     key = jax.random.key(int(rng.integers(2**31)))
     on_disk = isinstance(args[0], Batches)
     parts = partial(_parts, args) if on_disk else lambda: iter([_all(fit, args)])
     levels = _levels(model, fit, parts())
     if on_disk:
-        walk = _walk_on_disk(model, fit.sites, guide, particles, frame, levels, args, rng)
+        walk = _walk_on_disk(model, fit.sites, guide, how.particles, frame, levels, args, rng)
     else:
-        walk = _walk_in_memory(model, fit, guide, particles, frame, levels, args, batch)
-    state, rate = Adam(learning_rate).init(parameters), learning_rate
+        walk = _walk_in_memory(model, fit, guide, how.particles, frame, levels, args, batch)
+    state, rate = Adam(how.learning_rate).init(parameters), how.learning_rate
     elbo: list[np.ndarray] = []
     before: _Stretch | None = None
     reached = -np.inf  # the ELBO where longer steps settled
     while True:
         key, here = jax.random.split(key)
-        state, now = walk(state, rate, jax.random.split(here, stretch))
+        state, now = walk(state, rate, jax.random.split(here, how.stretch))
         elbo.append(np.asarray(now.elbo))
-        steps = stretch * len(elbo)
-        last = steps + stretch > max_steps
+        steps = how.stretch * len(elbo)
+        last = steps + how.stretch > how.max_steps
         if before is None:
             before = now
             if not last:
                 continue
-        unsettled = 1 - float(_settled(before, now, stretch))
+        unsettled = 1 - float(_settled(before, now, how.stretch))
         change, change_sd = _change(before.elbo, now.elbo)
         flat = len(elbo) > 1 and change < max(2 * change_sd, UNNOTICED)
         still = flat and unsettled <= 1 - SETTLED
         progress.update(
-            steps / max_steps,
+            steps / how.max_steps,
             f"SVI step {steps}: ELBO {elbo[-1].mean():.2f} ({change:+.2f} ± {change_sd:.2f}),"
             f" {100 * unsettled:.1f} % of the guide still moving",
         )
@@ -147,8 +160,8 @@ def svi_fit(
     averaged = jax.tree.map(lambda a, b: (a + b) / 2, before.mean, now.mean)
     tail = np.concatenate(elbo[-2:])
     khat = np.nan
-    if n_khat:
-        weights = _log_weights(model, fit.sites, guide, averaged, frame, key, n_khat, parts())
+    if how.n_khat:
+        weights = _log_weights(model, fit.sites, guide, averaged, frame, key, how.n_khat, parts())
         khat = float(psis(weights)[1])
     message = judge_guide(bool(settled), steps, unsettled, change, change_sd, khat)
     progress.say(message)

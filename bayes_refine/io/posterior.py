@@ -7,7 +7,7 @@ written block by block through h5netcdf: a run's pointwise arrays never lie in m
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +34,28 @@ class Variable:
     dims: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class About:
+    """What numbers along the axes of a posterior stand for.
+
+    Attributes:
+        coords: values along the posterior's dims; 0, 1, ... where absent.
+        labels: further coordinates of the posterior: (dim, values) by name.
+        attrs: of the file.
+    """
+
+    coords: Mapping[str, np.ndarray] = field(default_factory=dict)
+    labels: Mapping[str, tuple[str, np.ndarray]] = field(default_factory=dict)
+    attrs: Mapping[str, str] = field(default_factory=dict)
+
+
 def write_posterior(
     path: str | Path,
     posterior: Mapping[str, Variable],
     pointwise: Iterable[Pointwise],
     observed: Mapping[str, np.ndarray],
     reflections: Mapping[str, np.ndarray],
-    coords: Mapping[str, np.ndarray] | None = None,
-    labels: Mapping[str, tuple[str, np.ndarray]] | None = None,
-    attrs: Mapping[str, str] | None = None,
+    about: About | None = None,
     stats: Mapping[str, np.ndarray] | None = None,
     kept: np.ndarray | None = None,
 ) -> None:
@@ -57,9 +70,7 @@ def write_posterior(
             block after the other.
         observed: (n,) by term, in the order of the reflections.
         reflections: (n,) coordinates of the reflections: image, h, k, l.
-        coords: values along the posterior's dims; 0, 1, ... where absent.
-        labels: further coordinates of the posterior: (dim, values) by name.
-        attrs: of the file.
+        about: what axes are called, and attributes of the file.
         stats: (c, d) each, by ArviZ's names.
         kept: (k,) the draws that the pointwise values are of; all if left out.
 
@@ -73,8 +84,9 @@ def write_posterior(
     sizes = dict(zip(("chain", "draw"), counts.pop(), strict=True))
     kept = np.arange(sizes["draw"]) if kept is None else kept
     with sink_for(path) as sink, h5netcdf.File(sink, "w") as file:
-        file.attrs.update(attrs or {})
-        _write_posterior(file, posterior, sizes, coords or {}, labels or {})
+        about = about or About()
+        file.attrs.update(about.attrs)
+        _write_posterior(file, posterior, sizes, about.coords, about.labels)
         _write_stats(file, stats or {}, sizes)
         _write_observed(file, observed, reflections)
         blocks = _checked(pointwise, sink)

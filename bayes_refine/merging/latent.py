@@ -153,8 +153,9 @@ def _likelihood(measured: Measured, prior: AmplitudePrior, nu, n_nodes: int):
     m = len(d.hkl)
 
     def log_likelihood(F):
+        variance = true_intensities.VarianceOfJ(d.variance, d.fraction, d.per_photon)
         return true_intensities.log_observations(
-            F, d.intensity, d.scale, d.variance, d.fraction, nu, d.code, d.weight, d.per_photon
+            F, d.intensity, d.scale, variance, nu, d.code, d.weight
         )
 
     def total(x):

@@ -53,7 +53,7 @@ class MergeRun:
         scaled: scales. intensities: of the unique reflections.
         free: (m,) bool, of ``intensities``. d: (m,) Å.
         halves: fitted apart, or None.
-        seconds: by stage.
+        seconds: by stage. model, settings, priors: what it was made with.
     """
 
     data: Unmerged
@@ -64,6 +64,9 @@ class MergeRun:
     d: np.ndarray
     halves: Halves | None
     seconds: dict[str, float]
+    model: infer.Model
+    settings: MergeSettings
+    priors: ScalingPriors
 
     @cached_property
     def expected(self) -> np.ndarray:
@@ -152,6 +155,9 @@ def merge_run(
         d=resolution(hkl, data.cell),
         halves=halves,
         seconds=seconds,
+        model=model,
+        settings=settings,
+        priors=priors or ScalingPriors(),
     )
     check_finite(run)
     return run

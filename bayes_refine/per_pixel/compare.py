@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import h5py
 import numpy as np
@@ -30,7 +30,7 @@ from ..util.folder import all_or_none
 from ..util.output import jsonable, versions, write_summary, write_table
 from ..util.progress import SILENT, Listener
 from . import pixel_noise
-from .fit import fit_pixels
+from .fit import PixelModel, fit_pixels
 from .pixels import Pixels
 
 T = TypeVar("T")
@@ -107,12 +107,18 @@ def read_truth(path: str | Path, images: slice) -> TrueImages:
     return TrueImages(found["A"], found.get("G"), found.get("B"))
 
 
+class Models(NamedTuple):
+    """The model of the statistics, and the one of ``bayes_refine.per_pixel.pixels.Pixels``."""
+
+    factored: infer.Model
+    of_pixels: infer.Model
+
+
 def compare(
     stills: Sequence[Still],
     ref: Reference,
     reader: Images,
-    model: infer.Model,
-    pixel_model: infer.Model,
+    models: Models,
     priors: Priors,
     settings: Settings,
     times: int = 2,
@@ -121,7 +127,6 @@ def compare(
     """Fit a run to the factored statistics, and to its pixels under each of :func:`noises`.
 
     Args:
-        model: factored; pixel_model: of ``bayes_refine.per_pixel.pixels.Pixels``.
         times: that every method goes through its rounds; the last one's seconds count, and
             from the second on there is nothing left to compile.
 
@@ -136,7 +141,8 @@ def compare(
         return found
 
     run = repeated(
-        "factored", lambda: fit_run(stills, ref, reader, model, priors, settings, progress)
+        "factored",
+        lambda: fit_run(stills, ref, reader, models.factored, priors, settings, progress),
     )
     observed = run.observations
     informs = max(int(np.sum(observed.fit)), 1)
@@ -147,17 +153,9 @@ def compare(
     for name, noise in noises(values, priors).items():
 
         def call(noise: pixel_noise.PixelLikelihood = noise) -> tuple[RunFit, Pixels]:
+            pixel = PixelModel(models.of_pixels, noise, errors)
             return fit_pixels(
-                run.indexed,
-                ref,
-                reader,
-                model,
-                pixel_model,
-                noise,
-                priors,
-                settings,
-                errors,
-                progress,
+                run.indexed, ref, reader, models.factored, pixel, priors, settings, progress
             )
 
         pixel_run, pixels = repeated(f"per pixel, {name}", call)

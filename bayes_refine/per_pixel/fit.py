@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -34,16 +33,61 @@ class PixelRound(Round):
     pixels: Pixels
 
 
+@dataclass(frozen=True)
+class PixelModel:
+    """A model of the pixels, and how they scatter.
+
+    Attributes:
+        program: of (pixels, priors, noise). noise: law of a pixel.
+        errors: sites of the factored model that ``program`` has none of; they weight the
+            reflections when those are merged.
+    """
+
+    program: infer.Model
+    noise: pixel_noise.PixelLikelihood
+    errors: State = field(default_factory=dict)
+
+    def round(
+        self,
+        run: Run,
+        state: State,
+        priors: Priors,
+        status: np.ndarray,
+        plan: Plan,
+        margin: float,
+        last: bool,
+        progress: Listener,
+    ) -> PixelRound:
+        """Predict, measure and fit the pixels once from a state, as ``one_round`` does statistics.
+
+        Returns:
+            Of the last round, the state has ``errors`` too.
+        """
+        measurements = measure_run(run, state, priors, status, plan, margin, progress)
+        begun = time.perf_counter()
+        pixels = pixels_of(run, measurements, state, priors)
+        cut = time.perf_counter()
+        old = {**state, "log_G": measurements.log_G}
+        pixels = frozen(pixels, infer.evaluate(self.program, old, pixels, priors)["spots"])
+        tolerance = 1e-2 if last else 0.5
+        fit = curvature.pixel_fit(
+            self.program, self.noise, pixels, priors, old, tolerance=tolerance, progress=progress
+        )
+        seconds = cut - begun, time.perf_counter() - cut
+        new = fit.values()
+        movement = movement_of(old, new, measurements, fit, *seconds)
+        new = {**new, **(self.errors if last else {})}
+        return PixelRound(new, fit, measurements, movement, pixels)
+
+
 def fit_pixels(
     stills: Sequence[Still],
     ref: Reference,
     reader: Images,
     factored: infer.Model,
-    model: infer.Model,
-    noise: pixel_noise.PixelLikelihood,
+    pixel: PixelModel,
     priors: Priors,
     settings: Settings,
-    errors: State | None = None,
     progress: Listener = SILENT,
 ) -> tuple[RunFit, Pixels]:
     """Refine a run as ``fitting.loop.fit_run`` does, but to the pixels themselves.
@@ -55,9 +99,6 @@ def fit_pixels(
     Args:
         stills: indexed alike.
         factored: the model of the start and of the numbers of each reflection.
-        model, noise: the per-pixel model, and how its pixels scatter (``infer``).
-        errors: sites of ``factored`` that ``model`` has none of; they weight the reflections
-            when those are merged.
 
     Returns:
         The fit, and the pixels of its last round.  In ``movement``, seconds_measure is reading
@@ -65,40 +106,5 @@ def fit_pixels(
     """
     run = prepare_run(stills, ref, reader, factored, priors, settings)
     alike = nothing_to_choose(ambiguity(ref.cell, ref.space_group), len(run.stills))
-    step = partial(pixel_round, model, noise, errors or {})
-    fitted, last = refine(run, alike, priors, step, progress)
+    fitted, last = refine(run, alike, priors, pixel.round, progress)
     return fitted, last.pixels
-
-
-def pixel_round(
-    model: infer.Model,
-    noise: pixel_noise.PixelLikelihood,
-    errors: State,
-    run: Run,
-    state: State,
-    priors: Priors,
-    status: np.ndarray,
-    plan: Plan,
-    margin: float,
-    last: bool,
-    progress: Listener,
-) -> PixelRound:
-    """Predict, measure and fit the pixels once from a state.
-
-    Args:
-        model, noise, errors: as of :func:`fit_pixels`; the state has ``errors`` after the last.
-        run, state, priors, status, kept, margin, last: as of ``one_round``.
-    """
-    measurements = measure_run(run, state, priors, status, plan, margin, progress)
-    begun = time.perf_counter()
-    pixels = pixels_of(run, measurements, state, priors)
-    cut = time.perf_counter()
-    old = {**state, "log_G": measurements.log_G}
-    pixels = frozen(pixels, infer.evaluate(model, old, pixels, priors)["spots"])
-    fit = curvature.pixel_fit(
-        model, noise, pixels, priors, old, tolerance=1e-2 if last else 0.5, progress=progress
-    )
-    seconds = cut - begun, time.perf_counter() - cut
-    new = fit.values()
-    movement = movement_of(old, new, measurements, fit, *seconds)
-    return PixelRound({**new, **(errors if last else {})}, fit, measurements, movement, pixels)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -136,7 +137,19 @@ def log_gaussian(F, intensity, sigma) -> Array:
     return -0.5 * z**2 - jnp.log(sigma) - 0.5 * math.log(2 * math.pi)
 
 
-def log_observations(F, J, g, variance, fraction, nu, code, weight, per_photon=0.0) -> Array:
+class VarianceOfJ(NamedTuple):
+    """The variance v + c·J + (a·J)² of J expected photons: (n,) or numbers.
+
+    Attributes:
+        background: v, at I = 0. fraction: a, the fractional error. per_photon: c, by counting.
+    """
+
+    background: Array
+    fraction: Array | float
+    per_photon: Array | float = 0.0
+
+
+def log_observations(F, J, g, variance: VarianceOfJ, nu, code, weight) -> Array:
     """ln L(F) = Σ_i w_i ln t_ν(J_i; g_i F², s_i²), s_i² = v_i + c_i·g_i·F² + (a_i·g_i·F²)², (m, K).
 
     The product of many observations of each reflection has no closed form, so that it is evaluated
@@ -145,12 +158,10 @@ def log_observations(F, J, g, variance, fraction, nu, code, weight, per_photon=0
 
     Args:
         F: (m, K) amplitudes at the nodes.
-        J, g, variance: (n,) observations, factors and v, the variance at I = 0.
-        fraction: (n,) or a number, a, the fractional error.
+        J, g: (n,) observations and factors. variance: of the observations.
         nu: degrees of freedom, or the float ``math.inf`` for normal residuals.
         code: (n,) which reflection each observation is of, ascending.
         weight: (n,) w, 1, or 0 for what is left out.
-        per_photon: (n,) or a number, c, growth of the variance with g·F² by counting.
     """
     n = len(J)
     intensity = F**2
@@ -158,9 +169,9 @@ def log_observations(F, J, g, variance, fraction, nu, code, weight, per_photon=0
     norm = 0.0 if normal else gammaln((nu + 1) / 2) - gammaln(nu / 2) - 0.5 * jnp.log(nu * math.pi)
 
     @jax.checkpoint
-    def block(J, g, variance, fraction, per_photon, code, weight):
+    def block(J, g, background, fraction, per_photon, code, weight):
         expected = g[:, None] * intensity[code]
-        s2 = variance[:, None] + expected * (
+        s2 = background[:, None] + expected * (
             per_photon[:, None] + fraction[:, None] ** 2 * expected
         )
         z2 = (J[:, None] - expected) ** 2 / s2
@@ -176,7 +187,7 @@ def log_observations(F, J, g, variance, fraction, nu, code, weight, per_photon=0
     def in_blocks(x, **how):
         return jnp.pad(jnp.broadcast_to(x, (n,)), (0, spare), **how).reshape(-1, size)
 
-    rows = [in_blocks(x, mode="edge") for x in (J, g, variance, fraction, per_photon, code)]
+    rows = [in_blocks(x, mode="edge") for x in (J, g, *variance, code)]
     rows.append(in_blocks(weight))  # what fills the last block weighs nothing
     total, _ = jax.lax.scan(
         lambda total, rows: (total + block(*rows), None), jnp.zeros_like(F), tuple(rows)

@@ -6,9 +6,10 @@ no geometry: sections without data are left out), ``write_report`` from sections
 
 from .charts import ObservedAndExpected
 from .page import Section, chart, note, write_report
-from .run import fit_report, run_report
+from .run import Content, fit_report, run_report
 
 __all__ = [
+    "Content",
     "ObservedAndExpected",
     "Section",
     "chart",

@@ -12,8 +12,8 @@ from ..fitting.loop import RunFit
 from ..fitting.state import geometry_of
 from ..geometry.detector import Detector, pixel_to_lab
 from ..geometry.panel_groups import centres, shifts_mm
-from ..plots import BLUE, ORANGE
 from .drawing import legend
+from .style import BLUE, ORANGE
 
 _LONGEST = 0.06  # of the detector's width, for the longest arrow
 _STEPS = (1, 2, 5)
@@ -47,7 +47,7 @@ def arrows_of(run: RunFit, found: Centroids) -> Arrows:
     place = np.array([cell.xy_px for cell in cells]).reshape(-1, 2)
     off = np.array([cell.off_px for cell in cells]).reshape(-1, 2)
     size = float(detector.pixel_size_mm[0, 0])
-    moves = geometry_of(run.indexed[:1], run.fit.values()).panels
+    moves = geometry_of(run.indexed, run.fit.values()).panels
     shifts = np.zeros((0, 3)) if moves is None else shifts_mm(detector, moves)
     return Arrows(
         outlines=_outlines(detector),

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from ..plots import BLUE, GREY, ORANGE, RED, SHELLS
 from .arrows import Arrows
 from .beam import Shell
 from .drawing import (
@@ -24,6 +23,7 @@ from .drawing import (
     resolution_ticks,
     sample,
 )
+from .style import BLUE, GREY, ORANGE, RED, SHELLS
 
 CLIP = 8.0  # residuals beyond are drawn at it
 

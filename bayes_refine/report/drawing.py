@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..plots import BLUE, RED
 from .quantities import quantity
+from .style import BLUE, RED
 
 MAX_POINTS = 20_000
 MAX_HOVER = 3000  # images with a point of their own to hover over

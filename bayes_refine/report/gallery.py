@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from ..fitting.loop import RunFit
+from ..fitting.tables import usable_images
 from ..io.protocols import Images
 from ..measuring.template import template_and_gradient
-from ..plots import STYLE, residuals, shoebox_of
+from .spots import shoebox_of
+from .style import STYLE
 
 
 def shoebox_gallery(run: RunFit, reader: Images, n: int = 3, figure: Any = None) -> Any:
@@ -61,7 +63,7 @@ def shoebox_gallery(run: RunFit, reader: Images, n: int = 3, figure: Any = None)
 
 
 def _kinds(run: RunFit, n: int) -> Iterator[tuple[str, np.ndarray]]:
-    rows, z = residuals(run)
+    rows, z = _residuals(run)
     expected_J = run.reflections.J_model[rows]
     strength = expected_J / np.sqrt(run.reflections.variance[rows])
     yield "strong", rows[np.argsort(-expected_J)[:n]]
@@ -107,3 +109,10 @@ def _compiled_template():
     import jax
 
     return jax.jit(lambda *where: template_and_gradient(*where)[0])
+
+
+def _residuals(run: RunFit) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that inform the fit, and (J − J_model)/σ."""
+    r = run.reflections
+    rows = np.flatnonzero(r.informs & usable_images(run)[r.image])
+    return rows, ((r.J - r.J_model) / np.sqrt(r.variance))[rows].astype(float)

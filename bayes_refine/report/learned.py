@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..plots import BLUE, GREY
 from .drawing import legend
 from .page import Section, chart, figures, note
+from .style import BLUE, GREY
 
 
 def components(found: Sequence[Mapping[str, Any]] | None) -> Section | None:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..util.errors import InputError
+from .style import STYLE
 
 T = TypeVar("T")
 _failed: ContextVar[list[str] | None] = ContextVar("failed", default=None)
@@ -125,9 +126,7 @@ def chart(
     import matplotlib
     from matplotlib.figure import Figure
 
-    from .. import plots
-
-    style = {**plots.STYLE, **margins(size), "svg.fonttype": "none", "svg.hashsalt": name}
+    style = {**STYLE, **margins(size), "svg.fonttype": "none", "svg.hashsalt": name}
     kind = " wide" if size[0] > 7 else ""
     data = "" if images is None else f" data-images='{json.dumps(np.asarray(images).tolist())}'"
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from .beam import Shell, outwards
 from .charts import ObservedAndExpected
 from .gallery import shoebox_gallery
 from .page import Section, attempt, chart, failures, write_report
+from .spots import predicted_spots
 
 
 def fit_report(
@@ -51,28 +52,38 @@ def fit_report(
             attempt("the couplings", lambda: couplings(run)),
             *(attempt("the pixels", lambda: _pixels(run, reader)) or (None, None)),
         )
-    return run_report(path, "bayes-refine fit", summary, *arrays, already=failed)
+    return run_report(path, "bayes-refine fit", summary, Content(*arrays), failed)
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a report shows beside its summary; None: the sections of it are left out.
+
+    Attributes:
+        table: columns of ``images.csv``. reflections: what was measured and expected.
+        draws: name to (n,) draws of what the images share. correlation: ``couplings``.
+        gallery, overview: pictures of pixels, ``chart``.
+    """
+
+    table: Mapping[str, np.ndarray] | None = None
+    reflections: ObservedAndExpected | None = None
+    draws: Mapping[str, np.ndarray] | None = None
+    correlation: tuple[list[str], np.ndarray] | None = None
+    gallery: str | None = None
+    overview: str | None = None
 
 
 def run_report(
     path: str | Path,
     title: str,
     summary: Mapping[str, Any],
-    table: Mapping[str, np.ndarray] | None = None,
-    reflections: ObservedAndExpected | None = None,
-    draws: Mapping[str, np.ndarray] | None = None,
-    correlation: tuple[list[str], np.ndarray] | None = None,
-    gallery: str | None = None,
-    overview: str | None = None,
+    content: Content | None = None,
     already: Sequence[str] = (),
 ) -> list[str]:
     """Write a report from plain arrays; sections without data are left out.
 
     Args:
         summary: the content of ``summary.json``; any of its parts may be missing.
-        table: columns of ``images.csv``. reflections: what was measured and expected.
-        draws: name to (n,) draws of what the images share. correlation: ``couplings``.
-        gallery, overview: pictures of pixels, ``chart``.
         already: what failed before, in sentences.
 
     Returns:
@@ -81,6 +92,8 @@ def run_report(
     Raises:
         InputError: ``path`` cannot be written.
     """
+    content = content or Content()
+    table, reflections = content.table, content.reflections
     r = reflections if reflections is not None and len(reflections) else None
     n_images = len(table["status"]) if table else int(r.image.max()) + 1 if r else 0
     counts = summary.get("counts", {})
@@ -102,10 +115,10 @@ def run_report(
         "intensities": lambda: sections.intensities(r),
         "learned components": lambda: learned.components(summary.get("components")),
         "residuals": lambda: sections.residuals(r, n_images),
-        "pixels": lambda: sections.shoeboxes(gallery, overview),
+        "pixels": lambda: sections.shoeboxes(content.gallery, content.overview),
         "agreement": lambda: sections.agreement(summary.get("agreement")),
         "calibration": lambda: sections.calibration(r, glance.likelihood_nu(summary)),
-        "posterior": lambda: sections.posterior(draws, correlation),
+        "posterior": lambda: sections.posterior(content.draws, content.correlation),
     }
     with failures() as failed:
         parts_made = [attempt(f"section '{name}'", make) for name, make in made.items()]
@@ -210,15 +223,9 @@ def _pixels(run: RunFit, reader: Images | None) -> tuple[str | None, str | None]
     )
     overview = chart(
         "predictions",
-        partial(_predictions, run=run, reader=reader),
+        lambda figure: predicted_spots(figure.add_subplot(), run, reader),
         "Part of the brightest image with its predictions. In a good run every dark spot sits on "
         "a cross, and bright circles are not empty.",
         (10.6, 6.6),
     )
     return gallery, overview
-
-
-def _predictions(figure: Any, run: RunFit, reader: Images) -> None:
-    from .. import plots
-
-    plots.predicted_spots(run, reader, ax=figure.add_subplot())

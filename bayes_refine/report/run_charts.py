@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from ..plots import BLUE, GREY, ORANGE, RED, SHELLS
 from .drawing import MAX_HOVER, image_axis, legend, on_lines, resolution_ticks, sample
 from .page import margins
 from .quantities import quantity
+from .style import BLUE, GREY, ORANGE, RED, SHELLS
 
 MIN_PAIRS = 10  # in a shell, for its correlation to be drawn
 _PAIRS = {"cc_half": "n_both_halves", "cc_star": "n_both_halves", "r_split": "n_both_halves"}

@@ -30,12 +30,12 @@ from ..fitting.tables import (
     usable_images,
 )
 from ..geometry.miller import resolution
-from ..io.protocols import Images
 from ..merging.agreement import shell_edges, shell_table
 from ..merging.mates import anomalous_table
 from ..merging.merged_columns import blank
 from ..merging.merged_intensities import Intensities
 from ..physics.reference import Reference, free_set
+from ..report.overview import write_overview
 from ..util.folder import all_or_none
 from ..util.output import jsonable, versions, write_summary
 from ..util.progress import SILENT, Listener
@@ -130,19 +130,9 @@ def write_results(
     shown = draws.flat(at_most=N_SHOWN)
     drawn = {"report.html": lambda p: report.fit_report(p, told, summary, shown, reader)}
     if reader is not None:
-        drawn["overview.png"] = partial(_write_picture, run=run, reader=reader)
+        drawn["overview.png"] = partial(write_overview, run=run, reader=reader)
     draw_pictures(Path(out_dir), drawn, progress)
     return summary
-
-
-# -- overview.png ---------------------------------------------------------------------------
-
-
-def _write_picture(path: Path, run: RunFit, reader: Images) -> list[str]:
-    from .. import plots
-
-    plots.save(plots.overview(run, reader), path)
-    return []
 
 
 def _beam(prepared: Prepared) -> dict[str, float | None]:

@@ -13,10 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import infer
 from ..geometry.miller import find, pack_hkl
 from ..io.mtz import new_batch, write_merged, write_observations
-from ..io.posterior import Variable, write_posterior
+from ..io.posterior import About, Variable, write_posterior
 from ..merging.agreement import pearson, shell_edges, shell_index, shell_table
 from ..merging.mates import anomalous_table
 from ..merging.merge import (
@@ -28,10 +27,10 @@ from ..merging.merge import (
     shared_values,
 )
 from ..merging.merged_columns import blank, merged_files
-from ..merging.observations import ScalingPriors, rows_by_reflection
+from ..merging.observations import rows_by_reflection
 from ..merging.scaling import compiled_sites, pinned_draws
 from ..physics.reference import Reference, free_set
-from ..report import ObservedAndExpected, run_report
+from ..report import Content, ObservedAndExpected, run_report
 from ..util.folder import all_or_none
 from ..util.output import jsonable, versions, write_summary, write_table
 from ..util.progress import SILENT, Listener
@@ -46,9 +45,6 @@ AXES = {"reference_direction": "tensor", "reference_anisotropy": "tensor"}  # al
 def write_merge(
     out_dir: str | Path,
     run: MergeRun,
-    model: infer.Model,
-    priors: ScalingPriors,
-    settings: MergeSettings,
     reference: Reference | None = None,
     n_draws: int | None = None,
     facts: Mapping[str, Any] | None = None,
@@ -57,13 +53,12 @@ def write_merge(
 ) -> dict[str, Any]:
     """Write the files of a merge and return the content of ``summary.json``.
 
-        write_merge("merged", run, load_model("latent"), ScalingPriors(), MergeSettings())
+        write_merge("merged", run)
 
     All of them or none (``folder.all_or_none``); then ``report.html``: where a picture fails, a
     sentence says so and the results stay.
 
     Args:
-        run, model, priors, settings: as given to and returned by ``merge_run``.
         reference: to compare with, whether or not it informed the run.
         n_draws: as many draws of I and F of every reflection go into ``posterior.nc`` with those
             of the scales; None for 100 of the scales alone.
@@ -73,7 +68,7 @@ def write_merge(
     Raises:
         InputError: ``out_dir`` cannot be written.
     """
-    timed = {**(seconds or {}), **run.seconds}
+    timed, settings = {**(seconds or {}), **run.seconds}, run.settings
     table = image_table(run)
     draws = pinned_draws(run.scaled.fit, settings.seed, n_draws or N_DRAWS)
     with all_or_none(out_dir, MAY_BE_ABSENT) as work:
@@ -85,14 +80,14 @@ def write_merge(
             timed[name] = time.perf_counter() - started
 
         stage("tables", _write_tables, work, run, table, settings)
-        stage("posterior", _write_draws, work / "posterior.nc", run, model, priors, draws,
+        stage("posterior", _write_draws, work / "posterior.nc", run, run.model, run.priors, draws,
               n_draws is not None, settings.seed)  # fmt: skip
         summary: dict[str, Any] = {
             **(facts or {}),
             "versions": versions(),
             **_summary(run, reference, draws),
             "settings": asdict(settings),
-            "priors": asdict(priors),
+            "priors": asdict(run.priors),
             "seconds": timed,
         }
         summary = jsonable(summary)
@@ -101,7 +96,10 @@ def write_merge(
     def page(path: Path) -> list[str]:
         shared = shared_draws(draws)
         return run_report(
-            path, "bayes-refine merge", summary, table, _observed_and_expected(run), shared
+            path,
+            "bayes-refine merge",
+            summary,
+            Content(table, _observed_and_expected(run), shared),
         )
 
     draw_pictures(Path(out_dir), {"report.html": page}, progress)
@@ -196,12 +194,14 @@ def _write_draws(
         _pointwise(run, model, priors, draws, F, np.random.default_rng(seed)),
         {"intensity": np.asarray(obs.intensity)},
         {"image": np.asarray(obs.image), **dict(zip("hkl", observed_hkl.T, strict=True))},
-        labels=labels,
-        attrs={
-            "inference_library": "bayes_refine",
-            "method": "Laplace draws of scales; draws of F by quadrature at the mode's scales, "
-            "the uncertainty of each scale in the likelihood",
-        },
+        About(
+            labels=labels,
+            attrs={
+                "inference_library": "bayes_refine",
+                "method": "Laplace draws of scales; draws of F by quadrature at the mode's scales, "
+                "the uncertainty of each scale in the likelihood",
+            },
+        ),
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from .. import infer
 from ..fitting.loop import RunFit
 from ..fitting.posterior_draws import Draws, of_batch
-from ..io.posterior import Variable, write_posterior
+from ..io.posterior import About, Variable, write_posterior
 from ..physics.contract import unknown
 from ..physics.observations import STATISTICS
 from ..physics.priors import Priors
@@ -73,9 +73,11 @@ def write_draws(
         pointwise(),
         {name: x for (_, name), x in zip(terms, np.concatenate(observed).T, strict=True)},
         {"image": r.image[rows], **dict(zip("hkl", r.hkl[rows].T, strict=True))},
-        coords,
-        {"identifier": ("image", np.array([printable(still.identifier) for still in run.stills]))},
-        {"inference_library": "bayes_refine", "method": draws.method},
+        About(
+            coords,
+            {"identifier": ("image", np.array([printable(s.identifier) for s in run.stills]))},
+            {"inference_library": "bayes_refine", "method": draws.method},
+        ),
         draws.stats,
         kept,
     )

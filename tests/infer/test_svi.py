@@ -11,7 +11,7 @@ import pytest
 
 from bayes_refine.infer import Batches, guides, map_fit
 from bayes_refine.infer.density import density
-from bayes_refine.infer.svi import subset, svi_fit
+from bayes_refine.infer.svi import Ascent, subset, svi_fit
 from bayes_refine.infer.whitening import coloured, log_volume, whitening
 from bayes_refine.util.progress import Listener
 
@@ -120,7 +120,9 @@ def test_a_normal_posterior_is_found_from_a_wrong_start(lines, guide):
         "shared_covariance": fit.shared_covariance / 4,
     }
     start = fit.__class__(**{**fit.__dict__, **wrong})
-    found = svi_fit(start, np.random.default_rng(4), line, data, guide=guide, learning_rate=0.02)
+    found = svi_fit(
+        start, np.random.default_rng(4), line, data, guide=guide, ascent=Ascent(learning_rate=0.02)
+    )
     assert found.converged, found.message
     x = in_order(found.draws(np.random.default_rng(5), 40_000))
     np.testing.assert_allclose((x.mean(0) - mean) / sd, 0, atol=0.1)
@@ -154,7 +156,7 @@ def test_minibatches_of_images_find_the_same(lines):
     shifted = {"image": fit.image + 0.4 * sd[:48].reshape(24, 2), "shared": fit.shared + sd[48:]}
     start = fit.__class__(**{**fit.__dict__, **shifted})
     rng = np.random.default_rng(8)
-    found = svi_fit(start, rng, line, data, batch=8, learning_rate=0.02, stretch=400)
+    found = svi_fit(start, rng, line, data, batch=8, ascent=Ascent(learning_rate=0.02, stretch=400))
     assert found.converged, found.message
     x = in_order(found.draws(np.random.default_rng(9), 40_000))
     np.testing.assert_allclose((x.mean(0) - mean) / sd, 0, atol=0.15)
@@ -177,9 +179,7 @@ def test_a_guide_that_is_cut_short_says_so(lines):
         np.random.default_rng(0),
         line,
         data,
-        stretch=20,
-        max_steps=60,
-        n_khat=0,
+        ascent=Ascent(stretch=20, max_steps=60, n_khat=0),
         progress=Listener(said.append, lambda fraction, line: said.append(line)),
     )
     assert not found.converged and "still moving after 60 steps" in found.message
@@ -189,7 +189,7 @@ def test_a_guide_that_is_cut_short_says_so(lines):
 
 def test_the_same_seed_gives_the_same_guide(lines):
     data, _, _, fit = lines
-    short = {"stretch": 20, "max_steps": 40, "n_khat": 0}
+    short = {"ascent": Ascent(stretch=20, max_steps=40, n_khat=0)}
     one, two = (svi_fit(fit, np.random.default_rng(3), line, data, **short) for _ in range(2))
     np.testing.assert_array_equal(one.elbo, two.elbo)
 
@@ -224,7 +224,7 @@ def test_images_that_lie_on_disk_find_the_same():
     start = fit.__class__(**{**fit.__dict__, **shifted})
     rows = [np.minimum(np.arange(5 * b, 5 * b + 5), 13) for b in range(3)]
     parts = Batches([{k: v[r] for k, v in data.items()} for r in rows], 5, 14)
-    rng, settings = np.random.default_rng(8), {"learning_rate": 0.02, "stretch": 400}
+    rng, settings = np.random.default_rng(8), {"ascent": Ascent(learning_rate=0.02, stretch=400)}
     found = svi_fit(start, rng, line, parts, **settings)
     assert found.converged, found.message
     x = in_order(found.draws(np.random.default_rng(9), 40_000))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpyro.infer import log_likelihood
 
-from bayes_refine.io.posterior import Variable, write_posterior
+from bayes_refine.io.posterior import About, Variable, write_posterior
 from bayes_refine.util.errors import InputError
 
 TERMS = ["intensity", "centroid_radial", "centroid_tangential", "spread"]
@@ -38,7 +38,7 @@ def test_what_is_written_is_read(tmp_path):
     path = tmp_path / "posterior.nc"
     labels = {"identifier": ("image", np.array(["a", "b", "ç"]))}
     axis = {"axis": np.array(["x", "y", "z"])}
-    write_posterior(path, posterior, iter(blocks), observed, reflections, axis, labels)
+    write_posterior(path, posterior, iter(blocks), observed, reflections, About(axis, labels))
     data = arviz.from_netcdf(str(path))
     rotation = data["posterior"]["rotation_mrad"]
     assert rotation.dims == ("chain", "draw", "image", "axis")

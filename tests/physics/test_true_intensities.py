@@ -155,7 +155,9 @@ def test_many_observations_match_brute_force(nu):
     def integrand(F):
         return true_intensities.log_wilson(
             F, log_mean, centric
-        ) + true_intensities.log_observations(F, J, g, variance, 0.2, nu, code, jnp.ones(200))
+        ) + true_intensities.log_observations(
+            F, J, g, true_intensities.VarianceOfJ(variance, 0.2), nu, code, jnp.ones(200)
+        )
 
     nodes = true_intensities.place_nodes(integrand, jnp.full(40, 12.0), n_nodes=64)
     post = true_intensities.posterior(integrand(nodes.amplitude), nodes)
@@ -186,10 +188,15 @@ def test_gradient_of_the_evidence_matches_finite_differences():
         def integrand(F):
             return true_intensities.log_wilson(F, jnp.full(40, log_S), centric) + (
                 true_intensities.log_observations(
-                    F, J, g * jnp.exp(log_g), variance * jnp.exp(2 * log_s), 0.1, 4.0, code,
+                    F,
+                    J,
+                    g * jnp.exp(log_g),
+                    true_intensities.VarianceOfJ(variance * jnp.exp(2 * log_s), 0.1),
+                    4.0,
+                    code,
                     jnp.ones(200),
                 )
-            )  # fmt: skip
+            )
 
         nodes = true_intensities.place_nodes(integrand, jnp.full(40, 12.0))
         return true_intensities.log_evidence(integrand(nodes.amplitude), nodes).sum()

@@ -251,8 +251,7 @@ def test_a_merge_has_neither_pixels_nor_geometry(tmp_path):
         tmp_path / "report.html",
         "bayes-refine merge",
         summary,
-        table,
-        observed_and_expected(free=0.0),
+        report.Content(table, observed_and_expected(free=0.0)),
     )
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     found = Page(text)
@@ -330,7 +329,7 @@ def test_an_image_without_numbers_and_a_run_that_failed_altogether(tmp_path):
         "cc_model": np.full(2, np.nan),
     }
     assert failed(table).all()
-    report.run_report(tmp_path / "r.html", "fit", {}, table)
+    report.run_report(tmp_path / "r.html", "fit", {}, report.Content(table))
     found = Page((tmp_path / "r.html").read_text(encoding="utf-8"))
     assert found.sections == ["headline", "images"] and not found.figures
     assert len(found.rows) == 3

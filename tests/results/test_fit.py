@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import reciprocalspaceship as rs
 
-from bayes_refine import plots
 from bayes_refine.demo import errors
 from bayes_refine.fitting import posterior_draws, tables
 from bayes_refine.io.expt import read_experiments
@@ -21,7 +20,7 @@ from bayes_refine.io.reference import read_reference
 from bayes_refine.io.unmerged_mtz import read_unmerged
 from bayes_refine.merging.average import merge
 from bayes_refine.physics.reference import free_set
-from bayes_refine.report import charts, sections
+from bayes_refine.report import charts, overview, sections
 from bayes_refine.report.gallery import shoebox_gallery
 from bayes_refine.results import fit as results
 from bayes_refine.results import posterior
@@ -305,7 +304,7 @@ def test_a_failing_picture_loses_no_result(small_run, tmp_path, monkeypatch):
     def broken(*_args, **_kwargs):
         raise ValueError("no\nfont")
 
-    monkeypatch.setattr(plots, "overview", broken)
+    monkeypatch.setattr(overview, "overview", broken)
     monkeypatch.setattr(sections, "agreement", broken)
     monkeypatch.setattr(charts, "pull_histogram", broken)
     (tmp_path / "overview.png").write_text("of an earlier run")
