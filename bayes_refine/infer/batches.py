@@ -82,11 +82,14 @@ def side_by_side(function: Callable, data: Any, *rows: jax.Array) -> Any:
 def one_by_one(function: Callable, data: Any, *rows: jax.Array) -> Any:
     """``function`` of the data and rows of one image at a time, results stacked: (n, ...) each.
 
-    Arrays of one image have a first axis of length one, and stay in a processor's cache.
+    Arrays of one image have a first axis of length one, and stay in a processor's cache.  A GPU has
+    more use for all images at a time (:func:`side_by_side`).
 
     Args:
         data: as a part of :class:`Batches`. rows: (n, ...) arrays.
     """
+    if jax.default_backend() != "cpu":
+        return side_by_side(function, data, *rows)
     own, part_of = _own_and_common(data)
 
     def one(image):

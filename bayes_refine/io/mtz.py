@@ -169,8 +169,11 @@ def _write(
         if np.shape(values) != (len(hkl),):
             raise ValueError(f"column {label} has shape {np.shape(values)}, not ({len(hkl)},)")
         mtz.add_column(label, kind, dataset_id=1)
-    table = np.column_stack([hkl, *(values for _, values in columns.values())])
-    save_mtz(mtz, path, table[order])
+    table = np.empty((len(hkl), 3 + len(columns)), np.float32)  # no second copy of a long table
+    table[:, :3] = hkl[order]
+    for k, (_, values) in enumerate(columns.values(), 3):
+        table[:, k] = np.asarray(values)[order]
+    save_mtz(mtz, path, table)
 
 
 def save_mtz(mtz: gemmi.Mtz, path: str | Path, table: ArrayLike) -> None:
