@@ -82,6 +82,7 @@ def test_a_block_that_fails_is_named_by_its_line(tmp_path, kind, body):
     assert done.returncode != 0 and "line 10," in done.stderr
 
 
+@pytest.mark.tutorial
 def test_files_that_the_tutorial_names(text, followed):
     folder, _ = followed
     tutorial = text[text.index(TUTORIAL) :]
@@ -94,6 +95,7 @@ def test_files_that_the_tutorial_names(text, followed):
     assert not missing
 
 
+@pytest.mark.tutorial
 def test_columns_that_the_tutorial_names(text, followed):
     folder, _ = followed
     tutorial = text[text.index(TUTORIAL) :]
@@ -110,6 +112,7 @@ def test_columns_that_the_tutorial_names(text, followed):
         assert set(columns["FREE"]) == {0, 1}
 
 
+@pytest.mark.tutorial
 def test_numbers_that_the_tutorial_shows(text, followed):
     _, printed = followed
     blocks = BLOCK.findall(text, text.index(TUTORIAL))
@@ -126,6 +129,7 @@ def test_numbers_that_the_tutorial_shows(text, followed):
         assert of(line) == pytest.approx(of(expected), rel=0.03)
 
 
+@pytest.mark.tutorial
 def test_the_fit_is_near_the_truth(followed):
     folder, printed = followed
     shared = json.loads((folder / "fitted" / "summary.json").read_text())["globals"]

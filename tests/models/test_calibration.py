@@ -302,11 +302,13 @@ def worst(replicates, program, log_sigma=1.0, variance=1.0, sign=1.0) -> tuple[s
 LIMIT = 2.1  # 2·exp(−2·2.1²) = 3e-4: of ~20 numbers, one in 170 by chance
 
 
+@pytest.mark.calibration
 def test_truths_rank_uniformly_among_posterior_draws(replicates, switched):
     name, found = worst(replicates, switched)
     assert found < LIMIT, (name, found)
 
 
+@pytest.mark.calibration
 @pytest.mark.parametrize(
     "broken",
     [{"log_sigma": 0.0}, {"variance": 16.0}, {"variance": 0.25}, {"sign": -1.0}],
