@@ -39,7 +39,7 @@ from ..report.overview import write_overview
 from ..util.folder import all_or_none
 from ..util.output import jsonable, versions, write_summary
 from ..util.progress import SILENT, Listener
-from .fit_tables import merged_of, scale_uncertainty, write_tables
+from .fit_tables import forecast_of, merged_of, scale_uncertainty, write_tables
 from .pictures import MAY_BE_ABSENT, draw_pictures
 from .posterior import write_draws
 
@@ -119,6 +119,7 @@ def write_results(
             "noise": asdict(prepared.noise),
             "bad_pixels": prepared.bad_pixels.summary(),
             "outliers": outliers_of(told),
+            "forecast": stage("forecast", _forecast, run, found, settings.seed),
             "panels": panel_moves(told),
             "beam": _beam(prepared),
             "settings": {**asdict(settings), "weights": settings.weights.__name__},
@@ -133,6 +134,14 @@ def write_results(
         drawn["overview.png"] = partial(write_overview, run=run, reader=reader)
     draw_pictures(Path(out_dir), drawn, progress)
     return summary
+
+
+def _forecast(run: RunFit, found: Intensities, seed: int) -> list[dict[str, Any]]:
+    """``fit_tables.forecast_of``; nothing where Friedel mates are apart."""
+    if found.mates is not None:
+        return []
+    d = resolution(found.merged.hkl, mean_cell(run))
+    return forecast_of(run, found, shell_edges(float(d.max()), float(d.min()), N_SHELLS), seed)
 
 
 def _beam(prepared: Prepared) -> dict[str, float | None]:

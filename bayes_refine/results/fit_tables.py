@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from ..geometry.miller import unique_hkl
 from ..geometry.symmetry import asu_map
 from ..io.expt import write_experiments
 from ..io.mtz import write_merged, write_unmerged
+from ..merging.forecast import forecast, so_far
 from ..merging.merged_columns import merged_files
 from ..merging.merged_intensities import Intensities
 from ..physics.priors import Priors
@@ -86,6 +88,22 @@ def merged_of(
         settings.seed,
         anomalous,
     )
+
+
+def forecast_of(
+    run: RunFit, found: Intensities, edges: np.ndarray, seed: int
+) -> list[dict[str, Any]]:
+    """What 2, 5 and 10 times as many images would bring, by shell (``merging.forecast``).
+
+    Args:
+        found: as ``merged_of`` gives it, mates together. edges: of shells, Å.
+    """
+    group = run.reference.space_group
+    rows = observed_rows(run.reflections, _rows(run), group)
+    hkl, image = run.reflections.hkl[rows], run.reflections.image[rows]
+    seen = so_far(found, hkl, image, mean_cell(run), group, edges, seed)
+    more = [k * seen.n_images for k in (2, 5, 10)]
+    return forecast(seen, more, np.random.default_rng(seed))
 
 
 def _rows(run: RunFit) -> np.ndarray:

@@ -1,0 +1,194 @@
+"""What more images would bring: agreement by shell, foretold from the posterior.
+
+Images still to come are drawn from those that came, each with the information g²/σ² of its
+observations.  Its orientation is new: an observation falls on any reflection of its shell, also on
+one that was never seen, with the chance that the reflection has of being hit.  The true intensity
+of a reflection is drawn from its posterior, its future mean from the normal that the information
+allows, together with what was observed already.  The spread of a number over such futures is its
+interval: it has the uncertainty of the intensities, of the images and of their orientations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gemmi
+import numpy as np
+
+from ..geometry.miller import find
+from ..geometry.symmetry import absent, asu_keys, epsilon_centric
+from ..util.output import jsonable
+from .agreement import mean_intensity, pearson, shell_index, signal_share
+from .merged_intensities import Intensities
+
+N_DRAWS = 60  # futures
+MANY = 50  # new observations of each reflection, from which on their sum is taken as gamma
+INTERVAL = (0.05, 0.5, 0.95)
+NUMBERS = ("completeness", "mean_i_over_sigma", "cc_half")
+
+
+@dataclass(frozen=True)
+class SoFar:
+    """What n images said of the m reflections of a resolution range, seen or not.
+
+    Attributes:
+        shell: (m,) int; −1 for reflections outside all shells.
+        chance: (m,) relative chance of being hit: the number of equivalents.
+        draws: (D, m) posterior draws of I; of a reflection that was not seen, of its prior.
+        half_intensity, half_information: (m, 2) likelihood-only mean of each half of the images,
+            and its 1/σ²; information is 0 where a half has not seen it.
+        image, reflection, information: (k,) of the observations: image from 0, row of the
+            reflection, g²/σ².
+    """
+
+    shell: np.ndarray
+    chance: np.ndarray
+    draws: np.ndarray
+    half_intensity: np.ndarray
+    half_information: np.ndarray
+    image: np.ndarray
+    reflection: np.ndarray
+    information: np.ndarray
+
+    @property
+    def n_images(self) -> int:
+        """Images with an observation."""
+        return len(np.unique(self.image))
+
+
+def forecast(seen: SoFar, images: Sequence[int], rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Completeness, ⟨I/σ⟩ and CC½ by shell at larger numbers of images, with 90 % intervals.
+
+        forecast(seen, [1000, 10000], np.random.default_rng(0))[0]["cc_half"]  # [low, median, high]
+
+    Args:
+        images: numbers of images, those that came included.
+
+    Returns:
+        JSON-ready rows, of as many futures as there are draws: images, shell, and of each number
+        three quantiles, 5, 50 and 95 %.
+    """
+    shells = np.unique(seen.shell[seen.shell >= 0])
+    rows = []
+    for n in images:
+        more = max(n - seen.n_images, 0)
+        found = [_future(seen, true, more, shells, rng) for true in seen.draws]
+        for k, shell in enumerate(shells):
+            numbers = np.array([draw[k] for draw in found])
+            quantiles = np.full((len(INTERVAL), len(NUMBERS)), np.nan)
+            known = np.isfinite(numbers).all(axis=0)
+            quantiles[:, known] = np.quantile(numbers[:, known], INTERVAL, axis=0)
+            named = dict(zip(NUMBERS, quantiles.T.tolist(), strict=True))
+            rows.append({"images": int(n), "shell": int(shell), **named})
+    return jsonable(rows)
+
+
+def _future(
+    seen: SoFar, true: np.ndarray, more: int, shells: np.ndarray, rng: np.random.Generator
+) -> list[tuple[float, float, float]]:
+    """The numbers of each shell in one future with ``more`` images."""
+    m = len(seen.shell)
+    total = seen.half_information * np.nan_to_num(seen.half_intensity)
+    information = seen.half_information + _new_information(seen, more, rng)
+    new = information - seen.half_information
+    total = total + new * true[:, None] + np.sqrt(new) * rng.standard_normal((m, 2))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        half, sigma_half = total / information, information**-0.5
+        mean = total.sum(axis=1) / information.sum(axis=1)
+        sigma = information.sum(axis=1) ** -0.5
+    rows = []
+    for shell in shells:
+        here = np.flatnonzero(seen.shell == shell)
+        here_seen = here[np.isfinite(sigma[here])]
+        S = mean_intensity(mean[here_seen], sigma[here_seen])
+        both = here[np.isfinite(sigma_half[here]).all(axis=1)]
+        weight = signal_share(np.sqrt((sigma_half[both] ** 2).mean(axis=1)), S)
+        strength = np.mean(mean[here_seen] / sigma[here_seen]) if len(here_seen) else np.nan
+        cc = pearson(half[both, 0], half[both, 1], weight)
+        rows.append((len(here_seen) / len(here), float(strength), cc))
+    return rows
+
+
+def _new_information(seen: SoFar, more: int, rng: np.random.Generator) -> np.ndarray:
+    """(m, 2) information that ``more`` images add to each half."""
+    m = len(seen.shell)
+    new = np.zeros(2 * m)
+    # images are drawn with weights of a Dirichlet distribution: few images are uncertain ones
+    names, number = np.unique(seen.image, return_inverse=True)
+    share = rng.dirichlet(np.ones(len(names)))
+    times = rng.multinomial(more, share)
+    for half, count in enumerate((times - times // 2, times // 2)):
+        repeats = count[number]
+        for shell in np.unique(seen.shell[seen.shell >= 0]):
+            rows = np.flatnonzero(seen.shell == shell)
+            of = np.flatnonzero((seen.shell[seen.reflection] == shell) & (repeats > 0))
+            chance = seen.chance[rows] / seen.chance[rows].sum()
+            if repeats[of].sum() > MANY * len(rows):
+                first, second = (repeats[of] @ seen.information[of] ** k * chance for k in (1, 2))
+                sums = rng.gamma(first**2 / second, second / first)
+                new += np.bincount(2 * rows + half, sums, 2 * m)
+                continue
+            information = np.repeat(seen.information[of], repeats[of])
+            hit = rng.choice(rows, size=len(information), p=chance)
+            new += np.bincount(2 * hit + half, information, 2 * m)
+    return new.reshape(m, 2)
+
+
+def so_far(
+    found: Intensities,
+    hkl: np.ndarray,
+    image: np.ndarray,
+    cell: gemmi.UnitCell,
+    space_group: gemmi.SpaceGroup,
+    edges: np.ndarray,
+    seed: int = 0,
+) -> SoFar:
+    """What images said, from their merged intensities, Friedel mates together.
+
+    Args:
+        hkl, image: (k, 3), (k,) of the observations, in the order of ``found.merged.weight``.
+        edges: of shells, Å (``agreement.shell_edges``).
+        seed: of the draws.
+    """
+    possible = gemmi.make_miller_array(cell, space_group, float(edges[-1]) * (1 - 1e-9))
+    possible = possible[~absent(possible, space_group)]
+    epsilon, centric = epsilon_centric(possible, space_group)
+    order = np.argsort(asu_keys(possible, space_group))
+    possible, epsilon, centric = possible[order], epsilon[order], centric[order]
+    key = asu_keys(possible, space_group)
+    shell = shell_index(cell.calculate_d_array(possible), edges)
+    merged, m = found.merged, len(possible)
+    row, here = find(asu_keys(merged.hkl, space_group), key)
+
+    def spread(values: np.ndarray) -> np.ndarray:
+        whole = np.zeros((m, *values.shape[1:]))
+        whole[row[here]] = np.nan_to_num(values[here])
+        return whole
+
+    # of reflections that were not seen: Wilson's prior with the mean of their shell
+    mean = np.ones(m)
+    per_epsilon = found.prior_mean / epsilon_centric(merged.hkl, space_group)[0]
+    of_shell = np.where(here, shell[row], -1)
+    for k in np.unique(shell):
+        if np.any(of_shell == k):
+            mean[shell == k] = per_epsilon[of_shell == k].mean()
+    rng = np.random.default_rng(seed)
+    shape = np.where(centric, 0.5, 1.0)  # of the gamma distribution of I
+    draws = rng.gamma(shape, epsilon * mean / shape, (N_DRAWS, m))
+    known, posterior = find(asu_keys(found.latent_hkl, space_group), key)
+    draws[:, known[posterior]] = found.latent.draws(seed, N_DRAWS)[:, posterior] ** 2
+    with np.errstate(divide="ignore"):
+        information = spread(merged.half_sigma**-2.0)
+    at, inside = find(asu_keys(hkl, space_group), key)
+    return SoFar(
+        shell=shell,
+        chance=2 * len(list(space_group.operations())) / (epsilon * np.where(centric, 2, 1)),
+        draws=draws,
+        half_intensity=spread(merged.half_intensity),
+        half_information=information,
+        image=np.asarray(image)[inside],
+        reflection=at[inside],
+        information=merged.weight[inside],
+    )
