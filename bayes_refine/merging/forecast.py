@@ -1,17 +1,18 @@
 """What more images would bring: agreement by shell, foretold from the posterior.
 
-Images still to come are drawn from those that came, each with the information g²/σ² of its
-observations.  Its orientation is new: an observation falls on any reflection of its shell, also on
-one that was never seen, with the chance that the reflection has of being hit.  The true intensity
-of a reflection is drawn from its posterior, its future mean from the normal that the information
-allows, together with what was observed already.  The spread of a number over such futures is its
-interval: it has the uncertainty of the intensities, of the images and of their orientations.
+Images still to come are drawn from those that came, each with the scales g and the variances of its
+observations: σ² = v₀ + v₁·gI + (v₂·gI)².  Its orientation is new: an observation falls on any
+reflection of its shell, also on one that was never seen, with the chance that the reflection has of
+being hit.  The true intensity of a reflection is drawn from its posterior, its future mean from the
+normal that the information allows, together with what was observed already.  The spread of a number
+over such futures is its interval: it has the uncertainty of the intensities, of the images and of
+their orientations.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gemmi
@@ -21,10 +22,11 @@ from ..geometry.miller import find
 from ..geometry.symmetry import absent, asu_keys, epsilon_centric
 from ..util.output import jsonable
 from .agreement import mean_intensity, pearson, shell_index, signal_share
+from .latent import Measured
 from .merged_intensities import Intensities
 
 N_DRAWS = 60  # futures
-MANY = 50  # new observations of each reflection, from which on their sum is taken as gamma
+MANY = 50  # observations of a reflection that are drawn, at most
 INTERVAL = (0.05, 0.5, 0.95)
 NUMBERS = ("completeness", "mean_i_over_sigma", "cc_half")
 
@@ -39,8 +41,9 @@ class SoFar:
         draws: (D, m) posterior draws of I; of a reflection that was not seen, of its prior.
         half_intensity, half_information: (m, 2) likelihood-only mean of each half of the images,
             and its 1/σ²; information is 0 where a half has not seen it.
-        image, reflection, information: (k,) of the observations: image from 0, row of the
-            reflection, g²/σ².
+        image, reflection: (k,) of the observations: image from 0, row of the reflection.
+        scale, background, per_photon, fraction: (k,) g, v₀, v₁ and v₂.
+        efficiency: information of an estimate over Σ g²/σ², less than 1 where residuals have tails.
     """
 
     shell: np.ndarray
@@ -50,7 +53,18 @@ class SoFar:
     half_information: np.ndarray
     image: np.ndarray
     reflection: np.ndarray
-    information: np.ndarray
+    scale: np.ndarray
+    background: np.ndarray
+    per_photon: np.ndarray
+    fraction: np.ndarray
+    efficiency: float = 1.0
+
+    def information(self, of: np.ndarray, intensity: np.ndarray) -> np.ndarray:
+        """1/σ_I² of observations ``of`` were they of reflections with these true intensities."""
+        g = self.scale[of]
+        expected = g * intensity
+        variance = self.background[of] + self.per_photon[of] * expected
+        return self.efficiency * g**2 / (variance + (self.fraction[of] * expected) ** 2)
 
     @property
     def n_images(self) -> int:
@@ -91,7 +105,7 @@ def _future(
     """The numbers of each shell in one future with ``more`` images."""
     m = len(seen.shell)
     total = seen.half_information * np.nan_to_num(seen.half_intensity)
-    information = seen.half_information + _new_information(seen, more, rng)
+    information = seen.half_information + _new_information(seen, true, more, rng)
     new = information - seen.half_information
     total = total + new * true[:, None] + np.sqrt(new) * rng.standard_normal((m, 2))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -111,7 +125,9 @@ def _future(
     return rows
 
 
-def _new_information(seen: SoFar, more: int, rng: np.random.Generator) -> np.ndarray:
+def _new_information(
+    seen: SoFar, true: np.ndarray, more: int, rng: np.random.Generator
+) -> np.ndarray:
     """(m, 2) information that ``more`` images add to each half."""
     m = len(seen.shell)
     new = np.zeros(2 * m)
@@ -125,21 +141,18 @@ def _new_information(seen: SoFar, more: int, rng: np.random.Generator) -> np.nda
             rows = np.flatnonzero(seen.shell == shell)
             of = np.flatnonzero((seen.shell[seen.reflection] == shell) & (repeats > 0))
             chance = seen.chance[rows] / seen.chance[rows].sum()
-            if repeats[of].sum() > MANY * len(rows):
-                first, second = (repeats[of] @ seen.information[of] ** k * chance for k in (1, 2))
-                sums = rng.gamma(first**2 / second, second / first)
-                new += np.bincount(2 * rows + half, sums, 2 * m)
-                continue
-            information = np.repeat(seen.information[of], repeats[of])
-            hit = rng.choice(rows, size=len(information), p=chance)
+            of = np.repeat(of, repeats[of])
+            heavier = max(1.0, len(of) / (MANY * len(rows)))  # of very many a part stands for all
+            of = rng.permutation(of)[: round(len(of) / heavier)]
+            hit = rng.choice(rows, size=len(of), p=chance)
+            information = heavier * seen.information(of, true[hit])
             new += np.bincount(2 * hit + half, information, 2 * m)
     return new.reshape(m, 2)
 
 
 def so_far(
     found: Intensities,
-    hkl: np.ndarray,
-    image: np.ndarray,
+    measured: Measured,
     cell: gemmi.UnitCell,
     space_group: gemmi.SpaceGroup,
     edges: np.ndarray,
@@ -148,7 +161,7 @@ def so_far(
     """What images said, from their merged intensities, Friedel mates together.
 
     Args:
-        hkl, image: (k, 3), (k,) of the observations, in the order of ``found.merged.weight``.
+        measured: the observations that were merged.
         edges: of shells, Å (``agreement.shell_edges``).
         seed: of the draws.
     """
@@ -181,14 +194,24 @@ def so_far(
     draws[:, known[posterior]] = found.latent.draws(seed, N_DRAWS)[:, posterior] ** 2
     with np.errstate(divide="ignore"):
         information = spread(merged.half_sigma**-2.0)
+    hkl = np.asarray(measured.hkl)[np.asarray(measured.code)]
     at, inside = find(asu_keys(hkl, space_group), key)
-    return SoFar(
+    of = np.flatnonzero(inside)
+    at = at[of]
+    seen = SoFar(
         shell=shell,
         chance=2 * len(list(space_group.operations())) / (epsilon * np.where(centric, 2, 1)),
         draws=draws,
         half_intensity=spread(merged.half_intensity),
         half_information=information,
-        image=np.asarray(image)[inside],
-        reflection=at[inside],
-        information=merged.weight[inside],
+        image=np.asarray(measured.image)[of],
+        reflection=at,
+        scale=np.asarray(measured.scale)[of],
+        background=np.asarray(measured.variance)[of],
+        per_photon=np.asarray(measured.per_photon)[of],
+        fraction=np.asarray(measured.fraction)[of],
     )
+    ideal = np.bincount(at, seen.information(np.arange(len(at)), draws.mean(axis=0)[at]), m)
+    told = information.sum(axis=1)
+    both = (ideal > 0) & (told > 0)
+    return replace(seen, efficiency=float(np.median(told[both] / ideal[both])))

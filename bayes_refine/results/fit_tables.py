@@ -99,9 +99,9 @@ def forecast_of(
         found: as ``merged_of`` gives it, mates together. edges: of shells, Å.
     """
     group = run.reference.space_group
-    rows = observed_rows(run.reflections, _rows(run), group)
-    hkl, image = run.reflections.hkl[rows], run.reflections.image[rows]
-    seen = so_far(found, hkl, image, mean_cell(run), group, edges, seed)
+    nu = tails(run.fit.values(), run.priors)
+    measured = measured_of(run.reflections, _rows(run), group, 0.0, nu)
+    seen = so_far(found, measured, mean_cell(run), group, edges, seed)
     more = [k * seen.n_images for k in (2, 5, 10)]
     return forecast(seen, more, np.random.default_rng(seed))
 

