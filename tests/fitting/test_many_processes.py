@@ -127,6 +127,7 @@ class Deadly(ImageReader):
 """
 
 
+@pytest.mark.slow
 def test_a_batch_that_ends_its_workers_is_set_aside(given, client, tmp_path):
     (tmp_path / "deadly_reader.py").write_text(DEADLY)
     deadly = load_file(tmp_path / "deadly_reader.py").Deadly(gain=1.0)

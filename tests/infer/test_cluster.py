@@ -110,6 +110,7 @@ def test_what_fails_on_one_worker_is_done_on_another(executor, work, tmp_path):
         executor.map(work.wrong, [0])
 
 
+@pytest.mark.slow
 def test_an_item_that_ends_three_workers_is_set_aside(executor, work):
     assert executor.map(work.dies, range(6), lost=lambda item, why: (item, why[:19])) == [
         *(0, 1, 4),
