@@ -113,8 +113,9 @@ def _shared(
 
     def values(F):
         """ln π + ln L of all (m, K), and without each fold (p, K)."""
+        variance = true_intensities.VarianceOfJ(d.variance, d.fraction, d.per_photon)
         own = true_intensities.log_observations(
-            F[of], d.intensity, d.scale, d.variance, d.fraction, nu, pair, d.weight, d.per_photon
+            F[of], d.intensity, d.scale, variance, nu, pair, d.weight
         )
         total = prior.log_density(F) + by_reflection(own)
         return total, total[of] - own
