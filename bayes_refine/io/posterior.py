@@ -19,6 +19,7 @@ from ..util.sink import Sink, sink_for
 
 Pointwise = Mapping[str, tuple[np.ndarray, np.ndarray]]
 BLOCK = 1024  # reflections in a chunk of the file
+MAX_POINTWISE = 10**8  # pointwise values of a term
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,20 @@ class About:
     coords: Mapping[str, np.ndarray] = field(default_factory=dict)
     labels: Mapping[str, tuple[str, np.ndarray]] = field(default_factory=dict)
     attrs: Mapping[str, str] = field(default_factory=dict)
+
+
+def pointwise_draws(shape: tuple[int, int], n_reflections: int, at_most: int) -> np.ndarray:
+    """Which draws of each chain have pointwise values: evenly spaced ones.
+
+    No more than ``at_most`` of all chains together, and fewer where a term of as many draws would
+    have over 10⁸ values, which is a file of a gigabyte; two of each chain at least.
+
+    Args:
+        shape: chains, and draws of each.
+    """
+    chains, each = shape
+    room = min(at_most, MAX_POINTWISE // max(n_reflections, 1))
+    return np.arange(0, each, max(1, min(-(-chains * each // max(room, 1)), each // 2)))
 
 
 def write_posterior(

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..geometry.miller import find, pack_hkl
 from ..io.mtz import new_batch, write_merged, write_observations
-from ..io.posterior import About, Variable, write_posterior
+from ..io.posterior import About, Variable, pointwise_draws, write_posterior
 from ..merging.agreement import pearson, shell_edges, shell_index, shell_table
 from ..merging.mates import anomalous_table
 from ..merging.merge import (
@@ -188,10 +188,12 @@ def _write_draws(
             f"unique_{name}": ("unique", column) for name, column in zip("hkl", hkl.T, strict=True)
         }
     observed_hkl = np.asarray(obs.hkl)[np.asarray(obs.code)]
+    kept = pointwise_draws((1, len(F)), len(observed_hkl), len(F))
+    some = {name: value[kept] for name, value in draws.items()}
     write_posterior(
         path,
         posterior,
-        _pointwise(run, model, priors, draws, F, np.random.default_rng(seed)),
+        _pointwise(run, model, priors, some, F[kept], np.random.default_rng(seed)),
         {"intensity": np.asarray(obs.intensity)},
         {"image": np.asarray(obs.image), **dict(zip("hkl", observed_hkl.T, strict=True))},
         About(
@@ -202,6 +204,7 @@ def _write_draws(
                 "the uncertainty of each scale in the likelihood",
             },
         ),
+        kept=kept,
     )
 
 

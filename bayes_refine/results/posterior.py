@@ -9,7 +9,7 @@ import numpy as np
 from .. import infer
 from ..fitting.loop import RunFit
 from ..fitting.posterior_draws import Draws, of_batch
-from ..io.posterior import About, Variable, write_posterior
+from ..io.posterior import About, Variable, pointwise_draws, write_posterior
 from ..physics.contract import unknown
 from ..physics.observations import STATISTICS
 from ..physics.priors import Priors
@@ -45,8 +45,8 @@ def write_draws(
             coords[axis.axis] = np.array(axis.labels) if axis.labels else last
         posterior[site.name] = Variable(values, ("image", *dims) if site.per_image else tuple(dims))
 
-    chains, each = draws.shape
-    kept = np.arange(0, each, -(-chains * each // N_POINTWISE))
+    chains, _ = draws.shape
+    kept = pointwise_draws(draws.shape, len(rows), N_POINTWISE)
     some = Draws(draws.method, {k: v[:, kept] for k, v in draws.values.items()})
     seen = infer.observed_sites(model, run.observed.parts[0], priors)
     terms = [(k, name) for k, name in enumerate(STATISTICS) if name in seen]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpyro.infer import log_likelihood
 
-from bayes_refine.io.posterior import About, Variable, write_posterior
+from bayes_refine.io.posterior import About, Variable, pointwise_draws, write_posterior
 from bayes_refine.util.errors import InputError
 
 TERMS = ["intensity", "centroid_radial", "centroid_tangential", "spread"]
@@ -67,6 +67,17 @@ def test_statistics_of_chains_and_some_of_the_draws(tmp_path):
     np.testing.assert_array_equal(data["log_likelihood"]["draw"], kept)
     assert data["log_likelihood"]["spread"].shape == (2, 3, 9)
     assert data["posterior"]["log_R0"].shape == (2, 6)
+
+
+def test_pointwise_values_of_a_long_run_are_of_fewer_draws():
+    def of(shape, n):
+        return list(pointwise_draws(shape, n, 400))
+
+    assert of((1, 100), 1000) == list(range(100))
+    assert len(of((4, 1000), 1000)) == 100  # 400 of all chains
+    assert len(of((1, 100), 5 * 10**6)) == 20  # 10⁸ values
+    assert of((1, 100), 10**9) == [0, 50]
+    assert of((1, 1), 10**9) == [0]
 
 
 def test_numbers_of_draws_and_reflections_must_agree(tmp_path):
