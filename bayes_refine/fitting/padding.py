@@ -75,7 +75,7 @@ def geometry_observations(
     Args:
         stills: as indexed, of one bandwidth; the last one also fills unused places.
         predictions: made at the current state.
-        pilot: of the current state; with ``panels``, groups of panels are to be moved.
+        geometry: of the current state; with ``panels``, groups of panels are to be moved.
         pixel_inv_angstrom: of the run.
     """
     room, wavelength = where.shape[0] - len(stills), wavelengths_of(stills, geometry)

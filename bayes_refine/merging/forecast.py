@@ -26,7 +26,7 @@ from .latent import Measured
 from .merged_intensities import Intensities
 
 N_DRAWS = 60  # futures
-MANY = 50  # observations of a reflection that are drawn, at most
+MANY = 20  # observations of a reflection that are drawn, at most
 INTERVAL = (0.05, 0.5, 0.95)
 NUMBERS = ("completeness", "mean_i_over_sigma", "cc_half")
 
@@ -135,16 +135,18 @@ def _new_information(
     names, number = np.unique(seen.image, return_inverse=True)
     share = rng.dirichlet(np.ones(len(names)))
     times = rng.multinomial(more, share)
-    for half, count in enumerate((times - times // 2, times // 2)):
-        repeats = count[number]
-        for shell in np.unique(seen.shell[seen.shell >= 0]):
-            rows = np.flatnonzero(seen.shell == shell)
-            of = np.flatnonzero((seen.shell[seen.reflection] == shell) & (repeats > 0))
-            chance = seen.chance[rows] / seen.chance[rows].sum()
-            of = np.repeat(of, repeats[of])
-            heavier = max(1.0, len(of) / (MANY * len(rows)))  # of very many a part stands for all
-            of = rng.permutation(of)[: round(len(of) / heavier)]
-            hit = rng.choice(rows, size=len(of), p=chance)
+    halves = times - times // 2, times // 2
+    shell_of = seen.shell[seen.reflection]
+    for shell in np.unique(seen.shell[seen.shell >= 0]):
+        rows, observed = np.flatnonzero(seen.shell == shell), np.flatnonzero(shell_of == shell)
+        chance = np.cumsum(seen.chance[rows])
+        for half, count in enumerate(halves):
+            of = np.repeat(observed, count[number[observed]])
+            if len(of) > (at_most := MANY * len(rows)):  # of very many a part stands for all
+                heavier, of = len(of) / at_most, of[rng.integers(len(of), size=at_most)]
+            else:
+                heavier = 1.0
+            hit = rows[np.searchsorted(chance, chance[-1] * rng.random(len(of)))]
             information = heavier * seen.information(of, true[hit])
             new += np.bincount(2 * hit + half, information, 2 * m)
     return new.reshape(m, 2)

@@ -57,7 +57,7 @@ class Pixels:
     def spots(self, spot: Spot, J: Array) -> Array:
         """(n, 6, m) J, centre and second moment on the pixels (``profile``), JAX.
 
-        c = c_pilot + T(δ_1, δ_2), C = T M Tᵀ, T = d(x, y)/d(ε_1, ε_2).
+        c = c_now + T(δ_1, δ_2), C = T M Tᵀ, T = d(x, y)/d(ε_1, ε_2).
         """
         t = self.to_pixel
         x, y = (

@@ -258,7 +258,7 @@ def test_spot_is_the_sum_of_its_blocks_and_wavelengths(current, which, turn):
     if turn is not None:
         q = np.einsum("nij,nj->ni", rotation_matrix(rng.uniform(-0.5, 0.5, (n, 1)) * turn), q)
         turning = [replace(still, turn_mrad=np.array(turn)) for still in indexed]
-        obs = geometry_observations(turning, predictions, where, *CURRENT, 1e-3)
+        obs = geometry_observations(turning, predictions, where, Geometry(*CURRENT), 1e-3)
         curve = physics.gaussian_over_turn
     lam = beam.wavelength * (1 + beam.bandwidth * rng.standard_normal(n))
     s = q + beam.s0_direction / lam[:, None]

@@ -24,6 +24,7 @@ from bayes_refine.simulation.truth import (
     whole_sphere,
 )
 from bayes_refine.util.errors import InputError
+from bayes_refine.util.progress import Listener
 
 
 def one(spots: Spots, i: int) -> Spots:
@@ -209,8 +210,9 @@ def test_noise_has_the_expected_mean_and_variance():
 def test_run_reads_back(tmp_path):
     calls = []
     simulation = Simulation(n_images=2, seed=4, bad_fraction=0.01)
-    expt = simulate_run(simulation, tmp_path, lambda done, total: calls.append((done, total)))
-    assert calls == [(1, 2), (2, 2)]
+    listener = Listener(update=lambda fraction, line: calls.append((fraction, line)))
+    expt = simulate_run(simulation, tmp_path, listener)
+    assert calls == [(0.5, "simulated image 1 of 2"), (1.0, "simulated image 2 of 2")]
     assert sorted(f.name for f in tmp_path.iterdir()) == [
         "indexed.expt",
         "master.h5",
