@@ -22,7 +22,8 @@ ALL = (
 ).split()
 CHARTS = (
     "across-G across-B across-R1 across-rot_x_mrad across-mosaic_image_mrad across-cc_model "
-    "observed-expected partiality by-resolution by-image by-detector predictions gallery "
+    "observed-expected partiality by-resolution by-image by-detector displacements predictions "
+    "gallery "
     "agreement-chart pulls probability pull-width pairs couplings"
 ).split()
 VOID = {"meta", "input", "br", "img", "link", "hr"}
