@@ -286,7 +286,7 @@ class Search:
 
         found, there = self._tried(state, d_image, d_shared)  # all move
         helped, is_joint = found.image >= here.slope.image, True
-        if not (helped.all() and found.shared > -np.inf):
+        if not (helped.all() and found.log_density >= here.slope.log_density):
             stayed, _ = self._tried(state, 0.0, d_shared)  # only the shared unknowns move
             d_alone = np.clip(steps.alone, -r_image, r_image)
             alone, there_alone = self._tried(state, d_alone, 0.0)  # only the images move

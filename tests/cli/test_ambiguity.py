@@ -17,6 +17,7 @@ from bayes_refine.simulation.unmerged import UnmergedSimulation, simulate_unmerg
 
 MTZ = {"merged.mtz", "posterior.mtz", "half1.mtz", "half2.mtz"}
 MERGE = MTZ | {
+    "unmerged_scaled.mtz",
     "log.txt",
     "settings.toml",
     "images.csv",
@@ -24,7 +25,7 @@ MERGE = MTZ | {
     "report.html",
     "summary.json",
 }
-FIT = MERGE | {"overview.png", "refined.expt", "unmerged.mtz", "unmerged_scaled.mtz"}
+FIT = MERGE | {"overview.png", "refined.expt", "unmerged.mtz"}
 
 
 def status(*arguments) -> int:
