@@ -34,8 +34,11 @@ def dies_once(folder, k):
 
 def full_disk(folder, k):
     flag = Path(folder) / "full"
-    if not flag.exists():
-        flag.write_text(str(os.getpid()))
+    try:  # the first worker to come is the one
+        with flag.open("x") as file:
+            file.write(str(os.getpid()))
+    except FileExistsError:
+        pass
     if flag.read_text() == str(os.getpid()) and k != 0:
         raise OSError(28, "No space left on device")
     return k
