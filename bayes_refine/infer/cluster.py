@@ -35,6 +35,7 @@ from .executor import tree_sum
 
 T = TypeVar("T")
 ATTEMPTS = 3  # workers that an item may end before it is set aside
+RESTART_S = 60.0  # s that a worker which was lost has to come back
 GROUPS = 4  # for each worker: to share work evenly, and to do little again when one is lost
 ANSWER = 10  # seconds that a scheduler has for its first answer
 HELD = 0.3  # of a worker's memory: for data that it has read or made
@@ -85,6 +86,7 @@ class Cluster:
         self.record = Record()
         self._home: dict[tuple[int, int], str] = {}
         self._ready: tuple[Path, ...] | None = None
+        self._most = 0
 
     def __enter__(self) -> Cluster:
         return self
@@ -139,6 +141,7 @@ class Cluster:
         self._prepare()
         if not items:
             return
+        self._without(())
         size = self._size(len(items))
         submitted: dict[Future, _Task] = {}
 
@@ -186,11 +189,21 @@ class Cluster:
             Exception: the error, where it was on as many workers as there are, or on three.
         """
         failed = (*task.failed, worker)
-        others = set(self.client.nthreads()) - set(failed)
-        if len(failed) >= ATTEMPTS or not others:
+        others, until = self._without(failed), time.monotonic() + RESTART_S
+        while not others and len(self.client.nthreads()) < self._most and time.monotonic() < until:
+            time.sleep(0.2)  # a worker that was lost is being started again
+            others = self._without(failed)
+        # the same worker may have it again while another one is being started
+        if len(set(failed)) >= ATTEMPTS or len(failed) >= 4 * ATTEMPTS or not others:
             raise error
         self.record.failures.append(f"{worker}: {' '.join(str(error).split())[:200]}")
         return task._replace(failed=failed)
+
+    def _without(self, failed: tuple[str, ...]) -> set[str]:
+        """Addresses of the workers but for some; remembers the largest number of workers."""
+        workers = set(self.client.nthreads())
+        self._most = max(self._most, len(workers))
+        return workers - set(failed)
 
     def _submit(self, how, work, some, task: _Task) -> Future:
         payload = pickle.dumps((work, some), protocol=5)
@@ -199,7 +212,7 @@ class Cluster:
         home = self._home.get((task.first, task.size))
         where = [] if home is None else [home]
         if task.failed:
-            where = sorted(set(self.client.nthreads()) - set(task.failed))
+            where = sorted(self._without(task.failed))
         return self.client.submit(
             _work,
             how,
