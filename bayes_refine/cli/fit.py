@@ -117,12 +117,8 @@ def fit_command(
     ] = None,
     rounds: Annotated[
         int,
-        typer.Option(
-            min=1,
-            max=100,
-            metavar="N",
-            help="Rounds of predict, measure, fit; two more without a reference.",
-            rich_help_panel=INFERENCE,
+        options.rounds_option(
+            "Rounds of predict, measure, fit; two more without a reference.", INFERENCE
         ),
     ] = 3,
     n_draws: Annotated[

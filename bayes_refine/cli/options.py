@@ -115,6 +115,11 @@ def seed_option(help: str) -> Any:
     return typer.Option(min=0, max=MAX_SEED, metavar="N", help=help)
 
 
+def rounds_option(help: str, panel: str | None = None) -> Any:
+    """``--rounds``."""
+    return typer.Option(min=1, max=100, metavar="N", help=help, rich_help_panel=panel)
+
+
 def label_option(of: str, usual: str) -> Any:
     """``--intensity-column`` and its like: the label of a column that does not follow usage."""
     return typer.Option(metavar="LABEL", help=f"Column of {of} in an MTZ file.", show_default=usual)

@@ -71,16 +71,7 @@ def train_command(
             rich_help_panel=INFERENCE,
         ),
     ] = 150,
-    rounds: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            max=100,
-            metavar="N",
-            help="Rounds of the plain fit before.",
-            rich_help_panel=INFERENCE,
-        ),
-    ] = 3,
+    rounds: Annotated[int, options.rounds_option("Rounds of the plain fit before.", INFERENCE)] = 3,
     bandwidth: Annotated[float | None, options.bandwidth_option(DETECTOR)] = None,
     gain: Annotated[float | None, options.gain_option("as of fit", DETECTOR)] = None,
     read_noise: Annotated[float | None, options.read_noise_option("as of fit", DETECTOR)] = None,

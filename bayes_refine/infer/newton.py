@@ -1,6 +1,6 @@
 """The joint MAP of a run through its block Hessian.
 
-The Hessian (:mod:`curvature`) comes exactly from Hessian–vector products of the NumPyro density.
+The block Hessian is made of slopes of the NumPyro density at several places (:mod:`differences`).
 Images come in batches; each batch adds to the slope and the Schur complement of the shared
 unknowns, so that memory grows with the run only by the few unknowns of each image.
 """
