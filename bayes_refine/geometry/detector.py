@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+FEW_PANELS, MOST_GROUPS = 16, 64  # that move each on its own; groups that may move
+
 
 @dataclass(frozen=True)
 class Beam:

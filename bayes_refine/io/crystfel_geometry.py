@@ -128,6 +128,7 @@ class Geometry:
         bandwidth: rms fraction, 0 where not said.
         shift_m: of the whole detector along x and y.
         bad: regions. source: file, for messages.
+        groups: number of the group that each panel moves with; empty where each is its own.
     """
 
     panels: tuple[Panel, ...]
@@ -138,6 +139,7 @@ class Geometry:
     shift_m: tuple[Quantity, Quantity]
     bad: tuple[BadRegion, ...]
     source: str
+    groups: tuple[int, ...] = ()
 
     def detector(
         self, camera_length_m: float, energy_ev: float, shift_mm: tuple[float, float] = (0.0, 0.0)
@@ -172,6 +174,7 @@ class Geometry:
             thickness_mm=zero,
             mu_per_mm=zero,
             untrusted=tuple(tuple(_rectangles(p, self.bad)) for p in self.panels),
+            groups=self.groups,
         )
 
 

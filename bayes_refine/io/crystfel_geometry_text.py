@@ -13,6 +13,7 @@ import numpy as np
 
 from ..util.errors import InputError
 from .crystfel_geometry import BadRegion, Geometry, Mask, Panel, Quantity
+from .crystfel_groups import groups_of, is_group
 
 RESERVED = ("bad", "group", "rigid_group")  # no panel's name begins with one of these
 N_MASKS = 8
@@ -28,6 +29,7 @@ def parse_geometry(text: str, source: str = "the geometry") -> Geometry:
     """
     default, panels, bad = Panel(name=""), {}, {}  # type: ignore[var-annotated]
     whole: dict[str, str] = {}
+    groups: dict[str, str] = {}
     bad_default: dict[str, str] = {}
     for number, raw in enumerate(text.splitlines(), start=1):
         line = raw.split(";", 1)[0].strip()
@@ -40,8 +42,11 @@ def parse_geometry(text: str, source: str = "the geometry") -> Geometry:
         try:
             if owner.startswith("bad") and slash:
                 bad.setdefault(owner, dict(bad_default))[name] = value
-            elif owner.startswith(RESERVED[1:]) or (not slash and key.startswith(RESERVED[1:])):
-                continue  # rigid groups serve refinement of the detector by other programs
+            elif owner.startswith(RESERVED[1:]):
+                continue
+            elif not slash and key.startswith(RESERVED[1:]):
+                if is_group(key):
+                    groups[key] = value
             elif slash:
                 panels[owner] = _with(panels.get(owner, replace(default, name=owner)), name, value)
             elif name in _WHOLE:
@@ -68,6 +73,7 @@ def parse_geometry(text: str, source: str = "the geometry") -> Geometry:
             ),
             bad=tuple(_region(name, values) for name, values in bad.items()),
             source=source,
+            groups=groups_of(list(panels), groups),
         )
     except ValueError as error:
         raise InputError(f"{source}: {error}") from None

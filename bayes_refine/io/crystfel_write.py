@@ -85,6 +85,7 @@ def geometry_of(
         shift_m=(Quantity(0.0), Quantity(0.0)),
         bad=(),
         source="",
+        groups=detector.groups,
     )
 
 
@@ -96,6 +97,11 @@ def geometry_text(geometry: Geometry) -> str:
     ]
     if geometry.bandwidth > 0:
         lines.append(f"bandwidth = {geometry.bandwidth:.4e}")
+    if kinds := sorted(set(geometry.groups)):
+        for k in kinds:
+            pairs = zip(geometry.panels, geometry.groups, strict=True)
+            lines.append(f"rigid_group_g{k} = {','.join(p.name for p, g in pairs if g == k)}")
+        lines.append(f"rigid_group_collection_moved = {','.join(f'g{k}' for k in kinds)}")
     for p in geometry.panels:
         numbers = {
             "data": p.data,

@@ -8,12 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ...geometry.crystal import Crystal, crystal_of_axes
-from ...geometry.detector import Beam, Detector, lies_ahead
+from ...geometry.detector import FEW_PANELS, MOST_GROUPS, Beam, Detector, lies_ahead
 from ...util.errors import InputError
 from .schema import BeamEntry, CrystalEntry, DetectorEntry, Node, PanelEntry
 
 _NO_LENGTH = 1e-9  # of a vector that is to be a direction
-FEW_PANELS, MOST_GROUPS = 16, 64  # that move each on its own; groups that may move
 _NEAREST_MM = 0.1  # of a panel's plane to the sample: nearer, it is seen edge-on
 
 
