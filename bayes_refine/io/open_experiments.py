@@ -29,7 +29,8 @@ def open_experiments(
     files are one run, in their order.
 
     Args:
-        space_group: of streams, which have none, and in place of Jungfraujoch's.
+        space_group: of streams, which have none, and in place of Jungfraujoch's; that of an
+            ``.expt`` has to be the same.
         geometry: a ``.geom`` in place of a stream's own. names: of Jungfraujoch's data sets.
 
     Raises:
@@ -37,19 +38,25 @@ def open_experiments(
     """
     listed = [paths] if isinstance(paths, str | Path) else list(paths)
     files = list(dict.fromkeys(expanded(listed)))
-    found = [_open(file, space_group, geometry, names) for file in files]
+    kinds = [kind_of(file) for file in files]
+    if geometry is not None and Kind.STREAM not in kinds:
+        raise InputError(f"{geometry}: only a stream takes a geometry; {files[0]} has its own")
+    found = [
+        _open(file, kind, space_group, geometry, names)
+        for file, kind in zip(files, kinds, strict=True)
+    ]
     return found[0] if len(found) == 1 else _together(found)
 
 
 def _open(
     file: Path,
+    kind: Kind,
     space_group: gemmi.SpaceGroup | None,
     geometry: str | Path | None,
     names: Names | None,
 ) -> Experiments:
-    kind = kind_of(file)
     if kind is Kind.EXPERIMENTS:
-        return read_experiments(file)
+        return _in_group(read_experiments(file), space_group)
     if kind is Kind.STREAM:
         if space_group is None:
             raise InputError(
@@ -66,6 +73,18 @@ def _open(
         Kind.GEOMETRY: "a geometry; give the .stream, and this as --geometry",
     }.get(kind, f"{kind.value}; give a DIALS .expt, a CrystFEL .stream or a Jungfraujoch file")
     raise InputError(f"{file}: {hint}")
+
+
+def _in_group(experiments: Experiments, given: gemmi.SpaceGroup | None) -> Experiments:
+    """The experiments, whose own space group is the one given, if one is given."""
+    for still in experiments.stills:
+        own = still.crystal.space_group
+        if given is not None and own.number != given.number:
+            raise InputError(
+                f"{experiments.path}: indexed in {own.hm}, not in {given.hm}; reindex it, or leave "
+                "--space-group out"
+            )
+    return experiments
 
 
 def _together(parts: Sequence[Experiments]) -> Experiments:

@@ -20,6 +20,7 @@ from .hdf5_links import data_sets, follow, numbers, open_hdf5
 
 _MAX_BYTES = 2**28
 _MAX_SHOTS = 10_000_000
+_MAX_OF_MEDIAN = 1e3  # no pulse is as bright: a number beyond is a monitor's fault
 _NAMES = ("identifier", "image", "experiment", "name", "id")
 _ENERGIES = ("energy", "pulse_energy", "intensity", "i0", "value")
 
@@ -31,7 +32,8 @@ def with_pulse_energies(stills: Sequence[Still], path: str | Path) -> tuple[Stil
     line ``"identifier" = energy`` for each still, or ``energy = [...]``; an HDF5 file, given as
     ``FILE.h5:/path``, an array of numbers.  Numbers without names are those of the frames of the
     image file, where all stills lie in one, else of the stills in their order.  What is not a
-    positive number (a shot that the monitor missed) is no energy.
+    positive number (a shot that the monitor missed), or is 10³ times the median and more, is no
+    energy.
 
     Raises:
         InputError: the file cannot be read, is none of these, or has no energy of any still.
@@ -47,8 +49,10 @@ def with_pulse_energies(stills: Sequence[Still], path: str | Path) -> tuple[Stil
             f"{path}: it has a pulse energy of none of the {len(stills)} stills; the first is "
             f"called {stills[0].identifier}"
         )
-    with np.errstate(all="ignore"):
-        log_energy = np.where(good, np.log(energy / np.median(energy[good])), np.nan)
+    log_energy = np.full(len(energy), np.nan)
+    log_energy[good] = np.log(energy[good])  # of ln, since ratios of what a file holds overflow
+    log_energy -= np.nanmedian(log_energy)
+    log_energy[log_energy > math.log(_MAX_OF_MEDIAN)] = np.nan
     pairs = zip(stills, log_energy, strict=True)
     return tuple(replace(still, log_pulse_energy=float(x)) for still, x in pairs)
 

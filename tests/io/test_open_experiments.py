@@ -68,3 +68,10 @@ def test_files_that_hold_no_indexed_stills(run, name, said):
 def test_a_stream_needs_a_space_group(run):
     with pytest.raises(InputError, match="--space-group"):
         open_experiments(run / "run.stream")
+
+
+def test_options_that_do_not_apply_are_refused(run):
+    with pytest.raises(InputError, match="only a stream takes a geometry"):
+        open_experiments(run / "indexed.expt", geometry=run / "run.geom")
+    with pytest.raises(InputError, match="indexed in P 43 21 2, not in P 4; reindex it"):
+        open_experiments(run / "indexed.expt", gemmi.SpaceGroup("P 4"))

@@ -94,3 +94,9 @@ def test_what_is_no_list_of_energies_is_refused_in_one_sentence(tmp_path, name, 
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         with_pulse_energies(stills(), tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize("fault", ["nan", "-4.0", "0", "", "4e3", "1e300"])
+def test_what_no_pulse_has_is_no_energy(tmp_path, fault):
+    path = written(tmp_path, "a.csv", f"identifier,energy\nfirst,{fault}\nsecond,2\nthird,2\n")
+    np.testing.assert_allclose(ratios(stills(), path), [np.nan, 0.0, 0.0])
