@@ -269,8 +269,8 @@ def client_of(workers: int | None, scheduler: str | None, folder: Path) -> Itera
     where = {"scheduler_file": scheduler} if is_file else {"address": scheduler}
     try:
         client = Client(**where, timeout=ANSWER)
-    except (OSError, ValueError, TimeoutError) as error:
-        why = " ".join(str(error).split())[:150]
+    except Exception as error:  # of a file that is no scheduler's, Dask raises whatever it meets
+        why = " ".join(str(error).split())[:150] or type(error).__name__
         raise InputError(
             f"--scheduler {scheduler}: no scheduler answers ({why}); is it running, and can it be "
             "reached from here?"

@@ -29,7 +29,7 @@ def prepare_folder(out_dir: str | Path) -> Path:
             return out
     except OSError as error:
         raise InputError(
-            f"{out}: cannot be written ({error.strerror}); choose another --out"
+            f"{out}: cannot be written ({error.strerror}); choose another folder"
         ) from None
 
 

@@ -125,7 +125,14 @@ def test_an_item_that_ends_three_workers_is_set_aside(executor, work):
 
 
 def test_a_scheduler_that_is_not_there(tmp_path):
-    for where, said in (("x.json", "no such file"), ("tcp://127.0.0.1:9", "no scheduler answers")):
+    (tmp_path / "{}.json").write_text("{}")
+    (tmp_path / "bytes.json").write_bytes(b"\x89HDF\r\n")
+    for where, said in (
+        ("x.json", "no such file"),
+        (str(tmp_path / "{}.json"), "no scheduler answers"),
+        (str(tmp_path / "bytes.json"), "no scheduler answers"),
+        ("tcp://127.0.0.1:9", "no scheduler answers"),
+    ):
         with (
             pytest.raises(InputError, match=said),
             cluster.client_of(None, where, tmp_path),
