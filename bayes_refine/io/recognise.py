@@ -73,7 +73,8 @@ def _kind_of_text(text: str, path: Path) -> Kind:
         return Kind.PDB
     code = [line.split(";")[0].strip() for line in lines]
     code = [line for line in code if line]
-    if code and sum("=" in line for line in code) > 0.9 * len(code):
+    names = [line.split("=")[0] for line in code if "=" in line]
+    if len(names) > 0.9 * len(code) and any("/" in name for name in names):  # panel/key = value
         return Kind.GEOMETRY
     if code and "\0" not in text and _listed(code[0], path).is_file():
         return Kind.LIST
