@@ -30,62 +30,59 @@ from .programs import (
     compiled_slope_of_each,
     with_share,
 )
+from .steps import Slope
 
-STEP = 1e-4  # of the scale, of central differences of slopes: errors of 1e-8 of a curvature
-SHORT = 1e-6  # of the scale, of forward differences of expectations
+SHORT = 1e-6  # of the scale, of forward differences: errors of 1e-6 of a curvature
 TOO_LONG = 1e3  # a step over what it should have been: the differences are taken again
 
 
 @lru_cache(maxsize=16)
 def exact(model: Model, sites: tuple[Site, ...], apart: bool):
-    """The Hessian of −ln p itself, of central differences of its slope."""
+    """The Hessian of −ln p itself, of forward differences of its slope."""
     slope = compiled_slope(model, sites, apart)
 
     def curvature(theta, phi, weight, share, scale, args) -> BlockHessian:
         args = jax.device_put(args)
-        found = _hessian(slope, theta, phi, weight, share, scale, args)
+        at = jax.tree.map(np.asarray, slope(theta, phi, weight, args))
+        found = _hessian(slope, at, theta, phi, weight, share, scale, args)
         own = 1 / np.sqrt(np.abs(np.diagonal(found.blocks, axis1=1, axis2=2)) + 1e-300)
         if np.any((scale[0] > TOO_LONG * own) & (weight > 0)[:, None]):
             scale = np.minimum(scale[0], own), scale[1]
-            found = _hessian(slope, theta, phi, weight, share, scale, args)
+            found = _hessian(slope, at, theta, phi, weight, share, scale, args)
         return found
 
     return curvature
 
 
-def _hessian(slope, theta, phi, weight, share, scale, args) -> BlockHessian:
+def _hessian(slope, at: Slope, theta, phi, weight, share, scale, args) -> BlockHessian:
     (n, k), s = theta.shape, len(phi)
     used = weight > 0
     blocks, coupling, shared = np.zeros((n, k, k)), np.zeros((n, k, s)), np.zeros((s, s))
 
-    at = jax.tree.map(np.asarray, slope(theta, phi, weight, args))
+    def moved(d_theta, d_phi) -> Slope:
+        return jax.tree.map(np.asarray, slope(theta + d_theta, phi + d_phi, weight, args))
 
     def change(d_theta, d_phi, step) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Derivatives of g_image (n, k), g_each (n, s) and g_prior (s,); one-sided for an image
-        that has no slope on the other side."""
-        up, down = (
-            jax.tree.map(np.asarray, slope(theta + x * d_theta, phi + x * d_phi, weight, args))
-            for x in (1, -1)
-        )
-        here = [finite_rows(side.image, side.g_image, side.g_each) for side in (up, down)]
-        length = step * sum(1.0 * x for x in here)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            of_images = [
-                (np.where(here[0][:, None], a, c) - np.where(here[1][:, None], b, c))
-                / length[:, None]
-                for a, b, c in (
-                    (up.g_image, down.g_image, at.g_image),
-                    (up.g_each, down.g_each, at.g_each),
-                )
+        """Derivatives of g_image (n, k), g_each (n, s) and g_prior (s,); backwards for an image
+        that has no slope ahead."""
+        there = moved(d_theta, d_phi)
+        beyond = ~finite_rows(there.image, there.g_image, there.g_each)
+        change_of = [there.g_image - at.g_image, there.g_each - at.g_each]
+        prior = there.g_prior - at.g_prior
+        if beyond[used].any():
+            back = moved(-d_theta, -d_phi)
+            behind = [at.g_image - back.g_image, at.g_each - back.g_each]
+            change_of = [
+                np.where(beyond[:, None], b, a) for a, b in zip(change_of, behind, strict=True)
             ]
-        return *of_images, (up.g_prior - down.g_prior) / (2 * np.max(step))
+        return *(x / step[:, None] for x in change_of), prior / np.max(step)
 
     for c in range(k):
-        step = STEP * scale[0][:, c]
+        step = SHORT * scale[0][:, c]
         blocks[:, :, c] = change(step[:, None] * (np.arange(k) == c), 0.0, step)[0]
     for c in range(s):
-        step = STEP * scale[1][c]
-        coupling[:, :, c], each, prior = change(0.0, step * (np.arange(s) == c), step)
+        step = np.full(n, SHORT * scale[1][c])
+        coupling[:, :, c], each, prior = change(0.0, step[0] * (np.arange(s) == c), step)
         shared[:, c] = np.where(used[:, None], each, 0.0).sum(0) + share * prior
     blocks, coupling = (np.where(used[:, None, None], x, 0.0) for x in (blocks, coupling))
     return BlockHessian((blocks + blocks.swapaxes(1, 2)) / 2, coupling, (shared + shared.T) / 2)

@@ -82,20 +82,21 @@ def _marginal_fit(model, args, fit: Fit, max_iterations, tolerance, progress) ->
     usable = search.weight * search.data.padded(1.0 * (fit.status == Kind.CONVERGED))
     state = search.start._replace(damping=np.zeros(len(usable)), shared_damping=0.0)
     here, iteration = search.look(state, _known_curvature(search, fit)), 0
-    for _ in range(RENEWALS):
+    for renewal in range(RENEWALS):
         frame = _Frame.of(search, here, usable)
         state, far, taken = _climb(
             search, state, here, frame, (max_iterations, tolerance), progress
         )
         iteration += taken
         if taken or here.curvature is None:
+            state = _settled(search, state, frame, near=tolerance / 2) or state
             here = search.look(state, differences.exact)
         for _ in range(SETTLING):  # for images that lag behind the shared unknowns
             if np.max(usable * here.steps.distance) < tolerance / 2:
                 break
             state = _moved(search, state, here.steps.alone * usable[:, None], 0 * state.phi)
             here = search.look(state, differences.exact)
-        if not taken:
+        if taken <= min(renewal, 1):  # with new points at most one step was left
             break
     found = fit_at(search, state, here, fit.iterations + iteration, tolerance)
     frame = _Frame.of(search, here, usable)
@@ -177,7 +178,7 @@ def _climb(search, state: State, here: Look, frame: _Frame, limits, progress):
     best = _marginal(search, state, frame)
     step = -inverse @ best.slope
     for taken in range(max_iterations):
-        far = float(np.sqrt(max(-best.slope @ step, 0.0)))
+        far = float(np.sqrt(max(best.slope @ inverse @ best.slope, 0.0)))
         if far < tolerance:
             return state, far, taken
         there = _settled(search, _moved(search, state, -frame.pull @ step, step), frame)
@@ -186,13 +187,26 @@ def _climb(search, state: State, here: Look, frame: _Frame, limits, progress):
         progress.update(
             None, f"step {taken + 1}: marginal ln p {value:.2f}, it was {best.log_density:.2f}"
         )
-        if there is None or found is None or not value >= best.log_density:
+        if there is None or found is None or not _rises(best, found, there.phi - state.phi, far):
             step = step / 2
             continue
         inverse = _bfgs(inverse, there.phi - state.phi, found.slope - best.slope)
         state, best, frame = there, found, frame.renewed(found.curvature)
         step = -inverse @ best.slope
-    return state, float(np.sqrt(max(-best.slope @ step, 0.0))), max_iterations
+    far = float(np.sqrt(max(best.slope @ inverse @ best.slope, 0.0)))
+    return state, far, max_iterations
+
+
+def _rises(best: _Marginal, found: _Marginal, step: np.ndarray, far: float) -> bool:
+    """Whether the density rises along a step.
+
+    Values with different points differ by some tenths of a nat, while a step of less than one
+    posterior sd gains half a nat at most: such a step may also rise by the slopes at its ends.
+    """
+    if not np.isfinite(found.log_density):
+        return False
+    by_slopes = far < 1 and (best.slope + found.slope) @ step <= 0
+    return bool(by_slopes or found.log_density >= best.log_density)
 
 
 def _bfgs(inverse: np.ndarray, step: np.ndarray, change: np.ndarray) -> np.ndarray:
@@ -204,14 +218,18 @@ def _bfgs(inverse: np.ndarray, step: np.ndarray, change: np.ndarray) -> np.ndarr
     return turned @ inverse @ turned.T + np.outer(step, step) / curved
 
 
-def _settled(search: Search, state: State, frame: _Frame, slope: Slope | None = None):
-    """The state with each image at its mode; None where one is far from it."""
+def _settled(
+    search: Search, state: State, frame: _Frame, slope: Slope | None = None, near: float = FAR
+):
+    """The state after steps of the images to their modes, the last one shorter than ``near``
+    posterior sd; None where one is far from it.
+    """
     for _ in range(SETTLING):
         slope = slope or search.slope(state)
         step = -np.einsum("nij,nj->ni", frame.inverse, slope.g_image)
         distance = np.sqrt(np.maximum(-np.einsum("ni,ni->n", step, slope.g_image), 0.0))
         state, slope = _moved(search, state, step, 0 * state.phi), None
-        if np.max(distance, initial=0.0) < FAR:
+        if np.max(distance, initial=0.0) < near:
             return state
     return None
 

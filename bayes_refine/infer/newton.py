@@ -7,7 +7,7 @@ unknowns, so that memory grows with the run only by the few unknowns of each ima
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from .laplace import Fit
 from .search import Curvature, Search, fit_at
 
 SERVES = 0.9  # of the distance is left after a step: then a new curvature, which costs ten steps
+COST = 10  # steps that the exact Hessian costs: taken near the mode where more steps are left
 
 
 def map_fit(
@@ -28,7 +29,7 @@ def map_fit(
     tolerance: float = 1e-2,
     stragglers: float = 0.0,
     curvature: Curvature = differences.fisher,
-    exact: bool = True,
+    exact: bool | Literal["near"] = True,
     progress: Listener = SILENT,
 ) -> Fit:
     """The joint MAP of a model with its Laplace curvature.
@@ -49,7 +50,8 @@ def map_fit(
         stragglers: share of the images that need not be so near, nor the shared unknowns then: for
             a fit that will be repeated.
         curvature: the curvature far from the mode, never negative along an observation.
-        exact: end with Newton steps and the exact Hessian; else with ``curvature``.
+        exact: end with Newton steps and the exact Hessian at the mode, or ``"near"`` it, which is
+            enough for a start; else with ``curvature``.
         progress: updated at each step.
 
     Raises:
@@ -62,12 +64,15 @@ def map_fit(
         images_far = float(np.quantile(here.steps.distance[: search.n_images], 1 - stragglers))
         far = images_far if stragglers else max(images_far, here.steps.shared_distance)
         is_last = far < tolerance or iteration == max_iterations
-        renew, final = None, differences.exact if exact else curvature
-        if is_last and here.curvature is not final:
-            renew = final  # by the new curvature the mode may be further
-        elif not is_last and here.curvature is None and far > SERVES * before:
-            # near the mode the exact Hessian leads straight to it
-            renew = differences.exact if exact and far < 1.0 else curvature
+        renew, best = None, differences.exact if exact else curvature
+        near = bool(exact) and far < 1.0  # there the exact Hessian leads straight to the mode
+        if is_last and exact != "near" and here.curvature is not best:
+            renew = best  # by the new curvature the mode may be further
+        elif not is_last and here.curvature is None:
+            slow = far > SERVES * before or (
+                near and np.log(far / tolerance) > COST * np.log(before / far)
+            )
+            renew = (differences.exact if near else curvature) if slow else None
         if renew is not None:  # a step that failed with the old curvature may succeed now
             state = state._replace(
                 damping=np.minimum(state.damping, trusted.damping),

@@ -12,12 +12,15 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
+from threading import RLock
 from typing import Any, Generic, TypeVar
 
 from . import array_file
 from .errors import InputError
 
 T = TypeVar("T")
+_Key = tuple[Path, str, tuple[tuple[str, str], ...]]  # file, field, what it was made of
+HELD = 2**28  # bytes of objects that stay in memory: those of some 1,000 images
 
 
 @contextmanager
@@ -37,10 +40,11 @@ def _room(folder: Path | None) -> Iterator[None]:
 
 
 class Store(Sequence[T], Generic[T]):
-    """Dataclasses of arrays, put once each and read as often as needed, one at a time in memory.
+    """Dataclasses of arrays, put once each and read as often as needed.
 
-    Each lies in an HDF5 file of its own (``array_file``), which is complete or absent.  A pickled
-    store stands for the same folder.
+    Each lies in an HDF5 file of its own (``array_file``), which is complete or absent; as many as
+    ``hold_in_memory`` allows also stay in memory, and are not to be changed.  A pickled store
+    stands for the same folder.
 
     Args:
         size: number of objects.
@@ -58,7 +62,7 @@ class Store(Sequence[T], Generic[T]):
         with _room(folder):
             if folder is None:
                 self.folder = Path(tempfile.mkdtemp(prefix="bayes-refine-"))
-                weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+                weakref.finalize(self, _remove, self.folder)
             else:
                 folder.mkdir(parents=True, exist_ok=True)
                 self.folder = folder
@@ -78,7 +82,7 @@ class Store(Sequence[T], Generic[T]):
         with _room(self._given):
             path.parent.mkdir(exist_ok=True)
             size = array_file.write(path, item, self._made_of)
-        _MEMORY.keep((path, ""), item, size)
+        _MEMORY.keep(self._key(path), item, size)
 
     def of(self, field: str) -> Store[Any]:
         """One field of every object, itself a dataclass, which is read alone."""
@@ -94,8 +98,8 @@ class Store(Sequence[T], Generic[T]):
             return None
 
     def delete(self) -> None:
-        """Remove all objects from the disk."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove all objects from disk and memory."""
+        _remove(self.folder)
 
     def __len__(self) -> int:
         return self._size
@@ -106,7 +110,7 @@ class Store(Sequence[T], Generic[T]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         path = self._path(index % len(self))
-        item = _MEMORY.find(path, self._field)
+        item = _MEMORY.find(self._key(path), self._field)
         if item is None:
             try:
                 item = array_file.read(path, self._made_of, self._field)
@@ -115,47 +119,70 @@ class Store(Sequence[T], Generic[T]):
                     f"{path}: what was measured is gone or damaged ({error}); "
                     "run the fit again with --resume"
                 ) from None
-            _MEMORY.keep((path, self._field), item, path.stat().st_size)
+            _MEMORY.keep(self._key(path, self._field), item, path.stat().st_size)
         return item
+
+    def _key(self, path: Path, field: str = "") -> _Key:
+        return path, field, tuple(self._made_of.items())
 
     def _path(self, index: int) -> Path:
         return self.folder / f"{index // 1000:03d}" / f"{index:06d}.h5"
 
 
 class _Memory:
-    """Objects of stores by file and field, the last ones used, up to a number of bytes."""
+    """Objects of stores by file and field, up to a number of bytes.
 
-    def __init__(self) -> None:
-        self.limit = self._held = 0
-        self._items: OrderedDict[tuple[Path, str], tuple[Any, int]] = OrderedDict()
+    Where there is no room, objects of other folders go, those first that were used longest ago.
+    Objects of the same folder stay: they are read in turn, again and again, so that each one would
+    go just before it is read.
+    """
 
-    def keep(self, key: tuple[Path, str], item: Any, size: int) -> None:
-        if size > self.limit:
-            return
-        self._items[key] = item, size
-        self._held += size
-        while self._held > self.limit:
-            self._held -= self._items.popitem(last=False)[1][1]
+    def __init__(self, limit: int = 0) -> None:
+        self.limit, self._held = limit, 0
+        self._items: OrderedDict[_Key, tuple[Any, int]] = OrderedDict()
+        self._lock = RLock()
 
-    def find(self, path: Path, field: str) -> Any:
-        if (path, field) in self._items:
-            self._items.move_to_end((path, field))
-            return self._items[path, field][0]
-        if field and (path, "") in self._items:
-            return getattr(self.find(path, ""), field)
-        return None
+    def keep(self, key: _Key, item: Any, size: int) -> None:
+        with self._lock:
+            self._drop([k for k in self._items if k == key])
+            folder = key[0].parent.parent
+            others = [k for k in self._items if k[0].parent.parent != folder]
+            while self._held + size > self.limit and others:
+                self._drop([others.pop(0)])
+            if self._held + size <= self.limit:
+                self._items[key] = item, size
+                self._held += size
+
+    def find(self, whole: _Key, field: str) -> Any:
+        """A field of an object, ``whole`` being the object's key; "" for the object."""
+        key = (whole[0], field, whole[2])
+        with self._lock:
+            if key in self._items:
+                self._items.move_to_end(key)
+                return self._items[key][0]
+            return getattr(self.find(whole, ""), field) if field and whole in self._items else None
 
     def forget(self, path: Path) -> None:
-        for key in [key for key in self._items if key[0] == path]:
+        """Objects of a file, or of a folder of files."""
+        with self._lock:
+            self._drop([k for k in self._items if path == k[0] or path in k[0].parents])
+
+    def _drop(self, keys: list[_Key]) -> None:
+        for key in keys:
             self._held -= self._items.pop(key)[1]
 
 
-_MEMORY = _Memory()
+_MEMORY = _Memory(HELD)
 
 
 def hold_in_memory(limit: int) -> None:
     """From now on objects of stores stay in this process's memory, up to ``limit`` bytes."""
     _MEMORY.limit = limit
+
+
+def _remove(folder: Path) -> None:
+    _MEMORY.forget(folder)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)
