@@ -43,7 +43,7 @@ class IceRings:
     def __init__(self, read_noise: float = 0.0) -> None:
         self.found: dict[tuple[Hashable, int], tuple[Ring, ...]] = {}
         self._read_noise = read_noise
-        self._last: tuple[tuple[Detector, Beam], np.ndarray] | None = None
+        self._last: tuple[tuple[Detector, Beam], _Radii] | None = None
 
     def of(self, still: Still) -> tuple[Ring, ...]:
         """Rings of an image that was measured; none of one that was not."""
@@ -54,20 +54,45 @@ class IceRings:
         key = still.image_path, still.frame
         if self.found.get(key) == ():
             return None
-        inverse_d = self._inverse_d(still)
+        radii = self._radii(still)
         if key not in self.found:
-            self.found[key] = rings_of(image, valid, inverse_d, self._read_noise)
+            self.found[key] = _rings_at(image, valid, radii, self._read_noise)
+        if not self.found[key]:
+            return None
         on_ring = np.zeros(image.shape, bool)
         for ring in self.found[key]:
-            on_ring |= (inverse_d >= ring.inner) & (inverse_d < ring.outer)
-        return on_ring if self.found[key] else None
+            on_ring |= (radii.inverse_d >= ring.inner) & (radii.inverse_d < ring.outer)
+        return on_ring
 
-    def _inverse_d(self, still: Still) -> np.ndarray:
-        if self._last is None or not (
-            self._last[0][0] is still.detector and self._last[0][1] is still.beam
-        ):
-            self._last = (still.detector, still.beam), inverse_resolution(still)
-        return self._last[1]
+    def _radii(self, still: Still) -> _Radii:
+        last = self._last
+        if last is None or not (last[0][0] is still.detector and last[0][1] is still.beam):
+            of = still.detector, still.beam
+            last = self._last = of, _Radii.of(inverse_resolution(still))
+        return last[1]
+
+
+class _Radii(NamedTuple):
+    """The radius of each pixel of a detector.
+
+    Attributes:
+        inverse_d: (P, ny, nx) Å⁻¹. step: Å⁻¹ from one radius to the next.
+        place: flat, n times the pixel's part of the detector, plus the number of its radius.
+        shape: number of parts, and n of radii.
+    """
+
+    inverse_d: np.ndarray
+    step: float
+    place: np.ndarray
+    shape: tuple[int, int]
+
+    @classmethod
+    def of(cls, inverse_d: np.ndarray) -> _Radii:
+        step = _pixel_step(inverse_d)
+        n = int(np.max(inverse_d) / step) + 1
+        part, n_parts = _parts(inverse_d.shape)
+        place = np.minimum((inverse_d / step).astype(int), n - 1) + n * part
+        return cls(inverse_d, step, place.ravel(), (n_parts, n))
 
 
 def inverse_resolution(still: Still) -> np.ndarray:
@@ -106,17 +131,20 @@ def rings_of(
         image, valid: (P, ny, nx) photons and validity. inverse_d: (P, ny, nx) Å⁻¹.
         read_noise: photons rms a pixel.
     """
-    step = _pixel_step(inverse_d)
-    n = int(np.max(inverse_d) / step) + 1
+    return _rings_at(image, valid, _Radii.of(inverse_d), read_noise)
+
+
+def _rings_at(
+    image: np.ndarray, valid: np.ndarray, radii: _Radii, read_noise: float
+) -> tuple[Ring, ...]:
     use = np.flatnonzero(valid)
     if not len(use):
         return ()
+    step, (n_parts, n) = radii.step, radii.shape
     use = use[:: max(1, len(use) // (_PER_STEP * n))]
-    parts, n_parts = _parts(use, valid.shape)
-    at = np.minimum((inverse_d.reshape(-1)[use] / step).astype(int), n - 1) + n * parts
     mean, variance, count = (
         a.reshape(n_parts, n)
-        for a in _profile(image.reshape(-1)[use], at, n * n_parts, read_noise**2)
+        for a in _profile(image.reshape(-1)[use], radii.place[use], n * n_parts, read_noise**2)
     )
     known = count >= _FEWEST
     peaks = np.stack([_peaks(*row) for row in zip(mean, known, strict=True)])
@@ -129,9 +157,10 @@ def rings_of(
     return tuple(Ring(float(first * step), float((last + 1) * step)) for first, last in edges)
 
 
-def _parts(pixels: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, int]:
-    """(m,) part of the detector of each flat index, and their number: nine or a little more."""
-    panel, y, x = np.unravel_index(pixels, shape)
+def _parts(shape: tuple[int, ...]) -> tuple[np.ndarray, int]:
+    """Part of the detector of each pixel, as wide as (P, ny, nx), and the number of parts: nine or
+    a little more."""
+    panel, y, x = np.ogrid[: shape[0], : shape[1], : shape[2]]
     if shape[0] > _PARTS:
         return panel * _PARTS // shape[0], _PARTS
     across = int(np.ceil(np.sqrt(_PARTS / shape[0])))
@@ -174,8 +203,9 @@ def _profile(
     middle = np.minimum(np.cumsum(count) - count + count // 2, len(ordered) - 1)
     median = (ordered[middle] % _HIGHEST) / _LEVELS - _LOWEST
     variance = np.maximum(median, 0.0) + np.log(2) + r2
-    near = np.abs(pixels - median[at]) < _CLIP * np.sqrt(variance[at]) + 1
-    kept = np.bincount(at[near], minlength=n)
-    mean = np.bincount(at[near], pixels[near], n) / np.maximum(kept, 1)
-    square = np.bincount(at[near], (pixels[near] - mean[at[near]]) ** 2, n)
+    near = np.abs(pixels - median[at]) < (_CLIP * np.sqrt(variance) + 1)[at]
+    at, pixels = at[near], pixels[near]
+    kept = np.bincount(at, minlength=n)
+    mean = np.bincount(at, pixels, n) / np.maximum(kept, 1)
+    square = np.bincount(at, (pixels - mean[at]) ** 2, n)
     return mean, np.maximum(variance, square / np.maximum(kept, 1)), kept
