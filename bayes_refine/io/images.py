@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,8 @@ _KEPT_BYTES = 2**28  # of images as stored: later rounds do not unpack them agai
 
 
 class ImageReader:
-    """Reads the images of stills as photons; a context manager that keeps a few files open.
+    """Reads the images of stills as photons, from any thread; a context manager that keeps a few
+    files open.
 
         with ImageReader(gain=5.5) as reader:
             photons, valid = reader.read(still)  # (P, ny, nx) float32 and bool
@@ -49,10 +51,16 @@ class ImageReader:
         self.pedestal_map = pedestal_map
         self._files: OrderedDict[tuple[Path, ImageShape, str], Hdf5Images] = OrderedDict()
         self._kept: OrderedDict[tuple[Path, int, ImageShape, str], _Raw] = OrderedDict()
+        self._lock = RLock()
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs to read the same images: not the open files."""
-        return {**self.__dict__, "_files": OrderedDict(), "_kept": OrderedDict()}
+        own = ("_files", "_kept", "_lock")
+        return {name: value for name, value in self.__dict__.items() if name not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        fresh = {"_files": OrderedDict(), "_kept": OrderedDict(), "_lock": RLock()}
+        self.__dict__.update(state | fresh)
 
     def __enter__(self) -> ImageReader:
         return self
@@ -91,7 +99,8 @@ class ImageReader:
     def counts(self, still: Still) -> tuple[np.ndarray, np.ndarray]:
         """As :meth:`read`, before the gain is divided out: counts above the pedestal."""
         with refusing(still.image_path), np.errstate(all="ignore"):
-            raw = self._raw(still)
+            with self._lock:
+                raw = self._raw(still)
             valid = _trusted(raw, still)
             _mask_edges(valid, still)
             if self.usable is not None:
@@ -115,7 +124,6 @@ class ImageReader:
         path, shape = still.image_path, ImageShape.of(still.detector, still.image_path)
         key = (path, still.frame, shape, still.dataset)
         if key in self._kept:
-            self._kept.move_to_end(key)
             return self._kept[key]
         if not regular_file(path):
             raise InputError(
@@ -128,8 +136,9 @@ class ImageReader:
         else:
             raw = _Raw(read_pixels(path, still.frame, shape), None, (-np.inf, np.inf))
         self._kept[key] = raw
-        while sum(r.nbytes for r in self._kept.values()) > _KEPT_BYTES:
-            self._kept.popitem(last=False)
+        # images are read in turn, again and again: the last one but this makes room
+        while sum(r.nbytes for r in self._kept.values()) > _KEPT_BYTES and len(self._kept) > 1:
+            del self._kept[list(self._kept)[-2]]
         return raw
 
     def _hdf5(self, path: Path, shape: ImageShape, dataset: str) -> Hdf5Images:
