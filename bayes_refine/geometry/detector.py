@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -118,7 +119,7 @@ class Detector:
         """Number of panels."""
         return len(self.origin_mm)
 
-    @property
+    @cached_property
     def normal(self) -> np.ndarray:
         """(P, 3) unit normals fast × slow."""
         return np.cross(self.fast, self.slow)
@@ -166,6 +167,8 @@ def parallax_mm(detector: Detector, panel: np.ndarray, s_hat: np.ndarray) -> np.
     o = 1/μ − (t + 1/μ)·exp(−μt), t = thickness/cos(incidence): as dxtbx's
     ParallaxCorrectedPxMmStrategy, so refined geometries carry over.
     """
+    if not np.any((detector.mu_per_mm > 0) & (detector.thickness_mm > 0)):
+        return np.zeros(len(panel))
     mu, thickness = detector.mu_per_mm[panel], detector.thickness_mm[panel]
     cosine = np.abs(np.einsum("ni,ni->n", s_hat, detector.normal[panel]))
     with np.errstate(divide="ignore", invalid="ignore"):

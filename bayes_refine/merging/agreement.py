@@ -56,7 +56,10 @@ def mean_intensity(intensity: np.ndarray, sigma: np.ndarray) -> float:
     least = 1e-3 * float(np.sqrt(np.median(variance)))  # weights are by σ where nothing is seen
     S = least
     for _ in range(20):
-        S = max(float(np.average(I, weights=1 / (S**2 + variance))), least)
+        weight = 1 / (S**2 + variance)
+        before, S = S, max(float(weight @ I / weight.sum()), least)
+        if abs(S - before) < 1e-12 * S:
+            break
     return S
 
 

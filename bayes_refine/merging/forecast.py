@@ -26,7 +26,8 @@ from .latent import Measured
 from .merged_intensities import Intensities
 
 N_DRAWS = 60  # futures
-MANY = 20  # observations of a reflection that are drawn, at most
+MANY = 6  # observations of a reflection that are drawn one by one, on average, at most
+NODES = 32  # intensities at which the information of a shell's observations is known
 INTERVAL = (0.05, 0.5, 0.95)
 NUMBERS = ("completeness", "mean_i_over_sigma", "cc_half")
 
@@ -85,10 +86,11 @@ def forecast(seen: SoFar, images: Sequence[int], rng: np.random.Generator) -> li
         three quantiles, 5, 50 and 95 %.
     """
     shells = np.unique(seen.shell[seen.shell >= 0])
-    rows = []
+    rows, tables = [], {shell: _Table.of(seen, shell) for shell in shells}
     for n in images:
         more = max(n - seen.n_images, 0)
-        found = [_future(seen, true, more, shells, rng) for true in seen.draws]
+        new = _new_information(seen, more, tables, rng)
+        found = [_future(seen, *drawn, tables, rng) for drawn in zip(seen.draws, new, strict=True)]
         for k, shell in enumerate(shells):
             numbers = np.array([draw[k] for draw in found])
             quantiles = np.full((len(INTERVAL), len(NUMBERS)), np.nan)
@@ -99,22 +101,57 @@ def forecast(seen: SoFar, images: Sequence[int], rng: np.random.Generator) -> li
     return jsonable(rows)
 
 
+@dataclass(frozen=True)
+class _Table:
+    """The information of the k observations of a shell, as a function of the true intensity.
+
+    Attributes:
+        rows: (r,) reflections of the shell. observed: (k,) observations.
+        intensity: (NODES,) ascending. powers: (k, 2 NODES) information at these, and its square.
+    """
+
+    rows: np.ndarray
+    observed: np.ndarray
+    intensity: np.ndarray
+    powers: np.ndarray
+
+    @classmethod
+    def of(cls, seen: SoFar, shell: int) -> _Table:
+        rows = np.flatnonzero(seen.shell == shell)
+        observed = np.flatnonzero(seen.shell[seen.reflection] == shell)
+        most = float(np.max(seen.draws[:, rows], initial=0.0))
+        intensity = most * np.linspace(0, 1, NODES) ** 3
+        at = seen.information(np.repeat(observed, NODES), np.tile(intensity, len(observed)))
+        at = at.reshape(-1, NODES)
+        return cls(rows, observed, intensity, np.concatenate([at, at**2], axis=1))
+
+    def moments(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and sd (c, NODES) of an observation's information, in c cases of which each has
+        observations ``times`` (c, k)."""
+        share = times / np.maximum(times.sum(axis=1, keepdims=True), 1)
+        mean, square = np.split(share @ self.powers, 2, axis=1)
+        return mean, np.sqrt(np.maximum(square - mean**2, 0.0))
+
+
 def _future(
-    seen: SoFar, true: np.ndarray, more: int, shells: np.ndarray, rng: np.random.Generator
+    seen: SoFar,
+    true: np.ndarray,
+    new: np.ndarray,
+    tables: dict[int, _Table],
+    rng: np.random.Generator,
 ) -> list[tuple[float, float, float]]:
-    """The numbers of each shell in one future with ``more`` images."""
+    """The numbers of each shell in one future, with information ``new`` (m, 2) of each half."""
     m = len(seen.shell)
     total = seen.half_information * np.nan_to_num(seen.half_intensity)
-    information = seen.half_information + _new_information(seen, true, more, rng)
-    new = information - seen.half_information
+    information = seen.half_information + new
     total = total + new * true[:, None] + np.sqrt(new) * rng.standard_normal((m, 2))
     with np.errstate(divide="ignore", invalid="ignore"):
         half, sigma_half = total / information, information**-0.5
         mean = total.sum(axis=1) / information.sum(axis=1)
         sigma = information.sum(axis=1) ** -0.5
     rows = []
-    for shell in shells:
-        here = np.flatnonzero(seen.shell == shell)
+    for table in tables.values():
+        here = table.rows
         here_seen = here[np.isfinite(sigma[here])]
         S = mean_intensity(mean[here_seen], sigma[here_seen])
         both = here[np.isfinite(sigma_half[here]).all(axis=1)]
@@ -126,30 +163,40 @@ def _future(
 
 
 def _new_information(
-    seen: SoFar, true: np.ndarray, more: int, rng: np.random.Generator
+    seen: SoFar, more: int, tables: dict[int, _Table], rng: np.random.Generator
 ) -> np.ndarray:
-    """(m, 2) information that ``more`` images add to each half."""
-    m = len(seen.shell)
-    new = np.zeros(2 * m)
+    """(D, m, 2) information that ``more`` images add to each half, in each of D futures.
+
+    Where reflections have many observations, the sum of their information is normal.
+    """
+    D, m = seen.draws.shape
+    new = np.zeros((D, m, 2))
     # images are drawn with weights of a Dirichlet distribution: few images are uncertain ones
     names, number = np.unique(seen.image, return_inverse=True)
-    share = rng.dirichlet(np.ones(len(names)))
-    times = rng.multinomial(more, share)
-    halves = times - times // 2, times // 2
-    shell_of = seen.shell[seen.reflection]
-    for shell in np.unique(seen.shell[seen.shell >= 0]):
-        rows, observed = np.flatnonzero(seen.shell == shell), np.flatnonzero(shell_of == shell)
-        chance = np.cumsum(seen.chance[rows])
-        for half, count in enumerate(halves):
-            of = np.repeat(observed, count[number[observed]])
-            if len(of) > (at_most := MANY * len(rows)):  # of very many a part stands for all
-                heavier, of = len(of) / at_most, of[rng.integers(len(of), size=at_most)]
+    times = np.array([rng.multinomial(more, rng.dirichlet(np.ones(len(names)))) for _ in range(D)])
+    halves = np.stack([times - times // 2, times // 2], axis=1)
+    for table in tables.values():
+        rows, observed = table.rows, table.observed
+        chance = seen.chance[rows] / seen.chance[rows].sum()
+        of_each = halves[:, :, number[observed]]
+        mean, sd = table.moments(of_each.reshape(2 * D, -1))
+        total = of_each.sum(axis=2)
+        for future, half in np.ndindex(D, 2):
+            true, k = seen.draws[future, rows], 2 * future + half
+            if total[future, half] > MANY * len(rows):
+                hits = rng.multinomial(total[future, half], chance)
+                middle = hits * np.interp(true, table.intensity, mean[k])
+                spread = np.sqrt(hits) * np.interp(true, table.intensity, sd[k])
+                found = middle + spread * rng.standard_normal(len(rows))
+                # with few hits a normal sum might be negative
+                new[future, rows, half] = np.maximum(found, 0.1 * middle)
             else:
-                heavier = 1.0
-            hit = rows[np.searchsorted(chance, chance[-1] * rng.random(len(of)))]
-            information = heavier * seen.information(of, true[hit])
-            new += np.bincount(2 * hit + half, information, 2 * m)
-    return new.reshape(m, 2)
+                of = np.repeat(observed, of_each[future, half])
+                hit = np.searchsorted(np.cumsum(chance), rng.random(len(of)))
+                hit = np.minimum(hit, len(rows) - 1)
+                information = seen.information(of, true[hit])
+                new[future, rows, half] = np.bincount(hit, information, len(rows))
+    return new
 
 
 def so_far(
