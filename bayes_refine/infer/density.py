@@ -48,10 +48,11 @@ def evaluate(model: Model, values: dict[str, np.ndarray], *args: Any) -> dict[st
     sites = evaluate(run.problem.model, run.fit.values(), run.observations, run.priors)
     sites["partiality"]  # (n, m)
     """
-    full = dict(compiled_prior_means(model)(args))
-    for name, mean in full.items():
-        if name in values:  # in one shape, so that one program serves all
-            full[name] = np.broadcast_to(np.asarray(values[name], mean.dtype), mean.shape)
+    full = {}
+    for name, mean in compiled_prior_means(model)(args).items():
+        # of one shape and type, so that one program serves all
+        value = np.asarray(values.get(name, mean), mean.dtype)
+        full[name] = np.broadcast_to(value, mean.shape)
     sites = _compiled_deterministic(model)(full, args)
     return {name: np.asarray(value) for name, value in sites.items()}
 
