@@ -7,6 +7,7 @@ checkout of the library are compared row by row.
 
     python analysis/speed.py                                  # all rows, this checkout, once
     python analysis/speed.py --rows demo-cold demo-warm --repeat 3 --checkouts ../before .
+    python analysis/speed.py --rows lysosim-warm --cache ~/.cache    # compiled by earlier runs
 """
 
 from __future__ import annotations
@@ -207,6 +208,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=1, help="runs of which the median is taken")
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--work", type=Path, help="keeps simulated data and warm caches")
+    parser.add_argument("--cache", type=Path, help="for warm rows: is warm already, as ~/.cache is")
     options = parser.parse_args()
     made = (options.work or Path(tempfile.mkdtemp(prefix="speed-"))).resolve()
     made.mkdir(parents=True, exist_ok=True)
@@ -215,9 +217,9 @@ def main() -> None:
     for name in options.rows:
         row, found[name] = ROWS[name], []
         for number, checkout in enumerate(checkouts):
-            warm = made / f"cache-{number}-{checkout.name}"
+            warm = options.cache or made / f"cache-{number}-{checkout.name}"
             costs = []
-            if not row.cold and not (warm / name).exists():
+            if not (row.cold or options.cache or (warm / name).exists()):
                 measure(row, checkout, options.data.resolve(), made, warm)
                 (warm / name).touch()
             for _ in range(options.repeat):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from .. import infer
@@ -204,7 +205,8 @@ def measure_batch(common: Common, predicted, found, fixed: FixedForAll, item) ->
     informing = np.bincount(predictions.image[informs], minlength=n)
     told = Said(log_G, log_G0, informing, tuple(str(s) for s in said), rings)
     batch = Batch(images, where, predictions, statistics, intensity, sd, free, informs)
-    found.put(b, MeasuredBatch(batch, obs, told))
+    # on the device once for all evaluations, as long as there is memory for it
+    found.put(b, MeasuredBatch(batch, jax.device_put(obs), told))
     return told
 
 

@@ -98,7 +98,7 @@ def predictive_draws(
     One draw at a time is in memory.  Each array has the shape of the site's observation; values
     where the model masks the observation have no meaning.
     """
-    one = _compiled_predictive(model)
+    one, args = _compiled_predictive(model), jax.device_put(args)
     for i in range(len(next(iter(draws.values())))):
         key = jax.random.key(int(rng.integers(2**31)))
         sites = one(key, {name: value[i] for name, value in draws.items()}, args)

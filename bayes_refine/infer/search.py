@@ -26,6 +26,7 @@ from .steps import Slope, Steps, steps_of
 
 # of (model, sites, apart): a function of one batch (``differences``)
 Curvature = Callable[..., Callable[..., BlockHessian]]
+TRIFLE = 0.1  # nats
 SINGULAR = 1e-10  # of the diagonal: the Cholesky factor of a smaller eigenvalue is rounding
 
 
@@ -278,6 +279,9 @@ class Search:
     def step(self, state: State, here: Look) -> tuple[State, Slope | None]:
         """One step uphill, and the slope there where it is known: an image moves only if its ln p
         rises, the shared unknowns only if the total ln p rises.
+
+        Where the total rises an image may lose a trifle to the shared unknowns: finding out who is
+        to blame would take two more slopes.
         """
         r_image, r_shared = self.reach
         steps = here.steps
@@ -285,7 +289,7 @@ class Search:
         d_image = np.clip(steps.alone - steps.pull @ d_shared, -r_image, r_image)
 
         found, there = self._tried(state, d_image, d_shared)  # all move
-        helped, is_joint = found.image >= here.slope.image, True
+        helped, is_joint = found.image >= here.slope.image - TRIFLE, True
         if not (helped.all() and found.log_density >= here.slope.log_density):
             stayed, _ = self._tried(state, 0.0, d_shared)  # only the shared unknowns move
             d_alone = np.clip(steps.alone, -r_image, r_image)

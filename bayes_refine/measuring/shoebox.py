@@ -92,7 +92,7 @@ def cut_shoeboxes(image, mask, panel, xy_px, claimed, shoebox: Shoebox) -> Boxes
         inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
         row = panel[:, None] * height + np.clip(y, 0, height - 1)
         flat = row * width + np.clip(x, 0, width - 1)
-        r2 = np.sum((offsets[None] - centre[:, None]) ** 2, axis=2)
+        r2 = (offsets[:, 0] - centre[:, :1]) ** 2 + (offsets[:, 1] - centre[:, 1:]) ** 2
         return flat, inside & mask.reshape(-1)[flat], inside, r2
 
     flat, valid, inside, r2 = gather(shoebox.signal_offsets)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from .. import infer
@@ -43,6 +44,7 @@ def scale_uncertainty(
     for batch, obs in zip(run.batches, run.observed.parts, strict=True):
         here = of_batch(run, draws, batch.images)
         mean = total = np.zeros(len(batch.predictions))
+        obs = jax.device_put(obs)
         for i in range(count):
             values = {name: value[i] for name, value in here.items()}
             scale = infer.evaluate(model, values, obs, priors)["scale"]

@@ -57,9 +57,10 @@ def write_draws(
         for batch, obs in zip(run.batches, run.observed.parts, strict=True):
             here = of_batch(run, flat, batch.images)
             found = list(infer.predictive_draws(rng, model, here, obs, priors))
+            fitted = np.asarray(obs.fit)
             yield {
                 name: tuple(
-                    np.stack([row[name][part][obs.fit] for row in found]).reshape(
+                    np.stack([row[name][part][fitted] for row in found]).reshape(
                         chains, len(kept), -1
                     )
                     for part in (0, 1)
