@@ -39,7 +39,8 @@ class Run(NamedTuple):
 class Image(NamedTuple):
     """What each of n images has: ln G, B (Å²) and R1 (Å⁻¹), each (n, 1); rotation (n, 3) mrad;
     strain (n, K); twice the covariance of the mosaic blocks' rotations (n, 3, 3) mrad²; ln λ
-    (n, 1), None where the wavelength is known."""
+    (n, 1), None where the wavelength is known; third cumulants of the blocks (n, 3, 3, 3), None
+    where blocks are even."""
 
     log_G: jax.Array
     B: jax.Array
@@ -48,6 +49,7 @@ class Image(NamedTuple):
     mosaic_mrad2: physics.Array
     R1: jax.Array
     log_wavelength: jax.Array | None
+    skewness: physics.Array | None
 
 
 def what_the_run_shares(obs: SpotStatistics, priors: Priors) -> Run:
@@ -73,7 +75,12 @@ def panel_moves(obs: SpotStatistics, priors: Priors) -> jax.Array | None:
     return jnp.stack([normal(name, 0.0, s, size) for name, s in zip(names, sd, strict=True)], 1)
 
 
-def what_an_image_has(obs: SpotStatistics, priors: Priors, run: Run) -> Image:
+def what_an_image_has(
+    obs: SpotStatistics,
+    priors: Priors,
+    run: Run,
+    blocks: Callable[..., physics.Array | None] = physics.even_blocks,
+) -> Image:
     """Sample scale, B, orientation, cell, mosaic spread and spot width, in the plate of images."""
     log_G = numpyro.sample("log_G", scale_of_a_shot(obs, priors, run.log_g))
     B = numpyro.sample("B", dist.Normal(priors.B_mean, priors.B_sd))
@@ -87,7 +94,8 @@ def what_an_image_has(obs: SpotStatistics, priors: Priors, run: Run) -> Image:
     if obs.wavelength is not None:
         of_shot = dist.Normal(jnp.log(obs.wavelength), priors.wavelength_jitter)
         log_wavelength = numpyro.sample("log_wavelength", of_shot)
-    return Image(log_G, B, rotation[:, 0], strain[:, 0], mosaic_mrad2, R1, log_wavelength)
+    skewness = blocks(priors)
+    return Image(log_G, B, rotation[:, 0], strain[:, 0], mosaic_mrad2, R1, log_wavelength, skewness)
 
 
 def scale_of_a_shot(
@@ -140,17 +148,18 @@ def model(
     errors: Callable[..., Errors] = learned,
     terms: int = 4,
     correction: Callable[..., jax.Array] = physics.uncorrected,
+    blocks: Callable[..., physics.Array | None] = physics.even_blocks,
 ) -> None:
     """Joint density of the unknowns and the frozen statistics of ``obs`` (SpotStatistics).
 
-    ``partiality``, ``spot_shape``, ``errors`` and ``correction`` are the pieces that can be
-    replaced; ``terms`` is how many of the six statistics are used: 1 total, 3 with the centroid, 4
-    with the spread, 6 with the quadrupoles.
+    ``partiality``, ``spot_shape``, ``errors``, ``correction`` and ``blocks`` are the pieces that
+    can be replaced; ``terms`` is how many of the six statistics are used: 1 total, 3 with the
+    centroid, 4 with the spread, 6 with the quadrupoles.
     """
     run = what_the_run_shares(obs, priors)
     wrong = errors(obs, priors, terms)  # what photons and geometry do not explain
     with numpyro.plate("image", len(obs.fit), dim=-2):
-        image = what_an_image_has(obs, priors, run)
+        image = what_an_image_has(obs, priors, run, blocks)
         R1_moment = spot_shape(obs, image.R1, priors)
 
     # 1. where: orientation, cell and detector move the spot
@@ -158,7 +167,7 @@ def model(
 
     # 2. how wide: mosaic spread and bandwidth smear it
     smear = run.R0, run.bandwidth, image.mosaic_mrad2
-    spot = physics.smeared_spot(obs, place, *smear, R1_moment, partiality)
+    spot = physics.smeared_spot(obs, place, *smear, R1_moment, partiality, image.skewness)
     spot = physics.blurred(spot, wrong)
 
     # 3. how bright: J_model = G · B_term · p · I_ref
@@ -168,8 +177,8 @@ def model(
     J_model = scale * obs.intensity_reference
 
     # what the spot's shoebox then shows
-    blocks = partiality.block_variance(spot)
-    expected = physics.expected_statistics(obs, spot, J_model, wrong, blocks, terms)
+    of_blocks = partiality.block_variance(spot)
+    expected = physics.expected_statistics(obs, spot, J_model, wrong, of_blocks, terms)
     likelihood(obs, expected.mean, expected.variance, wrong)
 
     numpyro.deterministic("scale", scale)

@@ -23,6 +23,7 @@ from . import crosswise_reference
 from .checkpoint import Progress
 from .claims import judged
 from .crosswise_reference import CrosswiseReference
+from .few_blocks import with_few_blocks
 from .index_alike import stills_alike
 from .learned_priors import learned_from
 from .measure_batch import Batch
@@ -167,6 +168,10 @@ def refine(
             found.measurements.batches.delete()
         found = None  # frees the memory of the round before
         found = step(run, state, now, status, plan, margin, last, progress)
+        if last:
+            data = found.measurements.observations
+            fit, now = with_few_blocks(run.model, run.stills, data, now, found.fit)
+            found = replace(found, fit=fit, state=fit.values())
         state, plan = found.state, found.measurements.plan
         movement.append(found.movement)
         progress.say(f"round {round_}: {found.movement}")

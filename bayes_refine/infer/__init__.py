@@ -10,6 +10,7 @@ from .batches import Batches, finite_rows
 from .density import IMAGE, Model, Site, evaluate, observed_sites, sites_of
 from .expectations import locations
 from .importance import Nested, nested_draws
+from .integrated_out import Held, held_integrated, held_numbers, width_of_held
 from .laplace import Fit, laplace_draws, predictive_draws
 from .loo import Loo, ModelComparison, compare, leave_out, leave_out_images, log_likelihoods
 from .marginal import marginal_fit
@@ -25,6 +26,7 @@ __all__ = [
     "Chains",
     "Fit",
     "GuideFit",
+    "Held",
     "Loo",
     "Model",
     "ModelComparison",
@@ -34,6 +36,8 @@ __all__ = [
     "compare",
     "evaluate",
     "finite_rows",
+    "held_integrated",
+    "held_numbers",
     "laplace_draws",
     "leave_out",
     "leave_out_images",
@@ -49,4 +53,5 @@ __all__ = [
     "predictive_draws",
     "sites_of",
     "svi_fit",
+    "width_of_held",
 ]

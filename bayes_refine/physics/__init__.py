@@ -18,6 +18,7 @@ from .partiality import (
     lorentzian,
     uncorrected,
 )
+from .skewed_blocks import N_CUMULANTS, even_blocks, third_cumulants
 from .spot import (
     Place,
     Spot,
@@ -31,6 +32,7 @@ from .spot import (
 from .turning import gaussian_over_turn
 
 __all__ = [
+    "N_CUMULANTS",
     "PERFECT",
     "STATISTICS",
     "Array",
@@ -48,6 +50,7 @@ __all__ = [
     "crystal_setting",
     "debye_waller",
     "effective_width",
+    "even_blocks",
     "expected_statistics",
     "gaussian",
     "gaussian_over_turn",
@@ -59,5 +62,6 @@ __all__ = [
     "profile_statistics",
     "rotation_matrix_mrad",
     "smeared_spot",
+    "third_cumulants",
     "uncorrected",
 ]

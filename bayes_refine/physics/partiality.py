@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from .observations import Array, SpotStatistics
+from .skewed_blocks import tilted
 from .spot import Spot
 
 MAX_POWER = 40.0  # of e, in the variance by few blocks; reached from |ε_r| = 6.3 R0_eff, p < 1e-17
@@ -53,7 +54,21 @@ class Partiality:
 
     def of(self, spot: Spot, R0: Array | float) -> Array:
         """p (n, m) of spots."""
-        return self(spot.excitation_error, R0, spot.R0_eff)
+        return tilted(self(spot.excitation_error, R0, spot.R0_eff), spot)
+
+    def derivatives(self, spot: Spot) -> tuple[Array, Array, Array, Array]:
+        """k′/k to k⁗/k, (n, m) each, with x = ε_r/R0_eff."""
+        x = spot.excitation_error / spot.R0_eff
+        slopes = [self._slope]
+        for _ in range(3):
+            slopes.append(_slope_of(slopes[-1]))
+        a, b, c, d = (slope(x) for slope in slopes)  # of ln k
+        return (
+            a,
+            b + a**2,
+            c + 3 * a * b + a**3,
+            d + 4 * a * c + 3 * b**2 + 6 * a**2 * b + a**4,
+        )
 
     def exposed(self, spot: Spot, slopes: tuple[Array, Array], half_turn: Array | None) -> Spot:
         """The spot over the exposure: that of a still (``turning.OverTurn`` for a turning crystal).
@@ -74,10 +89,14 @@ class Partiality:
 
     def narrowing(self, x: Array) -> Array:
         """−½ d² ln k/dx², as Var[s | ε_r] = Var[s] + Var[s]²·(ln p)″; 1 for a Gaussian curve."""
-        return -0.5 * jax.jvp(self._slope, (x,), (jnp.ones_like(x),))[1]
+        return -0.5 * _slope_of(self._slope)(x)
 
     def _slope(self, x: Array) -> Array:
-        return jax.jvp(self.log_curve, (x,), (jnp.ones_like(x),))[1]
+        return _slope_of(self.log_curve)(x)
+
+
+def _slope_of(curve: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    return lambda x: jax.jvp(curve, (x,), (jnp.ones_like(x),))[1]
 
 
 def effective_width(R0, mosaic_mrad, dispersion_angstrom, norm_q) -> Array:

@@ -1,0 +1,161 @@
+"""Small unknowns that a fit held at zero, integrated out of its curvature.
+
+A model may have more unknowns than it pays to search for: a few numbers c of an image, or of images
+that belong together, small and with the same prior N(0, s²), which displace the others a little.
+About the mode of the model without c, −ln p is a parabola.  With the slope g_i and the curvature
+H_i of image i there, K_i = H_θθ⁻¹H_θc and
+
+    F = Σ_i H_cc − H_cθ K_i,   γ = Σ_i g_c,   C = Σ_i H_cφ − K_iᵀ H_θφ,   M = (F + 1/s²)⁻¹,
+
+sums over the images with the same c, ĉ = −Mγ; an image's unknowns move by −K_i ĉ, their covariance
+given the shared unknowns φ grows by K_i M K_iᵀ, and the precision of φ loses CᵀMC.  s is where the
+density of all γ, normal with covariance F + s²F², is largest (empirical Bayes).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+
+from .density import Model, place_of
+from .laplace import Fit
+from .search import Search
+
+STEP = 1e-3  # of c in units of its prior sd, of central differences of slopes
+RANGE = 5.0  # sd of ln s that are looked at, on either side
+LEAST = 1e-9  # of the largest curvature: directions with less say nothing
+LEFT = 0.01  # of the shared unknowns' precision, at least
+
+
+class Held(NamedTuple):
+    """What n images say of c numbers that were held at zero, each with its other unknowns at their
+    mode given c.
+
+    Attributes:
+        slope: (n, c) γ; own: (n, c, c) F, without the prior. shift: (n, k, c) K. shared: (n, c, s)
+            C. used: (n,) bool, images that are believed; of the others all are zero.
+    """
+
+    slope: np.ndarray
+    own: np.ndarray
+    shift: np.ndarray
+    shared: np.ndarray
+    used: np.ndarray
+
+    def together(self, group: np.ndarray) -> Held:
+        """Sums over the images with the same c, by the number (n,) of their group; K of each."""
+
+        def total(x):
+            found = np.zeros((int(group.max()) + 1, *x.shape[1:]))
+            np.add.at(found, group, x)
+            return found
+
+        return self._replace(
+            slope=total(self.slope), own=_upward(total(self.own)), shared=total(self.shared)
+        )
+
+
+def held_numbers(
+    model: Model, args: tuple, fit: Fit, name: str, sd: float, used: np.ndarray
+) -> Held:
+    """Slope and curvature at the mode of a fit along ``name``, a site that the fit's model lacks.
+
+    Args:
+        model: the fit's, with the site in the plate of images, each number normal about 0 with
+            ``sd``. used: (n,) bool, images whose mode is known.
+    """
+    search = Search(model, args, {**fit.values(), name: np.zeros(1)})
+    n, k = search.n_images, np.arange(search.start.theta.shape[1])
+    held = k[place_of(search.sites, name)[1]]
+    names = [site.name for site in fit.sites if site.per_image]
+    others = np.concatenate([k[place_of(search.sites, name)[1]] for name in names])
+    state = search.start
+    slope = search.slope(state).g_image[:n][:, held]
+    of_image, of_shared = [], []
+    for c in held:
+        step = STEP * sd * (k == c)
+        up, down = (search.slope(state._replace(theta=state.theta + x)) for x in (step, -step))
+        of_image.append((up.g_image - down.g_image)[:n] / (2 * STEP * sd))
+        of_shared.append((up.g_each - down.g_each)[:n] / (2 * STEP * sd))
+    mixed = np.stack(of_image, 2)
+    own = mixed[:, held] - np.eye(len(held)) / sd**2
+    finite = np.isfinite(mixed).all((1, 2)) & np.isfinite(slope).all(1)
+    used = used & finite & np.isfinite(of_shared).all((0, 2))
+    mixed, own, slope, shared = (
+        np.where(used.reshape(-1, *[1] * (x.ndim - 1)), x, 0.0)
+        for x in (mixed[:, others], own, slope, np.stack(of_shared, 1))
+    )
+    shift = np.linalg.solve(fit.image_precision, mixed)
+    back = np.swapaxes(shift, 1, 2)
+    own = own - back @ mixed
+    shared = shared - back @ np.where(used[:, None, None], fit.coupling, 0.0)
+    return Held(slope, (own + np.swapaxes(own, 1, 2)) / 2, shift, shared, used)
+
+
+def width_of_held(held: Held, group: np.ndarray, sd: float, log_sd: float) -> float:
+    """s of the greatest density of the slopes, with ln s ~ N(ln sd, log_sd²).
+
+    Args:
+        group: (n,) int; images of one group have the same c.
+    """
+    whole = held.together(group)
+    values, vectors = np.linalg.eigh(whole.own)
+    along = np.einsum("nic,ni->nc", vectors, whole.slope)
+    told = values > LEAST * max(float(values.max(initial=0.0)), 1e-300)
+    values, squares = values[told], along[told] ** 2
+
+    def lost(log_s: float) -> float:
+        variance = np.exp(2 * log_s)
+        grown = 1 + variance * values
+        evidence = 0.5 * np.sum(variance * squares / grown - np.log(grown))
+        return float(0.5 * ((log_s - np.log(sd)) / log_sd) ** 2 - evidence)
+
+    limits = (np.log(sd) - RANGE * log_sd, np.log(sd) + RANGE * log_sd)
+    options = {"xatol": 1e-4}
+    return float(np.exp(minimize_scalar(lost, bounds=limits, method="bounded", options=options).x))
+
+
+def held_integrated(fit: Fit, held: Held, group: np.ndarray, s: float) -> Fit:
+    """The fit with numbers N(0, s²) integrated out.
+
+    Each image moves to its mode given the shared unknowns, which stay where they are.
+
+    Args:
+        group: as of :func:`width_of_held`.
+    """
+    whole = held.together(group)
+    inverse = np.linalg.inv(whole.own + np.eye(whole.own.shape[1]) / s**2)  # M
+    mode = -(inverse @ whole.slope[:, :, None])[group]
+    grown = held.shift @ inverse[group] @ np.swapaxes(held.shift, 1, 2)
+    covariance = np.linalg.inv(fit.image_precision) + grown
+    precision = np.linalg.inv(covariance)
+    followed = inverse @ whole.shared
+    pull = np.linalg.solve(fit.image_precision, fit.coupling) - held.shift @ followed[group]
+    lost = np.einsum("gcs,gct->st", whole.shared, followed)
+    touched = held.used[:, None, None]
+    return replace(
+        fit,
+        image=fit.image - (held.shift @ mode)[..., 0],
+        image_precision=np.where(touched, precision, fit.image_precision),
+        coupling=np.where(touched, precision @ pull, fit.coupling),
+        shared_covariance=_with_less(fit.shared_covariance, lost),
+    )
+
+
+def _upward(matrices: np.ndarray) -> np.ndarray:
+    """Curvatures (n, c, c) without their negative eigenvalues."""
+    values, vectors = np.linalg.eigh(matrices)
+    return (vectors * np.maximum(values, 0.0)[:, None]) @ np.swapaxes(vectors, 1, 2)
+
+
+def _with_less(covariance: np.ndarray, lost: np.ndarray) -> np.ndarray:
+    """A covariance (s, s) whose precision loses a positive matrix, but no more than it has."""
+    if not len(covariance):
+        return covariance
+    root = np.linalg.cholesky(covariance)
+    values, vectors = np.linalg.eigh(root.T @ lost @ root)
+    root = root @ vectors / np.sqrt(np.maximum(1 - values, LEFT))
+    return root @ root.T
