@@ -128,6 +128,13 @@ _ROWS: tuple[Unknown, ...] = (
         priors=("position_error_fall_sd_angstrom",),
     ),
     # these have their own names in tables, and stand there in alphabetical order
+    Unknown(
+        "block_skewness",
+        "block_skewness",
+        **_OF_IMAGE,
+        size=10,
+        priors=("block_skewness_sd", "log_block_skewness_sd_sd"),
+    ),
     Unknown("log_bandwidth", "bandwidth", **_SHARED, priors=("bandwidth", "log_bandwidth_sd")),
     Unknown("log_g", "g", of_image=False, priors=("log_G_sd",)),
     Unknown(
