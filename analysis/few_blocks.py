@@ -52,6 +52,11 @@ def held(errors: np.ndarray, sd: np.ndarray) -> float:
     return float(np.mean(np.abs(errors) < 1.645 * sd))
 
 
+def rms(x: np.ndarray) -> float:
+    """Root mean square."""
+    return float(np.sqrt(np.mean(x**2)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="*", default=["mosaic", "plain"])
@@ -83,7 +88,7 @@ def main() -> None:
         print("1/√blocks   " + "".join(f"{x:>32s}" for x in found[0.0]))
         for sd, pulls in found.items():
             line = (
-                f"  rms {np.sqrt(np.mean(x**2)):7.4f} pull {np.std(x / s):5.2f} held {held(x, s):4.2f}"
+                f"  rms {rms(x):7.4f} pull {np.std(x / s):5.2f} held {held(x, s):4.2f}"
                 for x, s in pulls.values()
             )
             print(f"{sd:9.3f}   " + "".join(line), flush=True)
