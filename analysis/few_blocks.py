@@ -1,7 +1,7 @@
 """Do few mosaic blocks, which move many spots at once, spoil what is said of orientations?
 
 Runs by an independent simulator whose crystals have 16 or 64 blocks (`foreign/plain`, `mosaic`).
-Each is fitted with errors of spots that are independent; then the third cumulants of the blocks are
+Each is fitted with errors of spots that are independent; then the third moments of the blocks are
 integrated out (`fitting.few_blocks`), once with the sd that the run itself says and with others.
 Printed: rms error and pull of rotation, ln G and B of the images, and how many of their 90 %
 intervals hold the truth.
@@ -74,15 +74,15 @@ def main() -> None:
         model = br.load_model("still")
         with br.ImageReader(gain=1.0) as reader:
             ready = br.prepare(experiments, reader, reference, d_min=2.3, read_noise=0.0)
-            run = br.fit(ready, model, br.Priors(block_skewness_sd=0.0))
-        args_of = model, run.stills, run.observed
-        says = replace(run.priors, block_skewness_sd=br.Priors().block_skewness_sd)
-        own = with_few_blocks(*args_of, says, run.fit)[1].block_skewness_sd
+            run = br.fit(ready, model, br.Priors(uneven_blocks_sd=0.0))
+        args_of = model, run.observed
+        says = replace(run.priors, uneven_blocks_sd=br.Priors().uneven_blocks_sd)
+        own = with_few_blocks(*args_of, says, run.fit)[1].uneven_blocks_sd
         print(f"{name}: 1/√blocks {own:.3f}, {own**-2:.0f} blocks")
         with h5py.File(next(folder.glob("*_truth.h5"))) as truth:
             found[0.0] = pulls_of(run.fit, run.indexed, truth)
             for factor in FACTORS:
-                fixed = replace(says, block_skewness_sd=factor * own, log_block_skewness_sd_sd=1e-3)
+                fixed = replace(says, uneven_blocks_sd=factor * own, log_uneven_blocks_sd_sd=1e-3)
                 fit = with_few_blocks(*args_of, fixed, run.fit)[0]
                 found[factor * own] = pulls_of(fit, run.indexed, truth)
         print("1/√blocks   " + "".join(f"{x:>32s}" for x in found[0.0]))

@@ -39,8 +39,8 @@ class Run(NamedTuple):
 class Image(NamedTuple):
     """What each of n images has: ln G, B (Å²) and R1 (Å⁻¹), each (n, 1); rotation (n, 3) mrad;
     strain (n, K); twice the covariance of the mosaic blocks' rotations (n, 3, 3) mrad²; ln λ
-    (n, 1), None where the wavelength is known; third cumulants of the blocks (n, 3, 3, 3), None
-    where blocks are even."""
+    (n, 1), None where the wavelength is known; coefficients of unevenly spread blocks
+    (n, ·), None where they are even."""
 
     log_G: jax.Array
     B: jax.Array
@@ -49,7 +49,7 @@ class Image(NamedTuple):
     mosaic_mrad2: physics.Array
     R1: jax.Array
     log_wavelength: jax.Array | None
-    skewness: physics.Array | None
+    uneven_blocks: physics.Array | None
 
 
 def what_the_run_shares(obs: SpotStatistics, priors: Priors) -> Run:
@@ -94,8 +94,9 @@ def what_an_image_has(
     if obs.wavelength is not None:
         of_shot = dist.Normal(jnp.log(obs.wavelength), priors.wavelength_jitter)
         log_wavelength = numpyro.sample("log_wavelength", of_shot)
-    skewness = blocks(priors)
-    return Image(log_G, B, rotation[:, 0], strain[:, 0], mosaic_mrad2, R1, log_wavelength, skewness)
+    return Image(
+        log_G, B, rotation[:, 0], strain[:, 0], mosaic_mrad2, R1, log_wavelength, blocks(priors)
+    )
 
 
 def scale_of_a_shot(
@@ -167,7 +168,7 @@ def model(
 
     # 2. how wide: mosaic spread and bandwidth smear it
     smear = run.R0, run.bandwidth, image.mosaic_mrad2
-    spot = physics.smeared_spot(obs, place, *smear, R1_moment, partiality, image.skewness)
+    spot = physics.smeared_spot(obs, place, *smear, R1_moment, partiality, image.uneven_blocks)
     spot = physics.blurred(spot, wrong)
 
     # 3. how bright: J_model = G · B_term · p · I_ref

@@ -170,7 +170,7 @@ def refine(
         found = step(run, state, now, status, plan, margin, last, progress)
         if last:
             data = found.measurements.observations
-            fit, now = with_few_blocks(run.model, run.stills, data, now, found.fit)
+            fit, now = with_few_blocks(run.model, data, now, found.fit)
             found = replace(found, fit=fit, state=fit.values())
         state, plan = found.state, found.measurements.plan
         movement.append(found.movement)

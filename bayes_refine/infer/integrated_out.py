@@ -1,15 +1,15 @@
 """Small unknowns that a fit held at zero, integrated out of its curvature.
 
-A model may have more unknowns than it pays to search for: a few numbers c of an image, or of images
-that belong together, small and with the same prior N(0, s²), which displace the others a little.
-About the mode of the model without c, −ln p is a parabola.  With the slope g_i and the curvature
-H_i of image i there, K_i = H_θθ⁻¹H_θc and
+A model may have more unknowns than it pays to search for: a few numbers c of an image, small and
+with the same prior N(0, s²), which displace the others a little.  About the mode of the model
+without c, −ln p of an image is a parabola.  With its slope g and its curvature H there,
+K = H_θθ⁻¹H_θc and
 
-    F = Σ_i H_cc − H_cθ K_i,   γ = Σ_i g_c,   C = Σ_i H_cφ − K_iᵀ H_θφ,   M = (F + 1/s²)⁻¹,
+    F = H_cc − H_cθ K,   C = H_cφ − Kᵀ H_θφ,   M = (F + 1/s²)⁻¹,   ĉ = −M g_c,
 
-sums over the images with the same c, ĉ = −Mγ; an image's unknowns move by −K_i ĉ, their covariance
-given the shared unknowns φ grows by K_i M K_iᵀ, and the precision of φ loses CᵀMC.  s is where the
-density of all γ, normal with covariance F + s²F², is largest (empirical Bayes).
+the image's unknowns move by −K ĉ, their covariance given the shared unknowns φ grows by K M Kᵀ, and
+the precision of φ loses CᵀMC.  s is where the density of the slopes g_c of all images, normal with
+covariance F + s²F², is largest (empirical Bayes).
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Held(NamedTuple):
     mode given c.
 
     Attributes:
-        slope: (n, c) γ; own: (n, c, c) F, without the prior. shift: (n, k, c) K. shared: (n, c, s)
-            C. used: (n,) bool, images that are believed; of the others all are zero.
+        slope: (n, c) g_c; own: (n, c, c) F. shift: (n, k, c) K. shared: (n, c, s) C.
+        used: (n,) bool, images that are believed; of the others all are zero.
     """
 
     slope: np.ndarray
@@ -44,18 +44,6 @@ class Held(NamedTuple):
     shift: np.ndarray
     shared: np.ndarray
     used: np.ndarray
-
-    def together(self, group: np.ndarray) -> Held:
-        """Sums over the images with the same c, by the number (n,) of their group; K of each."""
-
-        def total(x):
-            found = np.zeros((int(group.max()) + 1, *x.shape[1:]))
-            np.add.at(found, group, x)
-            return found
-
-        return self._replace(
-            slope=total(self.slope), own=_upward(total(self.own)), shared=total(self.shared)
-        )
 
 
 def held_numbers(
@@ -92,18 +80,13 @@ def held_numbers(
     back = np.swapaxes(shift, 1, 2)
     own = own - back @ mixed
     shared = shared - back @ np.where(used[:, None, None], fit.coupling, 0.0)
-    return Held(slope, (own + np.swapaxes(own, 1, 2)) / 2, shift, shared, used)
+    return Held(slope, _upward((own + np.swapaxes(own, 1, 2)) / 2), shift, shared, used)
 
 
-def width_of_held(held: Held, group: np.ndarray, sd: float, log_sd: float) -> float:
-    """s of the greatest density of the slopes, with ln s ~ N(ln sd, log_sd²).
-
-    Args:
-        group: (n,) int; images of one group have the same c.
-    """
-    whole = held.together(group)
-    values, vectors = np.linalg.eigh(whole.own)
-    along = np.einsum("nic,ni->nc", vectors, whole.slope)
+def width_of_held(held: Held, sd: float, log_sd: float) -> float:
+    """s of the greatest density of the slopes, with ln s ~ N(ln sd, log_sd²)."""
+    values, vectors = np.linalg.eigh(held.own)
+    along = np.einsum("nic,ni->nc", vectors, held.slope)
     told = values > LEAST * max(float(values.max(initial=0.0)), 1e-300)
     values, squares = values[told], along[told] ** 2
 
@@ -118,30 +101,26 @@ def width_of_held(held: Held, group: np.ndarray, sd: float, log_sd: float) -> fl
     return float(np.exp(minimize_scalar(lost, bounds=limits, method="bounded", options=options).x))
 
 
-def held_integrated(fit: Fit, held: Held, group: np.ndarray, s: float) -> Fit:
+def held_integrated(fit: Fit, held: Held, s: float) -> Fit:
     """The fit with numbers N(0, s²) integrated out.
 
     Each image moves to its mode given the shared unknowns, which stay where they are.
-
-    Args:
-        group: as of :func:`width_of_held`.
     """
-    whole = held.together(group)
-    inverse = np.linalg.inv(whole.own + np.eye(whole.own.shape[1]) / s**2)  # M
-    mode = -(inverse @ whole.slope[:, :, None])[group]
-    grown = held.shift @ inverse[group] @ np.swapaxes(held.shift, 1, 2)
-    covariance = np.linalg.inv(fit.image_precision) + grown
-    precision = np.linalg.inv(covariance)
-    followed = inverse @ whole.shared
-    pull = np.linalg.solve(fit.image_precision, fit.coupling) - held.shift @ followed[group]
-    lost = np.einsum("gcs,gct->st", whole.shared, followed)
+    inverse = np.linalg.inv(held.own + np.eye(held.own.shape[1]) / s**2)  # M
+    mode = -inverse @ held.slope[:, :, None]
+    grown = held.shift @ inverse @ np.swapaxes(held.shift, 1, 2)
+    precision = np.linalg.inv(np.linalg.inv(fit.image_precision) + grown)
+    followed = inverse @ held.shared
+    pull = np.linalg.solve(fit.image_precision, fit.coupling) - held.shift @ followed
     touched = held.used[:, None, None]
     return replace(
         fit,
         image=fit.image - (held.shift @ mode)[..., 0],
         image_precision=np.where(touched, precision, fit.image_precision),
         coupling=np.where(touched, precision @ pull, fit.coupling),
-        shared_covariance=_with_less(fit.shared_covariance, lost),
+        shared_covariance=_with_less(
+            fit.shared_covariance, np.einsum("ncs,nct->st", held.shared, followed)
+        ),
     )
 
 

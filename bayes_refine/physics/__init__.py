@@ -18,7 +18,6 @@ from .partiality import (
     lorentzian,
     uncorrected,
 )
-from .skewed_blocks import N_CUMULANTS, even_blocks, third_cumulants
 from .spot import (
     Place,
     Spot,
@@ -30,9 +29,10 @@ from .spot import (
     smeared_spot,
 )
 from .turning import gaussian_over_turn
+from .uneven_blocks import N_COEFFICIENTS, even_blocks
 
 __all__ = [
-    "N_CUMULANTS",
+    "N_COEFFICIENTS",
     "PERFECT",
     "STATISTICS",
     "Array",
@@ -62,6 +62,5 @@ __all__ = [
     "profile_statistics",
     "rotation_matrix_mrad",
     "smeared_spot",
-    "third_cumulants",
     "uncorrected",
 ]

@@ -129,11 +129,11 @@ _ROWS: tuple[Unknown, ...] = (
     ),
     # these have their own names in tables, and stand there in alphabetical order
     Unknown(
-        "block_skewness",
-        "block_skewness",
+        "uneven_blocks",
+        "uneven_blocks",
         **_OF_IMAGE,
-        size=10,
-        priors=("block_skewness_sd", "log_block_skewness_sd_sd"),
+        size=None,
+        priors=("uneven_blocks_sd", "log_uneven_blocks_sd_sd"),
     ),
     Unknown("log_bandwidth", "bandwidth", **_SHARED, priors=("bandwidth", "log_bandwidth_sd")),
     Unknown("log_g", "g", of_image=False, priors=("log_G_sd",)),

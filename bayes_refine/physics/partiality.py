@@ -23,8 +23,8 @@ import jax
 import jax.numpy as jnp
 
 from .observations import Array, SpotStatistics
-from .skewed_blocks import tilted
 from .spot import Spot
+from .uneven_blocks import of_uneven
 
 MAX_POWER = 40.0  # of e, in the variance by few blocks; reached from |ε_r| = 6.3 R0_eff, p < 1e-17
 
@@ -54,21 +54,18 @@ class Partiality:
 
     def of(self, spot: Spot, R0: Array | float) -> Array:
         """p (n, m) of spots."""
-        return tilted(self(spot.excitation_error, R0, spot.R0_eff), spot)
+        return of_uneven(self(spot.excitation_error, R0, spot.R0_eff), spot)
 
-    def derivatives(self, spot: Spot) -> tuple[Array, Array, Array, Array]:
-        """k′/k to k⁗/k, (n, m) each, with x = ε_r/R0_eff."""
-        x = spot.excitation_error / spot.R0_eff
-        slopes = [self._slope]
-        for _ in range(3):
-            slopes.append(_slope_of(slopes[-1]))
-        a, b, c, d = (slope(x) for slope in slopes)  # of ln k
-        return (
-            a,
-            b + a**2,
-            c + 3 * a * b + a**3,
-            d + 4 * a * c + 3 * b**2 + 6 * a**2 * b + a**4,
-        )
+    def derivatives(self, spot: Spot, order: int) -> list[Array]:
+        """D_n = k⁽ⁿ⁾/k, (n, m) each, from none to ``order``, with x = ε_r/R0_eff."""
+        ratios = [jnp.ones_like]
+        for _ in range(order):
+            ratios.append(self._next(ratios[-1]))
+        return [ratio(spot.excitation_error / spot.R0_eff) for ratio in ratios]
+
+    def _next(self, ratio: Callable[[Array], Array]) -> Callable[[Array], Array]:
+        """D_{n+1} = D_n′ + D_1 D_n."""
+        return lambda x: _slope_of(ratio)(x) + self._slope(x) * ratio(x)
 
     def exposed(self, spot: Spot, slopes: tuple[Array, Array], half_turn: Array | None) -> Spot:
         """The spot over the exposure: that of a still (``turning.OverTurn`` for a turning crystal).

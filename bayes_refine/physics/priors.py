@@ -45,7 +45,7 @@ class Priors:
         log_mosaic_image_sd: of ln η from crystal to crystal.
         mosaic_shape_sd, log_mosaic_shape_sd_sd: sd of ln of the ratios of η about different axes;
             the run says how large it is (``fitting.learned_priors``).
-        block_skewness_sd, log_block_skewness_sd_sd: 1/√(mosaic blocks of a crystal), which says how
+        uneven_blocks_sd, log_uneven_blocks_sd_sd: 1/√(mosaic blocks of a crystal), which says how
             unevenly they are spread; the run says how large it is (``fitting.few_blocks``); 0: as a
             normal distribution.
         rotation_sd_mrad: orientation about the indexed one, each axis.
@@ -80,8 +80,8 @@ class Priors:
     log_mosaic_image_sd: float = number(0.2, 1e-4, 20)
     mosaic_shape_sd: float = number(0.2, 1e-4, 10)
     log_mosaic_shape_sd_sd: float = number(0.7, 1e-4, 20)
-    block_skewness_sd: float = number(0.1, 0.0, 10)
-    log_block_skewness_sd_sd: float = number(1.0, 1e-4, 20)
+    uneven_blocks_sd: float = number(0.1, 0.0, 10)
+    log_uneven_blocks_sd_sd: float = number(1.0, 1e-4, 20)
     rotation_sd_mrad: float = number(3.0, 1e-4, 1e3, "mrad")
     strain_sd: float = number(3e-3, 1e-7, 0.5)
     distance_sd_mm: float = number(0.5, 1e-5, 1e4, "mm")

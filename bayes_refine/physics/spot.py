@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from .observations import Array, SpotStatistics
-from .skewed_blocks import skewed
+from .uneven_blocks import uneven
 
 
 class Place(NamedTuple):
@@ -47,7 +47,7 @@ class Spot(NamedTuple):
         m11, m22, m12: second moment. mosaic2: the part of R0_eff² that is mosaic spread.
         swept: half of the path of a relp along ŝ while the crystal turns; 0 of a still.
         log_curve: ln k over the turn; None of a still.
-        log_tilt: change of ln p where blocks are skewed about their mean; None where they are not.
+        more: change of p over p by unevenly spread blocks; None where blocks are even.
     """
 
     excitation_error: Array
@@ -60,7 +60,7 @@ class Spot(NamedTuple):
     mosaic2: Array | float = 0.0
     swept: Array | float = 0.0
     log_curve: Array | None = None
-    log_tilt: Array | None = None
+    more: Array | None = None
 
 
 def rotation_matrix_mrad(rotation_mrad: Array) -> Array:
@@ -150,7 +150,7 @@ def smeared_spot(
     mosaic_mrad2,
     R1_moment,
     partiality,
-    skewness: Array | None = None,
+    uneven_blocks: Array | None = None,
 ) -> Spot:
     """Marginal and conditional of the reciprocal-lattice point (relp; module docstring).
 
@@ -163,7 +163,7 @@ def smeared_spot(
             Å⁻²: R1²/2, R1²/2, 0 for round spots.
         partiality: ``partiality.Partiality``, which says how far a spot moves with ε_r, how much
             narrower the spot is than the smear, and what the turn of an exposure does.
-        skewness: (n, 3, 3, 3) third cumulants of the blocks (``skewed_blocks``), or None.
+        uneven_blocks: (n, ·) coefficients (module :mod:`uneven_blocks`), or None.
     """
     q = obs.current_setting @ obs.q
     turned = jnp.stack([jnp.cross(q, a, axis=1) for a in (obs.s_hat, obs.e1, obs.e2)], 1) * 1e-3
@@ -186,10 +186,11 @@ def smeared_spot(
         mosaic2=m[:, 0, 0],
     )
     spot = partiality.exposed(spot, (r1, r2), obs.half_turn)
-    if skewness is None:
+    if uneven_blocks is None:
         return spot
     root = jnp.linalg.cholesky(mosaic_mrad2 / 2)
-    return skewed(spot, (r1, r2), jnp.einsum("nji,najm->naim", root, turned), skewness, partiality)
+    response = jnp.einsum("nji,najm->naim", root, turned)
+    return uneven(spot, (r1, r2), response, uneven_blocks, partiality)
 
 
 def mosaic_covariance(mosaic_mrad, shape) -> Array:

@@ -21,10 +21,11 @@ from jax.scipy.special import erf, erfc
 
 from .observations import Array
 from .partiality import MAX_POWER, Partiality, gaussian
-from .skewed_blocks import tilted
 from .spot import Spot
+from .uneven_blocks import hermite_ratios, of_uneven
 
 _NARROW = 2e-3  # b below which the box is taken as a Gaussian of its variance
+_NARROW_DIFFERENCE = 0.01  # b below which derivatives are taken as those of a still
 _FAR = 25.0  # |x| − b up to which erfc has a logarithm
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(12)
 _TAU = np.concatenate([(_NODES - 1) / 2, (_NODES + 1) / 2])  # of integrals from −1 to 0 and 0 to 1
@@ -78,28 +79,23 @@ class OverTurn(Partiality):
 
     def of(self, spot: Spot, R0: Array | float) -> Array:
         """p (n, m) of spots as :meth:`exposed` returns them."""
-        return tilted(R0 / spot.R0_eff * jnp.exp(_log_curve(spot)), spot)
+        return of_uneven(R0 / spot.R0_eff * jnp.exp(_log_curve(spot)), spot)
 
-    def derivatives(self, spot: Spot) -> tuple[Array, Array, Array, Array]:
-        """k′/k to k⁗/k, (n, m) each, of the curve averaged over the turn."""
-        still = super().derivatives(spot)
+    def derivatives(self, spot: Spot, order: int) -> list[Array]:
+        """D_n of the curve over the turn: (h⁽ⁿ⁻¹⁾(x+b) − h⁽ⁿ⁻¹⁾(x−b))/2bk, h = exp(−x²)."""
+        x = spot.excitation_error / spot.R0_eff
+        still = hermite_ratios(x, order)
         if spot.log_curve is None:
             return still
-        x, b = spot.excitation_error / spot.R0_eff, spot.swept / spot.R0_eff
-        narrow = b < 0.1  # the differences of what follows are of third order
+        b = spot.swept / spot.R0_eff
+        narrow = b < _NARROW_DIFFERENCE
         wide = jnp.where(narrow, 1.0, b)
-        ends = [
-            (
-                jnp.exp(jnp.minimum(-(t**2) - spot.log_curve, MAX_POWER)) / (2 * wide),
-                (jnp.ones_like(t), *_hermite_ratios(t)),
-            )
-            for t in (x + wide, x - wide)
-        ]
-        (high, at_high), (low, at_low) = ends
-        found = [high * a - low * c for a, c in zip(at_high, at_low, strict=True)]
-        both = zip(still, found, strict=True)
-        one, two, three, four = (jnp.where(narrow, s, f) for s, f in both)
-        return one, two, three, four
+        ends = []
+        for t in (x + wide, x - wide):
+            weight = jnp.exp(jnp.minimum(-(t**2) - spot.log_curve, MAX_POWER)) / (2 * wide)
+            ends.append([weight * ratio for ratio in hermite_ratios(t, order - 1)])
+        found = [high - low for high, low in zip(*ends, strict=True)]
+        return [still[0], *(jnp.where(narrow, s, f) for s, f in zip(still[1:], found, strict=True))]
 
     def exposed(self, spot: Spot, slopes: tuple[Array, Array], half_turn: Array | None) -> Spot:
         """The spot over the whole turn, from the still's spot at its middle.
@@ -155,11 +151,6 @@ def _blocks_over_turn(spot: Spot) -> Array:
     weight = _WEIGHTS.reshape(rest.shape) * rest * overlap
     total = jnp.sum(weight * jnp.exp(jnp.minimum(power, MAX_POWER)), 0)
     return jnp.maximum(eff2 / jnp.sqrt(k2 * twice) * total - 1, 0.0)
-
-
-def _hermite_ratios(x: Array) -> tuple[Array, Array, Array]:
-    """The first three derivatives of exp(−x²), over it."""
-    return -2 * x, 4 * x**2 - 2, 12 * x - 8 * x**3
 
 
 gaussian_over_turn = OverTurn(gaussian.log_curve, _blocks_over_turn)
