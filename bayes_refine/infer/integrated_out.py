@@ -2,14 +2,15 @@
 
 A model may have more unknowns than it pays to search for: a few numbers c of an image, small and
 with the same prior N(0, s²), which displace the others a little.  About the mode of the model
-without c, −ln p of an image is a parabola.  With its slope g and its curvature H there,
+without c, −ln p of an image is a parabola.  With its slope g and its expected curvature H there,
 K = H_θθ⁻¹H_θc and
 
     F = H_cc − H_cθ K,   C = H_cφ − Kᵀ H_θφ,   M = (F + 1/s²)⁻¹,   ĉ = −M g_c,
 
 the image's unknowns move by −K ĉ, their covariance given the shared unknowns φ grows by K M Kᵀ, and
 the precision of φ loses CᵀMC.  s is where the density of the slopes g_c of all images, normal with
-covariance F + s²F², is largest (empirical Bayes).
+covariance F + s²F², is largest (empirical Bayes).  The curvature is the one that is expected of the
+observations (Fisher's): along what was not searched for ln p may well bend upwards.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import minimize_scalar
 
+from . import differences
+from .batches import finite_rows
 from .density import Model, place_of
 from .laplace import Fit
 from .search import Search
 
-STEP = 1e-3  # of c in units of its prior sd, of central differences of slopes
 RANGE = 5.0  # sd of ln s that are looked at, on either side
 LEAST = 1e-9  # of the largest curvature: directions with less say nothing
 LEFT = 0.01  # of the shared unknowns' precision, at least
@@ -49,7 +51,7 @@ class Held(NamedTuple):
 def held_numbers(
     model: Model, args: tuple, fit: Fit, name: str, sd: float, used: np.ndarray
 ) -> Held:
-    """Slope and curvature at the mode of a fit along ``name``, a site that the fit's model lacks.
+    """Slope and information at the mode of a fit along ``name``, a site that the fit's model lacks.
 
     Args:
         model: the fit's, with the site in the plate of images, each number normal about 0 with
@@ -60,27 +62,19 @@ def held_numbers(
     held = k[place_of(search.sites, name)[1]]
     names = [site.name for site in fit.sites if site.per_image]
     others = np.concatenate([k[place_of(search.sites, name)[1]] for name in names])
-    state = search.start
-    slope = search.slope(state).g_image[:n][:, held]
-    of_image, of_shared = [], []
-    for c in held:
-        step = STEP * sd * (k == c)
-        up, down = (search.slope(state._replace(theta=state.theta + x)) for x in (step, -step))
-        of_image.append((up.g_image - down.g_image)[:n] / (2 * STEP * sd))
-        of_shared.append((up.g_each - down.g_each)[:n] / (2 * STEP * sd))
-    mixed = np.stack(of_image, 2)
-    own = mixed[:, held] - np.eye(len(held)) / sd**2
-    finite = np.isfinite(mixed).all((1, 2)) & np.isfinite(slope).all(1)
-    used = used & finite & np.isfinite(of_shared).all((0, 2))
-    mixed, own, slope, shared = (
-        np.where(used.reshape(-1, *[1] * (x.ndim - 1)), x, 0.0)
-        for x in (mixed[:, others], own, slope, np.stack(of_shared, 1))
-    )
-    shift = np.linalg.solve(fit.image_precision, mixed)
+    slope = search.slope(search.start).g_image[:n, held]
+    found = search.block_hessian(search.start, differences.fisher)
+    blocks, coupling = np.asarray(found.blocks)[:n], np.asarray(found.coupling)[:n]
+    used = used & finite_rows(slope, blocks, coupling)
+    some = used[:, None, None]
+    blocks, coupling = np.where(some, blocks, np.eye(len(k))), np.where(some, coupling, 0.0)
+    mixed = blocks[:, others[:, None], held]
+    shift = np.linalg.solve(blocks[:, others[:, None], others], mixed)
     back = np.swapaxes(shift, 1, 2)
-    own = own - back @ mixed
-    shared = shared - back @ np.where(used[:, None, None], fit.coupling, 0.0)
-    return Held(slope, _upward((own + np.swapaxes(own, 1, 2)) / 2), shift, shared, used)
+    own = blocks[:, held[:, None], held] - np.eye(len(held)) / sd**2 - back @ mixed
+    own = np.where(some, _upward((own + np.swapaxes(own, 1, 2)) / 2), 0.0)
+    shared = coupling[:, held] - back @ coupling[:, others]
+    return Held(np.where(used[:, None], slope, 0.0), own, shift, shared, used)
 
 
 def width_of_held(held: Held, sd: float, log_sd: float) -> float:
