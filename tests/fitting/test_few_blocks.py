@@ -74,7 +74,7 @@ def test_blocks_of_a_normal_distribution_change_nothing():
     data = Data(p + NOISE * np.random.default_rng(1).standard_normal(p.shape))
     fit = infer.map_fit(partialities, data, Priors())
     found, now = with_few_blocks(partialities, data, Priors(), fit)
-    assert now.uneven_blocks_sd < 0.05
+    assert now.uneven_blocks_sd < 0.07  # its prior has 0.1
     assert found.sd("rotation").mean() < 1.1 * fit.sd("rotation").mean()
 
 
