@@ -58,7 +58,7 @@ class Partiality:
 
     def derivatives(self, spot: Spot, order: int) -> list[Array]:
         """D_n = k⁽ⁿ⁾/k, (n, m) each, from none to ``order``, with x = ε_r/R0_eff."""
-        ratios = [jnp.ones_like]
+        ratios: list[Callable[[Array], Array]] = [lambda x: jnp.ones_like(x)]
         for _ in range(order):
             ratios.append(self._next(ratios[-1]))
         return [ratio(spot.excitation_error / spot.R0_eff) for ratio in ratios]

@@ -71,7 +71,7 @@ def uneven(
         *(jax.jvp(of_orders, (t[:, 0],), (t[:, a],))[1] for a in (1, 2)),
     )
     shifts = [spot.shift_1, spot.shift_2]
-    more = 0.0
+    more = jnp.zeros_like(spot.R0_eff)
     for n, k in enumerate(ORDERS):
         more = more + P[n] * curve[k]
         bent = 0.5 * P[n] * (curve[k + 1] - curve[1] * curve[k])
