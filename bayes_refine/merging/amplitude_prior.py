@@ -7,6 +7,7 @@ derivatives of each reflection give the whole Hessian.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -60,17 +61,19 @@ def fit_prior(
     level = np.log(np.maximum(level, 1e-30))
     kinds = np.log(np.asarray(epsilon, float)), np.asarray(centric)
     if reference is None or not np.asarray(reference.informed).any():
-        parts = _in_pieces(measured, (weights, level, *kinds))
+        parts = partial(_in_pieces, measured, (weights, level, *kinds))
         x = _climb(_wilson, np.zeros(len(level)), parts, REACH / LOG_SIGMA_SD)[0]
-        return joined([(p.rows, _prior_at(_wilson, x, *p.fixed)) for p in parts])
+        return joined((p.rows, _prior_at(_wilson, x, *p.fixed)) for p in parts())
     reference = reference.starting_from(level, knots)
-    parts = _in_pieces(
-        measured, (weights, level, *kinds, reference, reference.departure_sd(weights))
+    parts = partial(
+        _in_pieces,
+        measured,
+        (weights, level, *kinds, reference, reference.departure_sd(weights)),
     )
     start = np.zeros(N_SCALE + 2 * len(level))
     x, hessian = _climb(_double_wilson, start, parts, REACH / LOG_BETA_SD)
     covariance = np.linalg.inv(hessian)
-    return joined([(p.rows, _blurred(x, covariance, p.fixed)) for p in parts])
+    return joined((p.rows, _blurred(x, covariance, p.fixed)) for p in parts())
 
 
 class _Part(NamedTuple):
@@ -82,17 +85,17 @@ class _Part(NamedTuple):
     fixed: tuple
 
 
-def _in_pieces(measured: Measured, fixed: tuple) -> list[_Part]:
+def _in_pieces(measured: Measured, fixed: tuple) -> Iterator[_Part]:
     weights, level, log_epsilon, centric, *informed = fixed
-    parts = []
     for rows, _, part in in_pieces(measured):
-        here: tuple = (rows_of(weights, rows), level, *rows_of((log_epsilon, centric), rows))
+        places = len(part.hkl)
+        of_reflections = rows_of((log_epsilon, centric), rows, places)
+        here: tuple = (rows_of(weights, rows, places), level, *of_reflections)
         if informed:
             reference, departure_sd = informed
-            here += (reference.some(rows), departure_sd)
+            here += (reference.some(rows, places), departure_sd)
         counts = (np.arange(len(here[0])) < rows.stop - rows.start).astype(float)
-        parts.append(_Part(rows, part, counts, here))
-    return parts
+        yield _Part(rows, part, counts, here)
 
 
 def _wilson(x, weights, level, log_epsilon, centric):
@@ -127,11 +130,13 @@ def _blurred(x, covariance, fixed) -> AmplitudePrior:
 # -- Newton's method ------------------------------------------------------------------------
 
 
-def _climb(prior_of, x, parts: list[_Part], reach: float) -> tuple[np.ndarray, np.ndarray]:
+def _climb(
+    prior_of, x, parts: Callable[[], Iterator[_Part]], reach: float
+) -> tuple[np.ndarray, np.ndarray]:
     """x of the greatest Π_h Z_h·N(x; 0, 1), and the Hessian of −ln of that product."""
     for _ in range(PASSES):
         at = []
-        for part in parts:
+        for part in parts():
             prior = _prior_at(prior_of, x, *part.fixed)
             nodes, log_likelihood = likelihood_at_nodes(part.measured, prior)
             at.append((log_likelihood, nodes, part.counts, *part.fixed))

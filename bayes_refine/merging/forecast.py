@@ -30,6 +30,7 @@ MANY = 6  # observations of a reflection that are drawn one by one, on average, 
 NODES = 32  # intensities at which the information of a shell's observations is known
 INTERVAL = (0.05, 0.5, 0.95)
 NUMBERS = ("completeness", "mean_i_over_sigma", "cc_half")
+OF_MATES = ("anomalous_completeness", "anomalous_sigma")
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class SoFar:
         chance: (m,) relative chance of being hit: the number of equivalents.
         draws: (D, m) posterior draws of I; of a reflection that was not seen, of its prior.
         half_intensity, half_information: (m, 2) likelihood-only mean of each half of the images,
-            and its 1/σ²; information is 0 where a half has not seen it.
+            and its 1/σ²; information is 0 where a half has not seen it.  In place of the halves
+            may be the two Friedel mates.
         image, reflection: (k,) of the observations: image from 0, row of the reflection.
         scale, background, per_photon, fraction: (k,) g, v₀, v₁ and v₂.
         efficiency: information of an estimate over Σ g²/σ², less than 1 where residuals have tails.
@@ -73,30 +75,36 @@ class SoFar:
         return len(np.unique(self.image))
 
 
-def forecast(seen: SoFar, images: Sequence[int], rng: np.random.Generator) -> list[dict[str, Any]]:
+def forecast(
+    seen: SoFar, images: Sequence[int], rng: np.random.Generator, mates: bool = False
+) -> list[dict[str, Any]]:
     """Completeness, ⟨I/σ⟩ and CC½ by shell at larger numbers of images, with 90 % intervals.
 
         forecast(seen, [1000, 10000], np.random.default_rng(0))[0]["cc_half"]  # [low, median, high]
 
     Args:
         images: numbers of images, those that came included.
+        mates: what is known is of the Friedel mates: the share of acentric reflections of which
+            both mates are there, and the mean σ of I₊ − I₋ over the mean intensity of the shell.
 
     Returns:
         JSON-ready rows, of as many futures as there are draws: images, shell, and of each number
         three quantiles, 5, 50 and 95 %.
     """
     shells = np.unique(seen.shell[seen.shell >= 0])
+    names, numbers_of = (OF_MATES, _of_mates) if mates else (NUMBERS, _of_halves)
     rows, tables = [], {shell: _Table.of(seen, shell) for shell in shells}
     for n in images:
         more = max(n - seen.n_images, 0)
         new = _new_information(seen, more, tables, rng)
-        found = [_future(seen, *drawn, tables, rng) for drawn in zip(seen.draws, new, strict=True)]
-        for k, shell in enumerate(shells):
-            numbers = np.array([draw[k] for draw in found])
-            quantiles = np.full((len(INTERVAL), len(NUMBERS)), np.nan)
+        futures = [_future(seen, *drawn, rng) for drawn in zip(seen.draws, new, strict=True)]
+        for shell, table in tables.items():
+            here = [[x[table.rows] for x in future] for future in futures]
+            numbers = np.array([numbers_of(*of_shell) for of_shell in here])
+            quantiles = np.full((len(INTERVAL), len(names)), np.nan)
             known = np.isfinite(numbers).all(axis=0)
             quantiles[:, known] = np.quantile(numbers[:, known], INTERVAL, axis=0)
-            named = dict(zip(NUMBERS, quantiles.T.tolist(), strict=True))
+            named = dict(zip(names, quantiles.T.tolist(), strict=True))
             rows.append({"images": int(n), "shell": int(shell), **named})
     return jsonable(rows)
 
@@ -134,32 +142,38 @@ class _Table:
 
 
 def _future(
-    seen: SoFar,
-    true: np.ndarray,
-    new: np.ndarray,
-    tables: dict[int, _Table],
-    rng: np.random.Generator,
-) -> list[tuple[float, float, float]]:
-    """The numbers of each shell in one future, with information ``new`` (m, 2) of each half."""
-    m = len(seen.shell)
+    seen: SoFar, true: np.ndarray, new: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Σ I/σ² and Σ 1/σ² (m, 2) of each half in one future, with information ``new`` (m, 2)."""
     total = seen.half_information * np.nan_to_num(seen.half_intensity)
-    information = seen.half_information + new
-    total = total + new * true[:, None] + np.sqrt(new) * rng.standard_normal((m, 2))
+    total = total + new * true[:, None] + np.sqrt(new) * rng.standard_normal((len(true), 2))
+    return total, seen.half_information + new
+
+
+def _mean_and_sigma(total: np.ndarray, information: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     with np.errstate(divide="ignore", invalid="ignore"):
-        half, sigma_half = total / information, information**-0.5
-        mean = total.sum(axis=1) / information.sum(axis=1)
-        sigma = information.sum(axis=1) ** -0.5
-    rows = []
-    for table in tables.values():
-        here = table.rows
-        here_seen = here[np.isfinite(sigma[here])]
-        S = mean_intensity(mean[here_seen], sigma[here_seen])
-        both = here[np.isfinite(sigma_half[here]).all(axis=1)]
-        weight = signal_share(np.sqrt((sigma_half[both] ** 2).mean(axis=1)), S)
-        strength = np.mean(mean[here_seen] / sigma[here_seen]) if len(here_seen) else np.nan
-        cc = pearson(half[both, 0], half[both, 1], weight)
-        rows.append((len(here_seen) / len(here), float(strength), cc))
-    return rows
+        return total / information, information**-0.5
+
+
+def _of_halves(total: np.ndarray, information: np.ndarray) -> tuple[float, float, float]:
+    """``NUMBERS`` of one shell."""
+    half, sigma_half = _mean_and_sigma(total, information)
+    mean, sigma = _mean_and_sigma(total.sum(axis=1), information.sum(axis=1))
+    seen = np.isfinite(sigma)
+    S = mean_intensity(mean[seen], sigma[seen])
+    both = np.isfinite(sigma_half).all(axis=1)
+    weight = signal_share(np.sqrt((sigma_half[both] ** 2).mean(axis=1)), S)
+    strength = np.mean(mean[seen] / sigma[seen]) if seen.any() else np.nan
+    return float(seen.mean()), float(strength), pearson(half[both, 0], half[both, 1], weight)
+
+
+def _of_mates(total: np.ndarray, information: np.ndarray) -> tuple[float, float]:
+    """``OF_MATES`` of one shell."""
+    mean, sigma = _mean_and_sigma(total.sum(axis=1), information.sum(axis=1))
+    seen, both = np.isfinite(sigma), (information > 0).all(axis=1)
+    S = mean_intensity(mean[seen], sigma[seen])
+    of_difference = np.sqrt((1 / information[both]).sum(axis=1))
+    return float(both.mean()), float(of_difference.mean() / S) if both.any() else np.nan
 
 
 def _new_information(
@@ -206,13 +220,16 @@ def so_far(
     space_group: gemmi.SpaceGroup,
     edges: np.ndarray,
     seed: int = 0,
+    mates: bool = False,
 ) -> SoFar:
-    """What images said, from their merged intensities, Friedel mates together.
+    """What images said, from their merged intensities.
 
     Args:
-        measured: the observations that were merged.
+        measured: the observations that were merged, Friedel mates together.
         edges: of shells, Å (``agreement.shell_edges``).
         seed: of the draws.
+        mates: the two mates of acentric reflections in place of the halves of the images; of
+            ``found`` with mates apart.
     """
     possible = gemmi.make_miller_array(cell, space_group, float(edges[-1]) * (1 - 1e-9))
     possible = possible[~absent(possible, space_group)]
@@ -241,8 +258,13 @@ def so_far(
     draws = rng.gamma(shape, epsilon * mean / shape, (N_DRAWS, m))
     known, posterior = find(asu_keys(found.latent_hkl, space_group), key)
     draws[:, known[posterior]] = found.latent.draws(seed, N_DRAWS)[:, posterior] ** 2
+    intensity, sigma_of = merged.half_intensity, merged.half_sigma
+    if mates:
+        assert found.mates is not None
+        intensity, sigma_of = found.mates.intensity, found.mates.sigma
+        shell = np.where(centric, -1, shell)
     with np.errstate(divide="ignore"):
-        information = spread(merged.half_sigma**-2.0)
+        information = spread(sigma_of**-2.0)
     hkl = np.asarray(measured.hkl)[np.asarray(measured.code)]
     at, inside = find(asu_keys(hkl, space_group), key)
     of = np.flatnonzero(inside)
@@ -251,7 +273,7 @@ def so_far(
         shell=shell,
         chance=2 * len(list(space_group.operations())) / (epsilon * np.where(centric, 2, 1)),
         draws=draws,
-        half_intensity=spread(merged.half_intensity),
+        half_intensity=spread(intensity),
         half_information=information,
         image=np.asarray(measured.image)[of],
         reflection=at,

@@ -133,10 +133,10 @@ def intensity_posteriors(measured: Measured, prior: AmplitudePrior, n_nodes: int
     observation.
     """
     nu = min(float(measured.nu), NEARLY_NORMAL)
-    parts = [
-        (rows, _compiled_posteriors(part, rows_of(prior, rows), nu, n_nodes))
+    parts = (
+        (rows, _compiled_posteriors(part, rows_of(prior, rows, len(part.hkl)), nu, n_nodes))
         for rows, _, part in in_pieces(measured)
-    ]
+    )
     return Latent(*joined(parts))
 
 

@@ -111,10 +111,10 @@ class ReferenceAmplitudes:
         B0, log_k0 = np.polyfit(-0.25 / np.asarray(d) ** 2, 0.5 * (log_mean - of_reference), 1)
         return replace(self, log_k0=np.asarray(log_k0), B0=np.asarray(B0))
 
-    def some(self, rows: slice) -> ReferenceAmplitudes:
+    def some(self, rows: slice, places: int) -> ReferenceAmplitudes:
         """Of some reflections, padded as a piece's are (``pieces.rows_of``)."""
         names = ("amplitude", "informed", "log_mean", "quarter_q2", "tensors")
-        return replace(self, **{name: rows_of(getattr(self, name), rows) for name in names})
+        return replace(self, **{name: rows_of(getattr(self, name), rows, places) for name in names})
 
     def departure_sd(self, knot_weight: np.ndarray) -> np.ndarray:
         """(K,) sd at knots of ln Σ of reflections without a reference about ln(α²Σ_ref + β)."""

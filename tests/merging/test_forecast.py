@@ -99,3 +99,15 @@ def test_more_images_are_better():
         for name in NUMBERS:
             middle = [r[name][1] for r in of]
             assert middle[-1] >= middle[1] > middle[0] - 0.05, (name, middle)
+
+
+def test_sigma_of_an_anomalous_difference_falls_as_the_root_of_the_images():
+    """Mates in place of halves: both are seen ever more often, with 1/√n of the σ."""
+    seen = so_far(simulated(np.random.default_rng(7), 200), 200)
+    rows = forecast(seen, [200, 800, 3200], np.random.default_rng(8), mates=True)
+    for shell in range(SHELLS):
+        sigma = [r["anomalous_sigma"][1] for r in rows if r["shell"] == shell]
+        there = [r["anomalous_completeness"][1] for r in rows if r["shell"] == shell]
+        assert sigma[0] / sigma[1] == pytest.approx(2, rel=0.15)
+        assert sigma[1] / sigma[2] == pytest.approx(2, rel=0.1)
+        assert there[0] <= there[1] <= there[2] == 1
