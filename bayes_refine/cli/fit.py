@@ -209,7 +209,6 @@ def fit_command(
             help="Go on with the fit that was stopped in --out, which is all that need be given.",
         ),
     ] = False,
-    threads: place.Threads = None,
     workers: place.Workers = None,
     scheduler: place.Scheduler = None,
     work: place.WorkFolder = None,
@@ -252,7 +251,7 @@ def fit_command(
     checkpoint.begin()
     with (
         ImageReader(gain=gain, pedestal=pedestal, usable=usable, **maps) as reader,
-        place.work_of(threads, workers, scheduler, work, inside / folder.MEASURED, inputs) as where,
+        place.work_of(workers, scheduler, work, inside / folder.MEASURED, inputs) as where,
     ):
         fit_and_write(
             out,

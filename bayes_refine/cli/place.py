@@ -1,36 +1,21 @@
-"""``--threads``, ``--workers``, ``--scheduler``, ``--work``: who works on batches, and where."""
+"""``--workers``, ``--scheduler`` and ``--work``: who works on batches, and where data lie."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ..fitting.problem import Work
-from ..infer import executor
 from ..util.errors import InputError
 from ..util.folder import prepare_folder
 from .app import err_console
 
 PANEL = "Where the work is done"
-OPTIONS = ("--threads", "--workers", "--scheduler", "--work")  # no result depends on them
-
-Threads = Annotated[
-    int | None,
-    typer.Option(
-        "--threads",
-        min=1,
-        max=4096,
-        metavar="N",
-        help="Batches of images that this process measures and fits at a time.",
-        show_default="processors",
-        rich_help_panel=PANEL,
-    ),
-]
+OPTIONS = ("--workers", "--scheduler", "--work")  # no result depends on them
 
 Workers = Annotated[
     int | None,
@@ -87,7 +72,6 @@ def _marked(command: Sequence[str]) -> Iterator[tuple[str, bool]]:
 
 @contextmanager
 def work_of(
-    threads: int | None,
     workers: int | None,
     scheduler: str | None,
     folder: Path | None,
@@ -101,17 +85,13 @@ def work_of(
         made_of: as ``Work.made_of``.
 
     Raises:
-        InputError: two of ``threads``, ``workers`` and ``scheduler`` are given, Dask is not
-            installed, no scheduler answers, or the folder cannot be written.
+        InputError: both ``workers`` and ``scheduler`` are given, Dask is not installed, no
+            scheduler answers, or the folder cannot be written.
     """
     place = prepare_folder(default if folder is None else folder).resolve()
     if workers is None and scheduler is None:
-        n = processors() if threads is None else threads
-        with executor.Threads(n) if n > 1 else nullcontext(executor.IN_PROCESS) as here:
-            yield Work(here, place, made_of)
+        yield Work(folder=place, made_of=made_of)
         return
-    if threads is not None:
-        raise InputError("--threads and --workers or --scheduler: give one of them")
     if workers is not None and scheduler is not None:
         raise InputError("--workers and --scheduler: give one of them")
     option = "--workers" if scheduler is None else "--scheduler"
@@ -123,11 +103,5 @@ def work_of(
         ) from None
     with cluster.client_of(workers, scheduler, place) as client:
         err_console.print(f"{cluster.described(client)}", markup=False, soft_wrap=True)
-        with cluster.Cluster(client, place) as workers_of:
-            yield Work(workers_of, place, made_of)
-
-
-def processors() -> int:
-    """Processors that this process may use."""
-    may_use = getattr(os, "sched_getaffinity", None)
-    return len(may_use(0)) if may_use else os.cpu_count() or 1
+        with cluster.Cluster(client, place) as executor:
+            yield Work(executor, place, made_of)

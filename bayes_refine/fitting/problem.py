@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 
 BATCH = 16  # images in memory at a time; as many as at the start, so that all is compiled once
 KEPT_CANDIDATES = 8192  # images: 100 MB
-_KEEPING = Lock()
 
 
 @dataclass(frozen=True)
@@ -106,11 +104,9 @@ class Candidates:
         if found is None:
             far = lambda d: self._far * self._width(d, still.beam)  # noqa: E731
             found = predict.near_sphere(still, self._hkl, 0.98 * self._d_min, far)
-            found = found.astype(np.int16)
-            with _KEEPING:
-                self._found[key] = found
-                if len(self._found) > KEPT_CANDIDATES:
-                    self._found.pop(next(iter(self._found)))
+            found = self._found[key] = found.astype(np.int16)
+            if len(self._found) > KEPT_CANDIDATES:
+                self._found.pop(next(iter(self._found)))
         return found
 
     def __getstate__(self) -> dict[str, Any]:

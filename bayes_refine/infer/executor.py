@@ -1,4 +1,4 @@
-"""Where the batches of a run are worked on: here, by threads, or by the processes of a cluster.
+"""Where the batches of a run are worked on: here, or by the processes of a cluster.
 
 The batches of a run are independent of each other.  An *item* is what the work on one batch needs:
 a place where its data lie (``util.store.Place``) and a few numbers.  The work on an item is a
@@ -7,8 +7,7 @@ function of this item alone, so that it can be done anywhere, and again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -93,14 +92,11 @@ class InProcess:
         lost: Callable[[Any, str], T] | None = None,
     ) -> list[T]:
         found = []
-        for value in self._values(work, items):
-            found.append(value)
+        for item in items:
+            found.append(work(item))
             if finished is not None:
                 finished(len(found))
         return found
-
-    def _values(self, work: Callable[[Any], T], items: Sequence[Any]) -> Iterable[T]:
-        return map(work, items)
 
     def reduce(
         self, work: Callable[[Any], tuple[Any, T]], items: Sequence[Any]
@@ -113,27 +109,6 @@ class InProcess:
 
 
 IN_PROCESS = InProcess()
-
-
-class Threads(InProcess):
-    """Several items at a time, by ``n`` threads of this process; a context manager.
-
-    Compiled code, HDF5's filters and most of NumPy run beside each other.  The first item is worked
-    on alone, so that nothing is traced and compiled twice.
-    """
-
-    def __init__(self, n: int) -> None:
-        self._pool = ThreadPoolExecutor(n, thread_name_prefix="batch")
-
-    def __enter__(self) -> Threads:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
-    def _values(self, work: Callable[[Any], T], items: Sequence[Any]) -> Iterable[T]:
-        yield from map(work, items[:1])
-        yield from self._pool.map(work, items[1:])
 
 
 def tree_sum(values: Sequence[Any]) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from pathlib import Path
-from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,7 @@ _KEPT_BYTES = 2**28  # of images as stored: later rounds do not unpack them agai
 
 
 class ImageReader:
-    """Reads the images of stills as photons, from any thread; a context manager that keeps a few
-    files open.
+    """Reads the images of stills as photons; a context manager that keeps a few files open.
 
         with ImageReader(gain=5.5) as reader:
             photons, valid = reader.read(still)  # (P, ny, nx) float32 and bool
@@ -51,16 +49,10 @@ class ImageReader:
         self.pedestal_map = pedestal_map
         self._files: OrderedDict[tuple[Path, ImageShape, str], Hdf5Images] = OrderedDict()
         self._kept: OrderedDict[tuple[Path, int, ImageShape, str], _Raw] = OrderedDict()
-        self._lock = RLock()
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs to read the same images: not the open files."""
-        own = ("_files", "_kept", "_lock")
-        return {name: value for name, value in self.__dict__.items() if name not in own}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        fresh = {"_files": OrderedDict(), "_kept": OrderedDict(), "_lock": RLock()}
-        self.__dict__.update(state | fresh)
+        return {**self.__dict__, "_files": OrderedDict(), "_kept": OrderedDict()}
 
     def __enter__(self) -> ImageReader:
         return self
@@ -99,8 +91,7 @@ class ImageReader:
     def counts(self, still: Still) -> tuple[np.ndarray, np.ndarray]:
         """As :meth:`read`, before the gain is divided out: counts above the pedestal."""
         with refusing(still.image_path), np.errstate(all="ignore"):
-            with self._lock:
-                raw = self._raw(still)
+            raw = self._raw(still)
             valid = _trusted(raw, still)
             _mask_edges(valid, still)
             if self.usable is not None:
