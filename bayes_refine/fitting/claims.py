@@ -13,8 +13,10 @@ with k = Σ (1 − sd²/prior sd²), the number of the image's unknowns that its
 gain of a mode by having been fitted (Akaike 1974).  Photons of an image that was turned at random,
 is of another crystal, or is blank depend neither on I_ref nor on p; but for the gain of the fit the
 claim is then one of its own permutations.  A claim has to be above chance by three sd of the
-permutations, or, where the claim is too weak for that (few reflections, intensities unknown), by
-half of the evidence that photons drawn from the claim itself have.
+permutations, or, where the claim is too weak for that (few reflections, intensities unknown),
+halfway between what a wrong image and a right one would reach.  A mode gains about k/2 by the fit
+(Wilks 1938), right or wrong, so that these are −k/2 and E − k/2, E the evidence of photons drawn
+from the claim.
 """
 
 from __future__ import annotations
@@ -142,11 +144,12 @@ def judged(fit: infer.Fit, claims: Claims) -> np.ndarray:
     status, k = fit.status.copy(), informed_unknowns(fit)
     signal = claims.over_nothing - k
     above = claims.over_chance - k
-    enough = np.minimum(Z_CHANCE * claims.chance_sd, claims.expected / 2)
+    enough = np.minimum(Z_CHANCE * claims.chance_sd, (claims.expected - k) / 2)
     for i in np.flatnonzero([s.kind.usable for s in status]):
         if signal[i] < ODDS:
             status[i] = Status(Kind.NO_SIGNAL, f"ln odds {signal[i]:.1f} that there is any")
         elif above[i] < enough[i]:
-            odds = f"ln odds {above[i]:.1f} against permuted intensities, {claims.expected[i]:.1f}"
+            right = claims.expected[i] - k[i] / 2
+            odds = f"ln odds {above[i]:.1f} against permuted intensities, {right:.1f}"
             status[i] = Status(Kind.DOUBTFUL, f"{odds} expected")
     return status
