@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .executor import IN_PROCESS, Executor
+from .summary import Summary
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,14 @@ class Batches:
         size: images that a part has room for.
         n_images: of the run; places of the last part beyond them are filled with its last image.
         executor: where the parts are worked on.
+        earlier: what images that are not among the parts say of the shared unknowns.
     """
 
     parts: Sequence[Any]
     size: int
     n_images: int
     executor: Executor = IN_PROCESS
+    earlier: Summary | None = None
 
     def slices(self) -> Iterator[slice]:
         """The places of each part among those of all parts, unused places included."""
@@ -44,7 +47,13 @@ class Batches:
         def joined(*leaves):
             if np.ndim(leaves[0]) == 0:
                 return leaves[0]
-            return jnp.concatenate([jnp.asarray(x) for x in leaves])[: self.n_images]
+            room = max(x.shape[-1] for x in leaves)  # parts of one fit may differ in it
+            widest = [(0, room - x.shape[-1]) for x in leaves]
+            padded = [
+                jnp.pad(jnp.asarray(x), [*[(0, 0)] * (np.ndim(x) - 1), w])
+                for x, w in zip(leaves, widest, strict=True)
+            ]
+            return jnp.concatenate(padded)[: self.n_images]
 
         return jax.tree.map(joined, *self.parts)
 

@@ -30,6 +30,7 @@ from distributed.diagnostics.plugin import WorkerPlugin
 
 from .. import loading
 from ..util.errors import InputError
+from ..util.progress import peak_memory
 from ..util.store import hold_in_memory
 from .executor import tree_sum
 
@@ -37,6 +38,7 @@ T = TypeVar("T")
 ATTEMPTS = 3  # workers that an item may end before it is set aside
 RESTART_S = 60.0  # s that a worker which was lost has to come back
 GROUPS = 4  # for each worker: to share work evenly, and to do little again when one is lost
+LOOK = 1.0  # s between questions to the scheduler, for the progress
 ANSWER = 10  # seconds that a scheduler has for its first answer
 HELD = 0.3  # of a worker's memory: for data that it has read or made
 
@@ -51,24 +53,36 @@ class _Task(NamedTuple):
 
 @dataclass
 class Record:
-    """What the work took: bytes sent and received, groups of items, what failed on a worker and was
-    done on another, and seconds by kind of work and by worker."""
+    """What the work took.
 
-    sent: int = 0
-    received: int = 0
-    groups: int = 0
+    Attributes:
+        steps: of each kind of work how often it was asked for, its groups of items, and bytes sent
+            and received. failures: what failed on a worker and was done on another.
+        seconds: by kind of work and by worker. memory: the most that each worker had, GiB.
+    """
+
+    steps: dict[str, dict[str, int]] = field(
+        default_factory=lambda: defaultdict(
+            lambda: dict.fromkeys(("calls", "groups", "bytes_sent", "bytes_received"), 0)
+        )
+    )
     failures: list[str] = field(default_factory=list)
+    memory: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, dict[str, float]] = field(
         default_factory=lambda: defaultdict(lambda: defaultdict(float))
     )
 
     def summary(self) -> dict[str, Any]:
         """As ``summary.json`` has it."""
+        whole = {
+            name: sum(step[name] for step in self.steps.values())
+            for name in ("bytes_sent", "bytes_received", "groups")
+        }
         return {
-            "bytes_sent": self.sent,
-            "bytes_received": self.received,
-            "groups": self.groups,
+            **whole,
+            "steps": {name: dict(step) for name, step in self.steps.items()},
             "failures": self.failures,
+            "memory_gib": {"here": peak_memory(), **self.memory},
             "seconds": {name: dict(by_worker) for name, by_worker in self.seconds.items()},
         }
 
@@ -86,7 +100,8 @@ class Cluster:
         self.record = Record()
         self._home: dict[tuple[int, int], str] = {}
         self._ready: tuple[Path, ...] | None = None
-        self._most = 0
+        self._most = self._in_flight = 0
+        self._looked, self._workers = -LOOK, ""
 
     def __enter__(self) -> Cluster:
         return self
@@ -132,6 +147,17 @@ class Cluster:
             size *= 2
         return size
 
+    def at_work(self) -> str:
+        """Batches in flight, workers, and the memory of the largest of them."""
+        if time.monotonic() - self._looked > LOOK:
+            self._looked = time.monotonic()
+            workers = self.client.scheduler_info()["workers"].values()
+            memory = max((w["metrics"].get("memory", 0) for w in workers), default=0)
+            self._workers = (
+                f"{len(self.client.nthreads())} workers of up to {memory / 2**30:.2f} GiB"
+            )
+        return f"{self._in_flight} batches in flight on {self._workers}"
+
     def summary(self) -> dict[str, Any]:
         """As ``Executor.summary``."""
         return self.record.summary()
@@ -142,6 +168,7 @@ class Cluster:
         if not items:
             return
         self._without(())
+        self.record.steps[_name(work)]["calls"] += 1
         size = self._size(len(items))
         submitted: dict[Future, _Task] = {}
 
@@ -170,14 +197,16 @@ class Cluster:
                     ) from None
                 result = [lost(items[task.first], why)]
             else:
-                self.record.received += len(payload)
-                worker, seconds, result, failure = pickle.loads(payload)
+                self.record.steps[_name(work)]["bytes_received"] += len(payload)
+                worker, seconds, memory, result, failure = pickle.loads(payload)
+                self.record.memory[worker] = memory
                 if failure is not None:
                     waiting.add(submit(self._elsewhere(task, worker, failure)))
                     continue
                 self._home[task.first, task.size] = worker
                 self.record.seconds[_name(work)][worker] += seconds
             done += task.size
+            self._in_flight = sum(task.size for task in submitted.values())
             if finished is not None:
                 finished(done)
             yield task.first, result
@@ -207,8 +236,9 @@ class Cluster:
 
     def _submit(self, how, work, some, task: _Task) -> Future:
         payload = pickle.dumps((work, some), protocol=5)
-        self.record.sent += len(payload)
-        self.record.groups += 1
+        step = self.record.steps[_name(work)]
+        step["bytes_sent"] += len(payload)
+        step["groups"] += 1
         home = self._home.get((task.first, task.size))
         where = [] if home is None else [home]
         if task.failed:
@@ -340,7 +370,8 @@ def _work(how: Callable, payload: bytes) -> bytes:
     except Exception as caught:
         error = caught
     seconds = time.perf_counter() - started
-    return pickle.dumps((get_worker().address, seconds, result, error), protocol=5)
+    told = (get_worker().address, seconds, peak_memory(), result, error)
+    return pickle.dumps(told, protocol=5)
 
 
 def _each(work: Callable, items: Sequence[Any]) -> list[Any]:

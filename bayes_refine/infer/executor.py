@@ -13,6 +13,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import jax
 
+from ..util.progress import peak_memory
+
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
@@ -73,6 +75,10 @@ class Executor(Protocol):
         """
         ...
 
+    def at_work(self) -> str:
+        """Who works, and with how much memory, in words for the progress."""
+        ...
+
     def summary(self) -> dict[str, Any]:
         """What the work took, for ``summary.json``; nothing where nobody else worked."""
         ...
@@ -103,6 +109,9 @@ class InProcess:
     ) -> tuple[Any, list[T]]:
         sums, own = zip(*self.map(work, items), strict=True)
         return tree_sum(sums), list(own)
+
+    def at_work(self) -> str:
+        return f"{peak_memory():.2f} GiB"
 
     def summary(self) -> dict[str, Any]:
         return {}

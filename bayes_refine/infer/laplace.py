@@ -13,6 +13,7 @@ import numpy as np
 import numpyro.distributions as dist
 
 from .density import Model, Site, place_of, traced, unflatten
+from .summary import Summary
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Fit:
             not known.
         image_prior_sd: (k,) of an image's unknowns before its data; None where not known.
         image_shift: (n, k) and shared_shift: (s,), posterior mean less mode; 0 where not known.
+        by_batch: what each batch of images says of the shared unknowns; None where not known.
     """
 
     sites: tuple[Site, ...]
@@ -51,6 +53,7 @@ class Fit:
     image_prior_sd: np.ndarray | None = None
     image_shift: np.ndarray | float = 0.0
     shared_shift: np.ndarray | float = 0.0
+    by_batch: Summary | None = None
 
     def values(self) -> dict[str, np.ndarray]:
         """The mode by site, in the sites' own (constrained) space."""

@@ -33,6 +33,7 @@ from .density import Model
 from .laplace import Fit
 from .search import Curvature, Look, Search, State, fit_at
 from .steps import Slope
+from .summary import Summary
 
 DIFFERENCE = 0.7  # posterior sd, step of second differences of slopes, for means less modes
 CLOSE = 0.1  # posterior sd, step of forward differences of slopes, for the curvature at the mode
@@ -84,7 +85,7 @@ def _marginal_fit(model, args, fit: Fit, max_iterations, tolerance, progress) ->
     here, iteration = search.look(state, _known_curvature(search, fit)), 0
     for renewal in range(RENEWALS):
         frame = _Frame.of(search, here, usable)
-        state, far, taken = _climb(
+        state, far, taken, best = _climb(
             search, state, here, frame, (max_iterations, tolerance), progress
         )
         iteration += taken
@@ -105,6 +106,7 @@ def _marginal_fit(model, args, fit: Fit, max_iterations, tolerance, progress) ->
     n = search.n_images
     return replace(
         found,
+        by_batch=_by_batch(search, state, here, best, np.linalg.inv(covariance)),
         shared_covariance=covariance,
         shared_distance=far,
         status=np.where(usable[:n] > 0, found.status, fit.status),
@@ -170,7 +172,8 @@ def _climb(search, state: State, here: Look, frame: _Frame, limits, progress):
     The points of each step say where those of the next one are to lie.
 
     Returns:
-        The state, its distance to the mode in posterior sd, and the number of steps.
+        The state, its distance to the mode in posterior sd, the number of steps, and the marginal
+        density there.
     """
     max_iterations, tolerance = limits
     inverse = upward_inverse(here.steps.schur[None], np.zeros(1), np)[0]
@@ -180,7 +183,7 @@ def _climb(search, state: State, here: Look, frame: _Frame, limits, progress):
     for taken in range(max_iterations):
         far = float(np.sqrt(max(best.slope @ inverse @ best.slope, 0.0)))
         if far < tolerance:
-            return state, far, taken
+            return state, far, taken, best
         there = _settled(search, _moved(search, state, -frame.pull @ step, step), frame)
         found = None if there is None else _marginal(search, there, frame)
         value = -np.inf if found is None else found.log_density
@@ -194,7 +197,7 @@ def _climb(search, state: State, here: Look, frame: _Frame, limits, progress):
         state, best, frame = there, found, frame.renewed(found.curvature)
         step = -inverse @ best.slope
     far = float(np.sqrt(max(best.slope @ inverse @ best.slope, 0.0)))
-    return state, far, max_iterations
+    return state, far, max_iterations, best
 
 
 def _rises(best: _Marginal, found: _Marginal, step: np.ndarray, far: float) -> bool:
@@ -207,6 +210,30 @@ def _rises(best: _Marginal, found: _Marginal, step: np.ndarray, far: float) -> b
         return False
     by_slopes = far < 1 and (best.slope + found.slope) @ step <= 0
     return bool(by_slopes or found.log_density >= best.log_density)
+
+
+def _by_batch(
+    search: Search, state: State, here: Look, best: _Marginal, precision: np.ndarray
+) -> Summary:
+    """What each batch says of the shared unknowns, without their priors.
+
+    A batch's curvature is its Schur complement; what the marginal density's curvature has besides,
+    of all images together, is shared out evenly over the images.
+
+    Args:
+        precision: (s, s), of the marginal density.
+    """
+    earlier, own = search.data.earlier, search.own_curvature(state)
+    of_prior = here.slope.g_prior
+    if earlier is not None:
+        of_prior = of_prior - earlier.slope_at(state.phi)
+    n, parts = search.data.size, len(search.data.parts)
+    followed = np.einsum("nks,nkt->nst", here.block_hessian.coupling, here.steps.pull)
+    schur = search.shared_of_parts - own / parts - followed.reshape(parts, n, *own.shape).sum(1)
+    count = search.weight.reshape(parts, n).sum(1)
+    curvature = schur + (precision - here.steps.schur) * (count / count.sum())[:, None, None]
+    at = np.broadcast_to(state.phi, best.slopes.shape)
+    return Summary(at, best.slopes - of_prior / parts, curvature)
 
 
 def _bfgs(inverse: np.ndarray, step: np.ndarray, change: np.ndarray) -> np.ndarray:
@@ -244,12 +271,14 @@ def _moved(search: Search, state: State, image, shared) -> State:
 
 
 class _Marginal(NamedTuple):
-    """Marginal ln p but for a constant, the slope of minus this (s,), and what the points say of
-    the curvature of each image, in the frame's coordinates (n, k, k): 1 where they fit it."""
+    """Marginal ln p but for a constant, the slope of minus this (s,), what the points say of
+    the curvature of each image, in the frame's coordinates (n, k, k), 1 where they fit it, and the
+    slopes of the batches, each with its share of the shared unknowns' priors, (batches, s)."""
 
     log_density: float
     slope: np.ndarray
     curvature: np.ndarray
+    slopes: np.ndarray
 
 
 def _marginal(search: Search, state: State, frame: _Frame) -> _Marginal:
@@ -265,7 +294,10 @@ def _marginal(search: Search, state: State, frame: _Frame) -> _Marginal:
     eye = np.eye(state.theta.shape[1])
     curvature = np.where(used[:, None, None], np.concatenate(each), eye)
     volume = np.log(np.diagonal(frame.factor, axis1=1, axis2=2)).sum(1) @ frame.usable
-    return _Marginal(float(sum(ln_p) + volume), sum(slope[1:], slope[0]), curvature)
+    value, total = float(sum(ln_p) + volume), sum(slope[1:], slope[0])
+    if (earlier := search.data.earlier) is not None:
+        value, total = value - earlier.value_at(state.phi), total + earlier.slope_at(state.phi)
+    return _Marginal(value, total, curvature, np.array(slope))
 
 
 @lru_cache

@@ -70,6 +70,7 @@ class Search:
         self.weight[self.n_images :] = 0.0
         self.aside = np.zeros(len(self.weight), bool)
         self.spared: dict[int, Any] = {}  # batches with images that were set aside
+        self.shared_of_parts = np.zeros((0, 0, 0))  # (parts, s, s) of the last curvature
         values = self._start(one, init)
         theta, phi = flatten(self.sites, values)
         damping = np.full(len(theta), 1e-3)
@@ -138,9 +139,13 @@ class Search:
         shared = upward_inverse(schur[None], np.zeros(1), np)[0]  # a prior may curve upwards here
         return np.sqrt(np.diag(one + slope @ shared @ slope.T)), np.sqrt(np.diag(shared))
 
+    def own_curvature(self, state: State) -> np.ndarray:
+        """(s, s) of the shared unknowns' own priors."""
+        return np.asarray(self._prior(state).own)
+
     def prior_sd(self, state: State) -> np.ndarray:
         """(s,) prior sd of each shared unknown by itself, unconstrained."""
-        own = self._prior(state).own
+        own = self.own_curvature(state)
         return np.sqrt(np.diag(upward_inverse(own[None], np.zeros(1), np)[0]))
 
     def batches(self, skip: int = 0):
@@ -214,14 +219,20 @@ class Search:
         theta = self._spared(state.theta)
         parts = self.each(compiled_slope, made_of, lambda w: (theta[w], state.phi, self.weight[w]))
         image, shared, g_image, g_each, g_prior = zip(*parts, strict=True)
-        used = self.weight > 0
+        used, earlier = self.weight > 0, self.data.earlier
         at = used[:, None]
-        return Slope(
+        found = Slope(
             image=np.where(used, np.concatenate(image), 0.0),
             shared=float(shared[0]),
             g_image=np.where(at, np.concatenate(g_image), 0.0),
             g_each=np.where(at, np.concatenate(g_each), 0.0),
             g_prior=g_prior[0],
+        )
+        if earlier is None:
+            return found
+        return found._replace(
+            shared=found.shared - earlier.value_at(state.phi),
+            g_prior=found.g_prior + earlier.slope_at(state.phi),
         )
 
     def block_hessian(self, state: State, curvature: Curvature) -> BlockHessian:
@@ -240,16 +251,22 @@ class Search:
         )
         blocks, coupling, shared = zip(*parts, strict=True)
         room = (1 - self.weight)[:, None, None] * np.eye(state.theta.shape[1])
+        self.shared_of_parts = np.array(shared)
         found = BlockHessian(
             np.concatenate(blocks) + room, np.concatenate(coupling), sum(shared[1:], shared[0])
         )
+        if (earlier := self.data.earlier) is not None:
+            found = found._replace(shared=found.shared + earlier.curvature)
         self.set_scale(found)
         return found
 
     def set_scale(self, found: BlockHessian) -> None:
         """The scale of the next differences: a conditional posterior sd of one image."""
         of_image = np.diagonal(found.blocks, axis1=1, axis2=2)
-        of_shared = np.diagonal(found.shared) / max(self.weight.sum(), 1.0)
+        own = found.shared
+        if self.data.earlier is not None:
+            own = own - self.data.earlier.curvature
+        of_shared = np.diagonal(own) / max(self.weight.sum(), 1.0)
         scale = []
         for curved, reach in zip((of_image, of_shared), self.reach, strict=True):
             own = 1 / np.sqrt(np.maximum(np.abs(curved), 1e-300))

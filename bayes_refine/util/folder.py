@@ -17,7 +17,10 @@ from filelock import FileLock, Timeout
 
 from .errors import InputError
 
-WORK, LOCK, CHECKPOINT, MEASURED = ".bayes-refine", "lock", "checkpoint", "measured"
+WORK, LOCK = ".bayes-refine", "lock"
+CHECKPOINT, KEPT, MEASURED = "checkpoint", "kept", "measured"
+
+STAY = (LOCK, CHECKPOINT, KEPT, MEASURED)
 
 
 def prepare_folder(out_dir: str | Path) -> Path:
@@ -34,14 +37,14 @@ def prepare_folder(out_dir: str | Path) -> Path:
 
 
 @contextmanager
-def taken(out_dir: str | Path, resume: bool = False) -> Iterator[Path]:
+def taken(out_dir: str | Path, go_on: bool = False) -> Iterator[Path]:
     """The work folder of a run in ``out_dir``, which no other run can take meanwhile.
 
     May be nested in one process.  At the end the work folder goes; where there is a checkpoint in
-    it, the checkpoint stays, and what was measured.
+    it, or a fit that is kept, these stay, and what was measured.
 
     Args:
-        resume: keep these of an earlier run; else they go with all other leftovers.
+        go_on: leave these of an earlier run; else they go with all other leftovers.
 
     Raises:
         InputError: another run writes to this folder, or it cannot be written.
@@ -61,11 +64,11 @@ def taken(out_dir: str | Path, resume: bool = False) -> Iterator[Path]:
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
     try:
-        _clear(work, keep=(LOCK, CHECKPOINT, MEASURED) if resume else (LOCK,))
+        _clear(work, keep=STAY if go_on else (LOCK,))
         yield work
     finally:
-        _clear(work, keep=(LOCK, CHECKPOINT, MEASURED))
-        if not (work / CHECKPOINT).exists():
+        _clear(work, keep=STAY)
+        if not ((work / CHECKPOINT).exists() or (work / KEPT).exists()):
             shutil.rmtree(work, ignore_errors=True)
         lock.release()
 

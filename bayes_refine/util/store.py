@@ -8,7 +8,7 @@ import tempfile
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +96,19 @@ class Store(Sequence[T], Generic[T]):
             return array_file.read(self._path(index), self._made_of, self._field)
         except (FileNotFoundError, array_file.Damaged):
             return None
+
+    def has(self, index: int) -> bool:
+        """Whether there is a file of an object."""
+        return self._path(index).exists()
+
+    def remove(self, index: int) -> None:
+        """Remove one object from the disk, and the folder after the last one."""
+        path = self._path(index)
+        _MEMORY.forget(path)
+        path.unlink(missing_ok=True)
+        for folder in (path.parent, self.folder):
+            with suppress(OSError):  # there are others
+                folder.rmdir()
 
     def delete(self) -> None:
         """Remove all objects from disk and memory."""
@@ -196,9 +209,35 @@ class Place(Generic[T]):
         """The object, read now."""
         return self.store[self.index]
 
+    def is_there(self) -> bool:
+        """Whether the object is where it should be; one on disk may be gone."""
+        return not isinstance(self.store, Store) or self.store.has(self.index)
+
+
+class Joined(Sequence[T], Generic[T]):
+    """Objects that lie in several stores, as one sequence."""
+
+    def __init__(self, where: Sequence[Place[T]]) -> None:
+        self.places = list(where)
+
+    def of(self, field: str) -> Joined[Any]:
+        """One field of every object, as ``Store.of``."""
+        assert all(isinstance(place.store, Store) for place in self.places)
+        return Joined([Place(p.store.of(field), p.index) for p in self.places])  # type: ignore[attr-defined]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index):  # type: ignore[override]
+        if isinstance(index, slice):
+            raise TypeError("a store is read one object at a time")
+        return self.places[index].get()
+
 
 def places(objects: Sequence[T]) -> list[Place[T]]:
     """The place of each object; a place in a store is a few bytes, wherever it is sent."""
+    if isinstance(objects, Joined):
+        return objects.places
     if isinstance(objects, Store):
         return [Place(objects, k) for k in range(len(objects))]
     return [Place((x,), 0) for x in objects]

@@ -80,7 +80,13 @@ def test_results_are_those_of_this_process(executor, work):
     assert [x.tolist() for x in found] == [(np.array([0.1, 0.2]) * x).tolist() for x in xs]
     assert done[-1] == 21 and done == sorted(done)
     assert executor.map(work.sums, []) == []
-    assert executor.record.sent > 0 and set(executor.summary()["seconds"]) >= {"times"}
+    told = executor.summary()
+    assert told["steps"]["times"]["calls"] == 1 and set(told["seconds"]) >= {"times"}
+    assert (
+        told["bytes_sent"] >= told["steps"]["times"]["bytes_sent"] > 21 * 16
+    )  # 21 pairs of numbers
+    assert 0 < told["memory_gib"]["here"] and len(told["memory_gib"]) >= 2
+    assert "batches in flight on 2 workers of up to" in executor.at_work()
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 64, 100])

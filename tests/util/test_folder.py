@@ -82,7 +82,7 @@ def test_the_next_run_clears_what_a_killed_one_left(tmp_path):
         other.wait()
         assert (tmp_path / WORK / "results").exists()
         (tmp_path / WORK / CHECKPOINT).mkdir()
-        with taken(tmp_path, resume=True) as work:
+        with taken(tmp_path, go_on=True) as work:
             assert names(work) == [CHECKPOINT, "lock"]
         assert names(tmp_path / WORK) == [CHECKPOINT, "lock"]  # kept until a run ends well
         with taken(tmp_path) as work:
