@@ -182,8 +182,9 @@ def test_batches_of_images_are_the_whole_run(parabolas):
     parts = [Data(y[:3]), Data(y[3:6]), Data(y[[6, 6, 6]])]
     batches = Batches(parts, 3, 7)
     found = marginal_fit(curves, batches, fit=joint)
+    # forward differences of slopes know a curvature of some tens to 1e-9 of it
     for name in ("image", "shared", "image_precision", "coupling"):
-        np.testing.assert_allclose(getattr(found, name), getattr(whole, name), rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(getattr(found, name), getattr(whole, name), rtol=1e-6, atol=1e-7)
     # A hardly depends on the image here, so that one batch speaks for all
     sd = np.sqrt(np.diag(whole.shared_covariance))
     off = (found.shared_covariance - whole.shared_covariance) / np.outer(sd, sd)
