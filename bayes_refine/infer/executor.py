@@ -85,7 +85,11 @@ class Executor(Protocol):
 
 
 class InProcess:
-    """One item after the other, in this process."""
+    """One item after the other, in this process.
+
+    Not by threads: programs that two threads run on XLA's CPU client can wait for each other for
+    ever (seen with jaxlib 0.10.2 on two processors).  Processes of a cluster use more processors.
+    """
 
     def share(self, value: T) -> Shared[T]:
         return Here(value)
