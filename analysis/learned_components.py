@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import jax
@@ -29,6 +29,7 @@ from bayes_refine.simulation import spots
 RUN = br.Simulation(seed=11, mosaic_rad=1e-3, n_pixels=400, d_min=2.6)
 FAR = 7.0  # R0_eff, up to which tails are simulated
 APART = 1.2  # R0_eff between two blocks
+TAIL_PX = 2.0  # of a spot, along x
 
 
 def gaussian(x):
@@ -55,12 +56,34 @@ def log_shadow(x_mm, y_mm):
     return -0.8 / (1 + np.exp(-(x_mm - 12) / 2)) - 0.004 * y_mm
 
 
+def tail_share(x_mm):
+    """Of a spot's photons in a tail towards +x, by the place on the detector."""
+    return np.clip(0.25 + 0.005 * x_mm, 0.05, 0.45)
+
+
+def with_tail(simulation, truth, s):
+    """Spots with part of their photons TAIL_PX further along x, and wider."""
+    s_hat, z = s.frame[:, 0], truth.detector.origin_mm[0, 2]
+    ray = s_hat / s_hat[:, 2:] * z
+    share = tail_share(ray[:, 0])
+    step = TAIL_PX * simulation.pixel_size_mm / simulation.wavelength
+    along = s.frame[:, 1:, 0] / np.linalg.norm(ray, axis=1)[:, None] * step
+    both = {f.name: np.concatenate([getattr(s, f.name)] * 2) for f in fields(s)}
+    both["J"] = np.concatenate([(1 - share) * s.J, share * s.J])
+    both["center"] = np.concatenate(
+        [s.center - share[:, None] * along, s.center + (1 - share)[:, None] * along]
+    )
+    both["width"] = np.concatenate([s.width, 1.7 * s.width])
+    return type(s)(**both)
+
+
 CURVES = {
     "nothing": gaussian,
     "tail": tail,
     "one side": one_side,
     "two blocks": two_blocks,
     "shadow": gaussian,
+    "spot tail": gaussian,
 }
 
 
@@ -79,7 +102,8 @@ def spots_of(case: str):
         if case == "shadow":
             s_hat, z = s.frame[:, 0], truth.detector.origin_mm[0, 2]
             J = J * np.exp(log_shadow(*(s_hat[:, :2] / s_hat[:, 2:] * z).T))
-        return replace(s, J=J)
+        s = replace(s, J=J)
+        return with_tail(simulation, truth, s) if case == "spot tail" else s
 
     return found
 

@@ -34,6 +34,7 @@ class FamilyName(StrEnum):
 
     partiality = "partiality"
     correction = "correction"
+    profile = "profile"
 
 
 @app.command("train")
@@ -42,8 +43,8 @@ def train_command(
     component: Annotated[
         FamilyName,
         typer.Option(
-            help="The piece that is learned: the curve of partiality, or a factor by place on the "
-            "detector, resolution and order of the images.",
+            help="The piece that is learned: the curve of partiality, a factor by place on the "
+            "detector, resolution and order of the images, or the profile of spots.",
             show_default=False,
         ),
     ],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +14,7 @@ from .. import infer
 from ..geometry.experiments import Still
 from ..geometry.predict import Predictions, swept
 from ..measuring.ice_rings import Ring
+from ..measuring.point_spread import PointSpread, Shares
 from ..measuring.shoebox import Boxes, Shoebox, cut_shoeboxes, shoebox_for_width
 from ..measuring.statistics import Statistics, measure
 from ..physics import reference
@@ -133,7 +134,8 @@ def fixed_for_all(
     if pixel is None:
         pixel = pixel_size(predictions)
     *_, moment = _expected(run, state, priors, plan.slots, pixel, predictions)
-    return FixedForAll(plan.slots, plan.log_G0, pixel, shoebox_for(predictions.frame, moment))
+    shoebox = shoebox_for(predictions.frame, moment, run.settings.point_spread)
+    return FixedForAll(plan.slots, plan.log_G0, pixel, shoebox)
 
 
 def _expected(run: Run, state: State, priors: Priors, slots: int, pixel: float, predictions):
@@ -249,13 +251,22 @@ def references(run: Run, predictions: Predictions, images: slice):
     return intensity, np.zeros(len(hkl)), free, expected
 
 
-def shoebox_for(frame: np.ndarray, moment: np.ndarray) -> Shoebox | None:
-    """The shoebox for spots with ``frame`` (N, 2, 2) and second moments (N, 3); None for none."""
+def shoebox_for(
+    frame: np.ndarray, moment: np.ndarray, spread: PointSpread | None = None
+) -> Shoebox | None:
+    """The shoebox for spots with ``frame`` (N, 2, 2) and second moments (N, 3), and with a point
+    spread beside these; None for no spot."""
     if not len(moment):
         return None
     area = np.abs(np.linalg.det(frame))
-    width_px = float(np.sqrt(np.median((moment[:, 0] + moment[:, 1]) / area)))
-    return shoebox_for_width(width_px)
+    square_px2 = float(np.median((moment[:, 0] + moment[:, 1]) / area))
+    return shoebox_for_width(np.sqrt(square_px2 + (spread.trace_px2 if spread else 0.0)))
+
+
+def shares_of(spread: PointSpread, stills: Sequence[Still], predictions: Predictions) -> Shares:
+    """How a point spread shares out the photons of each predicted spot."""
+    xy_mm = padding.positions_mm(stills, predictions)
+    return Shares(np.asarray(spread.shares(*xy_mm.T)), spread.nodes)
 
 
 def cut(
@@ -293,7 +304,7 @@ def statistics_of(
         return Statistics.none(), {}
     bounds = np.searchsorted(predictions.image, np.arange(len(stills) + 1))
     failed: dict[int, str] = {}
-    boxes = []
+    boxes, spread = [], run.settings.point_spread
     for i, still in enumerate(stills):
         rows = slice(*bounds[i : i + 2])
         if rows.start == rows.stop:
@@ -316,5 +327,6 @@ def statistics_of(
         shoebox,
         run.settings.read_noise,
         run.settings.weights,
+        None if spread is None else shares_of(spread, stills, predictions),
     )
     return statistics, failed

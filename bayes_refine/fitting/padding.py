@@ -133,16 +133,22 @@ def metadata(stills: Sequence[Still], predictions: Predictions, where: Layout) -
     Args:
         stills: of the batch, at the current state.
     """
-    xy_mm = np.zeros((len(predictions), 2))
-    bounds = np.searchsorted(predictions.image, np.arange(len(stills) + 1))
-    for still, k in zip(stills, map(slice, bounds[:-1], bounds[1:]), strict=True):
-        here = predictions.panel[k], predictions.xy_px[k]
-        xy_mm[k] = pixel_to_lab(still.detector, *here)[:, :2]
+    xy_mm = positions_mm(stills, predictions)
     room = where.shape[0] - len(stills)
     columns = predictions.panel, *predictions.xy_px.T, *xy_mm.T
     order = np.array([still.order for still in [*stills, *[stills[-1]] * room]])
     panel, x_px, y_px, x_mm, y_mm = map(where.pad, columns)
     return Metadata(panel, x_px, y_px, x_mm, y_mm, order[:, None])
+
+
+def positions_mm(stills: Sequence[Still], predictions: Predictions) -> np.ndarray:
+    """(N, 2) predicted centres, x and y in the lab frame, mm."""
+    xy_mm = np.zeros((len(predictions), 2))
+    bounds = np.searchsorted(predictions.image, np.arange(len(stills) + 1))
+    for still, k in zip(stills, map(slice, bounds[:-1], bounds[1:]), strict=True):
+        here = predictions.panel[k], predictions.xy_px[k]
+        xy_mm[k] = pixel_to_lab(still.detector, *here)[:, :2]
+    return xy_mm
 
 
 def _half_turn(stills: list[Still], p: Predictions) -> np.ndarray:

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+import jax
 import numpy as np
 
 from ..geometry.experiments import Still
@@ -84,6 +85,9 @@ def depends_on(
     """What the statistics of a run depend on, as attributes of the files that they are in."""
     settings = {f.name: getattr(run.settings, f.name) for f in fields(run.settings)}
     settings["weights"] = getattr(run.settings.weights, "__name__", "")
+    if (spread := settings.pop("point_spread")) is not None:
+        leaves = [np.asarray(x) for x in jax.tree.leaves(spread)]
+        settings["point_spread"] = digest(spread.nodes, leaves)
     crystals = [(s.identifier, str(s.image_path), s.frame, s.crystal.A) for s in run.stills]
     known: tuple = ()
     if run.crosswise is not None:

@@ -16,6 +16,7 @@ from ..geometry.experiments import Still
 from ..infer.executor import IN_PROCESS, Executor
 from ..io.protocols import Images
 from ..measuring.ice_rings import IceRings
+from ..measuring.point_spread import PointSpread
 from ..measuring.weights import Weights, score_weights
 from ..physics import reference
 from ..physics.priors import Priors
@@ -47,6 +48,7 @@ class Settings:
         read_noise: photons rms a pixel.
         weights: ``weights.score_weights`` or ``weights.moment_weights``.
         metadata: whether observations have ``Metadata``, for models that depend on them.
+        point_spread: of spots over pixels beside them; None for Gaussian spots.
     """
 
     d_min: float = 2.0
@@ -57,6 +59,7 @@ class Settings:
     read_noise: float = 0.0
     weights: Weights = score_weights
     metadata: bool = False
+    point_spread: PointSpread | None = None
 
 
 @dataclass(frozen=True)

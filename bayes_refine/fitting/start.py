@@ -145,7 +145,7 @@ def spot_width(run: Run, priors: Priors) -> float:
             0 * J1,
             moment,
             partiality_width(state, priors),
-            shoebox_for(predictions.frame, moment),
+            shoebox_for(predictions.frame, moment, run.settings.point_spread),
         )
         J1 = np.where(found.covered > MIN_COVERED, J1, 0.0)
         total, spread = np.sum(found.value[:, [0, 3]] * J1[:, None], axis=0)

@@ -23,10 +23,14 @@ from ..geometry.experiments import Still
 from ..util.errors import InputError
 from .curve import Curve
 from .factor import Factor, Frame
+from .profile import Profile
 
 FORMAT = "bayes_refine component 1"
 MAX_HEADER = 1 << 20
 SAME = 0.01  # fraction by which distance and wavelength may differ
+
+
+Module = Curve | Factor | Profile
 
 
 class Family(StrEnum):
@@ -34,6 +38,7 @@ class Family(StrEnum):
 
     partiality = "partiality"
     correction = "correction"
+    profile = "profile"
 
 
 class Setup(msgspec.Struct, frozen=True):
@@ -128,6 +133,8 @@ class _Header(msgspec.Struct, frozen=True):
     members: int
     frame: tuple[float, ...] | None
     origin: Origin
+    nodes: tuple[tuple[int, int], ...] = ()
+    core_px: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -140,8 +147,8 @@ class Component:
     """
 
     family: Family
-    module: Curve | Factor
-    members: tuple[Curve | Factor, ...]
+    module: Module
+    members: tuple[Module, ...]
     origin: Origin
 
     @property
@@ -186,6 +193,8 @@ class Component:
             value, sd = self.band(lambda m: m.shape(jnp.asarray(x)))
             arrays = {"x": x, "log_curve": value, "log_curve_sd": sd}
             return found | {name: a.tolist() for name, a in arrays.items()}
+        if isinstance(self.module, Profile):
+            return found | self._shown_profile(self.module)
         frame = self.module.frame
         side = np.linspace(-1.0, 1.0, 41) * frame.half_mm
         x_mm, y_mm = np.meshgrid(frame.x_mm + side, frame.y_mm + side)
@@ -194,6 +203,27 @@ class Component:
         arrays = {"x_mm": frame.x_mm + side, "y_mm": frame.y_mm + side}
         arrays |= {"log_factor": value, "log_factor_sd": sd}
         return found | {name: a.tolist() for name, a in arrays.items()}
+
+    def _shown_profile(self, module: Profile) -> dict[str, Any]:
+        """Cuts through the profile in the middle of the detector, and maps of it at nine places."""
+        frame, sd = module.frame, module.core_px
+        reach = float(np.max(np.abs(module.nodes))) + 2 * sd
+        r = np.linspace(-reach, reach, 61)
+        here = frame.x_mm, frame.y_mm
+        xx, yy, _ = module.moments_px2() + sd**2 * np.array([1.0, 1.0, 0.0])
+        gaussian = np.exp(-0.5 * r**2 / np.array([[xx], [yy]])) / (2 * np.pi * np.sqrt(xx * yy))
+        cuts = [
+            self.band(lambda m, at=at: m.density(*at, *here)) for at in ((r, 0 * r), (0 * r, r))
+        ]
+        side = np.linspace(-0.8, 0.8, 3) * frame.half_mm
+        grid = np.meshgrid(np.linspace(-reach, reach, 31), np.linspace(-reach, reach, 31))
+        maps = [
+            [np.asarray(module.density(*grid, frame.x_mm + x, frame.y_mm + y)) for x in side]
+            for y in side
+        ]
+        arrays = {"r_px": r, "gaussian": gaussian, "maps": np.array(maps)}
+        arrays["cuts"], arrays["cuts_sd"] = (np.stack(x) for x in zip(*cuts, strict=True))
+        return {"core_px": sd} | {name: a.tolist() for name, a in arrays.items()}
 
 
 def write_component(path: str | Path, component: Component) -> None:
@@ -207,8 +237,9 @@ def write_component(path: str | Path, component: Component) -> None:
         FORMAT,
         str(component.family),
         len(component.members),
-        tuple(module.frame) if isinstance(module, Factor) else None,
+        None if isinstance(module, Curve) else tuple(module.frame),
         component.origin,
+        *((module.nodes, module.core_px) if isinstance(module, Profile) else ()),
     )
     try:
         with Path(path).open("wb") as file:
@@ -233,7 +264,7 @@ def read_component(path: str | Path) -> Component:
                 )
             header = msgspec.json.decode(line, type=_Header)
             family = Family(header.family)
-            like = _skeleton(family, header.frame)
+            like = _skeleton(family, header)
             module, members = eqx.tree_deserialise_leaves(file, (like, (like,) * header.members))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
@@ -245,11 +276,14 @@ def read_component(path: str | Path) -> Component:
     return Component(family, module, members, header.origin)
 
 
-def _skeleton(family: Family, frame: tuple[float, ...] | None) -> Curve | Factor:
+def _skeleton(family: Family, header: _Header) -> Module:
     key = jax.random.key(0)
     if family is Family.partiality:
         return Curve.start(key)
-    return Factor.start(key, Frame(*(frame or ())))
+    frame = Frame(*(header.frame or ()))
+    if family is Family.profile:
+        return Profile.start(key, header.nodes, header.core_px, frame)
+    return Factor.start(key, frame)
 
 
 def with_components(model: Callable[..., None], components: Sequence[Component]):
@@ -274,5 +308,7 @@ def settings_with(settings: Settings, components: Iterable[Component]) -> Settin
         module = component.module
         if isinstance(module, Curve):
             settings = replace(settings, margin=max(settings.margin, module.reach()))
+        if isinstance(module, Profile):
+            settings = replace(settings, point_spread=module)
         settings = replace(settings, metadata=settings.metadata or module.needs_metadata)
     return settings

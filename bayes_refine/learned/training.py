@@ -24,6 +24,8 @@ from ..util.progress import SILENT, Listener
 from .component import Component, Evidence, Family, Origin, Setup
 from .curve import FARTHEST, Curve
 from .factor import Factor, Frame
+from .profile_training import learn_profile
+from .strong_spots import strong_spots
 
 FOLDS = 5  # each member trains on all parts but two: one says when to stop, one is the test
 FEWEST = 6  # images
@@ -80,19 +82,42 @@ def train_component(
         InputError: fewer than six images could be used.
     """
     images = np.flatnonzero(usable_images(run))
+    if family is Family.profile:
+        return _of_spots(run, training or Training(), progress)
     data = _chosen(run.observations, images)
     of_images = {site.name for site in run.fit.sites if site.per_image}
     values = {k: v[images] if k in of_images else v for k, v in run.fit.values().items()}
     found = learn(Material(run.problem.model, data, run.priors, values), family, training, progress)
-    origin = Origin(
-        Setup.of(run.indexed),
-        len(images),
-        int(np.sum(data.fit)),
-        run.problem.settings.d_min,
-        found.evidence,
-        {**versions(), "equinox": eqx.__version__},
-    )
+    origin = _origin(run, len(images), int(np.sum(data.fit)), found.evidence)
     return Component(family, found.module, found.members, origin)
+
+
+def _of_spots(run: RunFit, training: Training, progress: Listener) -> Component:
+    """A profile, from the pixels of the strong spots of a fitted run."""
+    spots = strong_spots(run)
+    n = int(np.max(spots.image)) + 1
+    check_enough(n)
+    folds = min(FOLDS, n // 2)
+    found = learn_profile(spots, folds, training.epochs, training.seed, progress)
+    return Component(Family.profile, found[0], found[1], _origin(run, n, len(spots.J), found[2]))
+
+
+def _origin(run: RunFit, n_images: int, n_reflections: int, evidence: Evidence) -> Origin:
+    d_min, known = run.problem.settings.d_min, {**versions(), "equinox": eqx.__version__}
+    return Origin(Setup.of(run.indexed), n_images, n_reflections, d_min, evidence, known)
+
+
+def check_enough(n_images: int) -> None:
+    """Check that images suffice for folds.
+
+    Raises:
+        InputError: fewer than six.
+    """
+    if n_images < FEWEST:
+        raise InputError(
+            f"{n_images} images could be fitted, and a component needs {FEWEST} or more: give "
+            "more images"
+        )
 
 
 def learn(
@@ -112,10 +137,7 @@ def learn(
     """
     training = training or Training()
     n = len(material.observations.fit)
-    if n < FEWEST:
-        raise InputError(
-            f"{n} images could be fitted, and a component needs {FEWEST} or more: give more images"
-        )
+    check_enough(n)
     order = np.random.default_rng(training.seed).permutation(n)
     folds = min(FOLDS, n // 2)
     first = _first(family, material.observations, training.seed)

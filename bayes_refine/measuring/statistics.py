@@ -19,12 +19,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from .background import ring_background, ring_slope
+from .point_spread import Shares, spread_template
 from .shoebox import Boxes, Shoebox
 from .stray_pixels import conditional_variance, stray_pixels
 from .template import template_gradient_bend
@@ -82,14 +84,27 @@ class Statistics:
         return cls(*(np.zeros((0, *shape)) for shape in shapes))
 
 
+class _Spots(NamedTuple):
+    """What is expected of n spots: ``measure``'s arguments."""
+
+    frame: jax.Array
+    moment: jax.Array
+    expected: jax.Array
+    spread: Shares | None
+
+
 @partial(jax.jit, static_argnames=("shoebox", "weights"))
-def _statistics(
-    boxes, start, frame, moment, expected, read_variance, *, shoebox: Shoebox, weights: Weights
-):
+def _statistics(boxes, start, spots: _Spots, read_variance, *, shoebox: Shoebox, weights: Weights):
+    frame, moment, expected, spread = spots
     offsets = jnp.asarray(shoebox.signal_offsets, frame.dtype)
     width = jnp.sqrt(moment[:, 0] + moment[:, 1])
-    at = boxes.centre, frame, moment, width, offsets
-    template, gradient, moments, bend = template_gradient_bend(*at)
+    at = boxes.centre, frame, moment, width
+    if spread is None:
+        template, gradient, moments, bend = template_gradient_bend(*at, offsets)
+    else:
+        whole = shoebox.signal_offsets
+        shared = whole, spread.nodes, spread.shares
+        template, gradient, moments, bend = spread_template(*at, *shared)
     background, keep, pixel_variance = ring_background(boxes.ring, start, read_variance)
     count = jnp.sum(keep, axis=1)
     enough = count >= MIN_RING
@@ -135,6 +150,7 @@ def measure(
     shoebox: Shoebox,
     read_noise: float = 0.0,
     weights: Weights = score_weights,
+    spread: Shares | None = None,
 ) -> Statistics:
     """The frozen statistics of n shoeboxes at the current state, in single precision.
 
@@ -144,6 +160,7 @@ def measure(
         expected: (n,) J_model at the current state, photons (never the observed J).
         read_noise: photons rms a pixel.
         weights: :func:`score_weights` or :func:`moment_weights`.
+        spread: of the photons of each spot over pixels beside it; None for Gaussian spots.
     """
     n = len(boxes.centre)
     # Squares of Å⁻² of a spot underflow in single precision: work in 1e-3 Å⁻¹
@@ -153,8 +170,10 @@ def measure(
     for first in range(0, n, _CHUNK):
         rows = np.minimum(np.arange(first, first + _CHUNK), n - 1)
         chunk = Boxes(*(_single(np.asarray(a)[rows]) for a in boxes))
-        rest = [_single(a[rows]) for a in numbers]
-        parts.append(_statistics(chunk, *rest, read_noise**2, shoebox=shoebox, weights=weights))
+        start, *rest = [_single(a[rows]) for a in numbers]
+        some = spread and Shares(_single(np.asarray(spread.shares)[rows]), spread.nodes)
+        at = chunk, start, _Spots(*rest, some), read_noise**2
+        parts.append(_statistics(*at, shoebox=shoebox, weights=weights))
     arrays = [np.concatenate(p)[:n].astype(float) for p in zip(*parts, strict=True)]
     return _bounded(replace(Statistics(*arrays), width=arrays[6] * 1e-3))
 

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from ..fitting.loop import RunFit
-from ..fitting.tables import usable_images
+from ..fitting.tables import lab_positions, usable_images
 from ..io.protocols import Images
+from ..measuring.point_spread import spread_template
 from ..measuring.template import template_and_gradient
 from .spots import shoebox_of
 from .style import STYLE
@@ -81,13 +83,18 @@ def _boxes_of(
     dy, dx = np.mgrid[-half : half + 1, -half : half + 1]
     middle = np.floor(p.xy_px[rows]).astype(int)
     moment = p.spot_moment[rows].astype(float) * 1e6
-    model = _compiled_template()(
+    at = (
         p.xy_px[rows] - middle - 0.5,
         p.frame[rows].astype(float) * 1e3,
         moment,
         np.sqrt(moment[:, 0] + moment[:, 1]),
-        np.stack([dx.ravel(), dy.ravel()], axis=1).astype(float),
     )
+    offsets = np.stack([dx.ravel(), dy.ravel()], axis=1)
+    if (spread := run.problem.settings.point_spread) is None:
+        model = _compiled_template()(*at, offsets.astype(float))
+    else:
+        shares = spread.shares(*lab_positions(run)[rows].T)
+        model = spread_template(*map(jnp.asarray, at), offsets, spread.nodes, shares)[0]
     for k, (x0, y0), template in zip(rows, middle, np.asarray(model), strict=True):
         image, background = int(p.image[k]), float(p.background[k])
         pixels, valid = reader.read(run.stills[image])

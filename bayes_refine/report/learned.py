@@ -54,6 +54,24 @@ def _pictures(component: Mapping[str, Any]) -> list[str]:
                 (7.4, 3.5),
             )
         ]
+    if component["family"] == "profile":
+        return [
+            chart(
+                "learned-profile",
+                partial(profile, component=component),
+                "Photons of a spot in the middle of the detector along x and y through its "
+                "centre, with one sd, and of a Gaussian of the same second moment. A long "
+                "shoulder on one side is a tail.",
+                (7.4, 3.5),
+            ),
+            chart(
+                "learned-profiles",
+                partial(profiles, component=component),
+                "The learned profile at nine places of the detector, each at the place where it "
+                "is drawn, the square root of photons.",
+                (5.2, 5.0),
+            ),
+        ]
     both = {
         "": "The learned factor over the detector, at mid resolution in the middle of the run. "
         "Dark regions lose intensity that nothing else in the model explains.",
@@ -95,3 +113,31 @@ def factor(figure: Any, component: Mapping[str, Any], kind: str = "") -> None:
     figure.colorbar(drawn, ax=ax, label="sd of ln factor" if kind else "factor")
     ax.set(xlabel="x (mm)", ylabel="y (mm)", aspect="equal")
     ax.invert_yaxis()
+
+
+def profile(figure: Any, component: Mapping[str, Any]) -> None:
+    """Photons along x and y through the centre of a spot with one sd, and the Gaussian."""
+    r = np.asarray(component["r_px"])
+    for k, along in enumerate("xy"):
+        ax = figure.add_subplot(1, 2, k + 1)
+        value, sd, plain = (np.asarray(component[n][k]) for n in ("cuts", "cuts_sd", "gaussian"))
+        ax.fill_between(r, value - sd, value + sd, color=BLUE, alpha=0.3, lw=0)
+        ax.plot(r, value, color=BLUE, label="learned")
+        ax.plot(r, plain, color=GREY, ls="--", label="Gaussian")
+        ax.set(xlabel=f"{along} from the centre (px)", ylabel="share of photons (px⁻²)")
+        if k == 0:
+            legend(ax)
+
+
+def profiles(figure: Any, component: Mapping[str, Any]) -> None:
+    """The learned profile at nine places of the detector."""
+    maps, r = np.asarray(component["maps"]), np.asarray(component["r_px"])
+    extent = (r[0], r[-1], r[-1], r[0])
+    for k, values in enumerate(maps.reshape(9, *maps.shape[2:])):
+        ax = figure.add_subplot(3, 3, k + 1)
+        style = {"cmap": "viridis", "vmin": 0.0, "vmax": float(np.sqrt(maps.max()))}
+        ax.imshow(np.sqrt(values), extent=extent, interpolation="nearest", **style)
+        if k == 6:
+            ax.set(xlabel="x (px)", ylabel="y (px)")
+        else:
+            ax.set(xticks=[], yticks=[])

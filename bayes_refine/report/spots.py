@@ -69,7 +69,8 @@ def predicted_spots(
 
 def shoebox_of(run: RunFit) -> Shoebox:
     """The shoebox of the last round, to within its steps of a pixel."""
-    shoebox = shoebox_for(run.reflections.frame, run.reflections.spot_moment.astype(float))
+    moment = run.reflections.spot_moment.astype(float)
+    shoebox = shoebox_for(run.reflections.frame, moment, run.problem.settings.point_spread)
     assert shoebox is not None, "a fitted run has reflections"
     return shoebox
 

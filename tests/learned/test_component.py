@@ -18,11 +18,13 @@ from bayes_refine.learned.component import (
     Origin,
     Setup,
     read_component,
+    settings_with,
     with_components,
     write_component,
 )
 from bayes_refine.learned.curve import Curve
 from bayes_refine.learned.factor import Factor, Frame
+from bayes_refine.learned.profile import Profile, nodes_for
 
 SETUP = Setup(1, (480, 480), 0.172, 110.0, 1.0)
 ORIGIN = Origin(SETUP, 16, 4000, 2.0, Evidence((1.0, 2.0, 3.0), 40), {"bayes-refine": "0"})
@@ -33,6 +35,8 @@ def component(family: Family) -> Component:
         key = jax.random.key(seed)
         if family is Family.partiality:
             return Curve.start(key)
+        if family is Family.profile:
+            return Profile.start(key, nodes_for(1.2), 1.2, Frame(1.0, -2.0, 40.0, 0.25))
         return Factor.start(key, Frame(1.0, -2.0, 40.0, 0.25))
 
     return Component(family, module(0), tuple(module(k) for k in range(1, 6)), ORIGIN)
@@ -47,6 +51,14 @@ def test_a_component_is_the_same_after_writing_and_reading(family, tmp_path):
     ours, theirs = (jax.tree.leaves((c.module, c.members)) for c in (made, found))
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(a, b)
+    if family is Family.profile:
+        assert found.module.nodes == made.module.nodes
+
+
+def test_a_profile_goes_into_the_settings_and_leaves_the_model_as_it_is():
+    made, model = component(Family.profile), br.load_model("still")
+    assert with_components(model, [made]) is model
+    assert settings_with(br.Settings(), [made]).point_spread is made.module
 
 
 @pytest.mark.parametrize("content", [b"", b"not one", b'{"format": "bayes_refine component 2"}\n'])

@@ -11,6 +11,7 @@ pytest.importorskip("equinox")
 from bayes_refine.learned.component import Component, Evidence, Family, Origin, Setup
 from bayes_refine.learned.curve import Curve
 from bayes_refine.learned.factor import Factor, Frame
+from bayes_refine.learned.profile import Profile, nodes_for
 from bayes_refine.report import learned
 from bayes_refine.report.page import failures
 from bayes_refine.util.output import jsonable
@@ -26,6 +27,8 @@ def shown(family, nats):
         key = jax.random.key(seed)
         if family is Family.partiality:
             return Curve.start(key)
+        if family is Family.profile:
+            return Profile.start(key, nodes_for(1.0), 1.0, Frame(0.0, 0.0, 40.0, 0.25))
         return Factor.start(key, Frame(0.0, 0.0, 40.0, 0.25))
 
     members = tuple(module(k) for k in range(5))
@@ -36,9 +39,10 @@ def test_what_is_learned_is_drawn_and_judged():
     better = shown(Family.partiality, (4.0, 6.0, 5.0))
     no_better = shown(Family.correction, (1.0, -1.0, 0.1))
     with failures() as failed:
-        section = learned.components([better, no_better])
+        section = learned.components([better, no_better, shown(Family.profile, (1.0, 1.1, 1.2))])
     assert not failed and section is not None
-    for name in ("learned-partiality", "learned-correction", "learned-correction_sd"):
+    drawn = "partiality", "correction", "correction_sd", "profile", "profiles"
+    for name in (f"learned-{one}" for one in drawn):
         assert f'id="{name}"' in section.html
     assert "+5.00 ± 0.58 an image, so that it describes such images better" in section.html
     assert "+0.03 ± 0.58 an image, so that the plain model describes such" in section.html
