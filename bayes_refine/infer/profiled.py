@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
 from . import differences
 from .curvature import BlockHessian, upward_root
@@ -31,6 +32,8 @@ CHECKED = 10  # epochs between looks at the images that are held out
 PATIENCE = 4  # looks without a new best one
 SETTLING = 8  # Newton steps of images that are held out
 CLOSE = 0.05  # posterior sd from their mode
+STEP = 0.2  # of differences, prior sd of a weight
+FOLLOWING = 3  # Newton steps of all unknowns after each of these
 
 
 class Trained(NamedTuple):
@@ -97,6 +100,49 @@ def train(
     if held is None:
         best = weights, state, epochs
     return Trained(*best, np.array(looks, float).reshape(-1, 2))
+
+
+def precision(
+    search: Search, state: State, weights: Any, log_prior: Callable[[Any], jax.Array]
+) -> np.ndarray:
+    """Curvature (k, k) of −ln p along the weights, all unknowns at their mode given the weights.
+
+    By central differences of the envelope's slope.  Data only add to the prior's curvature: no
+    direction has less.
+
+    Args:
+        state: near the mode at these weights.
+        log_prior: of k independent numbers of unit sd, the weights in their order.
+    """
+    flat, back = ravel_pytree(weights)
+    slope_of = _compiled_slope(search.model, search.sites, log_prior)
+    n_parts = len(search.data.parts)
+
+    def slope(numbers: np.ndarray) -> np.ndarray:
+        here, there = search.given(back(jnp.asarray(numbers))), state
+        for _ in range(FOLLOWING):
+            there, _ = here.step(there, here.look(there, differences.fisher))
+        total = np.zeros(len(numbers))
+        for args, where in here.batches():
+            at = there.theta[where], there.phi, here.weight[where]
+            total += np.asarray(ravel_pytree(slope_of(*at, n_parts, args))[0]) / n_parts
+        return total
+
+    rows = [
+        (slope(flat + STEP * one) - slope(flat - STEP * one)) / (2 * STEP)
+        for one in np.eye(len(flat))
+    ]
+    found = np.nan_to_num(np.array(rows), posinf=0.0, neginf=0.0)
+    values, vectors = np.linalg.eigh((found + found.T) / 2)
+    return (vectors * np.maximum(values, 1.0)) @ vectors.T
+
+
+def draws_about(weights: Any, curvature: np.ndarray, count: int) -> list[Any]:
+    """Draws of the weights from the normal law of a curvature (k, k), the same ones every time."""
+    flat, back = ravel_pytree(weights)
+    normal = np.random.default_rng(0).standard_normal((count, len(flat)))
+    away = np.linalg.solve(np.linalg.cholesky(curvature).T, normal.T).T
+    return [back(jnp.asarray(flat + one)) for one in away]
 
 
 def settled(search: Search, steps: int = 40) -> State:

@@ -135,6 +135,7 @@ class _Header(msgspec.Struct, frozen=True):
     origin: Origin
     nodes: tuple[tuple[int, int], ...] = ()
     core_px: float = 1.0
+    draws: int = 0
 
 
 @dataclass(frozen=True)
@@ -143,13 +144,15 @@ class Component:
 
     Attributes:
         family: the piece. module: trained on all images. members: each trained without some
-            images; their spread, times ``widen``, is the module's uncertainty.
+            images; their spread, times ``widen``, is what other images would change.
+        draws: of the posterior about ``module``; none of a module of many numbers.
     """
 
     family: Family
     module: Module
     members: tuple[Module, ...]
     origin: Origin
+    draws: tuple[Module, ...] = ()
 
     @property
     def widen(self) -> float:
@@ -161,9 +164,18 @@ class Component:
         return float(np.sqrt((K - 2) / 2))
 
     def band(self, function: Callable[[Any], jax.Array]) -> tuple[np.ndarray, np.ndarray]:
-        """A function of the module, and its sd by the members."""
+        """A function of the module, and its sd: by the members, or by the draws where that is more.
+
+        Members that all saw nothing of a place agree there on the prior's mean: their spread says
+        what the images' scatter changes, and the draws' what no image says.
+        """
+        value = np.asarray(function(self.module))
         values = np.stack([np.asarray(function(member)) for member in self.members])
-        return np.asarray(function(self.module)), self.widen * values.std(axis=0)
+        sd = self.widen * values.std(axis=0)
+        if self.draws:
+            away = np.stack([np.asarray(function(draw)) for draw in self.draws]) - value
+            sd = np.maximum(sd, np.sqrt(np.mean(away**2, axis=0)))
+        return value, sd
 
     def check_serves(self, stills: Sequence[Still], path: str | Path = "the component") -> None:
         """Check that a run was taken as the images that trained the component.
@@ -239,12 +251,13 @@ def write_component(path: str | Path, component: Component) -> None:
         len(component.members),
         None if isinstance(module, Curve) else tuple(module.frame),
         component.origin,
-        *((module.nodes, module.core_px) if isinstance(module, Profile) else ()),
+        *((module.nodes, module.core_px) if isinstance(module, Profile) else ((), 1.0)),
+        len(component.draws),
     )
     try:
         with Path(path).open("wb") as file:
             file.write(msgspec.json.encode(header) + b"\n")
-            eqx.tree_serialise_leaves(file, (module, component.members))
+            eqx.tree_serialise_leaves(file, (module, component.members, component.draws))
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
 
@@ -265,7 +278,8 @@ def read_component(path: str | Path) -> Component:
             header = msgspec.json.decode(line, type=_Header)
             family = Family(header.family)
             like = _skeleton(family, header)
-            module, members = eqx.tree_deserialise_leaves(file, (like, (like,) * header.members))
+            trees = like, (like,) * header.members, (like,) * header.draws
+            module, members, draws = eqx.tree_deserialise_leaves(file, trees)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     except InputError:
@@ -273,7 +287,7 @@ def read_component(path: str | Path) -> Component:
     except Exception as error:  # whatever a damaged file makes of its leaves
         said = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: is damaged ({said}); train the component again") from None
-    return Component(family, module, members, header.origin)
+    return Component(family, module, members, header.origin, draws)
 
 
 def _skeleton(family: Family, header: _Header) -> Module:

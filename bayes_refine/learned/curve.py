@@ -1,10 +1,13 @@
 """A learned partiality: a mixture of Gaussian-like peaks in x = ε_r/R0_eff.
 
-    k(x) = Σ_j w_j exp(−u_j² e^{−a_j tanh u_j}),   u_j = x/s_j,   s_1 = 1 < s_2 < s_3,   Σ w_j = 1.
+    k(x) = Σ_j w_j exp(−v_j e^{−a_j tanh u_j}),   u_j = x/s_j,   s_1 = 1 < s_2 < s_3,   Σ w_j = 1,
+    v_1 = u² ((u² + ½)/(3/2))^b,   v_2 = u_2²,   v_3 = u_3².
 
-Each term falls on both sides of x = 0 as long as |a_j| < 4.4 (here 2), so that k is positive, has
-one maximum, at x = 0, and ln k(0) = 0, whatever the weights are.  s_1 = 1 leaves R0_eff its
-meaning, the width of the core; the maximum at 0 leaves the orientation its meaning.
+Each term falls on both sides of x = 0 as long as |a_j| is below 4.4 (here 2; with b > −½ the first
+one too), so that k is positive, has one maximum, at x = 0, and ln k(0) = 0, whatever the weights
+are.  b > 0 makes the core blunter than a Gaussian, as a few blocks beside each other do.  s_1 = 1
+leaves R0_eff its meaning, the width of the core; the maximum at 0 leaves the orientation its
+meaning.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ..physics import Array, Partiality, Spot
 from ..physics.partiality import MAX_POWER
@@ -28,12 +32,13 @@ class Curve(eqx.Module):
 
     Attributes:
         odds: (2,) of the wider terms against the core. growth: (2,) how much wider they are.
-        skew: (3,) asymmetry of each term.
+        skew: (3,) asymmetry of each term. blunt: () of the core.
     """
 
     odds: jax.Array
     growth: jax.Array
     skew: jax.Array
+    blunt: jax.Array
 
     needs_metadata: ClassVar[bool] = False
     rate: ClassVar[float] = 0.06  # of Adam
@@ -47,7 +52,12 @@ class Curve(eqx.Module):
         log_width = jnp.concatenate([jnp.zeros(1), jnp.cumsum(growth)])
         u = x[..., None] * jnp.exp(-log_width)
         skew = 2 * jnp.tanh(0.25 * self.skew)
-        return jax.nn.logsumexp(log_weight - u**2 * jnp.exp(-skew * jnp.tanh(u)), axis=-1)
+        # −0.4 to 1, and 0 at 0
+        power = 1.4 * jax.nn.sigmoid(0.9 * self.blunt - np.log(2.5)) - 0.4
+        flat = jnp.exp(power * jnp.log((u[..., :1] ** 2 + 0.5) / 1.5))
+        fall = u**2 * jnp.exp(-skew * jnp.tanh(u))
+        fall = jnp.concatenate([flat * fall[..., :1], fall[..., 1:]], -1)
+        return jax.nn.logsumexp(log_weight - fall, axis=-1)
 
     def block_variance(self, spot: Spot) -> Array:
         """That of Gaussian blocks where their curve is as low: at x² = −ln k."""
@@ -63,18 +73,18 @@ class Curve(eqx.Module):
 
     def log_prior(self) -> jax.Array:
         """ln p of the numbers, but for a constant."""
-        numbers = jnp.concatenate([self.odds, self.growth, self.skew])
+        numbers = jnp.concatenate([self.odds, self.growth, self.skew, self.blunt[None]])
         return -0.5 * jnp.sum(numbers**2)
 
     def plain(self) -> Curve:
         """The Gaussian curve, as this module."""
-        return Curve(NONE * jnp.ones(2), jnp.zeros(2), jnp.zeros(3))
+        return Curve(NONE * jnp.ones(2), jnp.zeros(2), jnp.zeros(3), jnp.zeros(()))
 
     @classmethod
     def start(cls, key: jax.Array) -> Curve:
         """A curve drawn narrowly about the prior mean."""
-        draw = 0.2 * jax.random.normal(key, (7,))
-        return cls(draw[:2], draw[2:4], draw[4:])
+        draw = 0.2 * jax.random.normal(key, (8,))
+        return cls(draw[:2], draw[2:4], draw[4:7], draw[7])
 
     def width(self) -> jax.Array:
         """x at which ln k, the mean of both sides, is −1; 1 of a Gaussian."""

@@ -15,7 +15,7 @@ from ..fitting.loop import RunFit
 from ..fitting.problem import Settings
 from ..fitting.tables import usable_images
 from ..infer import Batches, Model
-from ..infer.profiled import log_evidence, settled, train
+from ..infer.profiled import draws_about, log_evidence, precision, settled, train
 from ..infer.search import Search
 from ..physics import SpotStatistics
 from ..util.errors import InputError
@@ -30,6 +30,7 @@ from .strong_spots import strong_spots
 FOLDS = 5  # each member trains on all parts but two: one says when to stop, one is the test
 FEWEST = 6  # images
 LARGEST = 8  # images in a part
+DRAWS = 32  # of a curve's numbers from their posterior
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,13 @@ class Material:
 
 
 class Learned(NamedTuple):
-    """Modules and their evidence: trained on all images, and each without some."""
+    """Modules and their evidence: trained on all images, and each without some; ``draws`` of a
+    curve's numbers from their posterior."""
 
     module: Curve | Factor
     members: tuple[Curve | Factor, ...]
     evidence: Evidence
+    draws: tuple[Curve, ...] = ()
 
 
 def train_component(
@@ -89,7 +92,7 @@ def train_component(
     values = {k: v[images] if k in of_images else v for k, v in run.fit.values().items()}
     found = learn(Material(run.problem.model, data, run.priors, values), family, training, progress)
     origin = _origin(run, len(images), int(np.sum(data.fit)), found.evidence)
-    return Component(family, found.module, found.members, origin)
+    return Component(family, found.module, found.members, origin, found.draws)
 
 
 def _of_spots(run: RunFit, training: Training, progress: Listener) -> Component:
@@ -165,12 +168,17 @@ def learn(
         )
     last = max(int(np.median(epochs)), 1)
     progress.say(f"training on all {n} images, {last} epochs")
-    module = train(search, None, first, prior, first.rate, last).weights
+    found = train(search, None, first, prior, first.rate, last)
+    module, draws = found.weights, ()
     if isinstance(module, Factor):
         module, *members = (m.pinned(material.observations) for m in (module, *members))
+    else:
+        progress.say("the curve's posterior")
+        curvature = precision(search, found.state, module, prior)
+        draws = tuple(draws_about(module, curvature, DRAWS))
     back = np.empty(n)
     back[order] = nats[search.weight > 0]
-    return Learned(module, tuple(members), Evidence(tuple(map(float, back)), last))
+    return Learned(module, tuple(members), Evidence(tuple(map(float, back)), last), draws)
 
 
 def _log_prior(weights: Any) -> jax.Array:

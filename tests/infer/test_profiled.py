@@ -11,7 +11,14 @@ import pytest
 from scipy.stats import multivariate_normal
 
 from bayes_refine.infer.batches import Batches
-from bayes_refine.infer.profiled import CLOSE, log_evidence, settled, train
+from bayes_refine.infer.profiled import (
+    CLOSE,
+    draws_about,
+    log_evidence,
+    precision,
+    settled,
+    train,
+)
 from bayes_refine.infer.search import Search
 
 pytest.importorskip("optax")
@@ -66,6 +73,29 @@ def test_weights_reach_the_joint_mode(data, search):
     assert float(found.weights["w"]) == pytest.approx(best[0], abs=2e-4)
     np.testing.assert_allclose(found.state.phi, best[1], atol=1e-3)
     np.testing.assert_allclose(found.state.theta[:N, 0], best[2:], atol=1e-3)
+
+
+@pytest.mark.parametrize("scatter", [1.0, 0.0])
+def test_the_precision_of_weights_is_that_of_the_marginal(data, scatter):
+    """Of least squares, φ and θ eliminated; where x says nothing (0), the prior's, one."""
+    x, y = scatter * data[0], data[1]
+    rows = np.minimum(np.arange(12), N - 1).reshape(3, 4)
+    parts = [(x[r], y[r]) for r in rows]
+    weights = {"w": jnp.asarray(0.7)}
+    init = {"theta": np.zeros((N, 1))}
+    search = Search(model, (Batches(parts, 4, N), 1.0, weights), init)
+    found = precision(search, settled(search), weights, lambda w: -0.5 * w["w"] ** 2)
+    inverse = np.linalg.inv(covariance())
+    a, b = np.einsum("ik,kl,il->", x, inverse, x), np.sum(x @ inverse)
+    expected = a - b**2 / (N * inverse.sum() + 0.01) + 1
+    np.testing.assert_allclose(found, [[expected]], rtol=1e-4)
+
+
+def test_draws_have_the_covariance_of_their_precision():
+    curvature = np.array([[2.0, 0.6], [0.6, 1.0]])
+    draws = draws_about({"w": jnp.array([1.0, -1.0])}, curvature, 4000)
+    away = np.stack([d["w"] for d in draws]) - [1.0, -1.0]
+    np.testing.assert_allclose(np.cov(away.T), np.linalg.inv(curvature), atol=0.06)
 
 
 def test_evidence_of_an_image_is_that_of_its_marginal_normal(data, search):

@@ -39,7 +39,8 @@ def component(family: Family) -> Component:
             return Profile.start(key, nodes_for(1.2), 1.2, Frame(1.0, -2.0, 40.0, 0.25))
         return Factor.start(key, Frame(1.0, -2.0, 40.0, 0.25))
 
-    return Component(family, module(0), tuple(module(k) for k in range(1, 6)), ORIGIN)
+    draws = tuple(module(k) for k in range(6, 9)) if family is Family.partiality else ()
+    return Component(family, module(0), tuple(module(k) for k in range(1, 6)), ORIGIN, draws)
 
 
 @pytest.mark.parametrize("family", list(Family))
@@ -48,7 +49,7 @@ def test_a_component_is_the_same_after_writing_and_reading(family, tmp_path):
     write_component(path, made)
     found = read_component(path)
     assert found.origin == made.origin and found.family is family
-    ours, theirs = (jax.tree.leaves((c.module, c.members)) for c in (made, found))
+    ours, theirs = (jax.tree.leaves((c.module, c.members, c.draws)) for c in (made, found))
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(a, b)
     if family is Family.profile:
@@ -103,6 +104,19 @@ def test_a_component_serves_only_the_geometry_that_trained_it(change, serves, tm
         return
     with pytest.raises(br.InputError, match="train a component on them"):
         made.check_serves(stills, "c.eqx")
+
+
+def test_the_band_is_that_of_the_draws_where_members_agree():
+    one = Curve.start(jax.random.key(1))
+    draws = tuple(replace(one, odds=one.odds + step) for step in (-0.5, 0.5))
+    alone = Component(Family.partiality, one, (one,) * 5, ORIGIN)
+    drawn = replace(alone, draws=draws)
+    of = lambda curve: curve.odds  # noqa: E731
+    np.testing.assert_allclose(alone.band(of)[1], 0.0, atol=1e-12)
+    np.testing.assert_allclose(drawn.band(of)[1], 0.5)
+    spread = tuple(replace(one, odds=one.odds + k) for k in range(-2, 3))
+    wide = replace(drawn, members=spread)
+    np.testing.assert_allclose(wide.band(of)[1], np.sqrt(1.5) * np.sqrt(2))
 
 
 def test_two_components_of_a_family_are_refused():

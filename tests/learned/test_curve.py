@@ -18,10 +18,10 @@ X = np.linspace(-6, 6, 241)
 
 def curve(values) -> Curve:
     values = jnp.asarray(values)
-    return Curve(values[:2], values[2:4], values[4:])
+    return Curve(values[:2], values[2:4], values[4:7], values[7])
 
 
-@pytest.mark.parametrize("values", 4 * np.random.default_rng(0).uniform(-1, 1, (20, 7)))
+@pytest.mark.parametrize("values", 4 * np.random.default_rng(0).uniform(-1, 1, (20, 8)))
 def test_any_weights_give_a_curve_with_its_only_maximum_at_zero(values):
     log_k = np.asarray(curve(values).log_curve(jnp.asarray(X)))
     middle = len(X) // 2
