@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,7 @@ from .. import loading
 from ..fitting.prepare import fit, prepare
 from ..fitting.problem import Settings
 from ..io.images import ImageReader
+from ..io.pulse_energies import with_pulse_energies
 from ..learned import needed
 from ..physics.priors import Priors
 from ..util.errors import InputError
@@ -44,7 +46,7 @@ def train_command(
         FamilyName,
         typer.Option(
             help="The piece that is learned: the curve of partiality, a factor by place on the "
-            "detector, resolution and order of the images, or the profile of spots.",
+            "detector, resolution, order and pulse energy of the images, or the profile of spots.",
             show_default=False,
         ),
     ],
@@ -74,6 +76,7 @@ def train_command(
     ] = 150,
     rounds: Annotated[int, options.rounds_option("Rounds of the plain fit before.", INFERENCE)] = 3,
     bandwidth: Annotated[float | None, options.bandwidth_option(DETECTOR)] = None,
+    monitor: options.Monitor = None,
     gain: Annotated[float | None, options.gain_option("as of fit", DETECTOR)] = None,
     read_noise: Annotated[float | None, options.read_noise_option("as of fit", DETECTOR)] = None,
     mask: Annotated[
@@ -89,7 +92,10 @@ def train_command(
     if not out.parent.is_dir():
         raise InputError(f"{out.parent}: no such folder for --out")
     family = Family(component.value)
-    run_of = in_order(some_images(usable_experiments(experiments), images))
+    given = usable_experiments(experiments)
+    if monitor is not None:
+        given = replace(given, stills=with_pulse_energies(given.stills, monitor))
+    run_of = in_order(some_images(given, images))
     ref = None if reference_file is None else reference_from(reference_file, None, d_min)
     d_min = resolution_limit(d_min, ref, run_of.stills)
     settings = settings_for(

@@ -1,10 +1,10 @@
-"""A learned correction: a factor on G·B_term·p by place on the detector, resolution and time.
+"""A learned correction: a factor on G·B_term·p by place on the detector, resolution and shot.
 
-    ln f = s·MLP(x, y, 1/d², order) − offset − slope/(4d²),
+    ln f = s·MLP(x, y, 1/d², order, ln E) − offset − slope/(4d²),
 
-each input scaled to −1…1.  A factor that all spots share is G's, and one that falls as
-exp(−b/(4d²)) is B's: over the reflections that trained it, ln f has neither mean nor slope against
-1/(4d²), so that G and B keep their meaning.
+each input scaled to −1…1; ln E, of the shot's pulse energy, is 0 where it is unknown.  A factor
+that all spots share is G's, and one that falls as exp(−b/(4d²)) is B's: over the reflections that
+trained it, ln f has neither mean nor slope against 1/(4d²), so that G and B keep their meaning.
 """
 
 from __future__ import annotations
@@ -18,20 +18,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..physics import SpotStatistics
+from ..physics import Metadata, SpotStatistics
 from ..util.errors import InputError
 
-LAYERS = (4, 16, 16, 1)  # numbers in each layer
+LAYERS = (5, 16, 16, 1)  # numbers in each layer
 SCALE = 0.5  # s: prior sd of ln f, about
 
 
 class Frame(NamedTuple):
-    """What inputs are scaled by: middle and half size of the detector, mm; largest 1/d², Å⁻²."""
+    """What inputs are scaled by: middle and half size of the detector, mm; largest 1/d², Å⁻²;
+    largest |ln E| about the run's median, 0 of a run without pulse energies."""
 
     x_mm: float
     y_mm: float
     half_mm: float
     norm_q2: float
+    log_energy: float = 0.0
 
 
 class Factor(eqx.Module):
@@ -49,14 +51,19 @@ class Factor(eqx.Module):
     needs_metadata: ClassVar[bool] = True
     rate: ClassVar[float] = 0.015  # of Adam
 
-    def log_factor(self, x_mm, y_mm, norm_q, order) -> jax.Array:
-        """ln f of places (mm), 1/d (Å⁻¹) and order of the image (0 to 1), broadcast together."""
-        frame = self.frame
+    def log_factor(self, x_mm, y_mm, norm_q, order, log_energy=None) -> jax.Array:
+        """ln f of places (mm), 1/d (Å⁻¹), order of the image (0 to 1) and ln of the pulse energy
+        over the run's median (None or NaN where unknown), broadcast together."""
+        frame, energy = self.frame, jnp.zeros(())
+        if log_energy is not None and frame.log_energy > 0:
+            known = jnp.where(jnp.isfinite(log_energy), log_energy, 0.0)
+            energy = jnp.clip(known / frame.log_energy, -1.0, 1.0)
         inputs = (
             (x_mm - frame.x_mm) / frame.half_mm,
             (y_mm - frame.y_mm) / frame.half_mm,
             2 * norm_q**2 / frame.norm_q2 - 1,
             2 * order - 1,
+            energy,
         )
         value = jnp.stack(jnp.broadcast_arrays(*inputs), axis=-1)
         for k, layer in enumerate(self.layers):
@@ -74,7 +81,11 @@ class Factor(eqx.Module):
         """
         if (where := obs.metadata) is None:
             raise InputError("a learned correction needs Settings(metadata=True)")
-        return scale * jnp.exp(self.log_factor(where.x_mm, where.y_mm, obs.norm_q, where.order))
+        return scale * jnp.exp(self._of(obs, where))
+
+    def _of(self, obs: SpotStatistics, where: Metadata) -> jax.Array:
+        shot = obs.norm_q, where.order, obs.log_pulse_energy
+        return self.log_factor(where.x_mm, where.y_mm, *shot)
 
     def pieces(self) -> dict[str, Callable[..., Any]]:
         """Arguments of a model."""
@@ -110,7 +121,7 @@ class Factor(eqx.Module):
         """The same factor with its gauge fixed on the reflections that informed a fit."""
         where, fit = observed.metadata, np.asarray(observed.fit)
         assert where is not None
-        value = self.log_factor(where.x_mm, where.y_mm, observed.norm_q, where.order)
+        value = self._of(observed, where)
         quarter = np.asarray(observed.norm_q)[fit] ** 2 / 4
         slope, offset = np.polyfit(quarter, np.asarray(value)[fit], 1)
         return eqx.tree_at(

@@ -227,7 +227,11 @@ def frame_of(data: SpotStatistics) -> Frame:
     x, y = np.asarray(where.x_mm)[fit], np.asarray(where.y_mm)[fit]
     middle = (x.min() + x.max()) / 2, (y.min() + y.max()) / 2
     half = max(np.ptp(x), np.ptp(y)) / 2
-    return Frame(*map(float, (*middle, half, np.max(np.asarray(data.norm_q)[fit]) ** 2)))
+    energy = 0.0
+    if data.log_pulse_energy is not None:
+        known = np.abs(np.asarray(data.log_pulse_energy))
+        energy = np.max(known[np.isfinite(known)], initial=0.0)
+    return Frame(*map(float, (*middle, half, np.max(np.asarray(data.norm_q)[fit]) ** 2, energy)))
 
 
 def settings_for(settings: Settings, families: Iterable[Family]) -> Settings:

@@ -26,7 +26,8 @@ def obs():
     x, y = 40 * rng.uniform(-1, 1, (2, 4, 300))
     norm_q = np.hypot(x, y) / 130
     places = Metadata(0 * x, x, y, x, y, np.linspace(0, 1, 4)[:, None])
-    return SimpleNamespace(metadata=places, norm_q=norm_q, fit=rng.random((4, 300)) < 0.8)
+    fit = rng.random((4, 300)) < 0.8
+    return SimpleNamespace(metadata=places, norm_q=norm_q, fit=fit, log_pulse_energy=None)
 
 
 def rough() -> Factor:
@@ -81,3 +82,19 @@ def test_observations_without_places_are_refused(obs):
     obs.metadata = None
     with pytest.raises(br.InputError, match="metadata=True"):
         rough()(obs, 1.0)
+
+
+def test_the_pulse_energy_counts_only_where_it_was_known_in_training(obs):
+    def ln(frame, energy):
+        factor = eqx.tree_at(
+            lambda f: f.layers, Factor.start(jax.random.key(0), frame), rough().layers
+        )
+        where = obs.metadata
+        return factor.log_factor(where.x_mm, where.y_mm, obs.norm_q, where.order, energy)
+
+    energy, none = np.array([[-0.5], [0.0], [0.5], [np.nan]]), np.full((4, 1), np.nan)
+    known = FRAME._replace(log_energy=0.5)
+    np.testing.assert_array_equal(ln(FRAME, energy), ln(FRAME, None))
+    np.testing.assert_array_equal(ln(known, none), ln(known, None))
+    moved = np.abs(np.asarray(ln(known, energy) - ln(known, None))).max(1)
+    assert np.all(moved[[0, 2]] > 0.01) and not moved[[1, 3]].any()
