@@ -162,6 +162,8 @@ def model(
     with numpyro.plate("image", len(obs.fit), dim=-2):
         image = what_an_image_has(obs, priors, run, blocks)
         R1_moment = spot_shape(obs, image.R1, priors)
+        if partiality.shaped is not None:  # each image's curve has numbers of its own
+            partiality = partiality.shaped(normal("curve_shape", 0.0, 1.0, partiality.numbers))
 
     # 1. where: orientation, cell and detector move the spot
     place = placed(obs, image, run)

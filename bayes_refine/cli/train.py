@@ -74,6 +74,14 @@ def train_command(
             rich_help_panel=INFERENCE,
         ),
     ] = 150,
+    each_image: Annotated[
+        bool,
+        typer.Option(
+            "--each-image",
+            help="Of partiality: the curve of each image has two numbers of its own.",
+            rich_help_panel=INFERENCE,
+        ),
+    ] = False,
     rounds: Annotated[int, options.rounds_option("Rounds of the plain fit before.", INFERENCE)] = 3,
     bandwidth: Annotated[float | None, options.bandwidth_option(DETECTOR)] = None,
     monitor: options.Monitor = None,
@@ -87,11 +95,14 @@ def train_command(
     """Learn a piece of the model through its likelihood; say whether it predicts unseen images."""
     needed()
     from ..learned.component import Family, write_component
-    from ..learned.training import Training, settings_for, train_component
+    from ..learned.training import OWN, Training, settings_for, train_component
 
     if not out.parent.is_dir():
         raise InputError(f"{out.parent}: no such folder for --out")
     family = Family(component.value)
+    if each_image and family is not Family.partiality:
+        raise InputError("--each-image is of the curve of partiality: leave it out, or give that")
+    training = Training(epochs, seed, OWN if each_image else 0.0)
     given = usable_experiments(experiments)
     if monitor is not None:
         given = replace(given, stills=with_pulse_energies(given.stills, monitor))
@@ -107,7 +118,7 @@ def train_command(
             run_of, reader, ref, d_min=d_min, read_noise=read_noise, bandwidth=bandwidth
         )
         run = fit(ready, loading.load_model("still"), prior, settings, listener)
-        found = train_component(run, family, Training(epochs, seed), listener)
+        found = train_component(run, family, training, listener)
     write_component(out, found)
     out_console.print(f"{family}: {found.origin.evidence}", soft_wrap=True)
     out_console.print(f"component in {out}", soft_wrap=True)

@@ -136,6 +136,7 @@ class _Header(msgspec.Struct, frozen=True):
     nodes: tuple[tuple[int, int], ...] = ()
     core_px: float = 1.0
     draws: int = 0
+    own: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -203,6 +204,7 @@ class Component:
         if isinstance(self.module, Curve):
             x = np.linspace(-4.0, 4.0, 161)
             value, sd = self.band(lambda m: m.shape(jnp.asarray(x)))
+            found["own"] = self.module.own
             arrays = {"x": x, "log_curve": value, "log_curve_sd": sd}
             return found | {name: a.tolist() for name, a in arrays.items()}
         if isinstance(self.module, Profile):
@@ -253,6 +255,7 @@ def write_component(path: str | Path, component: Component) -> None:
         component.origin,
         *((module.nodes, module.core_px) if isinstance(module, Profile) else ((), 1.0)),
         len(component.draws),
+        module.own if isinstance(module, Curve) else 0.0,
     )
     try:
         with Path(path).open("wb") as file:
@@ -293,7 +296,7 @@ def read_component(path: str | Path) -> Component:
 def _skeleton(family: Family, header: _Header) -> Module:
     key = jax.random.key(0)
     if family is Family.partiality:
-        return Curve.start(key)
+        return Curve.start(key, header.own)
     frame = Frame(*(header.frame or ()))
     if family is Family.profile:
         return Profile.start(key, header.nodes, header.core_px, frame)

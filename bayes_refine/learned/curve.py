@@ -7,11 +7,12 @@ Each term falls on both sides of x = 0 as long as |a_j| is below 4.4 (here 2; wi
 one too), so that k is positive, has one maximum, at x = 0, and ln k(0) = 0, whatever the weights
 are.  b > 0 makes the core blunter than a Gaussian, as a few blocks beside each other do.  s_1 = 1
 leaves R0_eff its meaning, the width of the core; the maximum at 0 leaves the orientation its
-meaning.
+meaning.  Each image may have log odds of its own of both wider terms, about those of the run.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -33,21 +34,24 @@ class Curve(eqx.Module):
     Attributes:
         odds: (2,) of the wider terms against the core. growth: (2,) how much wider they are.
         skew: (3,) asymmetry of each term. blunt: () of the core.
+        own: prior sd of an image's odds about the run's, in prior sd of these; 0 for one curve of
+            all images.
     """
 
     odds: jax.Array
     growth: jax.Array
     skew: jax.Array
     blunt: jax.Array
+    own: float = eqx.field(static=True, default=0.0)
 
     needs_metadata: ClassVar[bool] = False
     rate: ClassVar[float] = 0.06  # of Adam
 
-    def log_curve(self, x: Array) -> jax.Array:
-        """ln k of x (any shape)."""
-        log_weight = jax.nn.log_softmax(
-            jnp.concatenate([jnp.zeros(1), TAIL + 2 * self.odds]),
-        )
+    def log_curve(self, x: Array, shape: Array | None = None) -> jax.Array:
+        """ln k of x (any shape), of the run or of images with numbers ``shape`` (n, 1, 2)."""
+        odds = TAIL + 2 * (self.odds if shape is None else self.odds + self.own * shape)
+        core = jnp.zeros((*odds.shape[:-1], 1))
+        log_weight = jax.nn.log_softmax(jnp.concatenate([core, odds], -1))
         growth = jnp.log1p(jnp.exp(0.7 * self.growth))
         log_width = jnp.concatenate([jnp.zeros(1), jnp.cumsum(growth)])
         u = x[..., None] * jnp.exp(-log_width)
@@ -59,9 +63,9 @@ class Curve(eqx.Module):
         fall = jnp.concatenate([flat * fall[..., :1], fall[..., 1:]], -1)
         return jax.nn.logsumexp(log_weight - fall, axis=-1)
 
-    def block_variance(self, spot: Spot) -> Array:
+    def block_variance(self, spot: Spot, shape: Array | None = None) -> Array:
         """That of Gaussian blocks where their curve is as low: at x² = −ln k."""
-        below = -self.log_curve(spot.excitation_error / spot.R0_eff)
+        below = -self.log_curve(spot.excitation_error / spot.R0_eff, shape)
         eff2 = spot.R0_eff**2
         k2, twice = eff2 - spot.mosaic2, eff2 + spot.mosaic2
         power = jnp.minimum(2 * below * (1 - eff2 / twice), MAX_POWER)
@@ -69,7 +73,15 @@ class Curve(eqx.Module):
 
     def pieces(self) -> dict[str, Any]:
         """Arguments of a model."""
-        return {"partiality": Partiality(self.log_curve, self.block_variance)}
+        found = Partiality(self.log_curve, self.block_variance)
+        if self.own > 0:
+            found = replace(found, numbers=2, shaped=self._of_images)
+        return {"partiality": found}
+
+    def _of_images(self, shape: Array) -> Partiality:
+        return Partiality(
+            lambda x: self.log_curve(x, shape), lambda spot: self.block_variance(spot, shape)
+        )
 
     def log_prior(self) -> jax.Array:
         """ln p of the numbers, but for a constant."""
@@ -78,13 +90,13 @@ class Curve(eqx.Module):
 
     def plain(self) -> Curve:
         """The Gaussian curve, as this module."""
-        return Curve(NONE * jnp.ones(2), jnp.zeros(2), jnp.zeros(3), jnp.zeros(()))
+        return Curve(NONE * jnp.ones(2), jnp.zeros(2), jnp.zeros(3), jnp.zeros(()), self.own)
 
     @classmethod
-    def start(cls, key: jax.Array) -> Curve:
+    def start(cls, key: jax.Array, own: float = 0.0) -> Curve:
         """A curve drawn narrowly about the prior mean."""
         draw = 0.2 * jax.random.normal(key, (8,))
-        return cls(draw[:2], draw[2:4], draw[4:7], draw[7])
+        return cls(draw[:2], draw[2:4], draw[4:7], draw[7], own)
 
     def width(self) -> jax.Array:
         """x at which ln k, the mean of both sides, is −1; 1 of a Gaussian."""

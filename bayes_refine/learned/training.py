@@ -30,6 +30,7 @@ from .strong_spots import strong_spots
 FOLDS = 5  # each member trains on all parts but two: one says when to stop, one is the test
 FEWEST = 6  # images
 LARGEST = 8  # images in a part
+OWN = 0.5  # of ``Training``, where each image's curve is its own
 DRAWS = 32  # of a curve's numbers from their posterior
 
 
@@ -38,11 +39,13 @@ class Training:
     """How a component is trained.
 
     Attributes:
-        epochs: at most. seed: of folds and first weights.
+        epochs: at most. seed: of folds and first weights. own: of a partiality, how much each
+            image's curve may be its own (``Curve``).
     """
 
     epochs: int = 150
     seed: int = 0
+    own: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ def learn(
     check_enough(n)
     order = np.random.default_rng(training.seed).permutation(n)
     folds = min(FOLDS, n // 2)
-    first = _first(family, material.observations, training.seed)
+    first = _first(family, material.observations, training, 0)
     search = _search(material, order, folds, first)
     plain, size, prior = first.plain(), search.data.size, _log_prior
     fold = np.arange(len(search.data.parts)) % folds
@@ -154,7 +157,7 @@ def learn(
             search.some_batches(list(np.flatnonzero(parts)))
             for parts in (~test & ~stop, stop, test)
         )
-        fresh = _first(family, material.observations, training.seed + k + 1)
+        fresh = _first(family, material.observations, training, k + 1)
         found = train(own, halt, fresh, prior, first.rate, training.epochs)
         with_it, _ = log_evidence(unseen.given(found.weights), found.state.phi)
         without, _ = log_evidence(unseen.given(plain), settled(own.given(plain)).phi)
@@ -212,10 +215,10 @@ def _search(material: Material, order: np.ndarray, folds: int, weights: Curve | 
     return Search(model, (Batches(parts, size, n), material.priors, weights), init)
 
 
-def _first(family: Family, data: SpotStatistics, seed: int) -> Curve | Factor:
-    key = jax.random.key(seed)
+def _first(family: Family, data: SpotStatistics, training: Training, member: int) -> Curve | Factor:
+    key = jax.random.key(training.seed + member)
     if family is Family.partiality:
-        return Curve.start(key)
+        return Curve.start(key, training.own)
     return Factor.start(key, frame_of(data))
 
 

@@ -167,6 +167,7 @@ _ROWS: tuple[Unknown, ...] = (
         size=5,
         priors=("mosaic_shape_sd", "log_mosaic_shape_sd_sd"),
     ),
+    Unknown("curve_shape", "curve_shape", of_image=True, size=None),
     Unknown("speckle", "speckle", **_SHARED, priors=("speckle", "speckle_sd")),
     Unknown("stretch_diagonal", "stretch_diagonal", **_OF_IMAGE, priors=("stretch_sd",)),
     Unknown("stretch_fast", "stretch_fast", **_OF_IMAGE, priors=("stretch_sd",)),

@@ -41,11 +41,15 @@ class Partiality:
         block_variance: of a Spot with arrays (n, m): relative variance of p, times the number of
             mosaic blocks, that their finite number causes.
         conserves: whether p on the sphere is R0/R0_eff rather than 1.
+        numbers: that each image's curve has of its own, N(0, 1) a priori. shaped: of such numbers
+            (n, 1, numbers), the curve of the images; None for a curve that all images share.
     """
 
     log_curve: Callable[[Array], Array]
     block_variance: Callable[[Spot], Array]
     conserves: bool = True
+    numbers: int = 0
+    shaped: Callable[[Array], Partiality] | None = None
 
     def __call__(self, excitation_error: Array, R0: Array | float, R0_eff: Array) -> Array:
         """p (n, m) of ε_r, R0 and R0_eff, all Å⁻¹."""

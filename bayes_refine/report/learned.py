@@ -44,12 +44,13 @@ def _sentence(component: Mapping[str, Any]) -> str:
 
 def _pictures(component: Mapping[str, Any]) -> list[str]:
     if component["family"] == "partiality":
+        own = "of the median image " if component.get("own") else ""
         return [
             chart(
                 "learned-partiality",
                 partial(curve, component=component),
-                "The learned partiality curve with one sd, and a Gaussian of the same width at "
-                "1/e. Tails above the Gaussian are reflections that diffract where the plain "
+                f"The learned partiality curve {own}with one sd, and a Gaussian of the same width "
+                "at 1/e. Tails above the Gaussian are reflections that diffract where the plain "
                 "model expects nothing.",
                 (7.4, 3.5),
             )

@@ -6,20 +6,24 @@ Statistics are drawn from the model with a piece of its own, so that the truth i
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.optimize import brentq
 
 import bayes_refine as br
-from bayes_refine import physics
+from bayes_refine import infer, physics
+from bayes_refine.physics.contract import check_unknowns
 
 pytest.importorskip("equinox")
 pytest.importorskip("optax")
 from bayes_refine.learned import training
 from bayes_refine.learned.component import Component, Evidence, Family
+from bayes_refine.learned.curve import Curve
 from bayes_refine.learned.training import Learned, Material, Training, learn
 from bayes_refine.simulation.truth import Simulation, square_detector
 from bayes_refine.util.status import Kind, Status
@@ -79,6 +83,17 @@ def test_only_usable_images_train(material, monkeypatch):
     assert given[0][0].values["log_R0"] == values["log_R0"]
     assert found.origin.n_images == 6 and found.origin.setup.wavelength == 1.0
     assert found.origin.n_reflections == obs.fit[kept].sum()
+
+
+@pytest.mark.parametrize("own", [0.0, 0.5])
+def test_a_curve_of_each_image_has_unknowns_of_the_image(material, own):
+    model, obs, priors, _ = material(3)
+    made = partial(model, **Curve.start(jax.random.key(0), own).pieces())
+    found = {site.name: site for site in infer.sites_of(made, (obs, priors))}
+    check_unknowns(found.values())
+    assert ("curve_shape" in found) == (own > 0)
+    if own:
+        assert found["curve_shape"].per_image and found["curve_shape"].size == 2
 
 
 @pytest.mark.slow
