@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import jax
 import numpy as np
 
 from ..geometry.experiments import Still
@@ -83,11 +82,6 @@ def depends_on(
     run: Run, state: State, priors: Priors, status: np.ndarray, plan: Any, margin: float
 ) -> dict[str, str]:
     """What the statistics of a run depend on, as attributes of the files that they are in."""
-    settings = {f.name: getattr(run.settings, f.name) for f in fields(run.settings)}
-    settings["weights"] = getattr(run.settings.weights, "__name__", "")
-    if (spread := settings.pop("point_spread")) is not None:
-        leaves = [np.asarray(x) for x in jax.tree.leaves(spread)]
-        settings["point_spread"] = digest(spread.nodes, leaves)
     crystals = [(s.identifier, str(s.image_path), s.frame, s.crystal.A) for s in run.stills]
     known: tuple = ()
     if run.crosswise is not None:
@@ -100,6 +94,6 @@ def depends_on(
         "crystals_sha256": digest(crystals, photons),
         "reference_sha256": digest(of_reference),
         "priors": json.dumps(asdict(priors), default=repr),
-        "settings": json.dumps(settings, default=repr),
+        "settings": json.dumps(run.settings.shown(), default=repr),
         "software": json.dumps(versions()),
     }

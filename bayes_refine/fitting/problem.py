@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -60,6 +61,15 @@ class Settings:
     weights: Weights = score_weights
     metadata: bool = False
     point_spread: PointSpread | None = None
+
+    def shown(self) -> dict[str, Any]:
+        """The settings as plain numbers and words; of a point spread the SHA-256."""
+        found = {f.name: getattr(self, f.name) for f in fields(self)}
+        found["weights"] = getattr(self.weights, "__name__", "")
+        if (spread := found.pop("point_spread")) is not None:
+            leaves = [np.asarray(x) for x in jax.tree.leaves(spread)]
+            found["point_spread"] = digest(spread.nodes, leaves)
+        return found
 
 
 @dataclass(frozen=True)

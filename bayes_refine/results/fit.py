@@ -122,7 +122,7 @@ def write_results(
             "forecast": stage("forecast", _forecast, run, found, settings.seed),
             "panels": panel_moves(told),
             "beam": _beam(prepared),
-            "settings": {**asdict(settings), "weights": settings.weights.__name__},
+            "settings": settings.shown(),
             "priors": asdict(priors),
             "seconds": timed,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import jax
@@ -59,7 +60,13 @@ def test_a_component_is_the_same_after_writing_and_reading(family, tmp_path):
 def test_a_profile_goes_into_the_settings_and_leaves_the_model_as_it_is():
     made, model = component(Family.profile), br.load_model("still")
     assert with_components(model, [made]) is model
-    assert settings_with(br.Settings(), [made]).point_spread is made.module
+    settings = settings_with(br.Settings(), [made])
+    assert settings.point_spread is made.module
+    told, plain = settings.shown(), br.Settings().shown()
+    assert json.loads(json.dumps(told)) == told
+    assert plain.items() < told.items() and len(told["point_spread"]) == 64
+    other = settings_with(br.Settings(), [replace(made, module=made.members[0])]).shown()
+    assert other["point_spread"] != told["point_spread"]
 
 
 @pytest.mark.parametrize("content", [b"", b"not one", b'{"format": "bayes_refine component 2"}\n'])
