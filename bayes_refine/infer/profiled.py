@@ -114,7 +114,8 @@ def precision(
         state: near the mode at these weights.
         log_prior: of k independent numbers of unit sd, the weights in their order.
     """
-    flat, back = ravel_pytree(weights)
+    numbers, back = ravel_pytree(weights)
+    flat = np.asarray(numbers)
     slope_of = _compiled_slope(search.model, search.sites, log_prior)
     n_parts = len(search.data.parts)
 

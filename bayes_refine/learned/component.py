@@ -223,12 +223,13 @@ class Component:
         frame, sd = module.frame, module.core_px
         reach = float(np.max(np.abs(module.nodes))) + 2 * sd
         r = np.linspace(-reach, reach, 61)
-        here = frame.x_mm, frame.y_mm
+
+        def cut(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return self.band(lambda m: m.density(x, y, frame.x_mm, frame.y_mm))
+
         xx, yy, _ = module.moments_px2() + sd**2 * np.array([1.0, 1.0, 0.0])
         gaussian = np.exp(-0.5 * r**2 / np.array([[xx], [yy]])) / (2 * np.pi * np.sqrt(xx * yy))
-        cuts = [
-            self.band(lambda m, at=at: m.density(*at, *here)) for at in ((r, 0 * r), (0 * r, r))
-        ]
+        cuts = cut(r, 0 * r), cut(0 * r, r)
         side = np.linspace(-0.8, 0.8, 3) * frame.half_mm
         grid = np.meshgrid(np.linspace(-reach, reach, 31), np.linspace(-reach, reach, 31))
         maps = [

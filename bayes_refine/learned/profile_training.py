@@ -111,9 +111,9 @@ def learn_profile(
 def first_profile(spots: StrongSpots, seed: int) -> Profile:
     """A profile to begin with, for the places and the width of some spots."""
     places = [np.asarray(x) for x in (spots.x_mm, spots.y_mm)]
-    middle = [float(x.min() + x.max()) / 2 for x in places]
+    x, y = (float(place.min() + place.max()) / 2 for place in places)
     half = max(float(np.ptp(x)) for x in places) / 2
-    frame = Frame(*middle, max(half, 1.0), 1.0)
+    frame = Frame(x, y, max(half, 1.0), 1.0)
     core = spots.core_px
     return Profile.start(jax.random.key(seed), nodes_for(core), core, frame)
 

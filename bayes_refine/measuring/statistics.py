@@ -170,10 +170,11 @@ def measure(
     for first in range(0, n, _CHUNK):
         rows = np.minimum(np.arange(first, first + _CHUNK), n - 1)
         chunk = Boxes(*(_single(np.asarray(a)[rows]) for a in boxes))
-        start, *rest = [_single(a[rows]) for a in numbers]
+        start, *at = (_single(a[rows]) for a in numbers)
         some = spread and Shares(_single(np.asarray(spread.shares)[rows]), spread.nodes)
-        at = chunk, start, _Spots(*rest, some), read_noise**2
-        parts.append(_statistics(*at, shoebox=shoebox, weights=weights))
+        spots = _Spots(at[0], at[1], at[2], some)
+        given = chunk, start, spots, read_noise**2
+        parts.append(_statistics(*given, shoebox=shoebox, weights=weights))
     arrays = [np.concatenate(p)[:n].astype(float) for p in zip(*parts, strict=True)]
     return _bounded(replace(Statistics(*arrays), width=arrays[6] * 1e-3))
 

@@ -83,18 +83,16 @@ def _boxes_of(
     dy, dx = np.mgrid[-half : half + 1, -half : half + 1]
     middle = np.floor(p.xy_px[rows]).astype(int)
     moment = p.spot_moment[rows].astype(float) * 1e6
-    at = (
-        p.xy_px[rows] - middle - 0.5,
-        p.frame[rows].astype(float) * 1e3,
-        moment,
-        np.sqrt(moment[:, 0] + moment[:, 1]),
-    )
+    width = np.sqrt(moment[:, 0] + moment[:, 1])
+    spot = p.xy_px[rows] - middle - 0.5, p.frame[rows].astype(float) * 1e3, moment, width
     offsets = np.stack([dx.ravel(), dy.ravel()], axis=1)
     if (spread := run.problem.settings.point_spread) is None:
-        model = _compiled_template()(*at, offsets.astype(float))
+        model = _compiled_template()(*spot, offsets.astype(float))
     else:
         shares = spread.shares(*lab_positions(run)[rows].T)
-        model = spread_template(*map(jnp.asarray, at), offsets, spread.nodes, shares)[0]
+        centre, frame, moment, width = (jnp.asarray(a) for a in spot)
+        shared = offsets, spread.nodes, shares
+        model = spread_template(centre, frame, moment, width, *shared)[0]
     for k, (x0, y0), template in zip(rows, middle, np.asarray(model), strict=True):
         image, background = int(p.image[k]), float(p.background[k])
         pixels, valid = reader.read(run.stills[image])
