@@ -15,7 +15,7 @@ import jax
 from . import fit  # noqa: F401  the commands register themselves: fit is the first in the help
 
 # isort: split
-from . import compare, export, inspect, merge, resume, simulate, train  # noqa: F401
+from . import compare, export, inspect, merge, resume, simulate, train, watch  # noqa: F401
 from .app import Talk, app, complain, end_log, talk
 from .ending import ENDINGS, sentence_of, stoppable
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import resource
 import shlex
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,7 +17,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from .. import __version__
 from ..util.errors import InputError
 from ..util.output import versions
-from ..util.progress import Listener
+from ..util.progress import Listener, peak_memory
 
 app = typer.Typer(
     name="bayes-refine",
@@ -142,6 +140,4 @@ def _logged(line: str) -> None:
 
 def _stamped(line: str) -> None:
     """A line after the seconds since the start and the most memory taken so far."""
-    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB elsewhere
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-    _stays(f"[{time.perf_counter() - _Logged.started:.1f} s, {peak:.2f} GiB] {line}")
+    _stays(f"[{time.perf_counter() - _Logged.started:.1f} s, {peak_memory():.2f} GiB] {line}")

@@ -6,17 +6,21 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from .. import loading
-from ..fitting import loop, tables
+from ..fitting import addition, loop, tables
 from ..fitting.checkpoint import Checkpoint
 from ..fitting.exposures import exposed
-from ..fitting.prepare import Prepared, fit, prepare
+from ..fitting.kept import keep as kept_fit
+from ..fitting.kept import kept_first, key_of, read_kept
+from ..fitting.prepare import Prepared, fit, prepare, prepare_more
 from ..fitting.problem import Settings, Work
+from ..geometry.experiments import Experiments
 from ..io.image_folder import images_in
 from ..io.images import ImageReader
 from ..io.polarisation import with_polarisation
@@ -45,7 +49,7 @@ from .inputs import (
 )
 from .methods import GuideName, MethodName, method_of
 from .options import DETECTOR, INFERENCE
-from .resume import made_of
+from .resume import made_of, same_place
 from .settings import write_settings
 
 
@@ -209,6 +213,20 @@ def fit_command(
             help="Go on with the fit that was stopped in --out, which is all that need be given.",
         ),
     ] = False,
+    keep: Annotated[
+        bool,
+        typer.Option(
+            "--keep",
+            help="Keep what was measured, about 0.5 MB an image, so that images can be added.",
+        ),
+    ] = False,
+    add: Annotated[
+        bool,
+        typer.Option(
+            "--add",
+            help="Add the images of more files to the fit that --keep left in --out.",
+        ),
+    ] = False,
     workers: place.Workers = None,
     scheduler: place.Scheduler = None,
     work: place.WorkFolder = None,
@@ -218,14 +236,17 @@ def fit_command(
 ) -> None:
     """Fit a run of indexed stills; write refined geometry, intensities, posterior and a picture."""
     started = time.perf_counter()
-    inside = context.with_resource(folder.taken(out, resume))
-    log_to(out / "log.txt", context.obj or [], resume)
+    inside = context.with_resource(folder.taken(out, resume or add))
+    log_to(out / "log.txt", context.obj or [], resume or add)
+    kept = read_kept(Checkpoint(inside / folder.KEPT, same_place(), "--add")) if add else None
     program = loading.load_model(model)
     chosen = priors_from(priors_file, load_priors(model))
     if student_t is not None:
         chosen = replace(chosen, student_t_nu=student_t)
     given = given_from(space_group, cell)
-    found = usable_experiments(experiments, given.space_group, geometry, names)
+    found = usable_experiments(experiments, given.space_group, geometry, names, growing=keep)
+    if kept is not None and monitor is not None:
+        raise InputError("--add with --monitor: energies are those of one run; fit all again")
     if image_folder is not None:
         found = images_in(found, image_folder)
     if polarisation is not None:
@@ -233,6 +254,8 @@ def fit_command(
     if monitor is not None:
         found = replace(found, stills=with_pulse_energies(found.stills, monitor))
     run_of = exposed(in_order(some_images(found, images)), oscillation, spindle, as_stills)
+    if kept is not None:
+        run_of = replace(run_of, stills=kept_first(run_of.stills, kept))
     if reference_file is None or d_min is not None:
         resolution_limit(d_min, None, run_of.stills)
     ref = None
@@ -248,22 +271,30 @@ def fit_command(
     maps = maps_for(run_of.stills, gain_map, pedestal_map)
     inputs = made_of(context.obj or [], run_of.stills)
     checkpoint = Checkpoint(inside / folder.CHECKPOINT, inputs)
-    checkpoint.begin()
+    if kept is None:
+        checkpoint.begin()
+    of_detector: dict[str, Any] = {
+        "bandwidth": bandwidth,
+        "sensor": (sensor_thickness_mm, sensor_mu),
+    }
     with (
         ImageReader(gain=gain, pedestal=pedestal, usable=usable, **maps) as reader,
         place.work_of(workers, scheduler, work, inside / folder.MEASURED, inputs) as where,
     ):
         fit_and_write(
             out,
-            lambda: prepare(
-                run_of,
-                reader,
-                ref,
-                d_min=d_min,
-                read_noise=read_noise,
-                bandwidth=bandwidth,
-                sensor=(sensor_thickness_mm, sensor_mu),
-                work=where,
+            lambda: (
+                prepare(
+                    run_of,
+                    reader,
+                    ref,
+                    d_min=d_min,
+                    read_noise=read_noise,
+                    work=where,
+                    **of_detector,
+                )
+                if kept is None
+                else prepare_more(run_of, reader, ref, kept, d_min=d_min, work=where, **of_detector)
             ),
             program,
             chosen,
@@ -272,7 +303,9 @@ def fit_command(
             about={"command": context.obj or [], "model": model, **learned},
             method=method_of(method, guide, n_draws, chains, warmup),
             anomalous=anomalous,
-            work=replace(where, checkpoint=checkpoint),
+            work=where if kept is not None else replace(where, checkpoint=checkpoint),
+            fitted=fit if kept is None else partial(addition.add, kept=kept),
+            done=partial(_keep, Checkpoint(inside / folder.KEPT, inputs), run_of) if keep else None,
         )
     write_settings(context, out / "settings.toml")
     checkpoint.clear()
@@ -291,9 +324,16 @@ def fit_and_write(
     started: float,
     about: dict[str, Any],
     work: Work | None = None,
+    fitted: Callable[..., loop.RunFit] = fit,
+    done: Callable[[loop.RunFit, Prepared], None] | None = None,
     **writing: Any,
 ) -> loop.RunFit:
-    """Prepare, fit, write the results, and say what is worth telling about them."""
+    """Prepare, fit, write the results, and say what is worth telling about them.
+
+    Args:
+        fitted: ``prepare.fit``, or another function of its arguments.
+        done: called when the results are complete on disk.
+    """
     seconds = {"read": time.perf_counter() - started}
     with progress() as listener:
         listener.say("estimating gain and read-out noise")
@@ -303,14 +343,23 @@ def fit_and_write(
             listener.say(str(ready.bad_pixels))
         seconds["noise"] = time.perf_counter() - mark
         mark = time.perf_counter()
-        run = fit(ready, model, prior, settings, listener, work)
+        run = fitted(ready, model, prior, settings, listener, work)
         seconds["fit"] = time.perf_counter() - mark
         about = {**about, "seconds": seconds}
         if work is not None and (record := work.executor.summary()):
             about["workers"] = record
         summary = results.write_results(out, run, ready, about=about, progress=listener, **writing)
+        if done is not None:
+            done(run, ready)
     _report(out, run, summary, time.perf_counter() - started)
     return run
+
+
+def _keep(
+    checkpoint: Checkpoint, experiments: Experiments, run: loop.RunFit, ready: Prepared
+) -> None:
+    names = {still.identifier: key_of(still) for still in experiments.stills}
+    kept_fit(checkpoint, run, names, ready.noise, ready.bad_pixels)
 
 
 def _report(out: Path, run: loop.RunFit, summary: dict[str, Any], seconds: float) -> None:

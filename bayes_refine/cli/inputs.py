@@ -31,12 +31,13 @@ def usable_experiments(
     space_group: gemmi.SpaceGroup | None = None,
     geometry: Path | None = None,
     names: Path | None = None,
+    growing: bool = False,
 ) -> Experiments:
     """The experiments of files; how many are left out, and why the first, is said."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* the mask file ")  # `mask_for` says more
         table = None if names is None else read_names(names)
-        experiments = open_experiments(paths, space_group, geometry, table)
+        experiments = open_experiments(paths, space_group, geometry, table, growing)
     path = experiments.path
     if (n := len(experiments.left_out)) > 0:
         which = "one experiment is" if n == 1 else f"{n} experiments are"

@@ -1,4 +1,5 @@
-"""``bayes-refine fit --resume``: the command that was stopped, and what it must agree with."""
+"""``bayes-refine fit --resume`` and ``--add``: the command that was given first, and what the files
+must agree with."""
 
 from __future__ import annotations
 
@@ -10,11 +11,11 @@ from typing import Any
 from ..fitting.checkpoint import STATE, read_record
 from ..geometry.experiments import Still
 from ..util.errors import InputError
-from ..util.folder import CHECKPOINT, WORK
+from ..util.folder import CHECKPOINT, KEPT, WORK
 from ..util.output import versions
 from . import place
 
-RESUME, COMMAND = "--resume", "the command"
+RESUME, ADD, COMMAND = "--resume", "--add", "the command"
 TALK = ("--quiet", "-q", "--verbose", "-v")  # what is shown, which no result depends on
 
 
@@ -27,6 +28,8 @@ def expanded(command: Sequence[str]) -> tuple[list[str], list[str]]:
     Raises:
         InputError: no stopped fit is there.
     """
+    if command[1:2] == ["fit"] and ADD in command:
+        return _added(command)
     first = [word for word in command if word != RESUME]
     if len(first) == len(command) or first[1:2] != ["fit"]:
         return list(command), list(command[1:])
@@ -39,6 +42,34 @@ def expanded(command: Sequence[str]) -> tuple[list[str], list[str]]:
         more = place.chosen(first)
         first = [*map(str, record["made_of"][COMMAND]), *more, *shown]
     return first, [*first[1:], RESUME]
+
+
+def _added(command: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The command of the fit that is kept with more files, and the arguments to run now.
+
+    Raises:
+        InputError: no fit was kept there, or there are options of a fit.
+    """
+    out, shown = folder_of(command), [word for word in command if word in TALK]
+    record = None if out is None else read_record(out / WORK / KEPT)
+    if record is None:
+        where = "--add: give --out" if out is None else f"{out}: no fit was kept there"
+        raise InputError(f"{where}; images can be added to a fit that had --keep")
+    files = place.without([word for word in command[2:] if word not in (*TALK, ADD)])
+    at = next(k for k, word in enumerate(files) if word.split("=")[0] == "--out")
+    del files[at : at + (1 if "=" in files[at] else 2)]
+    if options := [word for word in files if word.startswith("-")]:
+        raise InputError(
+            f"{options[0]} with --add: the options are those of the fit that images are added to"
+        )
+    known = list(map(str, record["made_of"][COMMAND]))
+    first = [*known, *(word for word in files if word not in known)]
+    return [*first, *place.chosen(command), *shown], [
+        *first[1:],
+        *place.chosen(command),
+        *shown,
+        ADD,
+    ]
 
 
 def folder_of(command: Sequence[str]) -> Path | None:
@@ -70,6 +101,11 @@ def made_of(command: Sequence[str], stills: Iterable[Still]) -> dict[str, Any]:
         "an input file": {str(p): _mark(p) for p in sorted(files) if p.is_file()},
         "a version": versions(),
     }
+
+
+def same_place() -> dict[str, Any]:
+    """What of :func:`made_of` an addition has in common with the fit that it adds to."""
+    return {"the working folder": os.getcwd(), "a version": versions()}
 
 
 def _mark(path: Path) -> list[int]:

@@ -14,7 +14,7 @@ import typer
 from ..util.errors import InputError
 from ..util.folder import flush_to_disk
 
-NOT_WRITTEN = ("resume", "config")
+NOT_WRITTEN = ("resume", "add", "config")
 
 
 def write_settings(context: typer.Context, path: Path) -> None:

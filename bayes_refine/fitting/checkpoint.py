@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,10 +52,12 @@ class Checkpoint:
     Attributes:
         folder: made by :meth:`begin`.
         made_of: inputs, options and versions that the fit depends on, as JSON.
+        option: of the command that goes on from here.
     """
 
     folder: Path
     made_of: Mapping[str, Any]
+    option: str = "--resume"
 
     def begin(self) -> None:
         """Record what is fitted before any round is finished, if there is no record yet."""
@@ -66,8 +68,12 @@ class Checkpoint:
         """Delete the folder: the results are complete."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def save(self, progress: Progress, run: Run) -> None:
-        """Replace the progress: the new state is complete on disk before the record names it."""
+    def save(self, progress: Progress, run: Run, more: More | None = None) -> None:
+        """Replace the progress: the new state is complete on disk before the record names it.
+
+        Args:
+            more: what is to be saved besides.
+        """
         arrays = {f"state/{k}": np.asarray(v) for k, v in progress.state.items()}
         if run.crosswise is not None:
             arrays |= {f"known/{k}": v for k, v in run.crosswise.known._asdict().items()}
@@ -81,6 +87,9 @@ class Checkpoint:
             "movement": [asdict(m) for m in progress.movement],
             "ice": [[str(path), frame, v] for (path, frame), v in run.ice.found.items()],
         }
+        if more is not None:
+            arrays |= {f"more/{k}": v for k, v in more.arrays.items()}
+            record["more"] = dict(more.told)
         name = STATE.format(progress.rounds)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -110,6 +119,11 @@ class Checkpoint:
         Raises:
             InputError: the progress is of other input, options or versions, or is damaged.
         """
+        saved = self.read()
+        return None if saved is None else (saved.progress, saved.onto(run))
+
+    def read(self) -> Saved | None:
+        """What was saved; None where nothing was. Raises as :meth:`load`."""
         record = read_record(self.folder)
         if record is None:
             return None
@@ -117,7 +131,7 @@ class Checkpoint:
             if record["made_of"].get(what) != json.loads(json.dumps(now)):
                 raise InputError(
                     f"{self.folder.parent.parent}: {what} changed since the fit was stopped; "
-                    "leave out --resume to begin again"
+                    f"leave out {self.option} to begin again"
                 )
         if record["rounds"] == 0:
             return None
@@ -135,15 +149,39 @@ class Checkpoint:
                 tuple(Movement(**m) for m in record["movement"]),
                 record["mosaic_shape_sd"],
             )
-            for path, frame, rings in record["ice"]:
-                run.ice.found[Path(path), frame] = tuple(Ring(*ring) for ring in rings)
-            if run.crosswise is not None:
-                run = _knowing(run, run.crosswise, arrays)
+            rings: dict[tuple[Hashable, int], tuple[Ring, ...]] = {
+                (Path(path), frame): tuple(Ring(*ring) for ring in rings)
+                for path, frame, rings in record["ice"]
+            }
+            more = {k[5:]: v for k, v in arrays.items() if k.startswith("more/")}
+            return Saved(progress, arrays, rings, More(more, record.get("more", {})))
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise InputError(
-                f"{self.folder}: is damaged ({error}); leave out --resume to begin again"
+                f"{self.folder}: is damaged ({error}); leave out {self.option} to begin again"
             ) from None
-        return progress, run
+
+
+@dataclass(frozen=True)
+class More:
+    """What a checkpoint holds besides: arrays, and numbers and words as JSON."""
+
+    arrays: Mapping[str, np.ndarray]
+    told: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The content of a checkpoint: all its arrays, and rings as ``IceRings.found``."""
+
+    progress: Progress
+    arrays: Mapping[str, np.ndarray]
+    rings: dict[tuple[Hashable, int], tuple[Ring, ...]]
+    more: More
+
+    def onto(self, run: Run) -> Run:
+        """A run with the rings of its images and, without a reference, the intensities."""
+        run.ice.found.update(self.rings)
+        return run if run.crosswise is None else _knowing(run, run.crosswise, self.arrays)
 
 
 def _knowing(run: Run, crosswise: CrosswiseReference, arrays: Mapping[str, np.ndarray]) -> Run:

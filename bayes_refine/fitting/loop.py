@@ -19,23 +19,19 @@ from ..physics.reference import Reference
 from ..util.progress import SILENT, Listener
 from ..util.status import Kind
 from ..util.store import Store
-from . import crosswise_reference
 from .checkpoint import Progress
-from .claims import judged
-from .crosswise_reference import CrosswiseReference
 from .few_blocks import with_few_blocks
 from .index_alike import stills_alike
 from .learned_priors import learned_from
-from .measure_batch import Batch
+from .measure_batch import Batch, Plan
 from .measure_run import MeasuredRun
-from .merge_fit import measured_of
 from .one_round import Movement, Round, one_round
-from .over_batches import all_reflections, claims_of_run
+from .over_batches import all_reflections, judged_images, with_intensities
 from .problem import Run, Settings, Work, prepare_run
 from .readable import Unread
 from .reflections import Reflections
 from .start import BROAD_MARGIN, find_start
-from .state import State, geometry_of, moved, tails
+from .state import State, geometry_of, moved
 
 SET_ASIDE = (Kind.NO_SIGNAL, Kind.DOUBTFUL)  # left out of the last round
 LEARNING_ROUNDS = 2  # additional rounds where the intensities are learned too
@@ -56,8 +52,9 @@ class RunFit:
             Both lie on disk.
         movement: one entry for each round.
         ice: (n,) rings of each image; their pixels were not used.
-        problem: the run with reader, model and settings. priors: of the fit.
+        problem: the run with reader, model and settings. priors: of the fit. plan: of its shapes.
         unread: images that cannot be read, and why; they are not among the n.
+        all_fitted: number of images when all were last fitted together; 0 for all of these.
     """
 
     stills: tuple[Still, ...]
@@ -73,7 +70,9 @@ class RunFit:
     ice: tuple[tuple[Ring, ...], ...]
     problem: Run
     priors: Priors
+    plan: Plan
     unread: Unread = ()
+    all_fitted: int = 0
 
     @property
     def given_reference(self) -> Reference | None:
@@ -176,12 +175,12 @@ def refine(
         movement.append(found.movement)
         progress.say(f"round {round_}: {found.movement}")
         if round_ == rounds - 1:  # doubtful images do not inform the last round
-            said = _judged(run, found.measurements, state, priors, found.fit)
+            said = judged_images(run, found.measurements, state, priors, found.fit)
             wrong = (status == "") & np.isin([s.kind for s in said], SET_ASIDE)
             status[wrong] = said[wrong]
         if run.crosswise is not None:
             state = state if last else _pinned(state, found.measurements)
-            run = _renewed(run, run.crosswise, found.measurements, state, priors)
+            run = with_intensities(run, found.measurements, state, priors)
         if round_ == 1 and not last:
             state = {**state, **after}
         if not last:
@@ -191,7 +190,7 @@ def refine(
             checkpoint.save(done, run)
 
     assert found is not None, "a fit has at least one round"
-    said = _judged(run, found.measurements, state, now, found.fit)
+    said = judged_images(run, found.measurements, state, now, found.fit)
     fitted = RunFit(
         stills=moved(run.stills, geometry_of(run.stills, state)),
         indexed=run.stills,
@@ -206,19 +205,9 @@ def refine(
         ice=tuple(run.ice.of(still) for still in run.stills),
         problem=run,
         priors=now,
+        plan=found.measurements.plan,
     )
     return fitted, found
-
-
-def _renewed(
-    run: Run, old: CrosswiseReference, measurements: MeasuredRun, state: State, priors: Priors
-) -> Run:
-    """The run with the images' estimate of intensities after a round."""
-    r = all_reflections(run, measurements, state, priors)
-    rows = np.flatnonzero(r.informs)
-    nu = tails(state, priors)
-    now = crosswise_reference.renewed(old, measured_of(r, rows, run.ref.space_group, 0.0, nu))
-    return replace(run, ref=now.reference, crosswise=now)
 
 
 def _pinned(state: State, measurements: MeasuredRun) -> State:
@@ -233,10 +222,3 @@ def _pinned(state: State, measurements: MeasuredRun) -> State:
             if name == "log_G" and "log_g" in state:
                 pinned["log_g"] = state["log_g"] + moved_by
     return pinned
-
-
-def _judged(
-    run: Run, measurements: MeasuredRun, state: State, priors: Priors, fit: infer.Fit
-) -> np.ndarray:
-    """(n,) statuses: the fit's, or that of an image that is not what it claims (``claims``)."""
-    return judged(fit, claims_of_run(run, measurements, state, priors))

@@ -11,7 +11,7 @@ from .. import infer
 from ..geometry.predict import Predictions
 from ..physics.priors import Priors
 from ..util.errors import InputError
-from ..util.progress import Listener
+from ..util.progress import Listener, Pace
 from ..util.status import Kind, Status
 from ..util.store import Store
 from . import padding
@@ -111,13 +111,14 @@ def measure_run(
         items[b] = b, replace(parts[b], status=said), batches[b]
     log_G, informing = np.zeros((n, 1)), np.zeros(n, int)
 
+    pace = Pace("measured", n, progress, executor.at_work)
+
     def measure(some: list, before: int) -> None:
         nonlocal fixed
 
         def count(done: int) -> None:
             if len(batches) > 1:
-                images = min((before + done) * run.size, n)
-                progress.update(images / n, f"measured {images} of {n} images")
+                pace.done(min((before + done) * run.size, n))
 
         for (_, _, images), one in zip(
             some, executor.map(partial(work, fixed), some, count, not_measured), strict=True
@@ -136,5 +137,5 @@ def measure_run(
 
     predicted.delete()
     plan = Plan(fixed.slots, fixed.log_G0, fixed.pixel_inv_angstrom)
-    observations = infer.Batches(found.of("observations"), run.size, n, executor)
+    observations = infer.Batches(found.of("observations"), run.size, n, executor, run.earlier)
     return MeasuredRun(found.of("batch"), observations, informing, log_G, plan)

@@ -9,11 +9,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from .. import infer
 from ..infer.executor import Shared
 from ..physics.priors import Priors
 from ..util.store import places
-from .claims import Claims, claims_of
+from . import crosswise_reference
+from .claims import Claims, claims_of, judged
 from .measure_run import MeasuredRun
+from .merge_fit import measured_of
 from .problem import Run
 from .reflections import Reflections, reflections_of_batch, together
 from .state import State, images_of, tails
@@ -34,6 +37,24 @@ def claims_of_run(run: Run, measurements: MeasuredRun, state: State, priors: Pri
     use = partial(_claims, nu, run.settings.seed)
     found = _each(use, run, measurements, state, priors, [names[w] for w in run.batches()])
     return Claims(*(np.concatenate(column) for column in zip(*found, strict=True)))
+
+
+def judged_images(
+    run: Run, measurements: MeasuredRun, state: State, priors: Priors, fit: infer.Fit
+) -> np.ndarray:
+    """(n,) statuses: the fit's, or that of an image that is not what it claims (``claims``)."""
+    return judged(fit, claims_of_run(run, measurements, state, priors))
+
+
+def with_intensities(run: Run, measurements: MeasuredRun, state: State, priors: Priors) -> Run:
+    """A run without a reference with its images' estimate of intensities after a round."""
+    assert run.crosswise is not None
+    r = all_reflections(run, measurements, state, priors)
+    rows = np.flatnonzero(r.informs)
+    nu = tails(state, priors)
+    measured = measured_of(r, rows, run.ref.space_group, 0.0, nu)
+    now = crosswise_reference.renewed(run.crosswise, measured)
+    return replace(run, ref=now.reference, crosswise=now)
 
 
 def _each(

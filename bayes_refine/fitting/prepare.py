@@ -16,8 +16,9 @@ from ..physics.priors import Priors
 from ..physics.reference import Reference, check_fits
 from ..util.errors import InputError
 from ..util.progress import SILENT, Listener
-from .beams import beams_of, with_own_wavelengths
+from .beams import beams_of, rescaled, with_own_wavelengths
 from .exposures import model_of
+from .kept import Kept
 from .loop import RunFit, fit_run
 from .problem import Settings, Work
 from .readable import Unread, readable
@@ -86,14 +87,63 @@ def prepare(
     if reference is not None:
         check_fits(reference, [s.crystal for s in stills], str(experiments.path))
     noise = noise_for(reader, stills, reader.gain, read_noise)
+    _set_up(reader, stills, noise, None)
+    bad = bad_pixels_of(reader, stills, noise.read_noise)
+    _set_up(reader, stills, noise, bad)
+    usable = replace(experiments, stills=stills)
+    return Prepared(usable, reference, reader, noise, bad, d_min, unread)
+
+
+def prepare_more(
+    experiments: Experiments,
+    reader: CountedImages,
+    reference: Reference | None,
+    kept: Kept,
+    *,
+    d_min: float,
+    bandwidth: float | None = None,
+    sensor: tuple[float | None, float | None] = (None, None),
+    work: Work | None = None,
+) -> Prepared:
+    """As :func:`prepare`, for images that are added to a fit that was kept: what was found of the
+    detector stays, and only new images are tried.
+
+    Args:
+        experiments: the images of the fit first, in their places (``kept.kept_first``).
+    """
+    executor = IN_PROCESS if work is None else work.executor
+    n = len(kept.keys)
+    new, unread = readable(experiments.stills[n:], reader, executor)
+    sizes = kept.array("wavelength"), kept.array("bandwidth")
+    old = [
+        rescaled(still, wavelength / still.beam.wavelength)
+        if wavelength != still.beam.wavelength
+        else still
+        for still, wavelength in zip(experiments.stills[:n], sizes[0], strict=True)
+    ]
+    old = [
+        replace(still, beam=replace(still.beam, bandwidth=float(width)))
+        for still, width in zip(old, sizes[1], strict=True)
+    ]
+    more = [with_sensor(still, *sensor) for still in old]
+    stills = (*more, *described(new, bandwidth, *sensor))
+    if reference is not None:
+        check_fits(reference, [s.crystal for s in stills], str(experiments.path))
+    noise, bad = kept.noise(), kept.bad_pixels()
+    _set_up(reader, stills, noise, bad)
+    usable = replace(experiments, stills=stills)
+    return Prepared(usable, reference, reader, noise, bad, d_min, unread)
+
+
+def _set_up(
+    reader: CountedImages, stills: Sequence[Still], noise: DetectorNoise, bad: BadPixels | None
+) -> None:
+    """The gain on a reader that has none, where it is one, and bad pixels on its mask."""
     one_gain = all((s.detector.gain == s.detector.gain[0]).all() for s in stills)
     if reader.gain is None and one_gain:  # else each panel has its own; noise has their mean
         reader.gain = noise.gain
-    bad = bad_pixels_of(reader, stills, noise.read_noise)
-    if bad.mask.any():
+    if bad is not None and bad.mask.any():
         reader.usable = ~bad.mask if reader.usable is None else reader.usable & ~bad.mask
-    usable = replace(experiments, stills=stills)
-    return Prepared(usable, reference, reader, noise, bad, d_min, unread)
 
 
 def fit(
@@ -134,15 +184,24 @@ def described(
     bandwidth given, and with the sensor given."""
 
     def one(still: Still, said: FileBeam) -> Still:
-        width, detector = bandwidth, still.detector
+        width = bandwidth
         if width is None:
             width = said.bandwidth or 0.0
-        if thickness_mm is not None:
-            detector = replace(detector, thickness_mm=0 * detector.thickness_mm + thickness_mm)
-        if mu_per_mm is not None:
-            detector = replace(detector, mu_per_mm=0 * detector.mu_per_mm + mu_per_mm)
-        return replace(still, beam=replace(still.beam, bandwidth=width), detector=detector)
+        still = replace(still, beam=replace(still.beam, bandwidth=width))
+        return with_sensor(still, thickness_mm, mu_per_mm)
 
     said = beams_of(stills)
     own = with_own_wavelengths(stills, said)
     return tuple(one(*pair) for pair in zip(own, said, strict=True))
+
+
+def with_sensor(
+    still: Still, thickness_mm: float | None = None, mu_per_mm: float | None = None
+) -> Still:
+    """A still with the thickness and the attenuation of the sensor, where they are given."""
+    detector = still.detector
+    if thickness_mm is not None:
+        detector = replace(detector, thickness_mm=0 * detector.thickness_mm + thickness_mm)
+    if mu_per_mm is not None:
+        detector = replace(detector, mu_per_mm=0 * detector.mu_per_mm + mu_per_mm)
+    return still if detector is still.detector else replace(still, detector=detector)

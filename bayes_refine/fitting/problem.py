@@ -15,6 +15,7 @@ from .. import infer
 from ..geometry import predict
 from ..geometry.experiments import Still
 from ..infer.executor import IN_PROCESS, Executor
+from ..infer.summary import Summary
 from ..io.protocols import Images
 from ..measuring.ice_rings import IceRings
 from ..measuring.point_spread import PointSpread
@@ -139,6 +140,7 @@ class Run:
         room: images that a batch has room for, where the run is a batch of a larger one.
         panel_groups: number of groups of panels that move; 0 where panels stay in place.
         monitored: whether the pulse energy of any shot is known.
+        earlier: what other images say of the shared unknowns; None where there are none.
     """
 
     stills: tuple[Still, ...]
@@ -153,10 +155,15 @@ class Run:
     room: int | None = None
     panel_groups: int = 0
     monitored: bool = False
+    earlier: Summary | None = None
 
     def few(self, images: np.ndarray) -> Run:
-        """The run with some of its images."""
-        return replace(self, stills=tuple(self.stills[i] for i in images))
+        """The run with some of its images, in batches of the same room."""
+        learned = self.crosswise
+        if learned is not None:
+            learned = replace(learned, fold=learned.fold[images])
+        stills = tuple(self.stills[i] for i in images)
+        return replace(self, stills=stills, crosswise=learned, room=self.size)
 
     @property
     def size(self) -> int:

@@ -36,7 +36,7 @@ def readable(
     said = executor.map(partial(_said, executor.share(reader)), some, lost=lost)
     pairs = list(zip(stills, itertools.chain.from_iterable(said), strict=True))
     unread = tuple((still, why) for still, why in pairs if why is not None)
-    if len(unread) == len(pairs):
+    if unread and len(unread) == len(pairs):
         raise InputError(f"no image can be used; the first one: {unread[0][1]}")
     return [still for still, why in pairs if why is None], unread
 

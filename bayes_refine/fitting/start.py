@@ -15,10 +15,11 @@ from .measure_batch import MIN_COVERED, Plan, references, shoebox_for, statistic
 from .one_round import one_round
 from .padding import slots
 from .problem import BATCH, Run
-from .state import PANELS, State, partiality_width, widths
+from .state import PANELS, State, images_of, partiality_width, widths
 from .statistics_of_images import geometry_at, pixel_size, predictions_of, stills_at
 
 HELD_SD = 0.05  # sd of ln of held unknowns: R0, η, bandwidth while the curve is broad; ν always
+HELD_WIDTHS = dict.fromkeys(("log_R0_sd", "log_mosaic_spread_sd", "log_bandwidth_sd"), HELD_SD)
 BROAD_MARGIN = 1.5  # largest |ε_r| in R0_eff while the curve is broad (p = 10 %)
 # first errors: too large ones are soon corrected, too small ones are not
 FIRST_ERRORS = {
@@ -62,13 +63,8 @@ def find_start(run: Run, priors: Priors, progress: Listener) -> Start:
     if run.crosswise is not None:  # errors of the model and unknown intensities look alike
         priors = replace(priors, log_model_error_sd=HELD_SD, speckle_sd=HELD_SD * priors.speckle)
         priors = replace(priors, model_error_fall_sd_angstrom=HELD_SD)
-    held_widths = {
-        "log_R0_sd": HELD_SD,
-        "log_mosaic_spread_sd": HELD_SD,
-        "log_bandwidth_sd": HELD_SD,
-    }
     state: State = {"log_R1": np.full((len(images), 1), spot_width(few, priors))}
-    state |= _wavelengths(few)
+    state |= wavelengths(few)
     state |= {name: np.log(np.squeeze(value)) for name, value in FIRST_ERRORS.items()}
     status, shared = np.full(len(images), "", dtype=object), []
     wide, narrow = (
@@ -78,7 +74,7 @@ def find_start(run: Run, priors: Priors, progress: Listener) -> Start:
     # a small run has one shape for all its rounds, a large one shapes that waste little
     plan = Plan(slots(narrow, slots(wide), n))
     for now, margin in (
-        (replace(priors, **held_widths), BROAD_MARGIN),
+        (replace(priors, **HELD_WIDTHS), BROAD_MARGIN),
         (priors, run.settings.margin),
     ):
         found = one_round(few, state, now, status, plan, margin, False, progress)
@@ -89,23 +85,33 @@ def find_start(run: Run, priors: Priors, progress: Listener) -> Start:
         progress.say(f"start: {found.movement}")
     of_broad_curve, after = shared
 
-    turned = np.asarray(state.get("rotation_mrad", 0.0))
-    R0, mosaic_mrad = widths(after, priors)
-    mosaic_mrad = float(np.hypot(mosaic_mrad, np.sqrt(2 * np.mean(turned**2))))
-    start = {**of_broad_curve, "log_R0": np.log(R0), "log_mosaic_mrad": np.log(mosaic_mrad)}
+    curve, broad = broadened(after, np.asarray(state.get("rotation_mrad", 0.0)), priors)
+    start = {**of_broad_curve, **curve}
     start |= {k: after[k] for k in ("detector_shift_mm", *PANELS) if k in after}
     if "strain" in state:  # the cell goes with the distance
         start["strain"] = np.repeat(np.median(state["strain"], axis=0)[None], n, axis=0)
-    start |= _wavelengths(run)
+    start |= wavelengths(run)
     if "log_R1" in state:
         start["log_R1"] = np.full((n, 1), np.median(state["log_R1"]))
     if "log_mosaic_image_mrad" in state:
         after["log_mosaic_image_mrad"] = np.full((n, 1), after["log_mosaic_mrad"])
-    broad = replace(priors, **held_widths, R0_inv_angstrom=R0, mosaic_spread_mrad=mosaic_mrad)
     return Start(start, broad, after, plan)
 
 
-def _wavelengths(run: Run) -> State:
+def broadened(shared: State, turned: np.ndarray, priors: Priors) -> tuple[State, Priors]:
+    """Widths of the partiality curve for images whose orientations are as indexed: η² + 2⟨ω²⟩ in
+    place of η²; and the priors that hold the widths there.
+
+    Args:
+        shared: sites with the widths of refined images. turned: (n, 3) ω of images, mrad.
+    """
+    R0, mosaic_mrad = widths(shared, priors)
+    mosaic_mrad = float(np.hypot(mosaic_mrad, np.sqrt(2 * np.mean(turned**2))))
+    broad = replace(priors, **HELD_WIDTHS, R0_inv_angstrom=R0, mosaic_spread_mrad=mosaic_mrad)
+    return {"log_R0": np.log(R0), "log_mosaic_mrad": np.log(mosaic_mrad)}, broad
+
+
+def wavelengths(run: Run) -> State:
     """ln λ that the stills start with, where it is an unknown of each shot."""
     if run.stills[0].stated_wavelength is None:
         return {}
@@ -131,7 +137,8 @@ def spot_width(run: Run, priors: Priors) -> float:
         pixel = pixel_size(predictions)
         m = slots(np.bincount(predictions.image))
         where, obs = geometry_at(run, state, predictions, images, m, pixel)
-        sites = infer.evaluate(run.model, {**state, "log_G": np.zeros((n, 1))}, obs, priors)
+        here = images_of({**state, "log_G": np.zeros((n, 1))}, images, run.size)
+        sites = infer.evaluate(run.model, here, obs, priors)
         if attempt == 0:
             check_deterministic(sites)
             check_unknowns(infer.sites_of(run.model, (obs, priors)))

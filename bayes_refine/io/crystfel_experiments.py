@@ -25,6 +25,7 @@ def experiments_of_stream(
     path: str | Path,
     space_group: gemmi.SpaceGroup,
     geometry_file: str | Path | None = None,
+    growing: bool = False,
 ) -> Experiments:
     """The crystals of a stream that were indexed, a still each.
 
@@ -35,12 +36,13 @@ def experiments_of_stream(
     Args:
         space_group: of the crystals; a stream has none.
         geometry_file: a ``.geom`` in place of the stream's own.
+        growing: as of ``read_stream``.
 
     Raises:
         InputError: no stream, no geometry, no crystal, or panels that lie in no one array.
     """
     path = Path(path)
-    header, chunks = read_stream(path)
+    header, chunks = read_stream(path, growing)
     geometry = geometry_of_stream(path, header.geometry, geometry_file)
     offsets = _offsets(geometry)
     mean_offset = float(np.mean([p.offset_m for p in geometry.panels]))

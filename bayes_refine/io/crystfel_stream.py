@@ -187,11 +187,18 @@ class _Lines:
         except DAMAGED as error:
             where = self.number + len(found)
             raise InputError(f"{self.path}: damaged after line {where} ({error})") from None
-        raise InputError(f"{self.path}: the file ends inside {what}; is it complete?")
+        raise Incomplete(f"{self.path}: the file ends inside {what}; is it complete?")
 
 
-def read_stream(path: str | Path) -> tuple[StreamHeader, Iterator[Chunk]]:
+class Incomplete(InputError):
+    """A stream ends inside a chunk: it may still be growing."""
+
+
+def read_stream(path: str | Path, growing: bool = False) -> tuple[StreamHeader, Iterator[Chunk]]:
     """The header of a stream, and its chunks one at a time.
+
+    Args:
+        growing: the stream is being written; a last chunk that is not complete is left out.
 
     Raises:
         InputError: no stream, or (from the iterator) a chunk that cannot be read, with its line.
@@ -210,15 +217,21 @@ def read_stream(path: str | Path) -> tuple[StreamHeader, Iterator[Chunk]]:
             if line == _BEGIN_CHUNK:
                 break
     header = StreamHeader(first.removeprefix(FIRST_LINE).strip(), **sections, source=str(path))
-    return header, _chunks(path)
+    return header, _chunks(path, growing)
 
 
-def _chunks(path: Path) -> Iterator[Chunk]:
+def _chunks(path: Path, growing: bool) -> Iterator[Chunk]:
     with open_text(path) as file:
         lines = _Lines(file, path)
         for line in lines:
             if line == _BEGIN_CHUNK:
-                yield _chunk(lines)
+                try:
+                    chunk = _chunk(lines)
+                except Incomplete:
+                    if growing:
+                        return
+                    raise
+                yield chunk
 
 
 def _chunk(lines: _Lines) -> Chunk:
@@ -245,7 +258,7 @@ def _chunk(lines: _Lines) -> Chunk:
             words[name] = value.strip()
         elif found := _VALUE.match(line):
             values[found[1]] = float(found[2])
-    raise InputError(
+    raise Incomplete(
         f"{lines.path}: the file ends inside the chunk of line {start}; is it complete?"
     )
 
@@ -280,7 +293,7 @@ def _crystal(lines: _Lines) -> StreamCrystal:
         elif " = " in line:
             name, _, value = line.partition(" = ")
             words[name] = value.strip()
-    raise InputError(
+    raise Incomplete(
         f"{lines.path}: the file ends inside the crystal of line {start}; is it complete?"
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import gemmi
@@ -22,6 +23,7 @@ def open_experiments(
     space_group: gemmi.SpaceGroup | None = None,
     geometry: str | Path | None = None,
     names: Names | None = None,
+    growing: bool = False,
 ) -> Experiments:
     """The indexed stills of files, patterns or lists of files, with images.
 
@@ -32,6 +34,7 @@ def open_experiments(
         space_group: of streams, which have none, and in place of Jungfraujoch's; that of an
             ``.expt`` has to be the same.
         geometry: a ``.geom`` in place of a stream's own. names: of Jungfraujoch's data sets.
+        growing: streams may be being written; a last chunk that is not complete is left out.
 
     Raises:
         InputError: a file is none of these, cannot be read, or needs one of the arguments.
@@ -41,11 +44,27 @@ def open_experiments(
     kinds = [kind_of(file) for file in files]
     if geometry is not None and Kind.STREAM not in kinds:
         raise InputError(f"{geometry}: only a stream takes a geometry; {files[0]} has its own")
+    read = read_experiments if len(files) == 1 else _read_again
     found = [
-        _open(file, kind, space_group, geometry, names)
+        _in_group(read(file), space_group)
+        if kind is Kind.EXPERIMENTS
+        else _open(file, kind, space_group, geometry, names, growing)
         for file, kind in zip(files, kinds, strict=True)
     ]
     return found[0] if len(found) == 1 else _together(found)
+
+
+def _read_again(file: Path) -> Experiments:
+    """A list of experiments, which is read once by a process while it does not change: a run that
+    is watched has the same files again and again.
+    """
+    found = file.stat()
+    return _experiments(file, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=1 << 16)
+def _experiments(file: Path, size: int, written: int) -> Experiments:
+    return read_experiments(file)
 
 
 def _open(
@@ -54,15 +73,14 @@ def _open(
     space_group: gemmi.SpaceGroup | None,
     geometry: str | Path | None,
     names: Names | None,
+    growing: bool,
 ) -> Experiments:
-    if kind is Kind.EXPERIMENTS:
-        return _in_group(read_experiments(file), space_group)
     if kind is Kind.STREAM:
         if space_group is None:
             raise InputError(
                 f"{file}: a stream has no space group; give --space-group, such as 'P 43 21 2'"
             )
-        return experiments_of_stream(file, space_group, geometry)
+        return experiments_of_stream(file, space_group, geometry, growing)
     if kind is Kind.HDF5 and is_jungfraujoch(file, names):
         return experiments_of_jungfraujoch(file, space_group, names)
     hint = {

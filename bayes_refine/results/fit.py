@@ -137,9 +137,7 @@ def write_results(
 
 
 def _forecast(run: RunFit, found: Intensities, seed: int) -> list[dict[str, Any]]:
-    """``fit_tables.forecast_of``; nothing where Friedel mates are apart."""
-    if found.mates is not None:
-        return []
+    """``fit_tables.forecast_of`` in the shells of the agreement."""
     d = resolution(found.merged.hkl, mean_cell(run))
     return forecast_of(run, found, shell_edges(float(d.max()), float(d.min()), N_SHELLS), seed)
 

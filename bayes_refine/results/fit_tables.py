@@ -98,14 +98,21 @@ def forecast_of(
     """What 2, 5 and 10 times as many images would bring, by shell (``merging.forecast``).
 
     Args:
-        found: as ``merged_of`` gives it, mates together. edges: of shells, Å.
+        found: as ``merged_of`` gives it; with mates apart there is σ of their difference too.
+        edges: of shells, Å.
     """
     group = run.reference.space_group
     nu = tails(run.fit.values(), run.priors)
     measured = measured_of(run.reflections, _rows(run), group, 0.0, nu)
     seen = so_far(found, measured, mean_cell(run), group, edges, seed)
     more = [k * seen.n_images for k in (2, 5, 10)]
-    return forecast(seen, more, np.random.default_rng(seed))
+    rows = forecast(seen, more, np.random.default_rng(seed))
+    if found.mates is None:
+        return rows
+    seen = so_far(found, measured, mean_cell(run), group, edges, seed, mates=True)
+    of_mates = forecast(seen, more, np.random.default_rng(seed), mates=True)
+    known = {(row["images"], row["shell"]): row for row in of_mates}
+    return [row | known.get((row["images"], row["shell"]), {}) for row in rows]
 
 
 def _rows(run: RunFit) -> np.ndarray:

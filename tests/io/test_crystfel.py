@@ -181,6 +181,17 @@ def test_a_stream_cut_short_says_so(tmp_path, cut):
         unmerged_of_stream(path, gemmi.SpaceGroup(96))
 
 
+def test_of_a_stream_that_grows_complete_chunks_are_read(tmp_path):
+    path = written(tmp_path / "a.stream", [chunk(), chunk()])
+    whole = path.read_bytes()
+    (ends,) = [[k for k in range(len(whole)) if whole.startswith(b"----- End chunk -----", k)]]
+    begin = whole.index(b"----- Begin chunk -----")
+    for cut in range(begin, len(whole), 37):
+        path.write_bytes(whole[:cut])
+        found = list(streams.read_stream(path, growing=True)[1])
+        assert len(found) == sum(end + 21 <= cut for end in ends), cut
+
+
 @pytest.mark.parametrize("at", [0.5, 0.9])
 def test_a_damaged_compressed_stream_says_so(tmp_path, at):
     path = written(tmp_path / "a.stream.gz", [chunk(serial=k) for k in range(40)])

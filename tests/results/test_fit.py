@@ -198,6 +198,11 @@ def test_friedel_mates_apart(small_run, tmp_path):
     mean = (column["IPOST(+)"] + column["IPOST(-)"])[both] / 2
     np.testing.assert_allclose(column["IPOST"][both], mean, rtol=1e-4)
     assert summary["agreement"][-1]["n_anom"] >= 0
+    foretold = [row for row in summary["forecast"] if row["shell"] == 2]
+    share = [row["anomalous_completeness"][1] for row in foretold]
+    sigma = [row["anomalous_sigma"][1] for row in foretold]
+    assert len(share) == 3 and share == sorted(share) and share[-1] > share[0] > 0
+    assert all(np.isfinite(sigma)) and sigma[-1] < sigma[0]
     data = rs.read_mtz(str(tmp_path / "merged.mtz"))
     assert data.dtypes["I(+)"].mtztype == "K" and data.dtypes["SIGI(-)"].mtztype == "M"
     assert validated(tmp_path)
