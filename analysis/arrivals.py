@@ -2,8 +2,9 @@
 
 Simulates a run, puts its images one by one, each as an ``.expt`` of its own, into a folder at a
 steady rate, and runs ``bayes-refine watch`` there.  An image is in the report when ``images.csv``
-has it and ``report.html`` is not older.  Printed are, for each addition, images in all and new, its
-seconds, and the seconds from the coming of its images to their place in the report.
+has it and ``report.html`` is not older.  Printed are, for each addition, images in all and new, the
+seconds from the coming of its images to their place in the report, and the processor seconds that
+the program has taken since the addition before.
 
     python analysis/arrivals.py --images 96 --rate 2
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -46,6 +48,15 @@ def in_report(out: Path) -> list[str]:
         return [row["identifier"] for row in csv.DictReader(file)]
 
 
+def processor_seconds(pid: int) -> float:
+    """That a process has taken; NaN where the system does not say so in ``/proc``."""
+    try:
+        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return float("nan")
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def measure(options: argparse.Namespace, folder: Path) -> None:
     simulate = ["simulate", "--out", str(folder / "data"), "--images", str(options.images)]
     simulate += ["--pixels", str(options.pixels), "--distance-mm", str(options.distance)]
@@ -65,7 +76,8 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
 
     with subprocess.Popen([sys.executable, "-c", WATCH, *words]) as run:
         threading.Thread(target=comer).start()
-        print("images   new   longest wait s   shortest wait s")
+        print("images   new   longest wait s   shortest wait s   processor s")
+        taken = 0.0
         while run.poll() is None:
             time.sleep(0.2)
             try:
@@ -76,7 +88,12 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
             if new:
                 seen.update(dict.fromkeys(new, now))
                 waits = [now - came[name] for name in new]
-                print(f"{len(seen):6d} {len(new):5d} {max(waits):16.1f} {min(waits):17.1f}")
+                before, taken = taken, processor_seconds(run.pid)
+                print(
+                    f"{len(seen):6d} {len(new):5d} {max(waits):16.1f} {min(waits):17.1f} "
+                    f"{taken - before:13.1f}",
+                    flush=True,
+                )
     waits = np.array([seen[name] - came[name] for name in seen])
     half = waits[len(waits) // 2 :]
     print(
