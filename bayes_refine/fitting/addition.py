@@ -27,6 +27,7 @@ from ..util.progress import SILENT, Listener
 from ..util.status import usable
 from ..util.store import Joined, Place, places
 from .exposures import model_of
+from .few_blocks import with_few_blocks
 from .index_alike import stills_alike
 from .kept import Kept
 from .loop import SET_ASIDE, RunFit
@@ -79,6 +80,7 @@ def add(
     run = prepare_run(stills, prepared.reference, prepared.reader, program, priors, settings, work)
     run = _with_folds(kept.saved.onto(run), kept)
     run, reindexing = _alike(run, kept, priors, progress)
+    priors = replace(priors, uneven_blocks_sd=kept.told["uneven_blocks_sd"])
     if kept.progress.mosaic_shape_sd is not None:
         priors = replace(priors, mosaic_shape_sd=kept.progress.mosaic_shape_sd)
     whole = _add(run, kept, priors, progress)
@@ -190,8 +192,15 @@ def _fit_new(
             wrong = (status == "") & np.isin([s.kind for s in said], SET_ASIDE)
             status[wrong] = said[wrong]
     assert found is not None
-    said = judged_images(few, found.measurements, state, priors, found.fit)
+    found = _with_few_blocks(few, found, priors)
+    said = judged_images(few, found.measurements, found.state, priors, found.fit)
     return found, np.where(status == "", said, status)
+
+
+def _with_few_blocks(few: Run, found: Round, priors: Priors) -> Round:
+    """A last round with the moments of few blocks integrated out, by the prior of the whole run."""
+    fit, _ = with_few_blocks(few.model, found.measurements.observations, priors, found.fit)
+    return replace(found, fit=fit, state=fit.values())
 
 
 @dataclass(frozen=True)
@@ -254,6 +263,7 @@ class _Whole:
             few = replace(few, earlier=self.summary.some(others).total(fit.shared))
         status = np.where(usable(self.status[images]), "", self.status[images]).astype(object)
         found = one_round(few, state, priors, status, plan, run.settings.margin, True, progress)
+        found = _with_few_blocks(few, found, priors)
         said = judged_images(few, found.measurements, found.state, priors, found.fit)
         batches, summary = list(self.batches), self.summary
         for b, place in zip(stale, places(_raw(found.measurements)), strict=True):

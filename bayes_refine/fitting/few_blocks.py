@@ -11,6 +11,8 @@ import inspect
 from dataclasses import replace
 from functools import lru_cache, partial
 
+import numpy as np
+
 from .. import infer, physics
 from ..physics.priors import Priors
 from ..util.status import Kind
@@ -36,7 +38,12 @@ def with_few_blocks(
         return fit, priors
     held = infer.held_numbers(_uneven(model), (observations, priors), fit, SITE, sd, used)
     width = infer.width_of_held(held, sd, priors.log_uneven_blocks_sd_sd)
-    return infer.held_integrated(fit, held, width), replace(priors, uneven_blocks_sd=width)
+    found = infer.held_integrated(fit, held, width)
+    if fit.by_batch is not None:  # what the shared unknowns' curvature loses, shared out evenly
+        lost = np.linalg.inv(found.shared_covariance) - np.linalg.inv(fit.shared_covariance)
+        curvature = fit.by_batch.curvature + lost / len(fit.by_batch.at)
+        found = replace(found, by_batch=fit.by_batch._replace(curvature=curvature))
+    return found, replace(priors, uneven_blocks_sd=width)
 
 
 @lru_cache

@@ -145,6 +145,7 @@ def keep(
         "bad_pixels": [list(bad.hot.shape), bad.n_images],
         "whole": run.all_fitted or len(run.stills),
         "room": run.observed.size,
+        "uneven_blocks_sd": run.priors.uneven_blocks_sd,
     }
     before = Checkpoint(checkpoint.folder, {}).read()  # of the fit that was added to
     done = Progress(
