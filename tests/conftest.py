@@ -17,8 +17,29 @@ import h5py
 import jax
 import numpy as np
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 jax.config.update("jax_enable_x64", True)
+
+
+TESTS = Path(__file__).resolve().parent
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Tests of a file run in one process; all files that look at ``small_run`` in the same one.
+
+    Only that process then has to make ``small_run``.
+    """
+    files = TESTS.rglob("test_*.py")
+    share = {f.relative_to(TESTS.parent).as_posix() for f in files if "small_run" in f.read_text()}
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.split("::", 1)[0]
+            return "small_run" if file in share else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
