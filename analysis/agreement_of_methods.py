@@ -41,25 +41,25 @@ class Result(NamedTuple):
 def laplace(fit, model, obs, priors, rng) -> Result:
     """Draws from the curvature at the mode; the time is that of the draws alone."""
     started = time.perf_counter()
-    draws = br.laplace_draws(fit, rng, N_DRAWS)
+    draws = br.laplace_draws(fit, N_DRAWS, rng=rng)
     return Result(draws, N_DRAWS, time.perf_counter() - started, "")
 
 
 def guide(family, fit, model, obs, priors, rng) -> Result:
     """Draws from a guide."""
     started = time.perf_counter()
-    found = br.svi_fit(fit, rng, model, obs, priors, guide=family)
-    draws = found.draws(rng, N_DRAWS)
+    found = br.svi_fit(fit, model, obs, priors, rng=rng, guide=family)
+    draws = found.draws(N_DRAWS, rng=rng)
     return Result(draws, N_DRAWS, time.perf_counter() - started, found.message)
 
 
 def weighted(fit, model, obs, priors, rng) -> Result:
     """Laplace, each image given what is shared and what is shared weighted by importance."""
     started = time.perf_counter()
-    nested = infer.nested_draws(fit, rng, model, obs, priors, n_draws=400)
+    nested = infer.nested_draws(fit, model, obs, priors, rng=rng, n_draws=400)
     independent = float(1 / np.sum(np.exp(2 * nested.log_weights)))
     said = f"k-hat {nested.khat:.2f} of what is shared, {nested.image_khat.max():.2f} of images"
-    draws = nested.draws(rng, N_DRAWS)
+    draws = nested.draws(N_DRAWS, rng=rng)
     return Result(draws, independent, time.perf_counter() - started, said)
 
 
@@ -70,7 +70,7 @@ def nuts(fit, model, obs, priors, rng) -> Result:
         "n_warmup": 500,
         "progress": br.Listener(lambda s: print(f"  {s}", flush=True)),
     }
-    found = br.nuts_fit(fit, rng, model, obs, priors, **settings)
+    found = br.nuts_fit(fit, model, obs, priors, rng=rng, **settings)
     fewest = extreme(found.summary, "ess_bulk")[1]
     return Result(found.flat(), fewest, found.seconds, found.message)
 

@@ -12,7 +12,6 @@ lot.  Both likelihoods start from one place on the same shoeboxes.
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -24,8 +23,9 @@ from pixel_start import at_mode, thermolysin
 
 import bayes_refine as br
 from bayes_refine import infer
-from bayes_refine.infer.curvature import fisher_curvature, fisher_slopes
+from bayes_refine.infer import differences
 from bayes_refine.infer.density import place_of
+from bayes_refine.infer.programs import compiled_expectations
 from bayes_refine.per_pixel import curvature, pixel_noise
 from bayes_refine.per_pixel.curvature import spot_curvature, with_noise
 from bayes_refine.per_pixel.pixels import frozen, pixels_of
@@ -59,9 +59,14 @@ def alone(curvature, fit, data):
 
 def factored_curvature(fit, priors):
     """Fisher's, of one image."""
-    curvature = partial(fisher_curvature, FACTORED, fit.sites)
-    one = jax.jit(lambda t, p, obs: curvature(t, p, np.ones(1), 1.0, (obs, priors)))
-    return one
+    curvature, scale = differences.fisher(FACTORED, fit.sites, False), scale_of(fit)
+    return lambda t, p, obs: curvature(t, p, np.ones(1), 1.0, scale, (obs, priors))
+
+
+def scale_of(fit):
+    """Posterior sd (1, k) and (s,), the scale of differences."""
+    of_image = np.sqrt(np.diagonal(fit.image_covariance(), axis1=1, axis2=2).mean(0))
+    return of_image[None], np.sqrt(np.diag(fit.shared_covariance))
 
 
 def pixel_curvature(fit, noise, priors):
@@ -91,14 +96,14 @@ def by_chance(fit, hessian, priors, data, draws=100):
     A reflection's total falls as its node leaves the sphere, on either side: a turn that makes one
     stronger makes another weaker, and ties G as far as the two do not cancel.
     """
-    slopes_of = jax.jit(
-        lambda t, p, obs: fisher_slopes(FACTORED, fit.sites, t, p, np.ones(1), (obs, priors))
-    )
+    expectations, scale = compiled_expectations(FACTORED, fit.sites), scale_of(fit)
     where, rng = places(fit), np.random.default_rng(0)
     geometry = np.concatenate([where[n] for n in GEOMETRY])
     n, found = len(fit.image), []
     slopes = [
-        np.asarray(slopes_of(fit.image[i : i + 1], fit.shared, image_of(data, i, n)))[0]
+        differences.fisher_slopes(
+            expectations, fit.image[i : i + 1], fit.shared, scale, (image_of(data, i, n), priors)
+        )[0]
         for i in range(n)
     ]
     m = data.fit.shape[1]

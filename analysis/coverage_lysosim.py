@@ -97,7 +97,7 @@ def block_replica(run: br.RunFit, model, priors, n_blocks: int, images: int, see
     again = replace(obs, statistics=jnp.asarray(of_blocks(obs, start, n_blocks, rng)))
     fit = br.map_fit(model, again, priors, init=start)
     off = fit.values()["log_G"][:, 0] - start["log_G"][:, 0]
-    draws = br.laplace_draws(fit, rng, N_DRAWS)["log_G"][..., 0]
+    draws = br.laplace_draws(fit, N_DRAWS, rng=rng)["log_G"][..., 0]
     sd = (draws - draws.mean(1, keepdims=True)).std(0)
     return off - off.mean(), sd, fit
 
@@ -155,7 +155,7 @@ def main() -> None:
         run = br.fit_run(stills, reference, reader, model, priors, br.Settings(d_min=options.d_min))
     good = run.status == "converged"
     print(f"{good.sum()} of {len(stills)} images converged")
-    draws = br.laplace_draws(run.fit, rng, N_DRAWS)
+    draws = br.laplace_draws(run.fit, N_DRAWS, rng=rng)
 
     rows: dict[str, np.ndarray] = {}
     # orientation: the posterior about the refined one against the truth about the refined one
@@ -231,7 +231,7 @@ def main() -> None:
         obs = infer.Batches([few(run.observations, some)], len(some), len(some))
         fit = br.map_fit(model, obs, priors, init=start)
         fit = br.marginal_fit(model, obs, priors, fit=fit)
-        shift = br.laplace_draws(fit, rng, N_DRAWS)["detector_shift_mm"]
+        shift = br.laplace_draws(fit, N_DRAWS, rng=rng)["detector_shift_mm"]
         levels.append(central(shift, truth.shift_mm))
         pulls.append((fit.values()["detector_shift_mm"] - truth.shift_mm) / shift.std(0))
     for k, name in enumerate(("beam centre x", "beam centre y", "distance")):

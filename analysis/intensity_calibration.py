@@ -63,7 +63,7 @@ def fit_pixels(stills, d_min) -> tuple[br.RunFit, np.ndarray]:
     model, priors, settings = br.load_model("still"), br.Priors(), br.Settings(d_min=d_min)
     with br.ImageReader() as reader:
         run = br.fit_run(stills, None, reader, model, priors, settings, progress=br.Listener(print))
-    draws = infer.laplace_draws(run.fit, np.random.default_rng(0), 25)
+    draws = infer.laplace_draws(run.fit, 25, rng=np.random.default_rng(0))
     return run, scale_uncertainty(run, model, priors, draws)
 
 
@@ -134,7 +134,7 @@ def ours(measured, prior, truth, at, d) -> Judged:
         F = jnp.asarray(everywhere)[:, None]
         log_likelihood = true_intensities.log_observations(
             F,
-            m.intensity,
+            m.J,
             m.scale,
             true_intensities.VarianceOfJ(m.variance, m.fraction, m.per_photon),
             float(m.nu),
@@ -146,7 +146,7 @@ def ours(measured, prior, truth, at, d) -> Judged:
 
     p = latent.posterior
     return Judged(
-        "posterior", p.intensity[at], p.intensity_sd[at], latent.draws(0, N_DRAWS)[:, at],
+        "posterior", p.intensity[at], p.intensity_sd[at], latent.draws(N_DRAWS, seed=0)[:, at],
         log_density, truth, d,
     )  # fmt: skip
 
@@ -174,7 +174,7 @@ def french_wilson(name, intensity, sigma, log_mean, centric, truth, d) -> Judged
 
 def plain_means(measured: Measured):
     """Mean of J, sd/√n and n of each reflection."""
-    code, J = np.asarray(measured.code), np.asarray(measured.intensity)
+    code, J = np.asarray(measured.code), np.asarray(measured.J)
     n = np.bincount(code)
     mean = np.bincount(code, J) / n
     variance = np.bincount(code, (J - mean[code]) ** 2) / np.maximum(n - 1, 1)

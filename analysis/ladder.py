@@ -96,7 +96,7 @@ def steps(stills, reader, group, cell):
     run = br.fit_run(stills, None, reader, model, priors, settings, progress=br.Listener(print))
     r = run.reflections
     rows = np.flatnonzero(r.measured & usable_images(run)[r.image])
-    draws = infer.laplace_draws(run.fit, np.random.default_rng(0), 25)
+    draws = infer.laplace_draws(run.fit, 25, rng=np.random.default_rng(0))
     sd = scale_uncertainty(run, model, priors, draws)
     nu = tails(run.fit.values(), priors)
     both = [

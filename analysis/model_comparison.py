@@ -44,7 +44,7 @@ def assess(run: br.RunFit, model, priors, draws: int, seed: int = 0) -> Assessed
     obs, rng = run.observations, np.random.default_rng(seed)
     fit = br.map_fit(model, run.observed, priors, init=run.fit.values())
     fit = br.marginal_fit(model, run.observed, priors, fit=fit)
-    nested = infer.nested_draws(fit, rng, model, obs, priors, n_draws=draws)
+    nested = infer.nested_draws(fit, model, obs, priors, rng=rng, n_draws=draws)
     values = nested.values()
     return Assessed(nested, infer.log_likelihoods(model, values, obs.fit, obs, priors))
 

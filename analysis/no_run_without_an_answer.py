@@ -106,7 +106,7 @@ def spoiled(data: Data, other: Data, kind: str, rng: np.random.Generator) -> tup
     stills = list(data.stills)
     for i in range(0, len(stills), 3):
         if kind == "misindexed":
-            axis = random_rotations(rng, 1)[0] @ np.array([0.0, 0.0, np.radians(5)])
+            axis = random_rotations(1, rng=rng)[0] @ np.array([0.0, 0.0, np.radians(5)])
             crystal = stills[i].crystal
             turned = rotation_matrix(axis * 1e3) @ crystal.A
             stills[i] = replace(stills[i], crystal=replace(crystal, A=turned))

@@ -49,7 +49,7 @@ def run_on_disk(simulation: Simulation, spectra: list[Spectrum], out: Path) -> S
     """A run whose images are sums over the lines of their spectra, indexed with the mean λ."""
     expt = br.simulate_run(simulation, out)
     rng = np.random.default_rng(simulation.seed)
-    truth = draw_truth(simulation, rng)
+    truth = draw_truth(simulation, rng=rng)
     document = json.loads(expt.read_text())
     with h5py.File(out / "master.h5", "r+") as file:
         for i, spectrum in enumerate(spectra):

@@ -73,7 +73,7 @@ def fitted(stills, reference, d_min):
         run = br.fit_run(
             stills, reference, reader, model, priors, settings, progress=br.Listener(print)
         )
-    draws = infer.laplace_draws(run.fit, np.random.default_rng(0), 25)
+    draws = infer.laplace_draws(run.fit, 25, rng=np.random.default_rng(0))
     sd = scale_uncertainty(run, model, priors, draws)
     r = run.reflections
     rows = np.flatnonzero(r.measured & usable_images(run)[r.image])

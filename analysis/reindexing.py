@@ -46,7 +46,7 @@ METHODS = ("likelihood", "CC(J, g·mean)", "CC(J/g, plain mean)")
 
 def pool():
     """Spots of all images at one photon, and the true intensities as a reference."""
-    truth = draw_truth(SIMULATION, np.random.default_rng(SIMULATION.seed))
+    truth = draw_truth(SIMULATION, rng=np.random.default_rng(SIMULATION.seed))
     columns = []
     for i in range(SIMULATION.n_images):
         s = predict_spots(SIMULATION, truth, i)

@@ -143,12 +143,12 @@ def free_intensity(setup: Setup, made: Replicate, draws, rng: np.random.Generato
     """
     batch = made.batch
     free = batch.free & (batch.predictions.image == 0) & (batch.statistics.covered > 0.6)
-    free &= np.isfinite(batch.intensity)
+    free &= np.isfinite(batch.intensity_reference)
     if not free.any():
         return None
     slot = batch.where.slot[rng.choice(np.flatnonzero(free))]
     few = {k: v[:N_RANKED] for k, v in draws.items()}
-    predicted = br.predictive_draws(rng, setup.model, few, made.observations, setup.priors)
+    predicted = br.predictive_draws(setup.model, few, made.observations, setup.priors, rng=rng)
     replicas = np.array([sites["intensity"][1][0, slot] for sites in predicted])
     return float(made.observations.statistics[0, 0, slot]), replicas
 
@@ -158,7 +158,7 @@ def ranks_of(setup: Setup, seed) -> tuple[dict[str, tuple[int, int]], float, np.
     and the pulls of all images."""
     made = replicate(setup, seed)
     rng = np.random.default_rng([*seed, 1])
-    draws = br.laplace_draws(made.fit, rng, N_PROPOSED)
+    draws = br.laplace_draws(made.fit, N_PROPOSED, rng=rng)
     keep, effective = resampled(setup, made, draws, rng)
     truth, every = by_name(made.truth), by_name(draws)
     ranks = {

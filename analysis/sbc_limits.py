@@ -38,7 +38,7 @@ def typical_photons(setup: Setup, made: Replicate) -> float:
     sites = br.evaluate(setup.model, made.truth, obs, setup.priors)
     J = batch.where.flat(sites["scale"] * np.asarray(obs.intensity_reference))
     near = batch.where.flat(sites["partiality"]) > 0.3
-    return float(np.mean(J[near & np.isfinite(batch.intensity)]))
+    return float(np.mean(J[near & np.isfinite(batch.intensity_reference)]))
 
 
 def one(setup: Setup, seed) -> tuple[dict[str, np.ndarray], float, float]:
@@ -46,7 +46,7 @@ def one(setup: Setup, seed) -> tuple[dict[str, np.ndarray], float, float]:
     effective number of the latter; photons of a spot."""
     made = replicate(setup, seed)
     rng = np.random.default_rng([*seed, 1])
-    draws = br.laplace_draws(made.fit, rng, N_PROPOSED)
+    draws = br.laplace_draws(made.fit, N_PROPOSED, rng=rng)
     keep, effective = resampled(setup, made, draws, rng)
     levels = {}
     for name, site in GROUPS.items():

@@ -115,7 +115,9 @@ class Setup:
     @cached_property
     def reference(self) -> TrueIntensities:
         """Unique intensities, known to the fit."""
-        return reference_intensities(self.simulation, np.random.default_rng(self.reference_seed))
+        return reference_intensities(
+            self.simulation, rng=np.random.default_rng(self.reference_seed)
+        )
 
     @cached_property
     def sphere(self) -> TrueIntensities:
@@ -154,7 +156,7 @@ def indexed_stills(setup: Setup, rng: np.random.Generator) -> tuple[br.Still, ..
     s = setup.simulation
     B = np.array(gemmi.UnitCell(*s.cell).frac.mat.tolist()).T
     detector = square_detector(s, s.distance_mm, s.beam_center_px)
-    crystals = random_rotations(rng, s.n_images) @ B
+    crystals = random_rotations(s.n_images, rng=rng) @ B
     return tuple(
         br.Still(f"{i}", "", i, setup.beam, detector, br.Crystal(A, s.hall))
         for i, A in enumerate(crystals)

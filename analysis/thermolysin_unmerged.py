@@ -67,7 +67,7 @@ def main(data_folder, out_folder):
     obs = prepare(data)
     hkl, d = np.asarray(obs.hkl), 1 / np.asarray(obs.norm_q_unique)
     truth = reference.lookup(hkl)
-    code, J = np.asarray(obs.code), np.asarray(obs.intensity)
+    code, J = np.asarray(obs.code), np.asarray(obs.J)
     rows = {}
 
     def show(name, values, extra=""):

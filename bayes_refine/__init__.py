@@ -10,7 +10,7 @@
         run = br.fit(prepared, model)
         br.write_results("fitted", run, prepared)
 
-Fitting wants float64: ``jax.config.update("jax_enable_x64", True)`` is the caller's to switch on.
+A fit needs float64, which the caller switches on: ``jax.config.update("jax_enable_x64", True)``.
 
 Each sub-package needs only those before it: ``util``, ``geometry``, ``physics``, ``measuring``,
 ``io``, ``infer``, ``simulation``, ``indexing``, ``merging``, ``fitting``, ``learned``,
@@ -21,7 +21,7 @@ from .fitting.exposures import exposed
 from .fitting.loop import RunFit, fit_run
 from .fitting.posterior_draws import Draws
 from .fitting.prepare import Prepared, fit, prepare
-from .fitting.problem import Settings
+from .fitting.problem import Settings, Work
 from .fitting.tables import image_table, shared_values
 from .geometry.crystal import Crystal
 from .geometry.detector import Beam, Detector
@@ -38,6 +38,7 @@ from .infer import (
     predictive_draws,
     svi_fit,
 )
+from .infer.executor import Executor, InProcess
 from .io.expt import read_experiments, write_experiments
 from .io.expt.foreign import as_experiments
 from .io.images import ImageReader, read_bandwidth
@@ -75,10 +76,12 @@ __all__ = [
     "Detector",
     "DetectorNoise",
     "Draws",
+    "Executor",
     "Experiments",
     "Fit",
     "ImageReader",
     "Images",
+    "InProcess",
     "InputError",
     "Listener",
     "MergeRun",
@@ -95,6 +98,7 @@ __all__ = [
     "Still",
     "Unmerged",
     "UnmergedSimulation",
+    "Work",
     "as_experiments",
     "asu_map",
     "completeness",

@@ -1,3 +1,3 @@
-"""Now :mod:`bayes_refine.geometry.crystal`; this name stays for scripts written before the move."""
+"""The old name of :mod:`bayes_refine.geometry.crystal`, kept for scripts that use it."""
 
 from .geometry.crystal import *  # noqa: F403

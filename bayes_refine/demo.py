@@ -1,4 +1,4 @@
-"""How near the truth of a simulated run a fit came: for the demonstration."""
+"""Errors of a fit of a simulated run against the truth, for the demonstration."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .geometry.crystal import rotation_part
 
 @dataclass(frozen=True)
 class Error:
-    """The error of one quantity: rms before and after, and rms of error/sd (1 if sd is right).
+    """The error of one quantity: rms before and after the fit, and rms of error/sd.
 
-    ``before`` and ``pull`` are None where there is none.
+    The last, ``pull``, is 1 if the sd is right.  ``before`` and ``pull`` are None if unknown.
     """
 
     name: str
@@ -71,7 +71,7 @@ def _rms(values) -> float:
 
 
 def _misorientation_deg(A: np.ndarray, truth: np.ndarray) -> float:
-    """Angle of the rotation part (polar decomposition) of A·A_true⁻¹."""
+    """Angle of the rotation in A·A_true⁻¹, from its polar decomposition."""
     R = rotation_part(A @ np.linalg.inv(truth))
     sine = np.linalg.norm([R[2, 1] - R[1, 2], R[0, 2] - R[2, 0], R[1, 0] - R[0, 1]]) / 2
     return float(np.degrees(np.arctan2(sine, (np.trace(R) - 1) / 2)))

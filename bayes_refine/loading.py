@@ -1,8 +1,7 @@
-"""Models by name or by path: ``load_model("still")``, ``load_model("my_model.py")``.
+"""Load models by name or by path: ``load_model("still")``, ``load_model("my_model.py")``.
 
-Models are plain files, not a sub-package: in the wheel they travel as data in
-``bayes_refine/models``; in a checkout, installed editable or not at all, they lie in
-``models/`` beside the package.
+Models are plain files, not a sub-package.  In the wheel they are data in ``bayes_refine/models``.
+In a checkout, installed as editable or not at all, they are in ``models/`` beside the package.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ def load_model(name_or_path: str | Path) -> Callable[..., Any]:
         mine = load_model("my_model.py")
 
     Args:
-        name_or_path: anything that ends in ``.py`` is a path; all else is a name of
-            :func:`model_names`, looked for in the package, then beside it.
+        name_or_path: a path if it ends in ``.py``, else a name of :func:`model_names`, which is
+            looked for in the package, then beside it.
 
     Raises:
         InputError: there is no such model, its file does not run, or it defines no callable
@@ -49,14 +48,14 @@ def load_model(name_or_path: str | Path) -> Callable[..., Any]:
 
 
 def load_file(name_or_path: str | Path) -> Any:
-    """The module that a model's file is, for a model that takes pieces from another one.
+    """The module of a model's file, for a model that takes pieces from another model.
 
         still = load_file("still")
         model = functools.partial(still.model, errors=still.perfect)
 
     Args:
-        name_or_path: as of :func:`load_model`; a name may begin with an underscore, as those of
-            files that hold pieces and no model do.
+        name_or_path: as for :func:`load_model`; a name may begin with an underscore, which marks a
+            file with pieces and without a model.
 
     Raises:
         InputError: there is no such file, or it does not run.
@@ -64,8 +63,17 @@ def load_file(name_or_path: str | Path) -> Any:
     return _executed(_path_of(name_or_path, _stems()))
 
 
+def needs_metadata(name_or_path: str | Path) -> bool:
+    """Whether a model uses ``obs.metadata``: its file then has the line ``METADATA = True``.
+
+    Raises:
+        InputError: as of :func:`load_file`.
+    """
+    return bool(getattr(load_file(name_or_path), "METADATA", False))
+
+
 def executed_files() -> tuple[Path, ...]:
-    """Files that were run as models so far: other processes run them before they unpickle one."""
+    """Files that were run as models so far; other processes run them before they unpickle one."""
     return tuple(_RUN)
 
 
@@ -98,10 +106,10 @@ def _find(name: str, names: list[str]) -> Path:
 
 @lru_cache
 def _execute(path: Path, written: int) -> Any:
-    """Run a file as a module; in ``sys.modules`` first, as dataclasses and pickle need it.
+    """Run a file as a module, which is put into ``sys.modules`` first for dataclasses and pickle.
 
-    A file as it was ``written`` (mtime, ns) is run once: code is compiled for a model, and the
-    same model must be the same object.
+    A file ``written`` at one time (mtime, ns) is run once, so that the same model is the same
+    object: compiled code belongs to the object.
     """
     name = f"bayes_refine_model_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
@@ -121,8 +129,18 @@ def _execute(path: Path, written: int) -> Any:
     return module
 
 
+def place_in_model(error: BaseException) -> str | None:
+    """File and line in a user's own model where an exception was raised; None if elsewhere."""
+    for path in _RUN:
+        if path.parent not in _FOLDERS and isinstance(error, Exception):
+            line = _line(error, path)
+            if line is not None:
+                return f"{path}, line {line}"
+    return None
+
+
 def _line(error: Exception, path: Path) -> int | None:
-    """Of a file where an error is or was raised."""
+    """The line of a file where an error is, or where it was raised."""
     if isinstance(error, SyntaxError):
         return error.lineno
     frames = traceback.extract_tb(error.__traceback__)

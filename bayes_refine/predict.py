@@ -1,3 +1,3 @@
-"""Now :mod:`bayes_refine.geometry.predict`; this name stays for scripts written before the move."""
+"""The old name of :mod:`bayes_refine.geometry.predict`, kept for scripts that use it."""
 
 from .geometry.predict import *  # noqa: F403

@@ -33,7 +33,7 @@ def learned(obs: SpotStatistics, priors: Priors, terms: int) -> Errors:
         physics.at_resolution(position[k], position_fall[k], obs.norm_q) ** 2 for k in (0, 1)
     )
     shape_error = log_normal("shape_error", priors.shape_error, priors.log_shape_error_sd)
-    # Moments have tails of their own: a spot of the wrong intensity may still be in its place.
+    # Moments have tails of their own: a spot that is too bright may still be in its place.
     nu: jax.Array | float = math.inf
     nu_moments: jax.Array | float = math.inf
     if math.isfinite(priors.student_t_nu):

@@ -69,7 +69,7 @@ def model(
     F = nodes.amplitude
     observed = true_intensities.log_observations(
         F,
-        obs.intensity,
+        obs.J,
         g,
         true_intensities.VarianceOfJ(variance, model_error),
         nu,

@@ -72,6 +72,15 @@ def test_functions_have_at_most_eight_parameters():
     assert not long
 
 
+def test_random_numbers_come_from_a_generator_given_by_name():
+    """``rng`` is keyword-only, so that no call depends on where among the arguments it stands."""
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                by_place = [a.arg for a in (*node.args.posonlyargs, *node.args.args)]
+                assert "rng" not in by_place, f"{file.name}: {node.name}"
+
+
 def test_files_have_at_most_four_hundred_lines():
     long = {f.name: n for f in FILES if (n := len(f.read_text("utf-8").splitlines())) > 400}
     assert not long

@@ -1,4 +1,4 @@
-"""The command line: parse, call, print.  One file a command."""
+"""The command line: one module for each command, which parses options, calls and prints."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from . import fit  # noqa: F401  the commands register themselves: fit is the fi
 # isort: split
 from . import compare, export, inspect, merge, resume, simulate, train, watch  # noqa: F401
 from .app import Talk, app, complain, end_log, talk
-from .ending import ENDINGS, sentence_of, stoppable
+from .ending import Stopped, sentence_of, stoppable
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of ``bayes-refine``: it ends with one sentence and a status, ``ending``."""
+    """Entry point of ``bayes-refine``; an error ends in one sentence and an exit status."""
     command = ["bayes-refine", *(sys.argv[1:] if arguments is None else arguments)]
     warnings.showwarning = lambda message, *_args, **_kw: complain(f"warning: {message}")
     talk(Talk.usual)
     _set_up_jax()
-    if isinstance(sys.stdout, io.TextIOWrapper):  # whatever names files have, they can be printed
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may have any characters
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with stoppable():
             command, now = resume.expanded(command)
             app(args=now, prog_name="bayes-refine", obj=command)
-    except ENDINGS as error:
+    except (Stopped, Exception) as error:
         told = sentence_of(error)
         if told is None:
             raise
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _set_up_jax() -> None:
-    """float64, and compiled code kept from run to run."""
+    """Set JAX to float64, and keep compiled code on disk for later runs."""
     jax.config.update("jax_enable_x64", True)
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     jax.config.update("jax_compilation_cache_dir", str(Path(base) / "bayes_refine" / "jax"))

@@ -1,4 +1,4 @@
-"""What all commands share: the application, where it prints, and progress."""
+"""The application, its consoles and its progress bar, which all commands share."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ app = typer.Typer(
 class Talk(IntEnum):
     """How much the terminal shows."""
 
-    quiet = 0  # errors and warnings
+    quiet = 0  # errors and warnings only
     usual = 1
-    verbose = 2  # each step stays, with the time and the memory that it took to get there
+    verbose = 2  # each step stays on the screen, with time and memory so far
 
 
 class _Logged(Console):
-    """A console whose lines go to ``log.txt`` too, once :func:`log_to` has said where."""
+    """A console that also writes to ``log.txt``, after :func:`log_to` was called."""
 
     to: TextIO | None = None
     talk = Talk.usual
@@ -55,12 +55,12 @@ out_console, err_console = _Logged(highlight=False), _Logged(stderr=True, highli
 
 
 def talk(level: Talk) -> None:
-    """From now on the terminal shows this much; ``log.txt`` has everything but the stamps."""
+    """Set how much the terminal shows; ``log.txt`` has everything except time and memory."""
     _Logged.talk, _Logged.started = level, time.perf_counter()
 
 
 def complain(line: str) -> None:
-    """An error or a warning, which the terminal always shows."""
+    """Print an error or a warning, whatever the level."""
     with _at_least(Talk.usual):
         err_console.print(f"bayes-refine: {line}", markup=False, soft_wrap=True)
 
@@ -76,7 +76,7 @@ def _at_least(level: Talk) -> Iterator[None]:
 
 
 def log_to(path: Path, command: Sequence[str], go_on: bool = False) -> None:
-    """From now on what the terminal shows, and each report of progress, is in this file too."""
+    """Copy what the terminal shows, and each report of progress, to a file from now on."""
     end_log()
     try:
         _Logged.to = path.open("a" if go_on else "w", encoding="utf-8", errors="backslashreplace")
@@ -88,7 +88,7 @@ def log_to(path: Path, command: Sequence[str], go_on: bool = False) -> None:
 
 
 def end_log() -> None:
-    """No more of it."""
+    """Stop copying to the log file."""
     if _Logged.to is not None:
         with suppress(OSError):
             _Logged.to.close()
@@ -106,7 +106,7 @@ def _version(
 
 @contextmanager
 def progress() -> Iterator[Listener]:
-    """Lines that stay, and below them a bar of what is done of a stage; the log has all lines."""
+    """Show lines that stay, and below them the progress of a stage; log all lines."""
     if _Logged.talk is Talk.verbose:
         yield Listener(_stamped, lambda fraction, line: _stamped(line))
         return
@@ -139,5 +139,5 @@ def _logged(line: str) -> None:
 
 
 def _stamped(line: str) -> None:
-    """A line after the seconds since the start and the most memory taken so far."""
+    """A line, preceded by the seconds since the start and the peak of memory so far."""
     _stays(f"[{time.perf_counter() - _Logged.started:.1f} s, {peak_memory():.2f} GiB] {line}")

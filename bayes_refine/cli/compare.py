@@ -41,21 +41,19 @@ def compare_command(
         typer.Option(
             "--truth",
             metavar="FILE",
-            help="HDF5 with the true A of all stills, and G and B, as of a simulated run.",
+            help="HDF5 file of a simulated run with the true A, G and B of all stills.",
         ),
     ] = None,
     d_min: options.Resolution = None,
     images: options.Images = None,
-    free_fraction: Annotated[
-        float, options.free_option("Share of unique reflections kept from all fits.")
-    ] = 0.05,
-    seed: Annotated[int, options.seed_option("Of the free set and the halves.")] = 0,
-    priors_file: Annotated[Path | None, options.priors_option()] = None,
-    bandwidth: Annotated[float | None, options.bandwidth_option()] = None,
-    gain: Annotated[float | None, options.gain_option("as of fit")] = None,
-    read_noise: Annotated[float | None, options.read_noise_option("as of fit")] = None,
+    free_fraction: options.FreeFraction = 0.05,
+    seed: Annotated[int, options.seed_option("Seed of free set and halves.")] = 0,
+    priors_file: options.PriorsFile = None,
+    bandwidth: options.Bandwidth = None,
+    gain: options.Gain = None,
+    read_noise: options.ReadNoise = None,
 ) -> None:
-    """Fit a run to factored statistics and to its pixels; write and print one table of both."""
+    """Fit a run to its factored statistics and to its pixels; write and print one table of both."""
     context.with_resource(folder.taken(out))
     whole = usable_experiments(experiments)
     chosen = some_images(whole, images)
@@ -75,7 +73,7 @@ def compare_command(
             chosen, reader, ref, d_min=d_min, read_noise=read_noise, bandwidth=bandwidth
         )
         settings = settings_of(ready, settings)
-        if truth is not None:  # of the images that can be read
+        if truth is not None:  # some images may not be readable
             number = {still.identifier: i for i, still in enumerate(chosen.stills)}
             truth = truth.select([number[still.identifier] for still in ready.experiments.stills])
         model, pixel_model = loading.load_model("still"), loading.load_model("per_pixel")

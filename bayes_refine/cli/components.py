@@ -1,4 +1,4 @@
-"""``fit --component``: learned components in place of a model's own pieces."""
+"""``fit --component``: replace pieces of a model by learned components."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ def with_components(
     files: Sequence[Path] | None,
     stills: Sequence[Still],
 ) -> tuple[Callable[..., Any], Settings, dict[str, Any]]:
-    """The model with the components of files, the settings that they need, and what to say of
-    them in ``summary.json``.
+    """Put learned components into a model.
+
+    Returns:
+        The model with the components, the settings that the components need, and the entries of
+        ``summary.json`` about them.
 
     Raises:
-        InputError: a file is no component, or a component does not serve these images.
+        InputError: a file is no component, or a component does not fit these images.
     """
     if not files:
         return model, settings, {}

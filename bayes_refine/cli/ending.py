@@ -1,4 +1,4 @@
-"""How a command ends: one sentence and an exit status, whatever happens."""
+"""How a command ends: with one sentence and an exit status, whatever happens."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from contextlib import contextmanager
 import jax
 import numpy as np
 
+from ..loading import place_in_model
 from ..util.errors import InputError
 
 UNUSABLE, NO_MEMORY = 2, 3
-STOPPED = 128  # and the number of the signal: 130 for Ctrl-C, 143 for SIGTERM
+STOPPED = 128  # plus the number of the signal: 130 for Ctrl-C, 143 for SIGTERM
 
 
 class Stopped(BaseException):
-    """A signal asked the program to end: no error, and nothing catches it on its way out."""
+    """A signal asked the program to end; this is no ``Exception``, so no handler catches it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -26,11 +27,11 @@ class Stopped(BaseException):
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """SIGINT and SIGTERM raise ``Stopped``, so that files are left as after any other end.
+    """Let SIGINT and SIGTERM raise ``Stopped``, so that files are closed as at any other end.
 
     A second signal ends the program at once.
     """
-    if threading.current_thread() is not threading.main_thread():  # signals are not ours
+    if threading.current_thread() is not threading.main_thread():  # gets no signals
         yield
         return
     numbers = (signal.SIGINT, signal.SIGTERM)
@@ -50,11 +51,8 @@ def stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-ENDINGS = (InputError, MemoryError, Stopped, jax.errors.JaxRuntimeError, np.linalg.LinAlgError)
-
-
 def sentence_of(error: BaseException) -> tuple[str, int] | None:
-    """What to tell of an exception, and the exit status; None where it is a fault of ours."""
+    """Sentence and exit status for an exception; None for an exception that is a bug."""
     if isinstance(error, InputError):
         return str(error), UNUSABLE
     if isinstance(error, Stopped):
@@ -72,4 +70,8 @@ def sentence_of(error: BaseException) -> tuple[str, int] | None:
         why = " ".join(str(error).split())[:200]
         what = f"not enough memory ({why})" if why else "not enough memory"
         return f"{what}; take fewer --images, a larger --d-min, or more memory", NO_MEMORY
+    where = place_in_model(error)
+    if where is not None:
+        said = " ".join(str(error).split())[:200]
+        return f"{where}: the model fails, {type(error).__name__}: {said}", UNUSABLE
     return None

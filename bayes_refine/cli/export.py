@@ -28,6 +28,6 @@ def export_command(
 
 
 def exported(folder: Path, formats: Sequence[Export] | None) -> None:
-    """Write results in more formats, and say where."""
+    """Write results in more formats, and print where."""
     for path in export(folder, formats or ()):
         out_console.print(f"wrote {path}", markup=False, soft_wrap=True)

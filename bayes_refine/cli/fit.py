@@ -58,9 +58,7 @@ def fit_command(
     context: typer.Context,
     experiments: options.ExperimentsFiles,
     out: options.Out,
-    reference_file: Annotated[
-        Path | None, options.reference_option("none: the images are each other's")
-    ] = None,
+    reference_file: options.ReferenceFile = None,
     reference_column: options.ReferenceColumn = None,
     space_group: options.SpaceGroup = None,
     geometry: options.GeometryFile = None,
@@ -70,9 +68,7 @@ def fit_command(
     cell: options.Cell = None,
     d_min: options.Resolution = None,
     images: options.Images = None,
-    free_fraction: Annotated[
-        float, options.free_option("Share of unique reflections kept from the fit.")
-    ] = 0.05,
+    free_fraction: options.FreeFraction = 0.05,
     seed: options.Seed = 0,
     write: options.Write = None,
     anomalous: Annotated[
@@ -82,7 +78,7 @@ def fit_command(
         str,
         typer.Option(
             metavar="NAME_OR_PATH",
-            help="Name of a model, or path of your own (.py).",
+            help="Name of a model, or path of a model of your own (.py).",
             rich_help_panel=INFERENCE,
         ),
     ] = "still",
@@ -90,8 +86,8 @@ def fit_command(
         list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="Learned component of `train`, in place of the model's own piece; may be given "
-            "more than once.",
+            help="File of a component that `train` learned, which replaces a piece of the model; "
+            "may be given more than once.",
             show_default="none",
             rich_help_panel=INFERENCE,
         ),
@@ -99,31 +95,30 @@ def fit_command(
     method: Annotated[
         MethodName,
         typer.Option(
-            help="How the posterior is drawn from once the mode is found: its curvature (laplace;"
-            " map also holds the scales fixed in merged sigmas), a guide (svi), or chains (nuts).",
+            help="How draws from the posterior are made once the mode is found: from its curvature "
+            "(laplace; map: the same, and merged sigmas take scales as exact), from a guide (svi), "
+            "or by Markov chains (nuts).",
             rich_help_panel=INFERENCE,
         ),
     ] = MethodName.laplace,
     guide: Annotated[
         GuideName,
-        typer.Option(help="Of --method svi.", rich_help_panel=INFERENCE),
+        typer.Option(help="Guide of --method svi.", rich_help_panel=INFERENCE),
     ] = GuideName.structured,
-    priors_file: Annotated[Path | None, options.priors_option(panel=INFERENCE)] = None,
+    priors_file: options.PriorsFile = None,
     student_t: Annotated[
         float | None,
         typer.Option(
             metavar="NU",
             callback=options.between(1.0, math.inf),
-            help="Prior median of the residuals' degrees of freedom; inf for normal ones.",
-            show_default="of the priors",
+            help="Prior median of the residuals' degrees of freedom; inf: normal residuals.",
+            show_default="from the priors",
             rich_help_panel=INFERENCE,
         ),
     ] = None,
     rounds: Annotated[
         int,
-        options.rounds_option(
-            "Rounds of predict, measure, fit; two more without a reference.", INFERENCE
-        ),
+        options.rounds_option("Rounds of predict, measure, fit; two more without a reference."),
     ] = 3,
     n_draws: Annotated[
         int | None,
@@ -132,15 +127,15 @@ def fit_command(
             min=4,
             max=100_000,
             metavar="N",
-            help="Draws in posterior.nc; of each chain.",
-            show_default="100; 1000 of each chain",
+            help="Number of draws in posterior.nc; of nuts, in each chain.",
+            show_default="100; of nuts 1000",
             rich_help_panel=INFERENCE,
         ),
     ] = None,
     chains: Annotated[
         int,
         typer.Option(
-            min=2, max=1000, metavar="N", help="Of --method nuts.", rich_help_panel=INFERENCE
+            min=2, max=1000, metavar="N", help="Chains of --method nuts.", rich_help_panel=INFERENCE
         ),
     ] = 4,
     warmup: Annotated[
@@ -149,18 +144,14 @@ def fit_command(
             min=10,
             max=1_000_000,
             metavar="N",
-            help="Trajectories of each chain before its draws.",
+            help="Trajectories of each chain of nuts before its draws.",
             rich_help_panel=INFERENCE,
         ),
     ] = 500,
-    bandwidth: Annotated[float | None, options.bandwidth_option(DETECTOR)] = None,
+    bandwidth: options.Bandwidth = None,
     monitor: options.Monitor = None,
-    gain: Annotated[
-        float | None, options.gain_option("from the .expt, else the images", DETECTOR)
-    ] = None,
-    read_noise: Annotated[
-        float | None, options.read_noise_option("from the images", DETECTOR)
-    ] = None,
+    gain: options.Gain = None,
+    read_noise: options.ReadNoise = None,
     pedestal: Annotated[
         float | None,
         typer.Option(
@@ -171,12 +162,7 @@ def fit_command(
             rich_help_panel=DETECTOR,
         ),
     ] = None,
-    mask: Annotated[
-        Path | None,
-        options.pixel_file_option(
-            "Pixels to use: True of truth values, 0 of numbers.", "that of the .expt, if any"
-        ),
-    ] = None,
+    mask: options.MaskFile = None,
     gain_map: Annotated[
         Path | None, options.pixel_file_option("Counts per photon of each pixel.", "none")
     ] = None,
@@ -188,7 +174,7 @@ def fit_command(
         typer.Option(
             metavar="MM",
             callback=options.between(0.0, 100.0, "mm"),
-            help="For parallax; 0 for none.",
+            help="Thickness of the sensor, for parallax; 0: no parallax.",
             show_default="from the .expt",
             rich_help_panel=DETECTOR,
         ),
@@ -210,7 +196,7 @@ def fit_command(
         bool,
         typer.Option(
             "--resume",
-            help="Go on with the fit that was stopped in --out, which is all that need be given.",
+            help="Continue the fit that was stopped in --out; no other option is needed.",
         ),
     ] = False,
     keep: Annotated[
@@ -234,7 +220,7 @@ def fit_command(
     verbose: options.Verbose = False,
     config: options.Config = None,
 ) -> None:
-    """Fit a run of indexed stills; write refined geometry, intensities, posterior and a picture."""
+    """Fit a run of indexed stills; write refined geometry, intensities, posterior and a report."""
     started = time.perf_counter()
     inside = context.with_resource(folder.taken(out, resume or add))
     log_to(out / "log.txt", context.obj or [], resume or add)
@@ -263,10 +249,15 @@ def fit_command(
         ref = reference_from(reference_file, reference_column, d_min, given)
         reference.check_fits(ref, [s.crystal for s in run_of.stills], str(run_of.path))
     d_min = resolution_limit(d_min, ref, run_of.stills)
-    settings = Settings(rounds=rounds, free_fraction=free_fraction, seed=seed)
+    settings = Settings(
+        rounds=rounds,
+        free_fraction=free_fraction,
+        seed=seed,
+        metadata=loading.needs_metadata(model),
+    )
     program, settings, learned = with_components(program, settings, component, run_of.stills)
     if gain_map is not None and gain is not None:
-        raise InputError("--gain-map and --gain both say what the gain is; give one of them")
+        raise InputError("--gain-map and --gain both set the gain; give one of them")
     usable = mask_for(run_of, mask, geometry)
     maps = maps_for(run_of.stills, gain_map, pedestal_map)
     inputs = made_of(context.obj or [], run_of.stills)
@@ -328,7 +319,7 @@ def fit_and_write(
     done: Callable[[loop.RunFit, Prepared], None] | None = None,
     **writing: Any,
 ) -> loop.RunFit:
-    """Prepare, fit, write the results, and say what is worth telling about them.
+    """Prepare, fit, write the results, and print a short account of them.
 
     Args:
         fitted: ``prepare.fit``, or another function of its arguments.

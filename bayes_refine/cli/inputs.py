@@ -1,4 +1,4 @@
-"""From what the options say to what the library takes."""
+"""Turn the values of options into arguments of the library."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def usable_experiments(
     names: Path | None = None,
     growing: bool = False,
 ) -> Experiments:
-    """The experiments of files; how many are left out, and why the first, is said."""
+    """Read the experiments of files; print how many are left out, and why the first is."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".* the mask file ")  # `mask_for` says more
+        warnings.filterwarnings("ignore", ".* the mask file ")  # `mask_for` reads the mask
         table = None if names is None else read_names(names)
         experiments = open_experiments(paths, space_group, geometry, table, growing)
     path = experiments.path
@@ -53,8 +53,9 @@ def usable_experiments(
 def mask_for(
     experiments: Experiments, given: Path | None, geometry: Path | None = None
 ) -> np.ndarray | None:
-    """Usable pixels (P, ny, nx) by ``--mask``, or by the one mask that the ``.expt`` names; of
-    streams by the masks and bad regions of the geometry too.
+    """Usable pixels (P, ny, nx) from ``--mask``, or from the one mask that the ``.expt`` names.
+
+    Of a stream, the masks and bad regions of the geometry count too.
     """
     found = _given_mask(experiments, given)
     if not is_stream(experiments.path):
@@ -67,7 +68,7 @@ def _given_mask(experiments: Experiments, given: Path | None) -> np.ndarray | No
     files = [given] if given is not None else mask_files(experiments)
     if len(files) > 1:
         raise InputError(
-            f"{experiments.path} names {len(files)} mask files; make one of them and give --mask"
+            f"{experiments.path} names {len(files)} mask files; join them to one and give --mask"
         )
     return read_mask(files[0], experiments.stills[0].detector) if files else None
 
@@ -75,7 +76,7 @@ def _given_mask(experiments: Experiments, given: Path | None) -> np.ndarray | No
 def maps_for(
     stills: Sequence[Still], gain: Path | None, pedestal: Path | None
 ) -> dict[str, np.ndarray | None]:
-    """``--gain-map`` and ``--pedestal-map``, as the reader takes them."""
+    """``--gain-map`` and ``--pedestal-map`` as arguments of the image reader."""
     detector = stills[0].detector
     return {
         "gain_map": None if gain is None else read_pixel_map(gain, detector, positive=True),
@@ -84,8 +85,9 @@ def maps_for(
 
 
 def in_order(experiments: Experiments) -> Experiments:
-    """The stills in the order of their image files and frames, as they were taken, and of their
-    identifiers where there are several on one: a fit does not depend on the order of its list.
+    """Sort the stills by image file and frame, and several on one image by identifier.
+
+    A fit then does not depend on the order of the experiment list.
     """
 
     def key(still: Still) -> tuple:
@@ -97,7 +99,7 @@ def in_order(experiments: Experiments) -> Experiments:
 
 
 def some_images(experiments: Experiments, chosen: str | None) -> Experiments:
-    """The experiments in a range ``a:b``."""
+    """The experiments in a range ``a:b``; all of them without a range."""
     n = len(experiments)
     if chosen is None:
         return experiments
@@ -114,27 +116,27 @@ def some_images(experiments: Experiments, chosen: str | None) -> Experiments:
 
 
 def priors_from(path: Path | None, defaults: AnyPriors) -> AnyPriors:
-    """The priors of a TOML file, or the defaults."""
+    """The priors in a TOML file, or the defaults without a file."""
     return defaults if path is None else read_priors(path, defaults)
 
 
 def resolution_limit(
     d_min: float | None, reference: Reference | None, stills: Sequence[Still]
 ) -> float:
-    """How far to go, Å: as asked, else as the reference does; never beyond half a wavelength.
+    """Resolution limit, Å: ``d_min``, else that of the reference, at least half a wavelength.
 
     Raises:
-        InputError: nobody says how far, or no reflection can be seen there.
+        InputError: there is neither ``d_min`` nor a reference, or no reflection has such a d.
     """
     if reference is None and d_min is None:
-        raise InputError("without --reference, say how far to go: give --d-min, in Å")
+        raise InputError("without --reference, give the resolution limit --d-min, in Å")
     least = min(still.beam.wavelength for still in stills) / 2
     if d_min is None:
         assert reference is not None
         return max(float(reference.d.min()), least)
     if d_min < least:
         raise InputError(
-            f"--d-min {d_min:g}: no reflection is seen below half the wavelength, {least:.3f} Å"
+            f"--d-min {d_min:g}: no reflection has d below half the wavelength, {least:.3f} Å"
         )
     reciprocal = stills[0].crystal.cell.reciprocal()
     if d_min > 1 / min(reciprocal.a, reciprocal.b, reciprocal.c):
@@ -143,7 +145,7 @@ def resolution_limit(
 
 
 def given_from(space_group: str | None, cell: str | None) -> Given:
-    """What ``--space-group`` and ``--cell`` say."""
+    """The values of ``--space-group`` and ``--cell``."""
     return Given(
         None if cell is None else _cell(cell),
         None if space_group is None else space_group_of(space_group),
@@ -151,7 +153,7 @@ def given_from(space_group: str | None, cell: str | None) -> Given:
 
 
 def _cell(text: str) -> gemmi.UnitCell:
-    """Six numbers, or what a CrystFEL unit cell file says."""
+    """The cell of six numbers, or in a CrystFEL unit-cell file."""
     file = Path(text)
     if not file.is_file():
         return cell_of(text)
@@ -167,9 +169,10 @@ def _cell(text: str) -> gemmi.UnitCell:
 def reference_from(
     path: Path, column: str | None, d_min: float | None, given: Given | None = None
 ) -> Reference:
-    """Reference intensities to a resolution and a little beyond: the cells of stills differ.
+    """Read reference intensities, to 3 % beyond ``d_min`` since the cells of stills differ.
 
-    What was taken is printed in one line; what cannot be a reference is an InputError.
+    One line is printed that says which reference was read; a file that cannot be a reference raises
+    an InputError.
     """
     found = read_reference(path, column, 0.97 * d_min if d_min else None, given)
     check_usable(found)

@@ -18,7 +18,7 @@ def inspect_command(
         typer.Argument(help="Files of any kind.", metavar="FILE", show_default=False),
     ],
 ) -> None:
-    """Say what files are, what they hold, and what fit and merge would still need."""
+    """Say what files are, what they contain, and what else fit and merge would need."""
     for file in files:
         for line in inspect(file):
             out_console.print(line, markup=False, soft_wrap=True)

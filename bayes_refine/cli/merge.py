@@ -29,7 +29,7 @@ from .settings import write_settings
 
 
 class Prior(StrEnum):
-    """Of true intensities."""
+    """Prior of true intensities."""
 
     wilson = "wilson"
     double_wilson = "double-wilson"
@@ -60,18 +60,16 @@ def merge_command(
     prior: Annotated[
         Prior | None,
         typer.Option(
-            help="Of true intensities: Wilson's, which knows no reference; double-Wilson, the "
-            "reference with its errors; reference, a normal around it.",
+            help="Prior of true intensities: wilson uses no reference; double-wilson, the "
+            "reference and its errors; reference, a normal law around the reference.",
             show_default="wilson without a reference or with --anomalous, else double-wilson",
         ),
     ] = None,
     anomalous: Annotated[
         bool, typer.Option("--anomalous", help="Keep Friedel mates apart.")
     ] = False,
-    d_min: Annotated[float | None, options.resolution_option("all there is")] = None,
-    free_fraction: Annotated[
-        float, options.free_option("Share of unique reflections that never see their reference.")
-    ] = 0.05,
+    d_min: Annotated[float | None, options.resolution_option("all reflections")] = None,
+    free_fraction: options.FreeFraction = 0.05,
     seed: options.Seed = 0,
     write: options.Write = None,
     priors_file: Annotated[Path | None, options.priors_option("of scales ")] = None,
@@ -81,14 +79,14 @@ def merge_command(
             min=4,
             max=100_000,
             metavar="N",
-            help="Draws in posterior.nc, of I and F of every unique reflection too.",
+            help="Number of draws in posterior.nc, with I and F of every unique reflection.",
             show_default="100 draws of scales alone",
         ),
     ] = None,
     refit_halves: Annotated[
         bool,
         typer.Option(
-            "--refit-halves", help="Fit each half of the images alone too (three times the time)."
+            "--refit-halves", help="Also fit each half of the images alone (three times the time)."
         ),
     ] = False,
     quiet: options.Quiet = False,
@@ -99,7 +97,7 @@ def merge_command(
     started = time.perf_counter()
     chosen = _prior(prior, reference_file, anomalous)
     if anomalous and draws is not None:
-        raise InputError("--draws with --anomalous: draws of Friedel pairs are not made; leave one")
+        raise InputError("--draws with --anomalous: Friedel pairs have no draws; drop one option")
     context.with_resource(folder.taken(out))
     log_to(out / "log.txt", context.obj or [])
     scales = priors_from(priors_file, ScalingPriors())
@@ -147,8 +145,8 @@ def _prior(prior: Prior | None, reference_file: Path | None, anomalous: bool) ->
         raise InputError(f"--prior {prior.value} needs a reference: give one with --reference")
     if prior is not Prior.wilson and anomalous:
         raise InputError(
-            f"--prior {prior.value} with --anomalous: the prior of Friedel pairs is Wilson's for "
-            "two; leave --prior, and the reference will judge"
+            f"--prior {prior.value} with --anomalous: Friedel pairs have a Wilson prior of their "
+            "own; drop --prior, and the reference is still compared with"
         )
     return prior
 

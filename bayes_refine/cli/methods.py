@@ -1,4 +1,4 @@
-"""The names of methods on the command line, and what they stand for."""
+"""The names of methods on the command line, and the functions that they stand for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..infer import guides
 
 
 class MethodName(StrEnum):
-    """How the posterior is drawn from."""
+    """How draws from the posterior are made."""
 
     map = "map"
     laplace = "laplace"
@@ -19,7 +19,7 @@ class MethodName(StrEnum):
 
 
 class GuideName(StrEnum):
-    """What ``svi`` approximates the posterior by."""
+    """The family of distributions by which ``svi`` approximates the posterior."""
 
     structured = "structured"
     mean_field = "mean-field"
@@ -29,7 +29,7 @@ class GuideName(StrEnum):
 def method_of(
     name: MethodName, guide: GuideName, n_draws: int | None, chains: int, warmup: int
 ) -> posterior_draws.Method:
-    """The method with its options bound; its own number of draws where that is None."""
+    """The method with its options bound; without ``n_draws``, with its default number of draws."""
     found: posterior_draws.Method
     match name:
         case MethodName.map:

@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _positive(d_min: float | None) -> float | None:
 
 
 def between(low: float, high: float, unit: str = "") -> Callable[..., float | None]:
-    """A callback of an option: InputError for a number outside [low, high], as NaN is."""
+    """A callback of an option, which refuses NaN and numbers outside [low, high]."""
 
     def check(param: typer.CallbackParam, value: float | None) -> float | None:
         if value is not None and not low <= value <= high:
@@ -39,14 +39,14 @@ def between(low: float, high: float, unit: str = "") -> Callable[..., float | No
 
 
 def number_option(low: float, high: float, metavar: str, help: str) -> Any:
-    """An option of a number in [low, high], which its help states."""
+    """An option that takes a number in [low, high]; its help states the range."""
     return typer.Option(
         metavar=metavar, help=f"{help} [{low:g} to {high:g}]", callback=between(low, high)
     )
 
 
 def reference_option(show_default: bool | str = True) -> Any:
-    """``--reference``, with what stands in its place."""
+    """``--reference``; ``show_default`` says what happens without it."""
     return typer.Option(
         "--reference",
         metavar="FILE",
@@ -56,57 +56,19 @@ def reference_option(show_default: bool | str = True) -> Any:
 
 
 def resolution_option(show_default: str) -> Any:
-    """``--d-min``, with the limit where it is not given."""
+    """``--d-min``; ``show_default`` says what the limit is without it."""
     return typer.Option(
         metavar="Å", help="Resolution limit, Å.", show_default=show_default, callback=_positive
     )
 
 
-def free_option(help: str) -> Any:
-    """``--free-fraction``."""
-    return typer.Option(metavar="FRACTION", help=help, callback=between(0.0, 0.5))
-
-
-def priors_option(of: str = "", panel: str | None = None) -> Any:
-    """``--priors``, of everything or ``of`` some things."""
+def priors_option(of: str = "") -> Any:
+    """``--priors``; ``of`` says of which unknowns."""
     return typer.Option(
         "--priors",
         metavar="FILE",
-        help=f"TOML file of priors {of}that replace defaults.",
-        rich_help_panel=panel,
-    )
-
-
-def bandwidth_option(panel: str | None = None) -> Any:
-    """``--bandwidth``."""
-    return typer.Option(
-        metavar="FRACTION",
-        help="Bandwidth Δλ/λ to start from, rms fraction; it is refined.",
-        show_default="from the image files, else the prior's",
-        callback=between(0.0, 0.2),
-        rich_help_panel=panel,
-    )
-
-
-def gain_option(show_default: str, panel: str | None = None) -> Any:
-    """``--gain``."""
-    return typer.Option(
-        metavar="G",
-        help="Counts per photon.",
-        show_default=show_default,
-        rich_help_panel=panel,
-        callback=between(1e-6, 1e9, "counts per photon"),
-    )
-
-
-def read_noise_option(show_default: str, panel: str | None = None) -> Any:
-    """``--read-noise``."""
-    return typer.Option(
-        metavar="PHOTONS",
-        help="Read-out noise, photons rms.",
-        show_default=show_default,
-        rich_help_panel=panel,
-        callback=between(0.0, 1e6, "photons rms"),
+        help=f"TOML file with priors {of}that replace the defaults.",
+        rich_help_panel=INFERENCE,
     )
 
 
@@ -115,18 +77,18 @@ def seed_option(help: str) -> Any:
     return typer.Option(min=0, max=MAX_SEED, metavar="N", help=help)
 
 
-def rounds_option(help: str, panel: str | None = None) -> Any:
+def rounds_option(help: str) -> Any:
     """``--rounds``."""
-    return typer.Option(min=1, max=100, metavar="N", help=help, rich_help_panel=panel)
+    return typer.Option(min=1, max=100, metavar="N", help=help, rich_help_panel=INFERENCE)
 
 
 def label_option(of: str, usual: str) -> Any:
-    """``--intensity-column`` and its like: the label of a column that does not follow usage."""
+    """``--intensity-column`` and similar options: the label of a column with an unusual name."""
     return typer.Option(metavar="LABEL", help=f"Column of {of} in an MTZ file.", show_default=usual)
 
 
 def pixel_file_option(help: str, show_default: str) -> Any:
-    """A file with a number for each pixel."""
+    """An option that takes a file with a number for each pixel."""
     return typer.Option(
         metavar="FILE",
         help=f"{help} HDF5 (or file.h5:/path), NPY, TIFF or CBF.",
@@ -142,7 +104,7 @@ Config = Annotated[
         metavar="FILE",
         is_eager=True,
         callback=read_settings,
-        help="TOML file of options, such as the settings.toml of a run; what is given here counts.",
+        help="TOML file of options, such as settings.toml of a run; the command line has priority.",
         show_default=False,
     ),
 ]
@@ -163,7 +125,7 @@ Quiet = Annotated[
         "--quiet",
         "-q",
         callback=_talk(Talk.quiet),
-        help="Print errors and warnings only; log.txt has the rest.",
+        help="Print errors and warnings only; log.txt has all lines.",
     ),
 ]
 Verbose = Annotated[
@@ -172,18 +134,20 @@ Verbose = Annotated[
         "--verbose",
         "-v",
         callback=_talk(Talk.verbose),
-        help="Keep each step, with time and memory, on the terminal and in log.txt.",
+        help="Keep each step on the terminal and in log.txt, with time and memory.",
     ),
 ]
 Out = Annotated[
     Path,
-    typer.Option(help="Folder for the results; made if absent.", metavar="DIR", show_default=False),
+    typer.Option(
+        help="Folder for the results; it is made if absent.", metavar="DIR", show_default=False
+    ),
 ]
 ExperimentsFiles = Annotated[
     list[Path],
     typer.Argument(
         help="Indexed stills with images: DIALS .expt, CrystFEL .stream or Jungfraujoch files; "
-        "patterns and lists of files too.",
+        "also patterns and lists of files.",
         metavar="EXPERIMENTS",
         show_default=False,
     ),
@@ -193,7 +157,7 @@ GeometryFile = Annotated[
     typer.Option(
         "--geometry",
         metavar="FILE.geom",
-        help="CrystFEL geometry in place of the stream's own.",
+        help="CrystFEL geometry file, which replaces the geometry in the stream.",
         show_default="that of the stream",
         rich_help_panel=DETECTOR,
     ),
@@ -203,8 +167,8 @@ ImageFolder = Annotated[
     typer.Option(
         "--image-folder",
         metavar="DIR",
-        help="Where the image files are, if not where the experiments say.",
-        show_default="as they say",
+        help="Folder of the image files, if they are not where the experiments say.",
+        show_default="from the experiments",
     ),
 ]
 Polarisation = Annotated[
@@ -212,7 +176,8 @@ Polarisation = Annotated[
     typer.Option(
         "--polarisation",
         metavar="TYPE",
-        help="Of the beam, as CrystFEL says it: horiz, vert, horiz98, 45deg90; horiz50 for none.",
+        help="Polarisation of the beam, in CrystFEL's notation: horiz, vert, horiz98, 45deg90; "
+        "horiz50: not polarised.",
         show_default="from the .expt; horiz for a .stream",
         rich_help_panel=DETECTOR,
     ),
@@ -222,7 +187,7 @@ NamesFile = Annotated[
     typer.Option(
         "--names",
         metavar="FILE.toml",
-        help="Names of data sets in Jungfraujoch files, where a version has others.",
+        help="Names of data sets in Jungfraujoch files, for versions with other names.",
         show_default="packaged",
     ),
 ]
@@ -240,14 +205,60 @@ Monitor = Annotated[
 Images = Annotated[
     str | None,
     typer.Option(
-        metavar="A:B", help="Range a:b of the stills, from 0, b left out.", show_default="all"
+        metavar="A:B", help="Range a:b of stills, counted from 0, without b.", show_default="all"
     ),
 ]
 Resolution = Annotated[float | None, resolution_option("that of the reference")]
+ReferenceFile = Annotated[Path | None, reference_option("none: the images are each other's")]
+FreeFraction = Annotated[
+    float,
+    typer.Option(
+        metavar="FRACTION",
+        help="Share of unique reflections whose reference intensity informs no fit.",
+        callback=between(0.0, 0.5),
+    ),
+]
+PriorsFile = Annotated[Path | None, priors_option()]
+Bandwidth = Annotated[
+    float | None,
+    typer.Option(
+        metavar="FRACTION",
+        help="Bandwidth Δλ/λ to start from, rms fraction; it is refined.",
+        show_default="from the image files, else the prior's",
+        callback=between(0.0, 0.2),
+        rich_help_panel=DETECTOR,
+    ),
+]
+Gain = Annotated[
+    float | None,
+    typer.Option(
+        metavar="G",
+        help="Counts per photon.",
+        show_default="from the .expt, else the images",
+        callback=between(1e-6, 1e9, "counts per photon"),
+        rich_help_panel=DETECTOR,
+    ),
+]
+ReadNoise = Annotated[
+    float | None,
+    typer.Option(
+        metavar="PHOTONS",
+        help="Read-out noise, photons rms.",
+        show_default="from the images",
+        callback=between(0.0, 1e6, "photons rms"),
+        rich_help_panel=DETECTOR,
+    ),
+]
+MaskFile = Annotated[
+    Path | None,
+    pixel_file_option(
+        "Pixels to use: True of truth values, 0 of numbers.", "that of the .expt, if any"
+    ),
+]
 ReferenceColumn = Annotated[
     str | None,
     typer.Option(
-        metavar="LABEL", help="Column of the reference; found by its usual names if left out."
+        metavar="LABEL", help="Column of the reference; by default one with a usual name."
     ),
 ]
 SpaceGroup = Annotated[
@@ -255,7 +266,8 @@ SpaceGroup = Annotated[
     typer.Option(
         "--space-group",
         metavar="NAME",
-        help="Such as P43212 or 96, where a file has none; of integrated stills, in its place.",
+        help="Space group, such as P43212 or 96, for files without one; for integrated stills it "
+        "replaces the group in the file.",
         show_default="from the files",
     ),
 ]
@@ -264,8 +276,8 @@ Cell = Annotated[
     typer.Option(
         "--cell",
         metavar="A,B,C,α,β,γ",
-        help="Å and degrees, or a CrystFEL cell file, where a file has none; of integrated stills, "
-        "in its place.",
+        help="Cell, Å and degrees, or a CrystFEL cell file, for files without one; for integrated "
+        "stills it replaces the cell in the file.",
         show_default="from the files",
     ),
 ]
@@ -273,7 +285,7 @@ Write = Annotated[
     list[Export] | None,
     typer.Option(
         "--write",
-        help="Results for other programs too; may be given more than once.",
+        help="Also write results for another program; may be given more than once.",
         show_default="none",
     ),
 ]
@@ -283,7 +295,7 @@ Oscillation = Annotated[
         "--oscillation",
         metavar="DEG",
         help="Turn of the crystal during an exposure, degrees; up to 0.5.",
-        show_default="from the .expt, else none: stills",
+        show_default="from the .expt, else 0",
         callback=between(0.0, 360.0, "degrees"),
         rich_help_panel=DETECTOR,
     ),
@@ -293,7 +305,7 @@ Spindle = Annotated[
     typer.Option(
         "--spindle",
         metavar="X Y Z",
-        help="Axis that the crystal turns about, in the laboratory.",
+        help="Axis that the crystal turns about, in the lab frame.",
         show_default="from the .expt",
         rich_help_panel=DETECTOR,
     ),
@@ -302,9 +314,9 @@ AsStills = Annotated[
     bool,
     typer.Option(
         "--as-stills",
-        help="Take frames of a turning crystal as stills.",
+        help="Treat frames of a turning crystal as stills.",
         rich_help_panel=DETECTOR,
     ),
 ]
-Seed = Annotated[int, seed_option("Of the free set, the random halves and the draws.")]
-SimulationSeed = Annotated[int, seed_option("Of every random number.")]
+Seed = Annotated[int, seed_option("Seed of the free set, the random halves and the draws.")]
+SimulationSeed = Annotated[int, seed_option("Seed of all random numbers.")]

@@ -1,5 +1,4 @@
-"""``bayes-refine fit --resume`` and ``--add``: the command that was given first, and what the files
-must agree with."""
+"""``fit --resume`` and ``--add``: find the first command, and check that it still holds."""
 
 from __future__ import annotations
 
@@ -16,17 +15,17 @@ from ..util.output import versions
 from . import place
 
 RESUME, ADD, COMMAND = "--resume", "--add", "the command"
-TALK = ("--quiet", "-q", "--verbose", "-v")  # what is shown, which no result depends on
+TALK = ("--quiet", "-q", "--verbose", "-v")  # no result depends on what is shown
 
 
 def expanded(command: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The command as it was first given, and the arguments to run now.
+    """The command as first given, and the arguments to run now.
 
-    ``fit --resume --out DIR`` alone stands for the command that was stopped in DIR; who works on
-    it, and what is shown, may be said anew.
+    ``fit --resume --out DIR`` stands for the command that was stopped in DIR.  Options for workers
+    and for what is shown may be given anew.
 
     Raises:
-        InputError: no stopped fit is there.
+        InputError: there is no stopped fit in DIR.
     """
     if command[1:2] == ["fit"] and ADD in command:
         return _added(command)
@@ -38,7 +37,7 @@ def expanded(command: Sequence[str]) -> tuple[list[str], list[str]]:
     if out is not None and len(bare) <= 4:
         record = read_record(out / WORK / CHECKPOINT)
         if record is None:
-            raise InputError(f"{out}: no stopped fit to go on with; give the whole command")
+            raise InputError(f"{out}: no stopped fit to continue; give the whole command")
         more = place.chosen(first)
         first = [*map(str, record["made_of"][COMMAND]), *more, *shown]
     return first, [*first[1:], RESUME]
@@ -73,7 +72,7 @@ def _added(command: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def folder_of(command: Sequence[str]) -> Path | None:
-    """What ``--out`` says."""
+    """The value of ``--out``."""
     for k, word in enumerate(command):
         if word == "--out" and k + 1 < len(command):
             return Path(command[k + 1])
@@ -83,9 +82,7 @@ def folder_of(command: Sequence[str]) -> Path | None:
 
 
 def stopped_in(command: Sequence[str]) -> Path | None:
-    """The folder of a fit of which a round is finished, or None: there is nothing else to go on
-    with.
-    """
+    """The folder of a fit that can be continued, since a round of it is finished; else None."""
     out = folder_of(command) if command[1:2] == ["fit"] else None
     if out is None or not any((out / WORK / CHECKPOINT).glob(STATE.format("*"))):
         return None

@@ -1,4 +1,4 @@
-"""``settings.toml`` and ``--config``: every option of a command, written and read back."""
+"""``settings.toml`` and ``--config``: write all options of a command, and read them back."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NOT_WRITTEN = ("resume", "add", "config")
 
 
 def write_settings(context: typer.Context, path: Path) -> None:
-    """Write the options of a command as TOML; those that have no value are named in a comment."""
+    """Write the options of a command as TOML; a comment names each option without a value."""
     lines = [f"# bayes-refine {context.command.name}: give this file with --config\n"]
     for name, value in context.params.items():
         if name in NOT_WRITTEN:
@@ -37,14 +37,14 @@ def _toml(value: Any) -> str:
     if isinstance(value, Enum):
         value = value.value
     if isinstance(value, bool | int | float):
-        return str(value).lower()  # true, inf and nan are TOML's words too
+        return str(value).lower()  # TOML too writes true, inf and nan
     if isinstance(value, list | tuple):
         return f"[{', '.join(_toml(v) for v in value)}]"
     return json.dumps(os.fspath(value), ensure_ascii=True)
 
 
 def read_settings(context: typer.Context, path: Path | None) -> Path | None:
-    """Callback of ``--config``: values that the command line does not give are the file's.
+    """Callback of ``--config``: take from the file what the command line does not give.
 
     Raises:
         InputError: the file cannot be read, is no TOML, or has a name that is no option.

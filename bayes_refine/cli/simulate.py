@@ -34,30 +34,30 @@ def simulate_command(
         int, typer.Option(min=1, max=100_000, metavar="N", help="Number of stills.")
     ] = 12,
     seed: options.SimulationSeed = 1,
-    d_min: Annotated[float, number(0.5, 100, "Å", "No reflections beyond, Å.")] = 2.3,
+    d_min: Annotated[float, number(0.5, 100, "Å", "Resolution limit, Å.")] = 2.3,
     pixels: Annotated[
         int,
         typer.Option(min=64, max=16_384, metavar="N", help="Pixels along a side of the detector."),
     ] = 480,
-    distance_mm: Annotated[float, number(1, 1e5, "MM", "Of the detector.")] = 110.0,
+    distance_mm: Annotated[float, number(1, 1e5, "MM", "Distance of the detector.")] = 110.0,
     panels: Annotated[int, typer.Option(metavar="N", help="1, or 4 for 2×2 tiles.")] = 1,
     wavelength: Annotated[float, number(0.1, 20, "Å", "Å.")] = 1.0,
-    bandwidth: Annotated[float, number(0, 0.2, "FRACTION", "Δλ/λ, rms fraction.")] = 1e-3,
+    bandwidth: Annotated[float, number(0, 0.2, "FRACTION", "Bandwidth Δλ/λ, rms.")] = 1e-3,
     mosaic_mrad: Annotated[float, number(0, 100, "MRAD", "Mosaic spread η, exp(−φ²/η²).")] = 0.0,
     photons: Annotated[
         float, number(0, 1e9, "PHOTONS", "Mean I_ref of a unique reflection.")
     ] = 400.0,
-    background: Annotated[float, number(0, 1e6, "PHOTONS", "Photons a pixel.")] = 6.0,
+    background: Annotated[float, number(0, 1e6, "PHOTONS", "Background of a pixel.")] = 6.0,
     gain: Annotated[float, number(1e-6, 1e6, "G", "Counts per photon.")] = 1.0,
-    read_noise: Annotated[float, number(0, 1e6, "COUNTS", "Counts rms a pixel.")] = 0.0,
+    read_noise: Annotated[float, number(0, 1e6, "COUNTS", "Read-out noise, rms.")] = 0.0,
     rotation_error_deg: Annotated[
-        float, number(0, 180, "DEG", "rms angle from true to indexed orientation.")
+        float, number(0, 180, "DEG", "Angle from true to indexed orientation, rms.")
     ] = 0.05,
     layout: Annotated[
-        Layout, typer.Option(help="Files as users of this program have them, besides the others.")
+        Layout, typer.Option(help="Also write files as users of this program have them.")
     ] = Layout.dials,
 ) -> None:
-    """Simulate a run of stills whose truth is known: images, geometry, reference, truth."""
+    """Simulate a run of stills: images, geometry as indexed, reference, and the truth."""
     simulation = Simulation(
         n_images=images,
         seed=seed,
@@ -91,7 +91,7 @@ def demo_command(
     ] = 6,
     seed: options.SimulationSeed = 1,
 ) -> None:
-    """Simulate a small run, fit it, and say how near the truth the fit came."""
+    """Simulate a small run, fit it, and print how near the truth the fit came."""
     started = time.perf_counter()
     context.with_resource(folder.taken(out / "fit"))
     simulation = Simulation(n_images=images, seed=seed)

@@ -28,7 +28,7 @@ from .inputs import (
     some_images,
     usable_experiments,
 )
-from .options import DETECTOR, INFERENCE
+from .options import INFERENCE
 
 
 class FamilyName(StrEnum):
@@ -45,32 +45,28 @@ def train_command(
     component: Annotated[
         FamilyName,
         typer.Option(
-            help="The piece that is learned: the curve of partiality, a factor by place on the "
-            "detector, resolution, order and pulse energy of the images, or the profile of spots.",
+            help="The piece that is learned: the partiality curve; a factor on the scale, by place "
+            "on the detector, resolution, order and pulse energy; or the profile of spots.",
             show_default=False,
         ),
     ],
     out: Annotated[
         Path,
-        typer.Option(metavar="FILE", help="File of the component.", show_default=False),
+        typer.Option(metavar="FILE", help="File for the component.", show_default=False),
     ],
-    reference_file: Annotated[
-        Path | None, options.reference_option("none: the images are each other's")
-    ] = None,
+    reference_file: options.ReferenceFile = None,
     d_min: options.Resolution = None,
     images: options.Images = None,
-    free_fraction: Annotated[
-        float, options.free_option("Share of unique reflections kept from training.")
-    ] = 0.05,
-    seed: Annotated[int, options.seed_option("Of the free set, the folds and first weights.")] = 0,
-    priors_file: Annotated[Path | None, options.priors_option(panel=INFERENCE)] = None,
+    free_fraction: options.FreeFraction = 0.05,
+    seed: Annotated[int, options.seed_option("Seed of free set, folds and first weights.")] = 0,
+    priors_file: options.PriorsFile = None,
     epochs: Annotated[
         int,
         typer.Option(
             min=1,
             max=10_000,
             metavar="N",
-            help="Passes over the images, at most; images held out say when to stop.",
+            help="Most passes over the images; training stops when held-out images gain no more.",
             rich_help_panel=INFERENCE,
         ),
     ] = 150,
@@ -78,21 +74,18 @@ def train_command(
         bool,
         typer.Option(
             "--each-image",
-            help="Of partiality: the curve of each image has two numbers of its own.",
+            help="Give the partiality curve of each image two numbers of its own.",
             rich_help_panel=INFERENCE,
         ),
     ] = False,
-    rounds: Annotated[int, options.rounds_option("Rounds of the plain fit before.", INFERENCE)] = 3,
-    bandwidth: Annotated[float | None, options.bandwidth_option(DETECTOR)] = None,
+    rounds: Annotated[int, options.rounds_option("Rounds of the plain fit before training.")] = 3,
+    bandwidth: options.Bandwidth = None,
     monitor: options.Monitor = None,
-    gain: Annotated[float | None, options.gain_option("as of fit", DETECTOR)] = None,
-    read_noise: Annotated[float | None, options.read_noise_option("as of fit", DETECTOR)] = None,
-    mask: Annotated[
-        Path | None,
-        options.pixel_file_option("Pixels to use, as of fit.", "that of the .expt, if any"),
-    ] = None,
+    gain: options.Gain = None,
+    read_noise: options.ReadNoise = None,
+    mask: options.MaskFile = None,
 ) -> None:
-    """Learn a piece of the model through its likelihood; say whether it predicts unseen images."""
+    """Learn a piece of the model by its likelihood; say whether it helps on unseen images."""
     needed()
     from ..learned.component import Family, write_component
     from ..learned.training import OWN, Training, settings_for, train_component
@@ -101,7 +94,9 @@ def train_command(
         raise InputError(f"{out.parent}: no such folder for --out")
     family = Family(component.value)
     if each_image and family is not Family.partiality:
-        raise InputError("--each-image is of the curve of partiality: leave it out, or give that")
+        raise InputError(
+            "--each-image needs --component partiality; drop it, or give that component"
+        )
     training = Training(epochs, seed, OWN if each_image else 0.0)
     given = usable_experiments(experiments)
     if monitor is not None:

@@ -1,4 +1,4 @@
-"""The wavelength of each shot: lists may share one where image files have one of each frame."""
+"""The wavelength of each shot, from image files where an experiment list has one for all."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from ..io.hdf5_beam import FileBeam
 from ..io.images import read_beam
 from ..util.errors import InputError
 
-_ALIKE = 0.05  # of the file's wavelengths and the list's, for both to be of one beam
+_ALIKE = 0.05  # largest relative difference between wavelengths of file and list that is believed
 
 
 def beams_of(stills: Sequence[Still]) -> list[FileBeam]:
-    """What the image file of each still says of its beam; nothing where it cannot be read."""
+    """The beam of each still as its image file states it; empty if the file cannot be read."""
 
     def one(still: Still) -> FileBeam:
         try:
             return read_beam(still)
-        except InputError:  # reading the image will say so again, for this image alone
+        except InputError:  # the image's own status will say so when the image is read
             return FileBeam()
 
     return [one(still) for still in stills]
 
 
 def with_own_wavelengths(stills: Sequence[Still], said: Sequence[FileBeam]) -> list[Still]:
-    """The stills, each with the wavelength that its image file has for it.
+    """The stills, each with the wavelength of its shot in its image file.
 
-    Only where the experiment list has one wavelength for all images of a file, and the file's are
-    within 5 % of it.  The crystal is scaled with the wavelength, A' = A·λ/λ', so that every spot
-    stays where indexing found it: what then changes is the cell, which indexing with one
-    wavelength had to stretch.
+    A still changes only if the experiment list has one wavelength for all images of the file, and
+    the wavelengths in the file are within 5 % of it.  The crystal is scaled with the wavelength,
+    A' = A·λ/λ', so that every spot stays where indexing found it.  The cell changes, since indexing
+    with one wavelength had stretched it.
     """
     by_file: dict[Path, list[int]] = defaultdict(list)
     for k, still in enumerate(stills):
@@ -55,17 +55,17 @@ def with_own_wavelengths(stills: Sequence[Still], said: Sequence[FileBeam]) -> l
 
 
 def rescaled(still: Still, factor: float) -> Still:
-    """A still at ``factor`` times the wavelength, with every spot where it was."""
+    """A still with ``factor`` times the wavelength, and every spot at its old place."""
     beam = replace(still.beam, wavelength=still.beam.wavelength * factor)
     crystal = replace(still.crystal, A=still.crystal.A / factor)
     return replace(still, beam=beam, crystal=crystal)
 
 
 def of_one_cell(stills: Sequence[Still]) -> tuple[Still, ...]:
-    """The stills with cells of one volume, the median, and the wavelengths that leave every spot
-    where it was: indexing with one wavelength puts the jitter of shots into their cells.
+    """The stills with cells of one volume, the median, and every spot at its old place.
 
-    What the beams said is kept as ``Still.stated_wavelength``.
+    Indexing with one wavelength puts the jitter of the shots' wavelengths into their cells; here it
+    goes back into the wavelengths.  ``Still.stated_wavelength`` keeps those of the files.
     """
     size = np.array([still.crystal.cell.volume for still in stills]) ** (1 / 3)
     factor = np.median(size) / size

@@ -1,4 +1,4 @@
-"""How far spots lie from where a fit expects them: by reflection, and averaged by place."""
+"""Displacements of spots from where a fit expects them, by reflection and averaged by place."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .state import images_of
 from .tables import usable_images
 
 BOTH = "centroid_radial", "centroid_tangential"
-IN_A_CELL = 15  # reflections, on average; a panel with fewer is one cell
-MOST_CELLS = 12  # along an edge of a panel
+IN_A_CELL = 15  # mean number of reflections in a cell; a panel with fewer is one cell
+MOST_CELLS = 12  # largest number of cells along an edge of a panel
 
 
 class Centroids(NamedTuple):

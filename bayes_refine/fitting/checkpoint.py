@@ -1,4 +1,4 @@
-"""The state of a fit after its last finished round, on disk, for a fit that was stopped."""
+"""Keep the state of a fit after its last finished round on disk, to continue a stopped fit."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Progress:
     """A fit between two rounds.
 
     Attributes:
-        rounds: number that are finished. state: for the next round to measure at.
-        status: (n,) of images so far. kept: numbers that later rounds take over.
+        rounds: number of finished rounds. state: at which the next round measures.
+        status: (n,) of images so far. kept: numbers that later rounds use.
         movement: one entry for each round.
         mosaic_shape_sd: for the next round; the prior's for None.
     """
@@ -47,7 +47,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder that holds the progress of one fit; statistics are not in it, but measured again.
+    """A folder with the progress of one fit; it does not contain the statistics.
 
     Attributes:
         folder: made by :meth:`begin`.
@@ -192,7 +192,7 @@ def _knowing(run: Run, crosswise: CrosswiseReference, arrays: Mapping[str, np.nd
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """The content of ``record.json``, or None where there is none."""
+    """The content of ``record.json``; None if there is no such file."""
     try:
         return json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except FileNotFoundError:

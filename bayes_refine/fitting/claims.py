@@ -26,22 +26,22 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import gammaln
 
 from .. import infer
 from ..physics.variance_of_J import variance_of_J
 from ..util.status import Kind, Status
+from ..util.student_t import log_student_t
 from .reflections import Reflections
 
 PERMUTATIONS = 32
-REPLICATES, FEW = 2, 8  # draws of photons from a claim; permutations of each
-SHELL = 15  # reflections that exchange their expectations
-ODDS = float(np.log(20.0))  # ln odds for photons being there, at least
-Z_CHANCE = 3.0  # sd of the permutations by which a claim has to be above them
+REPLICATES, FEW = 2, 8  # draws of photons from a claim; permutations of each draw
+SHELL = 15  # number of reflections that exchange their expectations
+ODDS = float(np.log(20.0))  # least ln odds that a usable image has signal
+Z_CHANCE = 3.0  # sd of the permutations by which a claim must be above them
 
 
 class Claims(NamedTuple):
-    """Evidence for the claim of each image, (n,) each; NaN of an image without reflections.
+    """Evidence for the claim of each image, (n,) each; NaN for an image without reflections.
 
     Attributes:
         n_reflections: number that informed the fit.
@@ -71,7 +71,7 @@ def claims_of(r: Reflections, nu: float, identifiers: Sequence[str], seed: int) 
     for i, here in enumerate(by_image):
         if len(here):
             rng = np.random.default_rng([seed, zlib.crc32(identifiers[i].encode())])
-            found[:, i] = len(here), *_of_image(r, here[np.argsort(r.d[here])], nu, rng)
+            found[:, i] = len(here), *_of_image(r, here[np.argsort(r.d[here])], nu, rng=rng)
     return Claims(*found)
 
 
@@ -83,18 +83,12 @@ class _Totals(NamedTuple):
     signal: np.ndarray
 
     def log_p(self, J_model: np.ndarray, relative: np.ndarray, nu: float) -> np.ndarray:
-        """ln p (...) but for a constant, were J_model expected, with relative variance v₂."""
+        """ln p (...), were J_model expected, with relative variance v₂."""
         variance = variance_of_J(J_model, self.background, self.signal, relative)
-        z2 = (self.J - J_model) ** 2 / variance
-        if np.isinf(nu):
-            tail = -0.5 * z2
-        else:
-            tail = gammaln((nu + 1) / 2) - gammaln(nu / 2) - 0.5 * np.log(nu / 2)
-            tail = tail - (nu + 1) / 2 * np.log1p(z2 / nu)
-        return np.sum(tail - 0.5 * np.log(variance), axis=-1)
+        return log_student_t(self.J, nu, J_model, np.sqrt(variance)).sum(axis=-1)
 
 
-def _of_image(r: Reflections, rows, nu: float, rng) -> tuple[float, ...]:
+def _of_image(r: Reflections, rows, nu: float, *, rng) -> tuple[float, ...]:
     columns = (r.J, r.variance_background, r.variance_signal)
     totals = _Totals(*(x[rows].astype(float) for x in columns))
     J_model = np.maximum(r.J_model[rows].astype(float), 0.0)

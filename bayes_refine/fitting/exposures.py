@@ -31,12 +31,12 @@ def exposed(
         as_stills: no turn, whatever the file says.
 
     Raises:
-        InputError: nobody says how far or about what axis, or a turn of more than 0.5°.
+        InputError: the angle or the axis is unknown, or the turn is more than 0.5°.
     """
     turns = [still.turn_mrad for still in experiments.stills]
     if as_stills:
         if oscillation_deg is not None or spindle is not None:
-            raise InputError("--as-stills goes without --oscillation and --spindle")
+            raise InputError("--as-stills excludes --oscillation and --spindle; drop one of them")
         return _with(experiments, [None] * len(turns))
     if oscillation_deg is not None and abs(oscillation_deg) > WIDEST_DEG:
         raise InputError(
@@ -54,20 +54,20 @@ def exposed(
         of_file = 0.0 if own is None else float(np.linalg.norm(own))
         size = of_file if oscillation_deg is None else np.radians(abs(oscillation_deg)) * 1e3
         if oscillation_deg is None and own is None and axis is not None:
-            raise InputError("--spindle: nobody says how far it turns; give --oscillation DEG")
+            raise InputError("--spindle: the angle of the turn is unknown; give --oscillation DEG")
         if size < np.radians(STILL_DEG) * 1e3:
             return None
         if axis is not None:
             return size * axis
         if own is None:
-            raise InputError("--oscillation: nobody says about what axis; give --spindle X Y Z")
+            raise InputError("--oscillation: the axis of the turn is unknown; give --spindle X Y Z")
         return size / of_file * own
 
     return _with(experiments, [turn_of(own) for own in turns])
 
 
 def _with(experiments: Experiments, turns: list[np.ndarray | None]) -> Experiments:
-    """The experiments with turns: all of them where any turns, since a run has one model."""
+    """The experiments with these turns; if any turns, all do, since a run has one model."""
     if any(turn is not None for turn in turns):
         turns = [np.zeros(3) if turn is None else turn for turn in turns]
     stills = zip(experiments.stills, turns, strict=True)
@@ -75,7 +75,7 @@ def _with(experiments: Experiments, turns: list[np.ndarray | None]) -> Experimen
 
 
 def model_of(model: infer.Model, stills: Sequence[Still]) -> infer.Model:
-    """The model of some stills: of frames of a turning crystal, with its partiality.
+    """The model for some stills; for frames of a turning crystal, with the partiality over a turn.
 
     Raises:
         InputError: the model has no argument ``partiality``, or one of its own.
@@ -85,13 +85,13 @@ def model_of(model: infer.Model, stills: Sequence[Still]) -> infer.Model:
     own = getattr(model, "keywords", {})
     if "partiality" in own or "partiality" not in inspect.signature(model).parameters:
         raise InputError(
-            "the crystal turns during an exposure, and the model has no argument partiality that "
-            "could say so; give --as-stills, or another model"
+            "the crystal turns during an exposure, but the model has no argument partiality to "
+            "account for it; give --as-stills, or another model"
         )
     return _over_turn(model)
 
 
 @lru_cache
 def _over_turn(model: infer.Model) -> infer.Model:
-    """One object for each model: code is compiled for it."""
+    """The same object each time for one model, since compiled code belongs to the object."""
     return partial(model, partiality=physics.gaussian_over_turn)

@@ -1,4 +1,4 @@
-"""Indexing all stills of a run alike before any fit: measure, first scales, choose, apply."""
+"""Index all stills of a run alike before any fit: measure, scale roughly, choose, apply."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from .start import BROAD_MARGIN, spot_width
 def stills_alike(
     run: Run, priors: Priors, progress: Listener, by_reference: bool = True
 ) -> tuple[tuple[Still, ...], Reindexing]:
-    """The stills of a run with every one indexed alike, and what was chosen; before any fit.
+    """Index every still of a run alike; return the stills and the operations that were chosen.
 
-    Every still is measured once, at its geometry as indexed, so that the fit afterwards never takes
-    the intensity of a wrong reflection.
+    This is done before any fit, so that no fit uses the intensity of a wrong reflection.  Every
+    still is measured once, at its geometry as indexed.
 
     Args:
         by_reference: choose by ``run.ref`` without the free set; else, where ``run.ref`` has mean

@@ -1,4 +1,4 @@
-"""A prior's width that the run itself says: how uneven mosaic spreads are about different axes."""
+"""Learn the width of a prior from the run: how uneven mosaic spreads are about different axes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one loop: predict → measure → fit, until nothing moves."""
+"""The loop of a fit: predict → measure → fit, round after round."""
 
 from __future__ import annotations
 
@@ -150,12 +150,12 @@ def refine(
         done, run = earlier
         if done.mosaic_shape_sd is not None:
             now = replace(priors, mosaic_shape_sd=done.mosaic_shape_sd)
-        progress.say(f"going on after round {done.rounds} of {rounds}")
+        progress.say(f"continuing after round {done.rounds} of {rounds}")
     else:
         start = find_start(run, priors, progress)
         status = np.full(len(run.stills), "", dtype=object)
         done = Progress(0, start.state, status, start.plan, ())
-        if settings.rounds == 1:  # there is no round for a broad curve
+        if settings.rounds == 1:  # no other round follows that could have the broad curve
             done = replace(done, state={**start.state, **start.after})
         else:
             now, margin, after = start.broad, BROAD_MARGIN, start.after
@@ -165,7 +165,7 @@ def refine(
         last = round_ == rounds
         if found is not None:
             found.measurements.batches.delete()
-        found = None  # frees the memory of the round before
+        found = None  # frees the memory of the previous round
         found = step(run, state, now, status, plan, margin, last, progress)
         if last:
             data = found.measurements.observations

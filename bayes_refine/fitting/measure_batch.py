@@ -1,4 +1,4 @@
-"""Predict and measure one batch of images: work that any process can do, and do again."""
+"""Predict and measure one batch of images; any process can do this work, and can repeat it."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from .problem import Run
 from .state import State, Width, images_of, partiality_width
 from .statistics_of_images import geometry_at, pixel_size, predictions_of, stills_at
 
-MIN_COVERED = 0.6  # of a spot's template on usable pixels, for it to inform the fit
-UNKNOWN = 1e3  # sd over mean of a reference intensity that says nothing
-CLAIM = 1.5  # |ε_r| in R0_eff (p > 10 %) up to which a spot spoils its neighbours
+MIN_COVERED = 0.6  # share of its template on usable pixels that a spot needs to inform the fit
+UNKNOWN = 1e3  # sd over mean from which a reference intensity counts as unknown
+CLAIM = 1.5  # |ε_r| over R0_eff (p > 10 %) up to which a spot can spoil its neighbours
 
 
 class Plan(NamedTuple):
@@ -52,16 +52,16 @@ class Batch:
     """Predictions and measurements of a batch of images in one round: N reflections, flat.
 
     Attributes:
-        images: the batch's among those of the run; ``Predictions.image`` counts from the first.
+        images: which images of the run are in the batch; ``Predictions.image`` counts from 0.
         where: the places of flat reflections in the padded observations.
-        intensity: (N,) I_ref, NaN where unknown; free, informs: (N,) bool.
+        intensity_reference: (N,) I_ref, NaN where unknown; free, informs: (N,) bool.
     """
 
     images: slice
     where: padding.Layout
     predictions: Predictions
     statistics: Statistics
-    intensity: np.ndarray
+    intensity_reference: np.ndarray
     intensity_sd: np.ndarray
     free: np.ndarray
     informs: np.ndarray
@@ -83,7 +83,7 @@ class FixedForAll:
 
 @dataclass(frozen=True)
 class Said:
-    """What the measurement of a batch of n images says to the run.
+    """What the run needs to know of the measurement of a batch of n images.
 
     Attributes:
         log_G: (n, 1) first scales. log_G0: their median, or the plan's. counts: (n,) reflections
@@ -108,7 +108,7 @@ class Said:
 
 @dataclass(frozen=True)
 class MeasuredBatch:
-    """A batch as it lies on disk."""
+    """A batch as stored on disk."""
 
     batch: Batch
     observations: SpotStatistics
@@ -116,7 +116,7 @@ class MeasuredBatch:
 
 
 def predict_batch(common: Common, margin: float, predicted: Store, item) -> np.ndarray:
-    """(n,) number of reflections of each image of a batch, which are put into the store."""
+    """Predict the images of a batch into the store; return (n,) numbers of reflections."""
     b, part = item
     run, n = common.run_of(part), len(part.stills)
     predictions = predicted.find(b)
@@ -129,7 +129,7 @@ def predict_batch(common: Common, margin: float, predicted: Store, item) -> np.n
 def fixed_for_all(
     run: Run, state: State, priors: Priors, plan: Plan, predictions: Predictions
 ) -> FixedForAll:
-    """What is fixed, by the first batch of which there are predictions."""
+    """The numbers that are fixed for all batches, from the first batch that has predictions."""
     pixel = plan.pixel_inv_angstrom
     if pixel is None:
         pixel = pixel_size(predictions)
@@ -151,7 +151,7 @@ def _expected(run: Run, state: State, priors: Priors, slots: int, pixel: float, 
 
 
 def measure_batch(common: Common, predicted, found, fixed: FixedForAll, item) -> Said:
-    """Measure a batch, and put it into its store; one that is there was measured before."""
+    """Measure a batch into its store, unless the store has it from before."""
     b, part, images = item
     if (said_before := found.of("said").find(b)) is not None:
         return said_before
@@ -162,7 +162,7 @@ def measure_batch(common: Common, predicted, found, fixed: FixedForAll, item) ->
     )
     intensity, sd, free, _ = refs
     scaled = "log_G" in state
-    # before there are scales nothing is expected, and weights are flat
+    # without scales no photons are expected, and all pixels have equal weight
     statistics, failed = statistics_of(
         run,
         stills_at(run, state, slice(0, n)),

@@ -57,8 +57,8 @@ def measure_run(
 ) -> MeasuredRun:
     """Predict and measure all images at a state.
 
-    What all batches have in common (``FixedForAll``) is decided first; the batches are then
-    independent of each other, and measured by the run's executor.
+    The numbers that all batches share (``FixedForAll``) are decided first.  The batches are then
+    independent of each other, and the executor of the run has them measured.
 
     Args:
         state: absent sites start at their prior mean, scales at the measured ones.

@@ -54,7 +54,7 @@ def measured_of(
     first, code = unique_hkl(hkl)
     sd = np.broadcast_to(scale_sd, len(r))[rows]
     columns = {
-        "intensity": r.J[rows],
+        "J": r.J[rows],
         "scale": r.scale[rows],
         "variance": r.variance_background[rows],
         "per_photon": r.variance_signal[rows],
@@ -79,10 +79,10 @@ def measured_of(
 
 
 def _summed(columns: dict[str, np.ndarray], partials: Partials) -> dict[str, np.ndarray]:
-    """Columns of the sums Σ w J, whose variance by counting is the sum of their partials'."""
+    """Columns of the sums Σ w J; the counting variance of a sum is that of its partials, added."""
     w = partials.weight
     return {
-        "intensity": partials.total(w * columns["intensity"]),
+        "J": partials.total(w * columns["J"]),
         "scale": partials.total(w * columns["scale"]),
         "variance": partials.total(w**2 * columns["variance"]),
         "per_photon": partials.mean(w * columns["per_photon"]),

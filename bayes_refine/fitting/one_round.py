@@ -18,7 +18,7 @@ from .state import State
 
 @dataclass(frozen=True)
 class Movement:
-    """How far the state moved in one round, rms over images, and the work that took.
+    """How far the state moved in one round, rms over images, and how much work it was.
 
     Attributes:
         rotation_mrad, log_R1, log_G: rms changes.
@@ -45,8 +45,8 @@ class Round:
     """The result of one round.
 
     Attributes:
-        state: the new state. fit: the mode that the state is of. measurements: of all images.
-        movement: from the state before to the new one.
+        state: the new state. fit: its posterior mode. measurements: of all images.
+        movement: from the previous state to the new one.
     """
 
     state: State

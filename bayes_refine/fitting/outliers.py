@@ -1,4 +1,4 @@
-"""Counts of pixels and rings that are no diffraction of the run's crystals."""
+"""Counts of stray pixels and powder rings, which are no diffraction of the crystals."""
 
 from __future__ import annotations
 

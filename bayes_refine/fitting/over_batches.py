@@ -1,4 +1,4 @@
-"""What the batches of a measured run say at a state, found where the batches are."""
+"""Results of each batch of a measured run at a state, computed by the run's executor."""
 
 from __future__ import annotations
 

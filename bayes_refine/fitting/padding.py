@@ -1,4 +1,4 @@
-"""From flat predictions and statistics to a model's observations, padded by image."""
+"""Turn flat predictions and statistics into a model's observations, padded by image."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WASTE = 10_000  # empty slots cost 3 s on two cores, a compilation 10 s
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each of n flat reflections sits in the padded (n_image, m) arrays.
+    """The place of each of n flat reflections in padded (n_image, m) arrays.
 
     Attributes:
         image, slot: (n,); shape: (n_image, m).
@@ -44,10 +44,10 @@ class Layout:
 
 
 def slots(counts: np.ndarray, at_least: int = 0, n_images: int | None = None) -> int:
-    """Number of places for reflections in each image, of which image i has ``counts[i]``.
+    """Number of places for reflections in each image; image i has ``counts[i]`` reflections.
 
-    A new shape has to be compiled, so that the number grows in steps of 32, and stays at
-    ``at_least``, that of the last round, where empty places waste less time than compiling takes.
+    A new shape must be compiled.  The number therefore grows in steps of 32, and stays at
+    ``at_least``, that of the last round, if empty places cost less time than a compilation.
 
     Args:
         n_images: of this shape; the length of ``counts`` by default.
@@ -128,7 +128,7 @@ def geometry_observations(
 
 
 def metadata(stills: Sequence[Still], predictions: Predictions, where: Layout) -> Metadata:
-    """Where on the detector reflections are, and when their images were taken.
+    """The place of reflections on the detector, and of their images in the run.
 
     Args:
         stills: of the batch, at the current state.
@@ -152,7 +152,7 @@ def positions_mm(stills: Sequence[Still], predictions: Predictions) -> np.ndarra
 
 
 def _half_turn(stills: list[Still], p: Predictions) -> np.ndarray:
-    """(n, 3) path of relps in half of the exposure, along ŝ, e1 and e2 (``predict.half_turn``)."""
+    """(n, 3) path of reciprocal-lattice points in half of the exposure, along ŝ, e1 and e2."""
     turn = np.array([np.zeros(3) if s.turn_mrad is None else s.turn_mrad for s in stills])
     path = np.cross(5e-4 * turn[p.image], p.q)
     return np.stack([np.sum(path * e, axis=1) for e in (p.s_hat, p.e1, p.e2)], axis=1)

@@ -1,7 +1,7 @@
-"""Partials of a reflection on successive frames of one crystal, summed before they are merged.
+"""Sum the partials of a reflection on successive frames of one crystal before they are merged.
 
-What J_model has wrong of a reflection (its curve, the few blocks that diffract) is wrong in the
-same way on the next frame, so that such errors do not average out over a crossing of the sphere.
+Errors of J_model of a reflection (the curve, the few blocks that diffract) are the same on the next
+frame, so that they do not average out over a crossing of the sphere.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ import numpy as np
 from ..geometry.crystal import rotation_matrix
 from ..geometry.experiments import Still
 from ..geometry.miller import pack_hkl
+from ..physics.variance_of_J import variance_of_J
 from .reflections import Reflections
 
-_ALIKE = 0.05  # largest part of an index by which orientations of one crystal differ from the turn
+_ALIKE = 0.05  # largest change of an index, beyond the turn, between frames of one crystal
 _GAP = 2  # frames from one partial to the next of the same crossing
 
 
 class Partials(NamedTuple):
-    """Which of n observations are summed.
+    """The sums that n observations belong to.
 
     Attributes:
         group: (n,) number of its sum, ascending with the unique reflection.
@@ -56,7 +57,7 @@ def crystals_of(stills: Sequence[Still]) -> tuple[np.ndarray, np.ndarray]:
         if one.turn_mrad is None or two.turn_mrad is None or not np.any(two.turn_mrad):
             continue
         frames = two.frame - one.frame if two.image_path == one.image_path else 1
-        for turn in (two.turn_mrad, -two.turn_mrad):  # the sign of a spindle need not be known
+        for turn in (two.turn_mrad, -two.turn_mrad):  # the sign of a spindle may be unknown
             turned = rotation_matrix(frames * turn) @ one.crystal.A
             M = np.linalg.solve(turned, two.crystal.A)
             if np.abs(M - np.round(M)).max() < _ALIKE and abs(np.linalg.det(M) - 1) < _ALIKE:
@@ -87,9 +88,8 @@ def partials_of(
     group = np.empty(len(rows), int)
     group[order] = np.cumsum(new) - 1
     scale = r.scale[rows]
-    counting = r.variance_background[rows] + r.variance_signal[rows] * scale * np.maximum(
-        r.expected[rows], 0.0
-    )
+    expected = scale * np.maximum(r.expected[rows], 0.0)
+    counting = variance_of_J(expected, r.variance_background[rows], r.variance_signal[rows])
     weight = scale / counting
     strongest = np.zeros(group.max(initial=-1) + 1)
     np.maximum.at(strongest, group, weight)

@@ -1,4 +1,4 @@
-"""A run as independent parts: each batch of images is a small run of its own."""
+"""Split a run into independent parts: each batch of images becomes a small run of its own."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from .state import State
 
 @dataclass(frozen=True)
 class Part:
-    """What is a batch's own of a run of many batches: n images.
+    """The part of a run that belongs to one batch of n images.
 
     Attributes:
-        stills: of the batch. fold: (n,) of ``Running.fold``, None of a run with a reference.
+        stills: of the batch. fold: (n,) of ``CrosswiseReference.fold``; None with a reference.
         rings: of ice, by file and frame, of images that were measured before.
         state: sites of the run, and the batch's rows of the images' sites.
         status: (n,) of the images so far.
@@ -37,7 +37,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Common:
-    """What all parts of a run have in common: the run without its images, and its priors."""
+    """What all parts of a run share: the run without its images, and its priors."""
 
     run: Shared[Run]
     priors: Priors
@@ -81,7 +81,7 @@ def parts_of(run: Run, state: State, status: np.ndarray) -> list[Part]:
 def depends_on(
     run: Run, state: State, priors: Priors, status: np.ndarray, plan: Any, margin: float
 ) -> dict[str, str]:
-    """What the statistics of a run depend on, as attributes of the files that they are in."""
+    """What the statistics of a run depend on; the files of statistics have it as attributes."""
     crystals = [(s.identifier, str(s.image_path), s.frame, s.crystal.A) for s in run.stills]
     known: tuple = ()
     if run.crosswise is not None:

@@ -1,17 +1,16 @@
 """Draws from the posterior of a fitted run: about its mode, from a guide, or by NUTS.
 
-A *method* is a function of (run, model, priors, rng, progress) that returns ``Draws``; its options
-are
-bound with ``functools.partial``.  All methods draw from the posterior of the same frozen
-statistics, those of the fit's last round.
+A *method* is a function of (run, model, priors, progress, *, rng) that returns ``Draws``; its
+options are bound with ``functools.partial``.  All methods draw from the posterior of the same
+frozen statistics, those of the fit's last round.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -33,11 +32,11 @@ class Draws:
     Attributes:
         method: "map", "laplace", "svi", "nuts", or other words.
         values: (c, d, ...) by site, constrained.
-        scales_vary: whether the uncertainty of the scales goes into merged sigmas.
+        scales_vary: whether merged sigmas contain the uncertainty of the scales.
         of_laplace: whether draws are of the normal about the mode, whose moments the fit knows.
         stats: (c, d) each, by ArviZ's names of ``sample_stats``; of NUTS only.
-        converged, message: whether to believe the draws, and one sentence why; None and "" where
-            there is no judgement.
+        converged, message: whether to believe the draws, and one sentence why; None and "" if the
+            method has no such test.
         numbers: the diagnostics behind the judgement.
         seconds: wall time, compilation included.
     """
@@ -66,20 +65,32 @@ class Draws:
         return {k: v.reshape(-1, *v.shape[2:])[rows] for k, v in self.values.items()}
 
 
-Method = Callable[[RunFit, infer.Model, Priors, np.random.Generator, Listener], Draws]
+class Method(Protocol):
+    """Draw from the posterior of a fitted run."""
+
+    def __call__(
+        self,
+        run: RunFit,
+        model: infer.Model,
+        priors: Priors,
+        progress: Listener,
+        *,
+        rng: np.random.Generator,
+    ) -> Draws: ...
 
 
 def laplace(
     run: RunFit,
     model: infer.Model,
     priors: Priors,
-    rng: np.random.Generator,
     progress: Listener,
+    *,
+    rng: np.random.Generator,
     n_draws: int = 100,
 ) -> Draws:
     """Independent draws from the normal with the mode's curvature."""
     started = time.perf_counter()
-    values = infer.laplace_draws(run.fit, rng, n_draws)
+    values = infer.laplace_draws(run.fit, n_draws, rng=rng)
     seconds = time.perf_counter() - started
     return Draws("laplace", _one_chain(values), of_laplace=True, seconds=seconds)
 
@@ -88,13 +99,16 @@ def at_mode(
     run: RunFit,
     model: infer.Model,
     priors: Priors,
-    rng: np.random.Generator,
     progress: Listener,
+    *,
+    rng: np.random.Generator,
     n_draws: int = 100,
 ) -> Draws:
     """Draws as of :func:`laplace`; merged sigmas take the scales at the mode as known."""
     return replace(
-        laplace(run, model, priors, rng, progress, n_draws), method="map", scales_vary=False
+        laplace(run, model, priors, progress, rng=rng, n_draws=n_draws),
+        method="map",
+        scales_vary=False,
     )
 
 
@@ -102,8 +116,9 @@ def svi(
     run: RunFit,
     model: infer.Model,
     priors: Priors,
-    rng: np.random.Generator,
     progress: Listener,
+    *,
+    rng: np.random.Generator,
     n_draws: int = 100,
     guide: Guide = structured,
 ) -> Draws:
@@ -112,10 +127,10 @@ def svi(
     Runs of more than 512 images are read a batch at a time; smaller ones are held in memory.
     """
     obs = _statistics(run) if len(run.stills) <= IN_MEMORY else run.observed
-    found = infer.svi_fit(run.fit, rng, model, obs, priors, guide=guide, progress=progress)
+    found = infer.svi_fit(run.fit, model, obs, priors, rng=rng, guide=guide, progress=progress)
     return Draws(
         "svi",
-        _one_chain(found.draws(rng, n_draws)),
+        _one_chain(found.draws(n_draws, rng=rng)),
         converged=found.converged,
         message=found.message,
         numbers={
@@ -133,8 +148,9 @@ def nuts(
     run: RunFit,
     model: infer.Model,
     priors: Priors,
-    rng: np.random.Generator,
     progress: Listener,
+    *,
+    rng: np.random.Generator,
     n_draws: int = 1000,
     n_chains: int = 4,
     n_warmup: int = 500,
@@ -142,10 +158,10 @@ def nuts(
     """Chains of ``n_draws`` by NUTS from the mode (``infer.nuts_fit``), statistics in memory."""
     found = infer.nuts_fit(
         run.fit,
-        rng,
         model,
         _statistics(run),
         priors,
+        rng=rng,
         n_chains=n_chains,
         n_draws=n_draws,
         n_warmup=n_warmup,

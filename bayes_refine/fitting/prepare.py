@@ -1,4 +1,4 @@
-"""From experiments and images to a run that can be fitted: photons, bandwidth, sensor, masks."""
+"""Make a run that can be fitted of experiments and images: photons, bandwidth, sensor, masks."""
 
 from __future__ import annotations
 
@@ -58,28 +58,28 @@ def prepare(
     sensor: tuple[float | None, float | None] = (None, None),
     work: Work | None = None,
 ) -> Prepared:
-    """Find gain, read-out noise, bandwidth and bad pixels, and put them on the run.
+    """Find gain, read-out noise, bandwidth and bad pixels of a run.
 
         with br.ImageReader(gain=5.5) as reader:
             run = br.prepare(br.read_experiments("indexed.expt"), reader, d_min=2.3)
             found = br.fit(run, br.load_model("still"))
 
     Args:
-        reader: with the gain and the pedestal that are known.  A gain that is not known is taken
-            from the experiments, else found in the background of the images, and set on the reader.
-        d_min: Å; that of the reference if not given.
-        read_noise: photons rms a pixel; found in the images if not given.
-        bandwidth: rms fraction; what the files say if not given.
-        sensor: thickness (mm) and attenuation (per mm), each as the experiments say for None.
-        work: where each image is tried; this process by default.
+        reader: with the gain and the pedestal if they are known.  A gain that is not known is taken
+            from the experiments, or estimated from the images, and set on the reader.
+        d_min: Å; by default that of the reference.
+        read_noise: photons rms a pixel; by default estimated from the images.
+        bandwidth: rms fraction; by default that of the files.
+        sensor: thickness (mm) and attenuation (per mm); None for those of the experiments.
+        work: where images are read; by default this process.
 
     Raises:
         InputError: no image can be read, the gain cannot be found, the reference does not fit
-            the crystals, or nobody says how far to go.
+            the crystals, or there is neither a reference nor d_min.
     """
     if d_min is None:
         if reference is None:
-            raise InputError("without a reference, say how far to go: give d_min, in Å")
+            raise InputError("without a reference, give the resolution limit d_min, in Å")
         d_min = float(reference.d.min())
     executor = IN_PROCESS if work is None else work.executor
     good, unread = readable(experiments.stills, reader, executor)
@@ -140,7 +140,7 @@ def _set_up(
 ) -> None:
     """The gain on a reader that has none, where it is one, and bad pixels on its mask."""
     one_gain = all((s.detector.gain == s.detector.gain[0]).all() for s in stills)
-    if reader.gain is None and one_gain:  # else each panel has its own; noise has their mean
+    if reader.gain is None and one_gain:  # else each panel keeps its own; noise has the mean
         reader.gain = noise.gain
     if bad is not None and bad.mask.any():
         reader.usable = ~bad.mask if reader.usable is None else reader.usable & ~bad.mask

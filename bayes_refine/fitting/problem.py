@@ -1,4 +1,4 @@
-"""What is fitted, and how: stills, reference, reader, model, settings, candidate reflections."""
+"""The problem of a fit: stills, reference, reader, model, settings, candidate reflections."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from .state import Width, of_one_bandwidth, partiality_width
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
 
-BATCH = 16  # images in memory at a time; as many as at the start, so that all is compiled once
-KEPT_CANDIDATES = 8192  # images: 100 MB
+BATCH = 16  # images in memory at a time; the start has as many, so that all is compiled once
+KEPT_CANDIDATES = 8192  # images whose candidates are kept, 100 MB
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Settings:
 
     Attributes:
         d_min: Å. rounds: of predict → measure → fit.
-        margin: largest |ε_r| of reflections that are taken, in R0_eff; at 2.4, p = 0.3 %, and no
+        margin: largest |ε_r| of reflections that are used, in R0_eff; at 2.4, p is 0.3 % and no
             spot is visible.
         free_fraction, seed: the free set (``reference.free_set``).
         read_noise: photons rms a pixel.
@@ -78,7 +78,7 @@ class Work:
     """Where the work of a fit is done.
 
     Attributes:
-        executor: of the batches. folder: for what is measured; None for temporary ones.
+        executor: does the work on batches. folder: of the statistics; None for a temporary one.
         made_of: inputs, options and versions that the fit depends on.
         checkpoint: saves the state after each round but the last; a fit begins at the saved state
             if there is one.
@@ -90,8 +90,9 @@ class Work:
     checkpoint: Checkpoint | None = None
 
     def store(self, name: str, size: int, made_of: Mapping[str, str]) -> Store:
-        """A store of ``size`` objects, in the folder that belongs to ``made_of``, where it may
-        have been before."""
+        """A store of ``size`` objects in the folder for ``made_of``, which an earlier process may
+        have filled.
+        """
         if self.folder is None:
             return Store(size, None, made_of)
         key = digest(made_of, self.made_of)
@@ -129,16 +130,16 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Run:
-    """What is fitted, and how.
+    """The problem of a fit.
 
     Attributes:
         ref: reference intensities; without a reference, the estimate of all images together.
         candidates: (·, 3) hkl of each still that may come near the sphere.
         crosswise: without a reference, the estimates of each image's intensities by the others.
         ice: rings of the images that were measured so far; pixels on rings are not used.
-        work: where batches are worked on, and where what is measured lies.
-        room: images that a batch has room for, where the run is a batch of a larger one.
-        panel_groups: number of groups of panels that move; 0 where panels stay in place.
+        work: who works on batches, and where their statistics are.
+        room: images that a batch has room for, if the run is a batch of a larger run.
+        panel_groups: number of groups of panels that move; 0 if panels are held in place.
         monitored: whether the pulse energy of any shot is known.
         earlier: what other images say of the shared unknowns; None where there are none.
     """

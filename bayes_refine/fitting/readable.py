@@ -1,4 +1,4 @@
-"""Which images of a run can be read at all, found out before any is fitted."""
+"""Find out which images of a run can be read, before any image is fitted."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ Unread = tuple[tuple[Still, Status], ...]
 def readable(
     stills: Sequence[Still], reader: Images, executor: Executor = IN_PROCESS
 ) -> tuple[list[Still], Unread]:
-    """The stills whose images can be read, and the others with what was wrong.
+    """The stills whose images can be read, and the other stills with the reason.
 
-    Each image is read once for this.  The fit is that of a list without the unreadable images, to
-    the bit.
+    Each image is read once.  To the bit, the fit is that of a list without the unreadable images.
 
     Raises:
         InputError: no image can be read.

@@ -25,12 +25,12 @@ class Reflections:
         d: (N,) Å. panel: (N,); xy_px: (N, 2) predicted centre.
         frame: (N, 2, 2) d(ε_1, ε_2)/d(x, y), Å⁻¹ per pixel.
         polarisation: (N,).
-        J: (N,) profile-fitted intensity, photons.
+        J: (N,) photons of the spot, profile-fitted.
         variance_background (photons²), variance_signal (photons), relative_variance: (N,) v₀, v₁,
             v₂ of Var[J] = v₀ + v₁·J + v₂·J²: background, counting, model error.
-        expected: (N,) I that weights are computed with: I_ref; for free reflections and those
-            without a reference the mean intensity of their resolution, since a weight must not know
-            I_ref there; in a fit without a reference the estimate of all images together.
+        expected: (N,) I from which weights are computed.  It is I_ref, but for free reflections and
+            those without a reference the mean intensity at their resolution, since a weight must
+            not depend on I_ref there; in a fit without a reference the estimate of all images.
         background, covered, contested, stray: (N,) as ``measuring.statistics.Statistics``.
         intensity_reference: (N,) I_ref, NaN where unknown; reference_error: its relative sd.
         free, informs: (N,) bool: in the free set; an observation of the fit.
@@ -69,7 +69,7 @@ class Reflections:
 
     @property
     def J_model(self) -> np.ndarray:
-        """(N,) expected intensities, photons; NaN without a reference."""
+        """(N,) expected photons, scale·I_ref; NaN without a reference."""
         return self.scale * self.intensity_reference
 
     def variance_at(self, intensity: np.ndarray) -> np.ndarray:
@@ -107,7 +107,7 @@ def reflections_of(
     state: State,
     priors: Priors,
 ) -> Reflections:
-    """The reflections of all batches with what the model says of them at ``state``."""
+    """The reflections of all batches with the model's expectations at ``state``."""
     pairs = zip(batches, observations, strict=True)
     return together(
         [
@@ -142,7 +142,7 @@ def reflections_of_batch(
     p, s, where = batch.predictions, batch.statistics, batch.where
     values = infer.evaluate(model, here, obs, priors)
     sites = {name: where.flat(value) for name, value in values.items()}
-    known = np.isfinite(batch.intensity) & ~batch.free
+    known = np.isfinite(batch.intensity_reference) & ~batch.free
     mean = wilson_mean(ref.d, ref.intensity, p.d)
     columns = {
         "d": p.d,
@@ -158,7 +158,7 @@ def reflections_of_batch(
         "covered": s.covered,
         "contested": s.contested,
         "stray": s.stray,
-        "intensity_reference": batch.intensity,
+        "intensity_reference": batch.intensity_reference,
         "reference_error": where.flat(np.asarray(obs.reference_error)),
         "scale": sites["scale"] * p.polarisation,
         **{k: sites[k] for k in ("partiality", "excitation_error", "spot_moment")},

@@ -1,4 +1,4 @@
-"""The start of a run: a state found on a few of its images before all are fitted."""
+"""The start of a run: fit a few of its images to find a state for all images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .statistics_of_images import geometry_at, pixel_size, predictions_of, still
 HELD_SD = 0.05  # sd of ln of held unknowns: R0, η, bandwidth while the curve is broad; ν always
 HELD_WIDTHS = dict.fromkeys(("log_R0_sd", "log_mosaic_spread_sd", "log_bandwidth_sd"), HELD_SD)
 BROAD_MARGIN = 1.5  # largest |ε_r| in R0_eff while the curve is broad (p = 10 %)
-# first errors: too large ones are soon corrected, too small ones are not
+# first values of errors: a fit soon corrects values that are too large, but not too small ones
 FIRST_ERRORS = {
     "log_model_error": [0.5],
     "log_position_error": [5e-4] * 2,
@@ -121,8 +121,8 @@ def wavelengths(run: Run) -> State:
 def spot_width(run: Run, priors: Priors) -> float:
     """ln R1 (Å⁻¹) of a run from the summed spread Σ T_spread J1/Σ T_total J1.
 
-    Weights are flat; J1 is the expected J at G = 1.  Four iterations, since the template has to be
-    about right for the width to be right.
+    Weights are flat; J1 is the expected J at G = 1.  Four iterations are made, since the width is
+    right only if the template is nearly right.
     """
     n = len(run.stills)
     images = slice(0, n)

@@ -1,4 +1,4 @@
-"""The current state of a run, as geometry and as the width of the partiality curve."""
+"""The current state of a run, and the geometry and partiality width that follow from it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def images_of(state: State, images: slice, size: int) -> State:
 
 
 class Geometry(NamedTuple):
-    """Where crystals and detector are, about those as indexed.
+    """Changes of crystals and detector from those as indexed.
 
     Attributes:
         rotation_mrad: (n, 3). strain: (n, K). shift_mm: (3,) beam centre x, y and distance.
@@ -64,8 +64,7 @@ def geometry_of(stills: Sequence[Still], state: State) -> Geometry:
 
 
 def moved(stills: Sequence[Still], geometry: Geometry) -> tuple[Still, ...]:
-    """The stills with refined crystals, wavelength and detector; those that share a detector go on
-    doing so."""
+    """The stills with refined crystals, wavelengths and detectors; shared detectors stay shared."""
     detectors: dict[tuple[int, int], Detector] = {}
 
     def one(still: Still, rotation, e, wavelength) -> Still:
@@ -95,7 +94,7 @@ def wavelengths_of(stills: Sequence[Still], geometry: Geometry) -> np.ndarray:
 
 
 def of_one_bandwidth(stills: Sequence[Still], priors: Priors) -> tuple[Still, ...]:
-    """The stills with one bandwidth: the median of those that they state, else the prior's."""
+    """The stills with one bandwidth: the median of the stated ones, else that of the prior."""
     stated = [s.beam.bandwidth for s in stills if s.beam.bandwidth]
     expected = float(np.median(stated)) if stated else priors.bandwidth
     beams = {id(s.beam): replace(s.beam, bandwidth=expected) for s in stills}

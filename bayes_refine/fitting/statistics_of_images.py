@@ -20,7 +20,7 @@ from .state import State, geometry_of, images_of, moved, partiality_width
 def predictions_of(
     run: Run, state: State, priors: Priors, margin: float, images: slice
 ) -> Predictions:
-    """Reflections of some images at a state with |ε_r| < ``margin`` R0_eff, of finite numbers."""
+    """Reflections of some images at a state with |ε_r| < ``margin`` R0_eff and finite numbers."""
     stills, width = stills_at(run, state, images), partiality_width(state, priors)
     candidates = [run.candidates.of(still) for still in run.stills[images]]
     found = predict.concatenate(

@@ -1,4 +1,4 @@
-"""The numbers of a fit by name: those of each image, and those that the images share.
+"""Tables of a fit: the numbers of each image, and those that the images share, by name.
 
 An image is *usable* if its status says so (``util.status.Kind.usable``).
 """
@@ -156,8 +156,10 @@ def shared_values(run: RunFit) -> dict[str, dict[str, float]]:
 
 
 def panel_moves(run: RunFit) -> list[dict[str, Any]]:
-    """How each group of panels moved: its panels, and x_px, y_px, turn_mrad with their sd; empty
-    where panels stay in place."""
+    """The moves of each group of panels: its panels, and x_px, y_px, turn_mrad with their sd.
+
+    The list is empty if panels are held in place.
+    """
     names = {site.name for site in run.fit.sites}
     if not names.issuperset(PANELS):
         return []

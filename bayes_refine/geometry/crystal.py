@@ -1,7 +1,7 @@
 """Crystal geometry: cell, orientation, small rotations and strain, hkl to q.
 
-Reference geometry is float64 NumPy; the refined deltas (:func:`rotate`,
-:func:`strain_basis`) are what models work with.  Reciprocal lengths carry no 2π.
+Reference geometry is float64 NumPy; models work with small changes of it, a rotation and strains
+(:func:`refined_crystal`, :func:`strain_basis`).  Reciprocal lengths carry no 2π.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy as np
 
 from ..util.errors import InputError
 
-_VOLUME_RANGE = (20.0, 1e9)  # Å³, of a unit cell that can exist
+_VOLUME_RANGE = (20.0, 1e9)  # Å³, of unit cells that can exist
 _LENGTH_RANGE = (1.0, 1e4)  # Å
-_MAX_STRAIN = 0.1  # of a cell under its own symmetry: cells that are indexed freely have 0.01
+_MAX_STRAIN = 0.1  # of a cell against its own symmetry: cells indexed without symmetry have 0.01
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Crystal:
 
     @cached_property
     def space_group(self) -> gemmi.SpaceGroup:
-        """The space group, reference setting where the Hall symbol carries a shift of origin."""
+        """The space group; where the Hall symbol shifts the origin, with the tabulated origin."""
         return space_group_from_hall(self.hall)
 
     @cached_property
@@ -50,7 +50,7 @@ class Crystal:
 
 
 def cell_from_real_axes(axes: np.ndarray) -> gemmi.UnitCell:
-    """Unit cell (Å, degrees) of the rows a, b, c of ``axes``, shape (3, 3), Å."""
+    """Unit cell (Å, degrees) with axes a, b, c, the rows of ``axes``, shape (3, 3), Å."""
     lengths = np.linalg.norm(axes, axis=1)
     if not np.all(np.isfinite(axes)) or np.any(lengths <= 0):
         raise InputError("a crystal's real-space axes must be three finite, non-zero vectors")
@@ -61,15 +61,15 @@ def cell_from_real_axes(axes: np.ndarray) -> gemmi.UnitCell:
 
 @lru_cache(maxsize=1024)
 def space_group_from_hall(hall: str) -> gemmi.SpaceGroup:
-    """Space group of a Hall symbol; one with a shift of origin, ``(x,y,z+5/12)``, is that group.
+    """Space group of a Hall symbol; a shift of origin, ``(x,y,z+5/12)``, is ignored.
 
     Raises:
-        InputError: the symbol is no space group known to gemmi, or of a cell that is not
-            tabulated (see :func:`tabulated_setting`).
+        InputError: gemmi knows no space group of this symbol, or the symbol refers to a cell that
+            is not tabulated (see :func:`tabulated_setting`).
     """
     tabulated, change = tabulated_setting(hall)
     if not np.array_equal(change, np.eye(3)):
-        raise InputError(f"Hall symbol {hall!r} is of a cell that is not tabulated")
+        raise InputError(f"Hall symbol {hall!r} refers to a cell that is not tabulated")
     found = gemmi.find_spacegroup_by_ops(gemmi.symops_from_hall(tabulated))
     assert found is not None
     return found
@@ -77,23 +77,24 @@ def space_group_from_hall(hall: str) -> gemmi.SpaceGroup:
 
 @lru_cache(maxsize=1024)
 def tabulated_setting(hall: str) -> tuple[str, np.ndarray]:
-    """The tabulated setting of a space group whose Hall symbol may carry a change of basis.
+    """The tabulated setting of a space group whose Hall symbol may contain a change of basis.
 
-    ``C 2y (x-y,x+y,z)`` says that positions x' = V·x belong to C 2y, as DIALS writes the
-    primitive cell of a centred lattice.  Since h·x stays, h = Vᵀh', and A = A'·V⁻ᵀ.
+    ``C 2y (x-y,x+y,z)`` says that positions x' = V·x belong to C 2y; DIALS writes the primitive
+    cell of a centred lattice so.  Since h·x does not change, h = Vᵀh', and A = A'·V⁻ᵀ.
 
     Returns:
-        hall: of the tabulated setting. change: (3, 3) V, from tabulated positions to the
-            symbol's; the identity where the symbol is tabulated but for its origin.
+        hall: symbol of the tabulated setting.
+        change: (3, 3) V, from tabulated positions to those of the given symbol; the identity if the
+            two settings differ in origin at most.
 
     Raises:
-        InputError: the symbol is no space group known to gemmi.
+        InputError: gemmi knows no space group of this symbol.
     """
     symbol = " ".join(hall.split())
     base, _, suffix = symbol.partition("(")
     try:
         operations, plain = gemmi.symops_from_hall(symbol), gemmi.symops_from_hall(base)
-    except (ValueError, RuntimeError, TypeError) as error:  # TypeError: text that is none
+    except (ValueError, RuntimeError, TypeError) as error:  # TypeError: no valid text
         raise InputError(f"{hall!r} is not a Hall symbol: {str(error)[:80]}") from None
     if gemmi.find_spacegroup_by_ops(operations) is not None:
         return symbol, np.eye(3)
@@ -113,20 +114,20 @@ def tabulated_setting(hall: str) -> tuple[str, np.ndarray]:
 
 
 def _lattice_and_rotations(operations: gemmi.GroupOps) -> tuple[set, set]:
-    """Centring vectors and rotations of a space group, whatever its origin."""
+    """Centring vectors and rotations of a space group, which do not depend on its origin."""
     centring = {tuple(x % gemmi.Op.DEN for x in c) for c in operations.cen_ops}
     return centring, {tuple(map(tuple, op.rot)) for op in operations.sym_ops}
 
 
 def crystal_of_axes(axes: np.ndarray, hall: str) -> Crystal:
-    """The crystal with real-space axes a, b, c, rows of ``axes`` (3, 3), Å, in the laboratory.
+    """The crystal with real-space axes a, b, c, rows of ``axes`` (3, 3), Å, in the lab frame.
 
-    Where the Hall symbol is of a cell that is not tabulated, the crystal is reindexed to the
-    tabulated one: A = A'·V⁻ᵀ of :func:`tabulated_setting`.
+    Where the Hall symbol refers to a cell that is not tabulated, the crystal is reindexed to the
+    tabulated cell: A = A'·V⁻ᵀ of :func:`tabulated_setting`.
 
     Raises:
-        InputError: the axes are coplanar, left-handed, not finite, of no possible volume, or
-            not those of the space group; no space group has this symbol.
+        InputError: the axes are coplanar, left-handed or not finite, their volume is impossible,
+            they lack the symmetry of the space group, or no space group has this symbol.
     """
     axes = np.asarray(axes, float)
     if axes.shape != (3, 3) or not np.all(np.isfinite(axes)):
@@ -136,7 +137,7 @@ def crystal_of_axes(axes: np.ndarray, hall: str) -> Crystal:
     if flatness < 1e-3:
         raise InputError("the crystal's axes are coplanar or left-handed; index the image again")
     if not _VOLUME_RANGE[0] < volume < _VOLUME_RANGE[1]:
-        raise InputError(f"a cell volume of {volume:.3g} Å³ cannot be; index the image again")
+        raise InputError(f"a cell volume of {volume:.3g} Å³ is impossible; index the image again")
     tabulated, change = tabulated_setting(hall)
     A = np.linalg.inv(axes)
     if not np.array_equal(change, np.eye(3)):
@@ -145,7 +146,7 @@ def crystal_of_axes(axes: np.ndarray, hall: str) -> Crystal:
     lengths = crystal.cell.parameters[:3]
     if not _LENGTH_RANGE[0] < min(lengths) <= max(lengths) < _LENGTH_RANGE[1]:
         shown = ", ".join(f"{x:.4g}" for x in lengths)
-        raise InputError(f"a cell of {shown} Å cannot be; index the image again")
+        raise InputError(f"a cell of {shown} Å is impossible; index the image again")
     if (strain := symmetry_strain(crystal)) > _MAX_STRAIN:
         cell = " ".join(f"{x:.4g}" for x in crystal.cell.parameters)
         raise InputError(
@@ -156,7 +157,7 @@ def crystal_of_axes(axes: np.ndarray, hall: str) -> Crystal:
 
 
 def symmetry_strain(crystal: Crystal) -> float:
-    """Largest strain that an operation of the space group puts the cell to: max|RᵀR − 1|/2."""
+    """Largest strain of the cell under an operation of its space group, max|RᵀR − 1|/2."""
     orth = np.array(crystal.cell.orth.mat.tolist())
     ops = crystal.space_group.operations().sym_ops
     R = orth @ (np.array([op.rot for op in ops]) / gemmi.Op.DEN) @ np.linalg.inv(orth)
@@ -182,13 +183,13 @@ def rotation_matrix(rotation_mrad: np.ndarray) -> np.ndarray:
 
 
 def rotation_part(change: np.ndarray) -> np.ndarray:
-    """The rotation (3, 3) nearest to a matrix (3, 3): that of its polar decomposition."""
+    """The rotation (3, 3) nearest to a matrix (3, 3), from its polar decomposition."""
     u, _, vt = np.linalg.svd(change)
     return u @ vt
 
 
 def rotation_vector_mrad(change: np.ndarray) -> np.ndarray:
-    """(3,) mrad, lab axes: the rotation part of a small change (3, 3) of setting."""
+    """(3,) mrad, lab axes: the rotation in a small change (3, 3) of a setting matrix."""
     r = rotation_part(change)
     return 500 * np.array([r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1]])
 
@@ -196,10 +197,10 @@ def rotation_vector_mrad(change: np.ndarray) -> np.ndarray:
 def strain_basis(crystal: Crystal) -> np.ndarray:
     """Orthonormal strains that keep the crystal system, in the lab frame.
 
-    The symmetric 3×3 tensors invariant under the point group: one for cubic, two for
-    tetragonal and hexagonal (in and along the axis), ... six for triclinic.  In order of the
-    first of xx, yy, zz, yz, xz, xy that each adds, which it has positive: components of like
-    crystals compare.
+    They are the symmetric 3×3 tensors invariant under the point group: one for cubic, two for
+    tetragonal and hexagonal (across and along the axis), ..., six for triclinic crystals.  Each is
+    the one that adds the next of xx, yy, zz, yz, xz, xy, with this component positive, so that
+    components of similar crystals can be compared.
 
     Returns:
         (K, 3, 3), dimensionless: q → (1 + Σ_k e_k E_k) q.
@@ -216,7 +217,7 @@ def strain_basis(crystal: Crystal) -> np.ndarray:
     projector = np.einsum("aij,bij->ab", basis, averaged)
     values, vectors = np.linalg.eigh((projector + projector.T) / 2)
     kept = vectors[:, values > 0.5]
-    orthonormal: list[np.ndarray] = []  # Gram-Schmidt: eigenvectors of one value have no order
+    orthonormal: list[np.ndarray] = []  # Gram-Schmidt: eigenvectors of equal values have no order
     for column in (kept @ kept.T).T:
         rest = column - sum(((e @ column) * e for e in orthonormal), np.zeros(6))
         if (length := np.linalg.norm(rest)) > 0.1:

@@ -46,15 +46,15 @@ class Detector:
         origin_mm: (P, 3) outer corner of pixel (0, 0).
         fast, slow: (P, 3) unit vectors.
         pixel_size_mm: (P, 2) along fast and slow.
-        shape: (P, 2) pixels along slow and fast, as the image array has them.
-        trusted_range: (P, 2) counts; pixels outside are masked (dxtbx: both ends trusted).
+        shape: (P, 2) pixels along slow and fast, the order of the image array's axes.
+        trusted_range: (P, 2) counts; pixels outside are masked, both ends are trusted, as in dxtbx.
         gain: (P,) counts per photon; 1 for a counting detector.
         pedestal: (P,) counts.
         thickness_mm, mu_per_mm: (P,) sensor thickness and attenuation, 0 for no parallax.
         untrusted: for each panel, rectangles (x0, y0, x1, y1) of masked pixels.
         raw_image_offset: for each panel, (x, y) of its pixel (0, 0) in the image array where
-            panels are tiles of one array; empty, or all 0, where they are a stack.
-        groups: number of the group that each panel moves with; empty where each is its own.
+            panels are tiles of one array; empty, or all 0, where the array has an axis of panels.
+        groups: number of the group that each panel moves with; empty if each moves by itself.
     """
 
     origin_mm: np.ndarray
@@ -86,7 +86,9 @@ class Detector:
         trusted_range: tuple[float, float] = (-1.0, math.inf),
         gain: float = 1.0,
     ) -> Detector:
-        """A counting panel normal to a beam along +z, fast along x, slow along y; no parallax.
+        """One photon-counting panel normal to a beam along +z, fast along x, slow along y.
+
+        The sensor is taken as thin (no parallax).
 
             detector = br.Detector.one_panel((1062, 1028), 0.075, 110.0, (514.2, 530.8))
 
@@ -110,7 +112,7 @@ class Detector:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(P, ny, nx) of an image on the panels; ny, nx of the largest where sizes differ."""
+        """(P, ny, nx) of an image on the panels; if sizes differ, ny and nx are the largest."""
         ny, nx = (int(n) for n in self.shape.max(axis=0))
         return self.n_panels, ny, nx
 
@@ -130,7 +132,7 @@ class Detector:
 
 
 def lies_ahead(detector: Detector, beam: Beam) -> bool:
-    """Whether any corner of a panel is ahead of the sample, at 2θ < 90°."""
+    """Whether any corner of a panel is downstream of the sample, at 2θ < 90°."""
     size = (detector.shape[:, ::-1] * detector.pixel_size_mm)[:, :, None]
     edges = np.stack([detector.fast, detector.slow], axis=1) * size  # (P, 2, 3), mm
     corners = np.array([[0, 0], [0, 1], [1, 0], [1, 1]]) @ edges + detector.origin_mm[:, None]
@@ -138,10 +140,10 @@ def lies_ahead(detector: Detector, beam: Beam) -> bool:
 
 
 def beam_frame(beam: Beam, detector: Detector) -> np.ndarray:
-    """Axes (3, 3), rows, of the detector's rigid shift: beam-centre x, y and distance.
+    """Axes of a rigid shift of the detector, rows of (3, 3): beam centre x and y, distance.
 
     Rows 0 and 1 are the first panel's fast and slow made normal to the beam; row 2 is along
-    the beam.  Moving the beam centre by +1 mm along fast is moving the detector by −1 mm.
+    the beam.  To move the beam centre by +1 mm along fast is to move the detector by −1 mm.
     """
     along = beam.s0_direction
     x = _across([detector.fast[0], detector.normal[0]], [along])
@@ -152,7 +154,7 @@ def beam_frame(beam: Beam, detector: Detector) -> np.ndarray:
 def _across(axes: list[np.ndarray], others: list[np.ndarray]) -> np.ndarray:
     """Unit vector of the first of ``axes`` with a part normal to the orthonormal ``others``.
 
-    A panel that is seen edge-on has an axis along the beam; its normal then takes that place.
+    A panel seen edge-on has an axis along the beam; the panel's normal then takes its place.
     """
     for axis in axes:
         part = axis - sum((axis @ other) * other for other in others)
@@ -162,10 +164,10 @@ def _across(axes: list[np.ndarray], others: list[np.ndarray]) -> np.ndarray:
 
 
 def parallax_mm(detector: Detector, panel: np.ndarray, s_hat: np.ndarray) -> np.ndarray:
-    """Mean path (mm) of the absorbed photons inside the sensor, shape (n,), along ``s_hat``.
+    """Mean path of absorbed photons inside the sensor along ``s_hat``, (n,) mm.
 
-    o = 1/μ − (t + 1/μ)·exp(−μt), t = thickness/cos(incidence): as dxtbx's
-    ParallaxCorrectedPxMmStrategy, so refined geometries carry over.
+    o = 1/μ − (t + 1/μ)·exp(−μt), t = thickness/cos(incidence).  dxtbx's
+    ParallaxCorrectedPxMmStrategy has the same formula, so that refined geometries agree.
     """
     if not np.any((detector.mu_per_mm > 0) & (detector.thickness_mm > 0)):
         return np.zeros(len(panel))
@@ -181,13 +183,13 @@ def ray_to_pixel(detector: Detector, s_hat: np.ndarray) -> tuple[np.ndarray, np.
     """Where rays from the sample along ``s_hat`` (n, 3) meet the detector.
 
     Returns:
-        panel: (n,) index of the panel, −1 where none is met.
-        xy_px: (n, 2) pixel coordinates along fast and slow, NaN where no panel is met.
+        panel: (n,) index of the panel, −1 where the ray meets none.
+        xy_px: (n, 2) pixel coordinates along fast and slow, NaN where the ray meets no panel.
     """
     n = len(s_hat)
     panel = np.full(n, -1)
     xy = np.full((n, 2), np.nan)
-    for p in range(detector.n_panels):  # panels, not pixels: tens at most
+    for p in range(detector.n_panels):  # a loop over panels is short: tens at most
         candidate = _ray_on_panel(detector, p, s_hat)
         height, width = detector.shape[p]
         with np.errstate(invalid="ignore"):
@@ -215,8 +217,8 @@ def _ray_on_panel(detector: Detector, p: int, s_hat: np.ndarray) -> np.ndarray:
 def pixel_to_lab(detector: Detector, panel: np.ndarray, xy_px: np.ndarray) -> np.ndarray:
     """Lab position (n, 3), mm, of pixel coordinates ``xy_px`` (n, 2) on ``panel`` (n,).
 
-    Inverse of :func:`ray_to_pixel` along the ray: parallax is taken out (one fixed-point
-    step from the uncorrected direction, exact to 1e-3 of the correction).
+    It is the inverse of :func:`ray_to_pixel` along the ray.  Parallax is removed by one fixed-point
+    step from the uncorrected direction, exact to 1e-3 of the correction.
     """
     mm = xy_px * detector.pixel_size_mm[panel]
     for _ in range(2):

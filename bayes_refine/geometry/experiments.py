@@ -21,13 +21,12 @@ class Still:
         identifier: name of the experiment, unique in a run.
         image_path: the file that holds the image.
         frame: index of the image within that file, from 0.
-        beam, detector, crystal: geometry as indexed, of a turning crystal in the middle of the
-            exposure.
-        turn_mrad: (3,) rotation of the crystal during the exposure, lab axes; None of a still.
-        stated_wavelength: Å, that of the beam before it became an unknown of the shot; else None.
+        beam, detector, crystal: geometry as indexed; of a turning crystal in mid-exposure.
+        turn_mrad: (3,) rotation of the crystal during the exposure, lab axes; None for a still.
+        stated_wavelength: Å, wavelength in the file if the fit refines it for each shot; else None.
         log_pulse_energy: ln of the shot's energy over the run's median; NaN where unknown.
         order: place in the run, from 0 to 1; NaN where nothing depends on it.
-        dataset: where an HDF5 file has the images, "" where the file itself says.
+        dataset: path of the images in an HDF5 file; "" where the file itself says.
     """
 
     identifier: str
@@ -49,9 +48,9 @@ class Experiments:
 
     Attributes:
         stills: in the file's order.
-        path: where they were read from.
-        document: the parsed JSON, kept so that what is written back loses nothing.
-        left_out: a sentence for each experiment of the file that has no still.
+        path: the file that was read.
+        document: the parsed JSON, kept so that writing the experiments back loses nothing.
+        left_out: for each experiment without a usable still, a sentence that says why.
     """
 
     stills: tuple[Still, ...]

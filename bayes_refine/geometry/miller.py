@@ -1,4 +1,4 @@
-"""Miller indices: their resolution; as keys, the different ones, and where they are in a list."""
+"""Miller indices: resolution, integer keys, unique indices, and look-up in a sorted list."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def resolution(hkl: np.ndarray, cell: gemmi.UnitCell) -> np.ndarray:
-    """d of ``hkl`` (n, 3), (n,) Å."""
+    """Bragg spacing d (n,), Å, of ``hkl`` (n, 3)."""
     return cell.calculate_d_array(np.ascontiguousarray(hkl, np.int32))
 
 
@@ -18,21 +18,25 @@ def pack_hkl(hkl: np.ndarray) -> np.ndarray:
 
 
 def unique_hkl(hkl: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """First row (m,) of each different index of ``hkl`` (n, 3), ordered as H, K, L, and which of
-    them each row is (n,).
+    """The unique indices in ``hkl`` (n, 3), in order of H, K, L.
+
+    Returns:
+        first: (m,) the first row of each. code: (n,) which of them each row is.
     """
     _, first, code = np.unique(pack_hkl(hkl), return_index=True, return_inverse=True)
     return first, code
 
 
 def find(wanted: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where each of ``wanted`` (n,) is among ``keys``, ascending, some row if nowhere; and whether
-    it is there (n,).
+    """Look up ``wanted`` (n,) in ``keys``, which ascend.
+
+    Returns:
+        row: (n,) where each is; any row for those that are absent. found: (n,) bool.
     """
     at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     return at, keys[at] == wanted
 
 
 def rows_of(hkl: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """(k,) rows of ``hkl`` (k, 3) among (m, 3), which is sorted and holds them all."""
+    """(k,) row of each of ``hkl`` (k, 3) in ``among`` (m, 3), which is sorted and has them all."""
     return np.searchsorted(pack_hkl(among), pack_hkl(hkl))

@@ -1,7 +1,8 @@
 """Groups of panels that move together, and small moves of them in their own plane.
 
-A move of a group is (x, y, turn): a shift along its first panel's fast and slow axis, pixels of
-that panel, and a turn about that panel's normal through the group's centre, mrad.
+A move of a group is (x, y, turn): a shift along the fast and the slow axis of the group's first
+panel, in pixels of that panel, and a turn about that panel's normal through the group's centre,
+in mrad.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from .detector import Detector
 
 
 def centres(detector: Detector) -> np.ndarray:
-    """(g, 3) mm, the mean of the middles of each group's panels."""
+    """(g, 3) mm, centre of each group: the mean of the middles of its panels."""
     half = detector.shape[:, ::-1] * detector.pixel_size_mm / 2
     middle = detector.origin_mm + half[:, :1] * detector.fast + half[:, 1:] * detector.slow
     group = detector.group
@@ -23,14 +24,14 @@ def centres(detector: Detector) -> np.ndarray:
 
 
 def shifts_mm(detector: Detector, moves: np.ndarray) -> np.ndarray:
-    """(g, 3) mm, laboratory frame, of the shifts in moves (g, 3)."""
+    """(g, 3) mm, lab frame: the shifts of the moves (g, 3)."""
     first = _first_panels(detector)
     along = np.asarray(moves)[:, :2] * detector.pixel_size_mm[first]
     return along[:, :1] * detector.fast[first] + along[:, 1:] * detector.slow[first]
 
 
 def moved_groups(detector: Detector, moves: np.ndarray) -> Detector:
-    """The detector with its groups moved by (g, 3)."""
+    """The detector after its groups have made the ``moves`` (g, 3)."""
     group = detector.group
     normal = detector.normal[_first_panels(detector)]
     turn = rotation_matrix(np.asarray(moves)[:, 2:] * normal)[group]
@@ -47,11 +48,14 @@ def moved_groups(detector: Detector, moves: np.ndarray) -> Detector:
 def displacements(
     detector: Detector, panel: np.ndarray, lab_mm: np.ndarray, centre_mm: np.ndarray
 ) -> np.ndarray:
-    """(n, 3, 3): rows of how a point of a panel moves, mm, by 1 px along x and y and by 1 mrad.
+    """How far a point of a panel moves, mm, when its group moves by 1 px, 1 px and 1 mrad.
 
     Args:
         panel: (n,). lab_mm: (n, 3) the points.
-        centre_mm: (g, 3) about which groups turn.
+        centre_mm: (g, 3) the points about which groups turn.
+
+    Returns:
+        (n, 3, 3), a row for each of the three moves.
     """
     group = detector.group[panel]
     first = _first_panels(detector)[group]

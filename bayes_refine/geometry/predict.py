@@ -1,4 +1,4 @@
-"""Which reflections are near the Ewald sphere, where they land, how far off they are."""
+"""Which reflections lie near the Ewald sphere, how far from it, and where they hit the detector."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ..util.errors import InputError
 from .detector import Beam, pixel_to_lab, ray_to_pixel
 from .experiments import Still
 
-MAX_CANDIDATES = 2e7  # indices to try on each image; a second and a gigabyte
+MAX_CANDIDATES = 2e7  # indices to try on each image; they take a second and a gigabyte
 
-_MOST_IN_BOX = 2e8  # indices of which candidates are chosen
+_MOST_IN_BOX = 2e8  # indices in the box from which the candidates are chosen
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Predictions:
             and ŝ towards larger 2θ, e2 = ŝ × e1.
         sin_theta, cos_theta: (n,) of the Bragg angle.
         polarisation: (n,) polarisation factor.
-        panel: (n,) panel; xy_px: (n, 2) predicted centre.
+        panel: (n,) index of the panel; xy_px: (n, 2) predicted centre on it.
         frame: (n, 2, 2) d(ε_1, ε_2)/d(x, y), Å⁻¹ per pixel, at the predicted centre.
         inv_range: (n,) 1/(λ|x|), Å⁻¹ per mm: how a detector shift moves ε_t.
     """
@@ -77,12 +77,12 @@ def candidate_indices(cell: gemmi.UnitCell, space_group: gemmi.SpaceGroup, d_min
     the limit with each crystal's own cell.
 
     Raises:
-        InputError: more than 2·10⁷ of them.
+        InputError: there are more than 2·10⁷.
     """
     limit = 0.97 * d_min
     expected = 4 / 3 * np.pi * cell.volume / max(limit, 1e-6) ** 3
     top = [int(axis / max(limit, 1e-6)) for axis in (cell.a, cell.b, cell.c)]
-    box = math.prod(2 * n + 1 for n in top)  # much more than a sphere where a cell is oblique
+    box = math.prod(2 * n + 1 for n in top)  # of an oblique cell it holds far more than the sphere
     if not (expected < MAX_CANDIDATES and box < _MOST_IN_BOX):
         raise InputError(
             f"d_min {d_min:g} Å: {expected:.1e} reflections of a cell of {cell.volume:.3g} Å³ are "
@@ -103,8 +103,9 @@ def candidate_indices(cell: gemmi.UnitCell, space_group: gemmi.SpaceGroup, d_min
 def near_sphere(
     still: Still, hkl: np.ndarray, d_min: float, excitation_max, d_max: float = 60.0
 ) -> np.ndarray:
-    """The hkl of (m, 3) with d_min ≤ d ≤ d_max and |ε_r| below ``excitation_max`` (of d, Å⁻¹) at
-    some time of the exposure.
+    """Those of ``hkl`` (m, 3) that have d_min ≤ d ≤ d_max and come near the sphere.
+
+    Near is |ε_r| < ``excitation_max``, a function of d in Å⁻¹, at some time of the exposure.
     """
     q = still.crystal.A @ np.ascontiguousarray(hkl.T, float)  # (3, m): three times as fast
     norm_q = np.sqrt(q[0] ** 2 + q[1] ** 2 + q[2] ** 2)
@@ -118,13 +119,16 @@ def near_sphere(
 
 
 def half_turn(still: Still, q: np.ndarray) -> np.ndarray:
-    """(n, 3) path of relps ``q`` (n, 3) in half of the exposure, ½Δφ m×q, lab frame, Å⁻¹."""
+    """(n, 3) path of reciprocal-lattice points ``q`` (n, 3) in half of the exposure, ½Δφ m×q, Å⁻¹.
+
+    The axis m is in the lab frame; the path of a still is zero.
+    """
     turn = np.zeros(3) if still.turn_mrad is None else still.turn_mrad
     return np.cross(5e-4 * turn, q)
 
 
 def swept(still: Still, q: np.ndarray) -> np.ndarray:
-    """(n,) half of the change of ε_r of relps ``q`` (n, 3) during the exposure, Å⁻¹."""
+    """(n,) half of the change of ε_r of points ``q`` (n, 3) during the exposure, Å⁻¹."""
     s = still.beam.s0 + q
     return np.abs(np.sum(s * half_turn(still, q), axis=1)) / np.linalg.norm(s, axis=1)
 
@@ -132,15 +136,15 @@ def swept(still: Still, q: np.ndarray) -> np.ndarray:
 def predict(
     still: Still, hkl: np.ndarray, d_min: float, excitation_max, image: int = 0, d_max: float = 60.0
 ) -> Predictions:
-    """Reflections of one still within ``excitation_max`` of the Ewald sphere, on the detector.
+    """Predict the reflections of one still that lie near the Ewald sphere and hit the detector.
 
     The predicted centre is where the ray along ŝ = (s0 + q)/|s0 + q| meets a panel.
 
     Args:
         hkl: (m, 3) candidates, :func:`candidate_indices`.
         d_min, d_max: resolution limits, Å.
-        excitation_max: limit on |ε_r|, Å⁻¹, a function of d (Å).
-        image: value for ``Predictions.image``.
+        excitation_max: function of d (Å) that returns the limit on |ε_r|, Å⁻¹.
+        image: value of ``Predictions.image``.
     """
     beam = still.beam
     hkl = near_sphere(still, hkl, d_min, excitation_max, d_max)

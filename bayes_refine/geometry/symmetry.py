@@ -9,12 +9,12 @@ from .miller import pack_hkl
 
 
 def miller_array(hkl: np.ndarray) -> np.ndarray:
-    """(n, 3) int32 and contiguous, as gemmi takes them; a copy."""
+    """A copy of ``hkl`` as gemmi takes it: (n, 3) int32, contiguous."""
     return np.array(hkl, dtype=np.int32, order="C").reshape(-1, 3)
 
 
 def reciprocal_rotations(space_group: gemmi.SpaceGroup) -> np.ndarray:
-    """(m, 3, 3) int rotations R of the operations in gemmi's order: h' = h·R."""
+    """(m, 3, 3) int: rotations R of the operations in gemmi's order, h' = h·R."""
     return np.array([op.rot for op in space_group.operations().sym_ops]) // gemmi.Op.DEN
 
 
@@ -42,7 +42,7 @@ def asu_map(
     space_group.switch_to_asu(asu)
     isym = np.zeros(len(hkl), np.int32)
     rotations = reciprocal_rotations(space_group)
-    for i in reversed(range(len(rotations))):  # so that the first match stands
+    for i in reversed(range(len(rotations))):  # the first match is written last and stands
         image = hkl @ rotations[i].astype(np.int32)
         isym[(image == -asu).all(axis=1)] = 2 * i + 2
         isym[(image == asu).all(axis=1)] = 2 * i + 1
@@ -67,14 +67,14 @@ def asu_keys(hkl: np.ndarray, space_group: gemmi.SpaceGroup) -> np.ndarray:
 
 
 def absent(hkl: np.ndarray, space_group: gemmi.SpaceGroup) -> np.ndarray:
-    """(n,) bool: systematically absent, from centring, screw axes and glide planes."""
+    """(n,) bool: whether centring, a screw axis or a glide plane makes a reflection absent."""
     return np.asarray(space_group.operations().systematic_absences(miller_array(hkl)), bool)
 
 
 def epsilon_centric(
     hkl: np.ndarray, space_group: gemmi.SpaceGroup
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Multiplicity ε (n,) int, how often symmetry maps h on itself, and whether h is centric.
+    """Multiplicity ε (n,) int (how often symmetry maps h to itself) and whether h is centric (n,).
 
     The centring factor, common to all reflections present, is left out of ε.
     """
@@ -84,6 +84,6 @@ def epsilon_centric(
 
 
 def laue_rotations(space_group: gemmi.SpaceGroup) -> set[bytes]:
-    """The rotations of the Laue class, as something to compare."""
+    """The rotations of the Laue class as a set, which can be compared."""
     rotations = reciprocal_rotations(space_group)
     return {r.tobytes() for r in np.concatenate([rotations, -rotations])}

@@ -1,1 +1,1 @@
-"""Indexing ambiguity: which way each image is indexed, by what others or a reference say."""
+"""Indexing ambiguity: which of several equivalent ways each image is indexed in."""

@@ -1,9 +1,9 @@
 """Indexing ambiguity: ways to index a lattice that its metric allows and the crystal does not.
 
-A lattice is often more symmetric than what it carries: that of P6₃ has twofold axes across the
-sixfold one.  Indexing sees where spots are, not how strong, so that each still comes out in one of
-K ways, the cosets of the Laue group in the lattice's symmetry.  An operation R turns indices as
-h' = h·R and the setting matrix as A' = A·R⁻ᵀ, so that q = A·h stays where it is.
+A lattice is often more symmetric than the crystal: the lattice of P6₃ has twofold axes across the
+sixfold one.  Indexing uses where spots are and not how strong they are, so that it chooses at
+random among K ways, the cosets of the Laue group in the symmetry of the lattice.  An operation R
+changes indices to h' = h·R and the setting matrix to A' = A·R⁻ᵀ, so that q = A·h does not change.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from ..geometry.symmetry import asu_map, reciprocal_rotations
 from ..io.unmerged import Unmerged
 from ..util.errors import InputError
 
-MAX_OBLIQUITY_DEG = 1.0  # 1.7 % between two axes: what indexing of one still may get wrong
+MAX_OBLIQUITY_DEG = 1.0  # 1.7 % between two axes: about the error of a cell from one still
 DEN = gemmi.Op.DEN
 
 
 @dataclass(frozen=True)
 class Ambiguity:
-    """The K ways to index, the first of them as it stands.
+    """The K ways to index; the first leaves the indices as they are.
 
     Attributes:
         operations: (K, 3, 3) R of h' = h·R, one of each coset; integers, except in centred
-            lattices, where halves may occur and h' is whole for the reflections there are.
-        names: (K,) the same written as hkl, ``k,h,-l``.
-        relabellings: (T, K) int: the coset of R_k·R_t for each R_t that takes the Laue group to
-            itself, the identity first.  Without a reference such a change of all images at once
-            changes nothing.
+            lattices, where halves occur and h' is still integer for the reflections present.
+        names: (K,) the operations written as hkl, ``k,h,-l``.
+        relabellings: (T, K) int: the coset of R_k·R_t for each R_t that maps the Laue group to
+            itself, the identity first.  Without a reference, a change of all images by one R_t
+            cannot be noticed.
         space_group: of the crystal.
     """
 
@@ -51,19 +51,21 @@ def ambiguity(
     space_group: gemmi.SpaceGroup,
     max_obliquity_deg: float = MAX_OBLIQUITY_DEG,
 ) -> Ambiguity:
-    """The cosets of the Laue group in the lattice's symmetry; one alone if nothing is ambiguous.
+    """Find the cosets of the Laue group in the symmetry of the lattice.
+
+    There is one coset if indexing is not ambiguous.
 
     Args:
         cell: of the run, Å and degrees.
-        max_obliquity_deg: how far a twofold axis of the lattice may be from its normal plane
-            (Le Page 1982): the metric counts as more symmetric up to here.  Zero or nearly so is
-            merohedry; more, where two axes happen to be equal, pseudo-merohedry.
+        max_obliquity_deg: largest angle between a twofold axis of the lattice and the normal of its
+            plane (Le Page 1982) up to which the axis counts as one.  Near zero the ambiguity is
+            merohedry; above, where two axes happen to be equal, pseudo-merohedry.
 
     Raises:
-        InputError: the cell is not one that the space group allows.
+        InputError: the cell does not have the symmetry of the space group.
     """
     lattice = gemmi.find_lattice_symmetry(cell, space_group.centring_type(), max_obliquity_deg)
-    # the plainest of a coset stands for it
+    # the simplest operation of a coset represents it
     ops = sorted(lattice.sym_ops, key=lambda op: (op.rot != gemmi.Op().rot, _plainness(op)))
     rotations = reciprocal_rotations(space_group)
     laue = np.rint(np.linalg.det(rotations)).astype(int)[:, None, None] * rotations * DEN
@@ -76,7 +78,7 @@ def ambiguity(
     R = np.array([op.rot for op in found.values()])
     cosets = list(found)
     relabellings = []
-    for t in R:  # R_k·g·R_t for all g is a coset again if R_t normalises the Laue group
+    for t in R:  # {R_k·g·R_t} over g is a coset again if R_t normalises the Laue group
         moved = [_keys(k @ laue // DEN @ t // DEN) for k in R]
         if set(moved) == set(cosets):
             relabellings.append([cosets.index(c) for c in moved])
@@ -94,7 +96,7 @@ def _keys(rotations: np.ndarray) -> frozenset[bytes]:
 
 
 def transformed(hkl: np.ndarray, operation: np.ndarray) -> np.ndarray:
-    """h' = h·R, (n, 3) int32, of ``hkl`` (n, 3) and R (3, 3), or one R a reflection (n, 3, 3)."""
+    """h' = h·R, (n, 3) int32, for ``hkl`` (n, 3) and R (3, 3), or (n, 3, 3) one each."""
     turned = np.asarray(hkl, float)[:, None] @ operation
     return np.rint(turned[:, 0]).astype(np.int32)
 
@@ -105,7 +107,7 @@ def reindexed_stills(
     """The stills with A' = A·R⁻ᵀ, so that q = A·h = A'·h'.
 
     Args:
-        operation: (n,) int, of ``ambiguity.operations``, for each still.
+        operation: (n,) int, which of ``ambiguity.operations`` each still takes.
     """
     inverse = np.linalg.inv(ambiguity.operations).swapaxes(1, 2)
     return tuple(
@@ -115,10 +117,10 @@ def reindexed_stills(
 
 
 def reindexed_unmerged(data: Unmerged, ambiguity: Ambiguity, operation: np.ndarray) -> Unmerged:
-    """The observations with indices h' = h·R of their image's operation.
+    """The observations with indices h' = h·R, R the operation of their image.
 
     Args:
-        operation: (n_images,) int, of ``ambiguity.operations``.
+        operation: (n_images,) int, which of ``ambiguity.operations`` each image takes.
     """
     hkl = transformed(data.hkl, ambiguity.operations[np.asarray(operation)[data.image]])
     asu, isym = asu_map(hkl, data.space_group)

@@ -1,10 +1,10 @@
-"""Scales of images before it is known which reflection is which: from mean intensities alone.
+"""Scales of images from mean J alone, before it is known which reflection is which.
 
-Every observation is expected at the mean of all with its |q| and |ε_r|,
+Every observation is expected at the mean of all observations with its |q| and |ε_r|,
 
     ⟨J⟩ = G·exp(−B/4d²)·T(|q|, |ε_r|),    T = Σ(d)·p,
 
-so that no image is scaled to intensities that are not its own.
+so that no image is scaled to intensities of wrong reflections.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 from ..geometry.symmetry import epsilon_centric
 
 N_Q, N_EXCITATION = 6, 8  # bins of equally many observations
-LOG_G_SD, B_SD = 2.0, 15.0  # priors of an image's scale about the run's; Å²
-MAX_STEP = (1.0, 20.0)  # of ln G, B (Å²) in one Newton step
+LOG_G_SD, B_SD = 2.0, 15.0  # prior sd of an image's ln G and B (Å²) about the run's mean
+MAX_STEP = (1.0, 20.0)  # longest Newton step of ln G and of B (Å²)
 ROUNDS = 12
 
 
@@ -28,15 +28,15 @@ def first_scales(
     cell: gemmi.UnitCell,
     space_group: gemmi.SpaceGroup,
 ) -> np.ndarray:
-    """g = G·B_term·p, (n,), of each observation, on an arbitrary scale.
+    """Estimate g = G·B_term·p (n,) of each observation, on an arbitrary scale.
 
-    ln G and B of each image by quasi-likelihood (a log link, variance in proportion to the mean;
-    McCullagh & Nelder 1989) with normal priors, and T in bins, by turns.  p is T over that of the
-    smallest |ε_r| at the same |q|.
+    Two steps alternate: ln G and B of each image by quasi-likelihood (log link, variance
+    proportional to the mean; McCullagh & Nelder 1989) with normal priors, and T in bins.  p is T
+    divided by the T of the smallest |ε_r| at the same |q|.
 
     Args:
-        hkl: (n, 3). image: (n,) int, from 0. J: (n,) intensities.
-        excitation_error: (n,) Å⁻¹; None counts as zero, and p as one.
+        hkl: (n, 3). image: (n,) int, from 0. J: (n,) photons, or the file's unit.
+        excitation_error: (n,) Å⁻¹; where it is None, p is one.
     """
     n = int(image.max()) + 1
     q2 = cell.calculate_1_d2_array(np.ascontiguousarray(hkl, np.int32))
@@ -76,7 +76,7 @@ def first_scales(
 
 
 def _bin(values: np.ndarray, n_bins: int) -> np.ndarray:
-    """(n,) which of ``n_bins`` equally full bins each value is in, ascending."""
+    """(n,) the bin of each value, of ``n_bins`` equally full ones in ascending order."""
     rank = np.empty(len(values), int)
     rank[np.argsort(values, kind="stable")] = np.arange(len(values))
     return rank * n_bins // len(values)

@@ -1,17 +1,16 @@
-"""What an image's observations say under each operation, given what is known without the image.
+"""Likelihood of an image under each operation, given what is known of intensities without it.
 
-J_i = g_i·I_h + noise, h the reflection that an operation says it is.  With mean m and variance v
-of I_h by all other images and Wilson's prior, or by a reference,
+J_i = g_i·I_h + noise, where the operation says which reflection h is.  I_h has the mean m and the
+variance v that all other images and Wilson's prior give, or a reference.  Then
 
-    J ~ t_ν(γ·g·m, s²),    s² = V_bg + V_sig·g·m + (a·g·m)² + (γ·g)²·v,
+    J ~ t_ν(γ·g·m, s²),    s² = V_bg + V_sig·g·m + (a·g·m)² + (γ·g)²·v.
 
-and γ, a correction of the image's scale, is integrated out for each operation: a scale that was
-fitted to the wrong intensities does not speak for them.
+γ corrects the image's scale and is integrated out for each operation, so that a scale fitted under
+one operation does not favour this operation.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,28 +18,29 @@ from typing import NamedTuple
 import gemmi
 import jax
 import numpy as np
-from scipy.special import gammaln, softmax
+from scipy.special import softmax
 
 from ..geometry.miller import unique_hkl
 from ..geometry.symmetry import asu_map, epsilon_centric
 from ..physics import true_intensities
 from ..physics.reference import wilson_mean
 from ..physics.variance_of_J import variance_of_J
+from ..util.student_t import log_student_t, normal_weight
 from .ambiguity import Ambiguity, transformed
 
-SCALE_SD = 0.5  # of γ about 1
-CHUNK = 1 << 14  # reflections in one quadrature: one shape is compiled
+SCALE_SD = 0.5  # prior sd of γ about 1
+CHUNK = 1 << 14  # reflections in one quadrature, so that one shape is compiled
 
 
 @dataclass(frozen=True)
 class Integrated:
-    """Observations of a run, flat over images (n in all), with scales good enough to choose by.
+    """Observations of a run, flat over images (n in all), with first estimates of their scales.
 
     Attributes:
         hkl: (n, 3) as indexed, not reduced. image: (n,) int, 0..n_images − 1.
-        J: (n,) intensities. scale: (n,) g > 0, photons (or the file's unit) per unit of I.
-        variance: (n,) of J at I = 0. variance_signal: (n,) what each unit of g·I adds to it: about
-            1 for photons, 0 where a file's sigmas hold all there is.
+        J: (n,) photons, or the file's unit. scale: (n,) g > 0, J per unit of I.
+        variance: (n,) of J at I = 0. variance_signal: (n,) added variance per unit of g·I: about 1
+            for photons, 0 where the sigmas of a file are all that is known.
     """
 
     hkl: np.ndarray
@@ -55,9 +55,12 @@ class Integrated:
 class ByReflection(NamedTuple):
     """Which reflection each observation is under each operation.
 
-    code (n, K): of m unique reflections. group (n, K): of N pairs (image, reflection), the
-    reflection of each pair in ``reflection`` (N,). hkl (m, 3), d, epsilon, centric (m,).
-    mean: (m,) Wilson's ε·Σ(d), on the scale of J/g.
+    Attributes:
+        code: (n, K) index of the unique reflection, of m.
+        group: (n, K) index of the pair (image, reflection), of N.
+        reflection: (N,) the reflection of each pair.
+        hkl, d, epsilon, centric: (m, 3) and (m,), of the unique reflections.
+        mean: (m,) Wilson's ε·Σ(d), on the scale of J/g.
     """
 
     code: np.ndarray
@@ -71,7 +74,7 @@ class ByReflection(NamedTuple):
 
 
 def part(obs: Integrated, images: np.ndarray) -> Integrated:
-    """The observations of some images (ascending), numbered anew."""
+    """The observations of some images (ascending numbers), which are renumbered from 0."""
     rows = np.isin(obs.image, images)
     names = ("hkl", "image", "J", "scale", "variance", "variance_signal")
     some = {name: getattr(obs, name)[rows] for name in names}
@@ -80,10 +83,10 @@ def part(obs: Integrated, images: np.ndarray) -> Integrated:
 
 
 def by_reflection(obs: Integrated, ambiguity: Ambiguity, cell: gemmi.UnitCell) -> ByReflection:
-    """Which reflection of the asymmetric unit each observation is under each operation.
+    """Find which reflection of the asymmetric unit each observation is under each operation.
 
     Raises:
-        InputError: the mean intensity is positive nowhere.
+        InputError: mean J is positive at no resolution.
     """
     turned = [transformed(obs.hkl, R) for R in ambiguity.operations]
     asu = np.stack([asu_map(hkl, ambiguity.space_group)[0] for hkl in turned], 1)
@@ -101,7 +104,7 @@ def by_reflection(obs: Integrated, ambiguity: Ambiguity, cell: gemmi.UnitCell) -
     )
 
 
-# --- what is known without an image, and what the image says -------------------------------
+# --- intensities without an image, and the likelihood of the image --------------------------
 
 # (Σ g²/s², Σ gJ/s², mean S, centric) → posterior mean and variance of I, arrays (N,)
 Moments = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -110,9 +113,11 @@ Moments = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], tuple[np.nd
 class Beliefs(NamedTuple):
     """State of the iteration.
 
-    share (n_images, K): probability of each operation. gamma (n_images,). log_likelihood
-    (n_images, K). expected (n,): g·I without the observation's image. weight (n,): of a
-    Student-t residual as a normal one, (ν + 1)/(ν + z²).
+    Attributes:
+        share: (n_images, K) probability of each operation.
+        gamma: (n_images,) γ. log_likelihood: (n_images, K).
+        expected: (n,) g·I, I estimated without the observation's image.
+        weight: (n,) weight of a Student-t residual, (ν + 1)/(ν + z²).
     """
 
     share: np.ndarray
@@ -123,7 +128,7 @@ class Beliefs(NamedTuple):
 
 
 class Said(NamedTuple):
-    """What images say under each operation: ln p, γ, and Student-t weights."""
+    """For each image and operation ln p and γ; for each observation its Student-t weight."""
 
     log_likelihood: np.ndarray  # (n_images, K)
     gamma: np.ndarray  # (n_images, K)
@@ -131,7 +136,7 @@ class Said(NamedTuple):
 
 
 def unscaled(obs: Integrated, grouped: ByReflection, share: np.ndarray) -> Beliefs:
-    """Where to start: the scales as they are, Wilson's mean expected of every reflection."""
+    """The start of an iteration: γ = 1, and Wilson's mean is expected of every reflection."""
     expected = obs.scale * grouped.mean[grouped.code[:, 0]]
     return Beliefs(share, np.ones(len(share)), 0 * share, expected, np.ones(len(obs.J)))
 
@@ -139,10 +144,14 @@ def unscaled(obs: Integrated, grouped: ByReflection, share: np.ndarray) -> Belie
 def updated(
     obs, grouped: ByReflection, old: Beliefs, a: float, nu: float, moments: Moments
 ) -> Beliefs:
-    """One turn: what others know with their shares, what each image says to that, its new shares.
+    """One iteration: new probabilities of each image's operations.
+
+    The other images, weighted with the probabilities of their operations, give mean and variance of
+    each intensity; under these, each image has a likelihood for each of its operations.
 
     Args:
-        a, nu: of the residuals. moments: :func:`normal_moments` or :func:`wilson_moments`.
+        a, nu: model error and degrees of freedom of the residuals.
+        moments: :func:`normal_moments` or :func:`wilson_moments`.
     """
     expected = np.maximum(old.expected, 0)
     s2 = variance_of_J(expected, obs.variance, obs.variance_signal, a**2)
@@ -173,7 +182,7 @@ def likelihood(obs, at: np.ndarray, m, v, a: float, nu: float) -> Said:
     """ln p(J of an image | operation), γ integrated out by Laplace's method about its mode.
 
     Args:
-        at: (n, K) where in ``m`` and ``v`` an observation's reflection is.
+        at: (n, K) index into ``m`` and ``v`` of an observation's reflection.
         m, v: mean and variance of I.
     """
     n, (_, K) = obs.n_images, at.shape
@@ -185,28 +194,21 @@ def likelihood(obs, at: np.ndarray, m, v, a: float, nu: float) -> Said:
 
     for k in range(K):
         e, spread = obs.scale * m[at[:, k]], obs.scale**2 * v[at[:, k]]
-        fixed = obs.variance + obs.variance_signal * np.maximum(e, 0) + (a * e) ** 2
+        fixed = variance_of_J(np.maximum(e, 0), obs.variance, obs.variance_signal, a**2)
         gamma = np.ones(n)
         for _ in range(3):  # iteratively reweighted least squares
             scale = gamma[obs.image]
             s2 = fixed + scale**2 * spread
             z2 = (obs.J - scale * e) ** 2 / s2
-            weight = 1.0 if math.isinf(nu) else (nu + 1) / (nu + z2)
+            weight = normal_weight(z2, nu)
             information = by_image(weight * e**2 / s2) + prior
             gamma = np.maximum((by_image(weight * e * obs.J / s2) + prior) / information, 0.05)
         scale = gamma[obs.image]
         s2 = fixed + scale**2 * spread
-        log_p = by_image(_log_t((obs.J - scale * e) ** 2 / s2, s2, nu))
+        log_p = by_image(log_student_t(obs.J, nu, scale * e, np.sqrt(s2)))
         about = 0.5 * prior * (gamma - 1) ** 2 + 0.5 * np.log(information / prior)
         log_likelihood[:, k], gammas[:, k], weights[:, k] = log_p - about, gamma, weight
     return Said(log_likelihood, gammas, weights)
-
-
-def _log_t(z2, s2, nu: float):
-    if math.isinf(nu):
-        return -0.5 * z2 - 0.5 * np.log(2 * math.pi * s2)
-    norm = gammaln((nu + 1) / 2) - gammaln(nu / 2) - 0.5 * math.log(nu * math.pi)
-    return norm - 0.5 * (nu + 1) * np.log1p(z2 / nu) - 0.5 * np.log(s2)
 
 
 # --- moments of I -------------------------------------------------------------------------

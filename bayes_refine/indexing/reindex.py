@@ -1,10 +1,11 @@
-"""Which way each image is indexed: the marginal likelihood of its observations.
+"""Choose which way each image is indexed, by the marginal likelihood of its observations.
 
-An operation's likelihood is that of the image's J given what is known of true intensities without
-this image (:mod:`leave_image_out`).  With a reference that settles it.  Without one
-the images start from random probabilities of their operations and weigh in with them, round by
-round, from a high temperature to one (deterministic annealing, Rose 1998); of several starts the
-one with the largest marginal likelihood stands.  The problem is that of Brehm & Diederichs (2014).
+The likelihood of an operation is that of the image's J, given what is known of true intensities
+without this image (:mod:`leave_image_out`).  With a reference this decides in one pass.  Without a
+reference the images start with random probabilities of their operations.  Round by round, each
+image counts for the others with these probabilities, and the temperature falls to one
+(deterministic annealing, Rose 1998).  Of several starts, the one with the largest marginal
+likelihood is taken.  Brehm & Diederichs (2014) posed the problem.
 """
 
 from __future__ import annotations
@@ -36,30 +37,31 @@ from .leave_image_out import (
 )
 
 MIN_LOG_ODDS = math.log(19)  # 95 % for the best operation against the second
-MIN_ALIKE = 0.75  # of the starts, for a solution to be believed
-MODEL_ERROR, NU = 0.3, 5.0  # a and ν while searching: the medians of the scaling's priors
-ERRORS = tuple(product((0.03, 0.1, 0.2, 0.3, 0.45, 0.7), (5.0, 30.0)))  # a, ν in the end
-CORRELATIONS = (0.3, 0.5, 0.7, 0.85, 0.95, 0.99)  # r with a reference
+MIN_ALIKE = 0.75  # share of the starts that must agree for a solution to be believed
+MODEL_ERROR, NU = 0.3, 5.0  # a and ν of the search: the medians of the priors of scaling
+ERRORS = tuple(product((0.03, 0.1, 0.2, 0.3, 0.45, 0.7), (5.0, 30.0)))  # a, ν tried at the end
+CORRELATIONS = (0.3, 0.5, 0.7, 0.85, 0.95, 0.99)  # r tried with a reference
 MAX_ROUNDS, FOLDS = 60, 5
-SEARCHED = 300  # images that are started at random; the others join what these have found
+SEARCHED = 300  # images that start at random; the other images start from what these found
 
 
 @dataclass(frozen=True)
 class Reindexing:
-    """What was chosen for each of n images.
+    """The operation that was chosen for each of n images.
 
     Attributes:
         ambiguity: the K operations.
-        operation: (n,) int, index of the most probable.
-        log_odds: (n,) of it against the second best, ≥ 0, given the other images; inf where
-            nothing is ambiguous.
+        operation: (n,) int, index of the most probable operation.
+        log_odds: (n,) ln odds of this operation against the second best, ≥ 0, given the other
+            images; inf where nothing is ambiguous.
         status: (n,) "decided"; "undecided" where the odds are below 19:1; "starts disagree" where
-            fewer than three in four starts found this solution, within which alone the odds hold:
-            so little overlaps that there are many, or the operations are true symmetry.
+            fewer than three in four starts found this solution.  The odds hold within the solution
+            only.  There are many solutions if images overlap little, or if the operations are true
+            symmetry.
         log_likelihood: (n, K) of each image's observations under each operation.
-        n_starts, n_alike: random starts, and how many of them agree on nine in ten of the images
-            that have odds of 19:1; none with a reference.
-        model_error, nu: a and ν, as found. correlation: r with the reference, as found, or NaN.
+        n_starts, n_alike: number of random starts, and how many of them agree on nine in ten of
+            the images that have odds of 19:1; both 0 with a reference.
+        model_error, nu: a and ν as estimated. correlation: r with the reference, or NaN.
     """
 
     ambiguity: Ambiguity
@@ -75,7 +77,7 @@ class Reindexing:
 
     @property
     def changed(self) -> np.ndarray:
-        """(n,) bool: images that are to be reindexed."""
+        """(n,) bool: whether an image is to be reindexed."""
         return self.operation != 0
 
     def __str__(self) -> str:
@@ -102,16 +104,16 @@ def choose(
     n_starts: int = 8,
     seed: int = 0,
 ) -> Reindexing:
-    """Choose each image's operation by all other images, without any reference.
+    """Choose the operation of each image by comparing all images, without a reference.
 
-    Of the solutions that nothing tells apart (``Ambiguity.relabellings``) the one that leaves
-    most images as they are is reported.
+    Some solutions cannot be told apart (``Ambiguity.relabellings``); of these the one is reported
+    that leaves most images as they are.
 
     Args:
-        cell: of the run. n_starts, seed: random starts.
+        cell: of the run. n_starts: number of random starts. seed: of the random starts.
 
     Raises:
-        InputError: the mean intensity is positive nowhere.
+        InputError: mean J is positive at no resolution.
     """
     if len(ambiguity) == 1 or not len(obs.J):
         return nothing_to_choose(ambiguity, obs.n_images)
@@ -119,10 +121,10 @@ def choose(
     images = np.unique(np.linspace(0, obs.n_images - 1, SEARCHED).astype(int))
     few = part(obs, images)
     rng = np.random.default_rng(seed)
-    found, n_alike = _search(few, by_reflection(few, ambiguity, cell), ambiguity, n_starts, rng)
+    found, n_alike = _search(few, by_reflection(few, ambiguity, cell), ambiguity, n_starts, rng=rng)
     if len(images) < obs.n_images and n_alike < MIN_ALIKE * n_starts:
         images = np.arange(obs.n_images)
-        found, n_alike = _search(obs, grouped, ambiguity, n_starts, rng)
+        found, n_alike = _search(obs, grouped, ambiguity, n_starts, rng=rng)
     share = np.full((obs.n_images, len(ambiguity)), 1 / len(ambiguity))
     share[images] = found
     best = _settle(obs, grouped, unscaled(obs, grouped, share), MODEL_ERROR, NU, anneal=False)
@@ -141,8 +143,8 @@ def choose(
     return replace(result, n_starts=n_starts, n_alike=n_alike, model_error=a, nu=nu)
 
 
-def _search(obs, grouped: ByReflection, ambiguity: Ambiguity, n_starts: int, rng):
-    """Shares (n_images, K) of the best of some random starts, and how many agree with it."""
+def _search(obs, grouped: ByReflection, ambiguity: Ambiguity, n_starts: int, *, rng):
+    """Probabilities (n_images, K) from the best of some random starts; how many starts agree."""
     found = []
     for _ in range(n_starts):
         share = rng.dirichlet(np.ones(len(ambiguity)), obs.n_images)
@@ -159,16 +161,17 @@ def choose_by_reference(
     free_fraction: float = 0.05,
     seed: int = 0,
 ) -> Reindexing:
-    """Choose each image's operation by reference intensities alone, in one pass.
+    """Choose the operation of each image by reference intensities alone, in one pass.
 
-    I_h has the moments of the double-Wilson distribution given F_ref and a correlation r; r, a
-    and ν are those of a grid under which the run is most probable.  The free set has r = 0.
+    I_h has the moments of the double-Wilson distribution given F_ref and a correlation r.  Of a
+    grid of r, a and ν, those are taken under which the run is most probable.  For the free set,
+    r = 0.
 
     Args:
         free_fraction, seed: of the free set (:func:`~bayes_refine.physics.reference.free_set`).
 
     Raises:
-        InputError: the mean intensity is positive nowhere.
+        InputError: mean J is positive at no resolution.
     """
     if len(ambiguity) == 1 or not len(obs.J):
         return nothing_to_choose(ambiguity, obs.n_images)
@@ -191,7 +194,7 @@ def choose_by_reference(
 
 
 def nothing_to_choose(ambiguity: Ambiguity, n_images: int) -> Reindexing:
-    """All images as they are: nothing is ambiguous, or nothing is known that could decide."""
+    """All images stay as they are: nothing is ambiguous, or nothing is measured."""
     return _judged(ambiguity, np.zeros((n_images, len(ambiguity))))
 
 
@@ -213,14 +216,18 @@ def _settle(
     anneal: bool,
     silent: np.ndarray | None = None,
 ) -> Beliefs:
-    """Turns until the shares stand still, half a step at a time: in step, images would swap.
+    """Iterate the images' probabilities to a fixed point with damping ½.
 
-    Images in ``silent`` (n_images,) have no share in what is known.
+    Undamped, two images can exchange operations for ever.
+
+    Args:
+        anneal: start at a high temperature, which falls to one.
+        silent: (n_images,) bool, images that do not count for the others.
     """
     temperature = 0.0
     for _ in range(MAX_ROUNDS):
         new = updated(obs, grouped, state, a, nu, normal_moments)
-        if anneal:  # from where a typical image's odds are even, halved every other turn
+        if anneal:  # from where the odds of a typical image are even, halved every other round
             spread = float(np.median(np.ptp(new.log_likelihood, axis=1)))
             temperature = temperature / math.sqrt(2) if temperature else spread
         hot = max(temperature, 1.0)
@@ -235,10 +242,10 @@ def _settle(
 
 
 def _held_out(obs, grouped: ByReflection, state: Beliefs, a: float, nu: float) -> np.ndarray:
-    """(n_images, K) ln likelihoods by images that settled without this one and its fold.
+    """(n_images, K) ln likelihoods of each image, given images that settled without its fold.
 
-    Leaving its own observations out of a settled solution is not enough: weak images follow the
-    noise of one another, which then seems to confirm them.
+    It would not do to leave one image out of a settled solution: weak images follow the noise of
+    one another, and this noise then seems to confirm them.
     """
     out = np.empty_like(state.log_likelihood)
     for fold in range(FOLDS):
@@ -258,7 +265,7 @@ def _support(log_likelihood: np.ndarray) -> float:
 
 
 def _evidence(obs: Integrated, grouped: ByReflection, state: Beliefs) -> float:
-    """ln p(all J | everyone's most probable operation), less what all solutions share.
+    """ln p(all J | the most probable operation of each image), up to a constant.
 
     Σ_h of ln ∫ N(I; S, τ²) Π_i N(J_i; g_i·I, s_i²) dI, with τ² Wilson's variance and s_i² at S.
     """
@@ -275,8 +282,10 @@ def _evidence(obs: Integrated, grouped: ByReflection, state: Beliefs) -> float:
 
 
 def _alike(best: np.ndarray, other: np.ndarray, ambiguity: Ambiguity) -> float:
-    """Of the images that the best shares (n, K) are sure of, the fraction on which others agree,
-    up to a relabelling of all."""
+    """Share of the images with a decided operation in ``best`` (n, K) on which ``other`` agrees.
+
+    Two solutions that differ by a relabelling of all images count as the same.
+    """
     sure = best.max(1) >= 0.95
     if not sure.any():
         return 1.0

@@ -1,4 +1,4 @@
-"""Indexing all images of integrated stills alike: first scales, choose, apply."""
+"""Index all images of integrated stills alike: estimate scales, choose operations, apply them."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ def unmerged_alike(
     free_fraction: float = 0.05,
     seed: int = 0,
 ) -> tuple[Unmerged, Reindexing]:
-    """The observations with every image indexed alike, and what was chosen.
+    """Index every image alike; return the observations and the operations that were chosen.
 
     Args:
-        reference: to choose by; without one, images are compared with each other.
-        free_fraction: of reflections whose reference is not looked at, picked by ``seed``, which
-            is also that of the random starts.
+        reference: compared with each image; without a reference, images are compared with each
+            other.
+        free_fraction: share of reflections whose reference intensity is not used.
+        seed: of the choice of these reflections, and of the random starts.
 
     Raises:
-        InputError: the cell does not have the symmetry of the space group, or the run shows no
-            intensity at all.
+        InputError: the cell does not have the symmetry of the space group, or mean J is positive at
+            no resolution.
     """
     n_images = int(data.image.max()) + 1
     ways = ambiguity(data.cell, data.space_group)
@@ -42,12 +43,12 @@ def unmerged_alike(
 
 
 def roughly_scaled(data: Unmerged) -> Integrated:
-    """Observations of a file with first scales, and sigmas that do not go by what was counted.
+    """Observations of a file with first scales, and with variances that do not depend on J itself.
 
-    σ² = V + κ·J within an image, κ ≥ 0 by least squares: else a fluctuation downwards would look
-    more certain than one upwards.
+    Within an image σ² = V + κ·J, κ ≥ 0 by least squares, so that κ·J can be replaced by its
+    expectation: with the file's σ a fluctuation downwards would count more than one upwards.
     """
-    image, J, variance = data.image, data.intensity, data.sigma**2
+    image, J, variance = data.image, data.J, data.sigma**2
     n_images = int(image.max()) + 1
 
     def centred(x: np.ndarray) -> np.ndarray:

@@ -1,9 +1,8 @@
-"""From a model and its observations to a fit.
+"""Fit a model to its observations.
 
 Any NumPyro program can be fitted whose latent sites are either in the plate ``image`` or in no
 plate.  Nothing here knows crystallography, and NumPyro appears only here, in
-``per_pixel`` and in ``models/``.  *Block Hessian* and *coupling* are explained in
-:mod:`curvature`.
+``per_pixel`` and in ``models/``.  :mod:`curvature` explains *block Hessian* and *coupling*.
 """
 
 from .batches import Batches, finite_rows

@@ -1,4 +1,4 @@
-"""What a model is conditioned on, in batches of images."""
+"""The observations of a model, in batches of images."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .summary import Summary
 
 @dataclass(frozen=True)
 class Batches:
-    """What a model is conditioned on, a batch of images at a time: for runs larger than memory.
+    """The observations of a model, a batch of images at a time, for runs larger than memory.
 
     Attributes:
         parts: the model's first argument for each batch, all of one shape, read when needed.
-        size: images that a part has room for.
-        n_images: of the run; places of the last part beyond them are filled with its last image.
-        executor: where the parts are worked on.
+        size: number of images that a part has room for.
+        n_images: of the run; unused places of the last part are filled with its last image.
+        executor: does the work on the parts.
         earlier: what images that are not among the parts say of the shared unknowns.
     """
 

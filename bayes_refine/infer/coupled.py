@@ -1,8 +1,8 @@
-"""The MAP of a run whose images are coupled, as by true intensities that were integrated out.
+"""The MAP of a run whose images are coupled, for example by true intensities integrated out.
 
 The Hessian then has elements between images, and :mod:`newton` does not apply.  But each pair of
-images shares few reflections, so that the block Hessian (:mod:`curvature`) is a good first
-guess at the Hessian; L-BFGS learns the rest from gradients.
+images shares few reflections, so that the block Hessian (:mod:`curvature`) approximates the
+Hessian; L-BFGS learns the rest from gradients.
 """
 
 from __future__ import annotations
@@ -161,8 +161,8 @@ def compiled_objective(model: Model, sites: tuple[Site, ...]):
 def _positive_inverse(matrices: np.ndarray, damping: float) -> np.ndarray:
     """Inverse of |H| + damping·diag|H|, |H| with its eigenvalues made positive, (n, k, k).
 
-    A diagonal element far smaller than the same element of other blocks is near an inflection, and
-    would allow far too long a step: the damping takes it as large as the median.
+    A diagonal element far smaller than the same element of other blocks means that ln p is near an
+    inflection; a step would be far too long.  The damping therefore takes at least the median.
     """
     diagonal = np.abs(np.diagonal(matrices, axis1=1, axis2=2))
     scale = np.sqrt(np.maximum(diagonal, np.median(diagonal, axis=0)) + 1e-12)

@@ -21,7 +21,8 @@ from numpyro.distributions import biject_to
 from numpyro.distributions.transforms import IdentityTransform
 
 from ..util.errors import InputError
-from .sites import StudentT, log_student_t
+from ..util.student_t import log_student_t
+from .sites import StudentT
 
 Model = Callable[..., None]
 IMAGE = "image"  # name of the plate over images
@@ -114,8 +115,8 @@ class _LatentSites(numpyro.primitives.Messenger):
 def traced_priors(model, sites, values, args):
     """The latent sites of a model at ``values``, by name.
 
-    The model runs as far as its last unknown only: what follows, the physics of every reflection,
-    says nothing of the priors and takes most of the time of a trace.
+    The model runs only up to its last unknown.  The physics of every reflection, which follows, is
+    not part of the priors and takes most of the time of a trace.
     """
     seeded = numpyro.handlers.seed(model, jax.random.key(0))
     substituted = numpyro.handlers.substitute(seeded, data=values)
@@ -126,7 +127,7 @@ def traced_priors(model, sites, values, args):
 
 
 def _not_for_these(error: AttributeError) -> str:
-    """The sentence about a model that asks its arguments for what they do not have."""
+    """The sentence for a model that uses an attribute which its arguments do not have."""
     where, given = traceback.extract_tb(error.__traceback__)[-1], type(error.obj)
     return (
         f"{where.filename}, line {where.lineno}: the model asks for {error.name!r}, which "
@@ -180,7 +181,7 @@ def sites_of(model: Model, args: Any) -> tuple[Site, ...]:
 
 
 def observes_shared(model: Model, args: Any) -> bool:
-    """Whether a model of ``args`` has an observation that is no image's."""
+    """Whether a model of ``args`` has an observation that does not belong to an image."""
     return _traced_once(model, *_shapes(args))[1]
 
 
@@ -191,7 +192,7 @@ def _shapes(args: Any):
 
 @lru_cache(maxsize=64)
 def _traced_once(model: Model, tree, shapes) -> tuple[tuple[Site, ...], bool]:
-    """The latent sites, and whether there is an observation that is no image's."""
+    """The latent sites, and whether an observation does not belong to an image."""
     found: dict[str, Any] = {}
     args = jax.tree.unflatten(tree, shapes)
     jax.eval_shape(lambda args: found.update(traced(model, {}, args)), args)
@@ -259,7 +260,9 @@ def place_of(sites, name):
 
 
 def density(model, sites, theta, phi, args):
-    """ln p in unconstrained space, split: (n,) of the images and a scalar of what is shared."""
+    """ln p in unconstrained space in two parts: (n,) of the images, and a scalar of the priors of
+    shared unknowns.
+    """
     trace = traced(model, unflatten(sites, theta, phi), args)
     image, shared = _log_priors(sites, latent_sites(trace), theta, phi)
     observed = [s for s in trace.values() if s["type"] == "sample" and s["is_observed"]]
@@ -309,7 +312,7 @@ def _log_student_ts(sites):
             )
         )
     value, nu, mean, scale, mask = (jnp.stack(x) for x in zip(*rows, strict=True))
-    return jnp.where(mask, log_student_t(value, nu, mean, scale), 0.0).sum(0)
+    return jnp.where(mask, log_student_t(value, nu, mean, scale, jnp), 0.0).sum(0)
 
 
 def prior_density(model, sites, theta, phi, args):

@@ -1,4 +1,4 @@
-"""Are these draws to be believed?  Numbers from ArviZ, 0.x or 1.x, and a sentence."""
+"""Whether draws can be believed: numbers from ArviZ, 0.x or 1.x, and one sentence."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Curvatures and integrals of a batch of images, made of ln p and its slope at many places.
+"""Curvatures and integrals of a batch of images, computed from ln p and its slope at many points.
 
-A curvature as a program of its own would be compiled for longer than many a run takes to fit, and
-would be no faster: a column of the Hessian costs as much as two slopes.  Unknowns of different
-images have no mixed second derivatives, so that one difference serves all images of a batch.
+A program for the curvature would take longer to compile than many runs take to fit, and would be no
+faster: a column of the Hessian costs as much as two slopes.  Unknowns of different images have no
+mixed second derivatives, so that one difference serves all images of a batch.
 
 A function here makes, for a model, a function of one batch:
 
@@ -32,13 +32,13 @@ from .programs import (
 )
 from .steps import Slope
 
-SHORT = 1e-6  # of the scale, of forward differences: errors of 1e-6 of a curvature
-TOO_LONG = 1e3  # a step over what it should have been: the differences are taken again
+SHORT = 1e-6  # step of forward differences over the scale; errors are 1e-6 of a curvature
+TOO_LONG = 1e3  # differences are repeated if a step was this factor too long
 
 
 @lru_cache(maxsize=16)
 def exact(model: Model, sites: tuple[Site, ...], apart: bool):
-    """The Hessian of −ln p itself, of forward differences of its slope."""
+    """The Hessian of −ln p, by forward differences of the slope."""
     slope = compiled_slope(model, sites, apart)
 
     def curvature(theta, phi, weight, share, scale, args) -> BlockHessian:
@@ -92,14 +92,14 @@ def _hessian(slope, at: Slope, theta, phi, weight, share, scale, args) -> BlockH
 def fisher(model: Model, sites: tuple[Site, ...], apart: bool):
     """Expected curvature of normal, Student-t and Poisson observations, exact one of the priors.
 
-    This curvature is never negative along an observation.  Where an observed site is of another
-    kind, the exact Hessian is returned.
+    This curvature is never negative along an observation.  If an observed site has another law, the
+    exact Hessian is returned.
     """
     expectations, prior = compiled_expectations(model, sites), compiled_prior(model, sites)
 
     def curvature(theta, phi, weight, share, scale, args) -> BlockHessian:
         args = jax.device_put(args)
-        slopes = _fisher_slopes(expectations, theta, phi, scale, args)
+        slopes = fisher_slopes(expectations, theta, phi, scale, args)
         if slopes is None:
             return exact(model, sites, apart)(theta, phi, weight, share, scale, args)
         used, k = (weight > 0)[:, None, None], theta.shape[1]
@@ -114,11 +114,14 @@ def fisher(model: Model, sites: tuple[Site, ...], apart: bool):
     return curvature
 
 
-def _fisher_slopes(expectations, theta, phi, scale, args) -> np.ndarray | None:
+def fisher_slopes(expectations, theta, phi, scale, args) -> np.ndarray | None:
     """(n, k + s, rows) S of which S Sᵀ is the information of each image's observations.
 
     Rows of an image: (location, ln scale) of each observed site in turn, each for all its
-    reflections, then ln ν of each.
+    reflections, then ln ν of each.  None where a site is neither normal, Student-t nor Poisson.
+
+    Args:
+        expectations: ``programs.compiled_expectations`` of the model.
     """
     (n, k), s = theta.shape, len(phi)
     found = expectations(theta, phi, args)
@@ -153,7 +156,7 @@ def _fisher_slopes(expectations, theta, phi, scale, args) -> np.ndarray | None:
         step[:, c] = along
         change = expected(expectations(theta + step[:, :k], phi + step[0, k:], args)) - here
         beyond = ~finite_rows(change)
-        if beyond.any():  # the other side of what an image's expectations are defined on
+        if beyond.any():  # expectations of an image are not defined there: step to the other side
             back = here - expected(expectations(theta - step[:, :k], phi - step[0, k:], args))
             change = np.where(beyond[:, None], back, change)
         slopes[:, c] = change / along * weight
@@ -202,7 +205,7 @@ def integral(model: Model, sites: tuple[Site, ...], apart: bool):
         image = np.array([here.image for here in found]) + 0.5 * np.sum(z**2, 1)[:, None]
         image = np.where(np.isfinite(image), image, -np.inf)
         of_images = np.logaddexp.reduce(image, axis=0)
-        # a point may be nowhere
+        # ln p may not be finite at a point
         of_point = np.where(np.isfinite(image), np.exp(image - of_images), 0.0)
         g_image, g_each = (
             np.array([getattr(here, name) for here in found]) for name in ("g_image", "g_each")
@@ -222,6 +225,6 @@ def integral(model: Model, sites: tuple[Site, ...], apart: bool):
 
 
 def _positive(curvature: np.ndarray) -> np.ndarray:
-    """Symmetric, with eigenvalues between ¼ and 4: what points in one place may say of another."""
+    """The symmetric part with eigenvalues limited to ¼ to 4, since few points are noisy."""
     values, vectors = np.linalg.eigh((curvature + np.swapaxes(curvature, 1, 2)) / 2)
     return (vectors * np.clip(values, 0.25, 4.0)[:, None]) @ np.swapaxes(vectors, 1, 2)

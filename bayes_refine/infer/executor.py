@@ -1,8 +1,8 @@
-"""Where the batches of a run are worked on: here, or by the processes of a cluster.
+"""Executors, which do the work on the batches of a run: in this process, or in others.
 
 The batches of a run are independent of each other.  An *item* is what the work on one batch needs:
-a place where its data lie (``util.store.Place``) and a few numbers.  The work on an item is a
-function of this item alone, so that it can be done anywhere, and again.
+the place of its data (``util.store.Place``) and a few numbers.  The work on an item is a function
+of this item alone, so that any process can do it, and can do it again.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class Shared(Protocol[T_co]):
-    """A value that many items need; pickled, it is the few bytes of where the value lies."""
+    """A value that many items need; pickled, it is only the place of the value."""
 
     def get(self) -> T_co:
-        """The value; the same object each time, in one process."""
+        """The value; in one process the same object each time."""
         ...
 
 
@@ -39,10 +39,14 @@ class Here(Generic[T]):
 
 
 class Executor(Protocol):
-    """Does the same work on many items, in any order and anywhere."""
+    """Does the same work on many items, in any order and in any process.
+
+    :class:`InProcess` is the simplest executor, and a base for others
+    (docs/how-to/new-executor.md).
+    """
 
     def share(self, value: T) -> Shared[T]:
-        """A value that the work on many items needs."""
+        """Keep a value that the work on many items needs."""
         ...
 
     def map(
@@ -55,23 +59,23 @@ class Executor(Protocol):
         """``work`` of each item, in the order of the items.
 
         Args:
-            work: a function of a module, or ``functools.partial`` of one; neither the function nor
-                an item is changed by the work.
+            work: a function of a module, or ``functools.partial`` of one; the work changes neither
+                the function nor an item.
             finished: called with the number of items that are done.
-            lost: of an item that ended the processes it was worked on, and why, gives what stands
-                in place of its result.
+            lost: called as ``lost(item, why)`` for an item that ended several processes; it
+                returns what replaces the result.
 
         Raises:
-            InputError: there is such an item, and no ``lost``.
+            InputError: an item ended several processes, and there is no ``lost``.
         """
         ...
 
     def reduce(
         self, work: Callable[[Any], tuple[Any, T]], items: Sequence[Any]
     ) -> tuple[Any, list[T]]:
-        """The sum of the first result of each item, and a list of the second results.
+        """The sum of the first results of all items, and a list of their second results.
 
-        Sums are those of :func:`tree_sum`, wherever they are made, to the last bit.
+        To the last bit the sum is that of :func:`tree_sum`, whichever process makes it.
         """
         ...
 
@@ -80,15 +84,15 @@ class Executor(Protocol):
         ...
 
     def summary(self) -> dict[str, Any]:
-        """What the work took, for ``summary.json``; nothing where nobody else worked."""
+        """What the work took, for ``summary.json``; empty if this process did it."""
         ...
 
 
 class InProcess:
-    """One item after the other, in this process.
+    """Does the work on one item after the other, in this process.
 
-    Not by threads: programs that two threads run on XLA's CPU client can wait for each other for
-    ever (seen with jaxlib 0.10.2 on two processors).  Processes of a cluster use more processors.
+    Threads are not used: programs that two threads run on XLA's CPU client can wait for each other
+    for ever (seen with jaxlib 0.10.2 on two processors).  A cluster uses several processors.
     """
 
     def share(self, value: T) -> Shared[T]:
@@ -127,8 +131,8 @@ IN_PROCESS = InProcess()
 def tree_sum(values: Sequence[Any]) -> Any:
     """The sum of trees of arrays, neighbours first: ((0 + 1) + (2 + 3)) + (4 + 5).
 
-    The sum of 2ᵖ neighbours, the first of them a multiple of 2ᵖ, is a part of the whole sum: sums
-    that were made in such groups are the same to the last bit.
+    The sum of 2ᵖ neighbours, of which the first has a number divisible by 2ᵖ, is a part of the
+    whole sum.  Sums that are made in such groups therefore agree to the last bit.
     """
     while len(values) > 1:
         pairs = [values[k : k + 2] for k in range(0, len(values), 2)]

@@ -1,8 +1,8 @@
-"""What a model expects of its observations, and how much these tell of it."""
+"""Expected location and scale of a model's observations, and their Fisher information."""
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
+from ..util.student_t import log_gamma_half_step
 from .density import Model, in_image_plate, prior_means, traced, unflatten
-from .sites import log_gamma_half_step
 
 
 def locations(model: Model, values: dict[str, np.ndarray], *args: Any) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def expected(fn: dist.Distribution) -> Expected | None:
         nu = jnp.reshape(fn.df, ())
         of_mean, of_scale = (nu + 1) / (nu + 3) / fn.scale**2, 2 * nu / (nu + 3)
         of_both = -2 * nu / ((nu + 1) * (nu + 3))
-        of_df = -(nu**2) * jax.grad(jax.grad(log_gamma_half_step))(nu)
+        of_df = -(nu**2) * jax.grad(jax.grad(partial(log_gamma_half_step, np_=jnp)))(nu)
         of_df -= nu * (nu + 5) / (2 * (nu + 1) * (nu + 3))
         return Expected(fn.loc, jnp.log(fn.scale), jnp.log(nu), of_mean, of_scale, of_both, of_df)
     if isinstance(fn, dist.Poisson):

@@ -76,7 +76,7 @@ def _mean_field_start(fit: Fit):
 
 
 def _mean_field_parts(parameters, axes: _Axes):
-    # Places move along the posterior's axes, not the family's; the family is the same.
+    # Means move along the axes of the posterior, not of the family; the family is the same.
     places = coloured(axes.frame, parameters["image_place"], parameters["shared_place"])
     widths = (
         axes.image_sd * jnp.exp(parameters["image_log_width"]),

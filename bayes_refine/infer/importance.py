@@ -54,7 +54,7 @@ class Nested:
         )
         return {name: np.asarray(value) for name, value in draw.items()}
 
-    def draws(self, rng: np.random.Generator, n_draws: int) -> dict[str, np.ndarray]:
+    def draws(self, n_draws: int, *, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Draws (n_draws, ...) by site without weights; draws of large weight appear repeatedly."""
         weights = np.exp(self.log_weights)
         rows = rng.choice(len(weights), n_draws, p=weights / weights.sum())
@@ -63,9 +63,9 @@ class Nested:
 
 def nested_draws(
     fit: Fit,
-    rng: np.random.Generator,
     model: Model,
     *args: Any,
+    rng: np.random.Generator,
     n_draws: int = 400,
     n_image: int = 100,
 ) -> Nested:
@@ -73,12 +73,12 @@ def nested_draws(
 
     Args:
         fit: of ``map_fit`` for the same model and ``args``.
-        n_draws: S, of the shared unknowns.  Half as many draws before say where their mean is,
+        n_draws: S, of the shared unknowns.  Half as many draws are made first to find their mean,
             which is not the joint mode: shared errors are larger with the images integrated out.
-        n_image: M, of each image for each of the S draws, drawn anew.  The noise of Z_i makes the
-            weights less even, but leaves them right.
+        n_image: M, number of draws of each image for each of the S draws.  The noise of Z_i makes
+            the weights less even, but not biased.
     """
-    weigh = partial(_weighted, fit, rng, model, args, n_image)
+    weigh = partial(_weighted, fit, model, args, n_image, rng=rng)
     frame = whitening(fit)
     before = weigh(frame, max(n_draws // 2, 1))
     step = np.exp(before.log_weights) @ before.shared - frame.shared
@@ -87,7 +87,9 @@ def nested_draws(
     )
 
 
-def _weighted(fit: Fit, rng, model, args, n_image: int, frame: Whitening, n_draws: int) -> Nested:
+def _weighted(
+    fit: Fit, model, args, n_image: int, frame: Whitening, n_draws: int, *, rng
+) -> Nested:
     """Draws about a frame's centre and their weights."""
     white = jnp.asarray(rng.standard_normal((n_draws, len(fit.shared))))
     keys = jax.random.split(jax.random.key(int(rng.integers(2**31))), n_draws)
@@ -117,7 +119,7 @@ def _weighted(fit: Fit, rng, model, args, n_image: int, frame: Whitening, n_draw
 
 @lru_cache(maxsize=8)
 def _compiled_one(model: Model, sites: tuple[Site, ...], n_image: int):
-    """For one φ: ln weights (M, n) of proposals, ln p of what is shared, and a draw weighted so."""
+    """For one φ: ln weights (M, n) of proposals, ln p of the shared priors, and a weighted draw."""
 
     @jax.jit
     def one(white, key, frame: Whitening, volume, args):

@@ -24,7 +24,7 @@ class Fit:
         sites: the unknowns, in the order of the columns below.
         image: (n, k) and shared: (s,), the mode, unconstrained.
         image_precision: (n, k, k), curvature of each image with the shared unknowns held.
-        border: (n, k, s), mixed curvature of an image's and the shared unknowns (``curvature``).
+        coupling: (n, k, s), mixed curvature of an image's and the shared unknowns (``curvature``).
         shared_covariance: (s, s), Laplace, the images' unknowns integrated out.
         distance: (n,) of each image's unknowns to the mode, in posterior sd (0 at the mode).
         shared_distance: distance of the shared unknowns to the mode, in posterior sd.
@@ -74,27 +74,27 @@ class Fit:
         return np.sqrt(np.diag(self.shared_covariance)[columns]).reshape(site.shape)
 
 
-def laplace_draws(fit: Fit, rng: np.random.Generator, n_draws: int) -> dict[str, np.ndarray]:
+def laplace_draws(fit: Fit, n_draws: int, *, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Draws (n_draws, ...) by site from the Laplace approximation, constrained.
 
     Draws are about the posterior mean where the fit knows the mean, else about the mode.  Shared
     unknowns are drawn from their marginal, each image's from its conditional given those, which is
     exact for a Gaussian with a block Hessian, in a time linear in the number of images.
 
-        draws = laplace_draws(run.fit, np.random.default_rng(0), 100)
+        draws = laplace_draws(run.fit, 100, rng=np.random.default_rng(0))
         draws["log_G"].shape  # (100, n, 1)
     """
-    off = _gaussian(rng, np.linalg.inv(fit.shared_covariance), (n_draws,))
+    off = _gaussian(np.linalg.inv(fit.shared_covariance), (n_draws,), rng=rng)
     slope = np.linalg.solve(fit.image_precision, fit.coupling)
     image = fit.image + fit.image_shift - np.einsum("nks,ds->dnk", slope, off)
-    image += _gaussian(rng, fit.image_precision, (n_draws,))
+    image += _gaussian(fit.image_precision, (n_draws,), rng=rng)
     shared = fit.shared + fit.shared_shift + off
     draw = jax.vmap(partial(unflatten, fit.sites))(jnp.asarray(image), jnp.asarray(shared))
     return {name: np.asarray(value) for name, value in draw.items()}
 
 
 def predictive_draws(
-    rng: np.random.Generator, model: Model, draws: dict[str, np.ndarray], *args: Any
+    model: Model, draws: dict[str, np.ndarray], *args: Any, rng: np.random.Generator
 ) -> Iterator[dict[str, tuple[np.ndarray, np.ndarray]]]:
     """For each draw, ln p of every observed site and a replicate of it: posterior predictive.
 
@@ -124,10 +124,9 @@ def _compiled_predictive(model: Model):
 
 
 def _replicate(fn: dist.Distribution, key: jax.Array) -> jax.Array:
-    """A draw; of a Student-t √(ν(U^(−2/ν) − 1))·cos 2πV with U, V uniform (Bailey 1994).
+    """A draw; from a Student-t √(ν(U^(−2/ν) − 1))·cos 2πV with U, V uniform (Bailey 1994).
 
-    That is exact, and much faster than a normal over the root of a gamma, which is drawn by
-    rejection.
+    This is exact, and much faster than a normal over the root of a gamma, which needs rejection.
     """
     base = fn
     while isinstance(base, dist.MaskedDistribution | dist.ExpandedDistribution):
@@ -140,7 +139,7 @@ def _replicate(fn: dist.Distribution, key: jax.Array) -> jax.Array:
     return base.loc + base.scale * radius * jnp.cos(2 * jnp.pi * v)
 
 
-def _gaussian(rng, precision, shape):
+def _gaussian(precision, shape, *, rng):
     """Draws (*shape, ..., k) of N(0, precision⁻¹)."""
     lower = np.linalg.cholesky(precision)
     white = rng.standard_normal((*shape, *precision.shape[:-1]))

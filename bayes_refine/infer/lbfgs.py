@@ -50,7 +50,7 @@ def minimise(
         promise = -0.5 * float(gradient @ direction)
         direction = np.clip(direction, -reach, reach)
         slope = float(gradient @ direction)
-        if slope >= 0:  # the pairs have become useless, or the limits turned it uphill
+        if slope >= 0:  # the pairs have become useless, or the limits turned the step uphill
             pairs.clear()
             direction = -precondition(gradient)
             promise = -0.5 * float(gradient @ direction)
@@ -85,7 +85,7 @@ def _two_loops(gradient, pairs, precondition):
         used.append(a)
         q = q - a * y
     q = precondition(q)
-    if pairs:  # as wide as the latest step says: the guess may be wrong by a factor throughout
+    if pairs:  # scaled by the latest step: the guess may be wrong by a common factor
         _, y, rho = pairs[-1]
         q = q / (rho * (y @ precondition(y)))
     for (s, y, rho), a in zip(pairs, reversed(used), strict=True):

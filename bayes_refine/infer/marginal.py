@@ -74,7 +74,7 @@ def marginal_fit(
     try:
         return _marginal_fit(model, args, fit, max_iterations, tolerance, progress)
     except np.linalg.LinAlgError as error:
-        progress.say(f"what the images share stays at the joint mode: {error}")
+        progress.say(f"the shared unknowns stay at the joint mode: {error}")
         return fit
 
 
@@ -116,7 +116,7 @@ def _marginal_fit(model, args, fit: Fit, max_iterations, tolerance, progress) ->
 
 
 def _known_curvature(search: Search, fit: Fit) -> BlockHessian | Curvature:
-    """The curvature of a fit, as a search has it; of a fit that does not know it, a new one."""
+    """The block Hessian of a fit; it is computed if the fit does not contain it."""
     if fit.shared_precision is None:
         return differences.exact
     blocks, coupling = (search.data.padded(x) for x in (fit.image_precision, fit.coupling))
@@ -129,7 +129,7 @@ def _known_curvature(search: Search, fit: Fit) -> BlockHessian | Curvature:
 
 
 class _Frame(NamedTuple):
-    """Where an image's points lie, and how its unknowns follow the shared ones, n images.
+    """The points of n images, and how the images' unknowns follow the shared unknowns.
 
     Attributes:
         factor: (n, k, k) lower triangular L of LLᵀ, the inverse of an image's curvature.
@@ -168,8 +168,8 @@ class _Frame(NamedTuple):
 def _climb(search, state: State, here: Look, frame: _Frame, limits, progress):
     """Steps uphill in the marginal density.
 
-    Quasi-Newton steps (BFGS) from the joint density's curvature, halved where the density falls.
-    The points of each step say where those of the next one are to lie.
+    These are quasi-Newton steps (BFGS) from the curvature of the joint density, halved where the
+    density falls.  The points of each step determine the points of the next step.
 
     Returns:
         The state, its distance to the mode in posterior sd, the number of steps, and the marginal
@@ -237,7 +237,7 @@ def _by_batch(
 
 
 def _bfgs(inverse: np.ndarray, step: np.ndarray, change: np.ndarray) -> np.ndarray:
-    """The inverse curvature that knows how the slope changed along a step."""
+    """The inverse curvature after an update with the change of the slope along a step."""
     curved = float(step @ change)
     if not curved > 0:
         return inverse

@@ -15,10 +15,10 @@ from ..util.progress import SILENT, Listener
 from . import differences
 from .density import Model
 from .laplace import Fit
-from .search import Curvature, Search, fit_at
+from .search import Curvature, Look, Search, State, fit_at
 
-SERVES = 0.9  # of the distance is left after a step: then a new curvature, which costs ten steps
-COST = 10  # steps that the exact Hessian costs: taken near the mode where more steps are left
+SERVES = 0.9  # of the distance left after a step: with more, a new curvature (ten steps' time) pays
+COST = 10  # steps that the exact Hessian costs: near the mode it pays where more steps are left
 
 
 def map_fit(
@@ -58,34 +58,59 @@ def map_fit(
         InputError: the model has no latent site, or one in a plate other than ``image``.
     """
     search = Search(model, args, init or {})
-    state = trusted = search.start
-    here, before, iteration = search.look(state, curvature), np.inf, 0
-    while True:
-        images_far = float(np.quantile(here.steps.distance[: search.n_images], 1 - stragglers))
-        far = images_far if stragglers else max(images_far, here.steps.shared_distance)
-        is_last = far < tolerance or iteration == max_iterations
-        renew, best = None, differences.exact if exact else curvature
-        near = bool(exact) and far < 1.0  # there the exact Hessian leads straight to the mode
-        if is_last and exact != "near" and here.curvature is not best:
-            renew = best  # by the new curvature the mode may be further
-        elif not is_last and here.curvature is None:
-            slow = far > SERVES * before or (
-                near and np.log(far / tolerance) > COST * np.log(before / far)
-            )
-            renew = (differences.exact if near else curvature) if slow else None
-        if renew is not None:  # a step that failed with the old curvature may succeed now
-            state = state._replace(
-                damping=np.minimum(state.damping, trusted.damping),
-                shared_damping=min(state.shared_damping, trusted.shared_damping),
-            )
-            here = search.look(state, renew, here.slope)
-            continue
+    final = differences.exact if exact else curvature
+
+    def distance(here: Look) -> float:
+        """Posterior sd to the mode, of the furthest image that counts or the shared unknowns."""
+        of_images = here.steps.distance[: search.n_images]
+        if stragglers:
+            return float(np.quantile(of_images, 1 - stragglers))
+        return max(float(of_images.max()), here.steps.shared_distance)
+
+    def is_near(here: Look) -> bool:
+        """Whether the exact Hessian leads straight to the mode."""
+        return bool(exact) and distance(here) < 1.0
+
+    def is_slow(here: Look, before: float) -> bool:
+        """Whether a new curvature would save time, the last step having begun at ``before``."""
+        far = distance(here)
+        saves = is_near(here) and np.log(far / tolerance) > COST * np.log(before / far)
+        return far > SERVES * before or saves
+
+    def is_last(here: Look, iteration: int) -> bool:
+        return distance(here) < tolerance or iteration == max_iterations
+
+    state = fresh = search.start  # ``fresh``: where the last step with a new curvature led
+    here, before = search.look(state, curvature), np.inf
+    for iteration in range(max_iterations + 1):
+        is_old = here.curvature is None
+        if is_old and not is_last(here, iteration) and is_slow(here, before):
+            state = _eased(state, fresh)
+            here = search.look(state, differences.exact if is_near(here) else curvature, here.slope)
+        if exact != "near" and here.curvature is not final and is_last(here, iteration):
+            # by the final curvature the mode may be further: then the search goes on
+            state = _eased(state, fresh)
+            here = search.look(state, final, here.slope)
         progress.update(
-            None, f"Newton step {iteration}: ln p {here.slope.log_density:.2f}, {far:.2g} sd to go"
+            None,
+            f"Newton step {iteration}: ln p {here.slope.log_density:.2f}, "
+            f"{distance(here):.2g} sd to go",
         )
-        if is_last:
-            return fit_at(search, state, here, iteration, tolerance)
-        (state, slope), before, iteration = search.step(state, here), far, iteration + 1
+        if is_last(here, iteration):
+            break
+        before = distance(here)
+        state, slope = search.step(state, here)
         if here.curvature is not None:
-            trusted = state
+            fresh = state
         here = search.look(state, here.block_hessian, slope)
+    return fit_at(search, state, here, iteration, tolerance)
+
+
+def _eased(state: State, fresh: State) -> State:
+    """A state with no more damping than ``fresh``: steps that failed by the old curvature may
+    succeed by the new one.
+    """
+    return state._replace(
+        damping=np.minimum(state.damping, fresh.damping),
+        shared_damping=min(state.shared_damping, fresh.shared_damping),
+    )

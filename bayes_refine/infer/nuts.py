@@ -53,9 +53,9 @@ class Chains:
 
 def nuts_fit(
     fit: Fit,
-    rng: np.random.Generator,
     model: Model,
     *args: Any,
+    rng: np.random.Generator,
     n_chains: int = 4,
     n_draws: int = 1000,
     n_warmup: int = 500,
@@ -69,7 +69,7 @@ def nuts_fit(
     as the Laplace approximation and run together (vectorised).
 
         rng = np.random.default_rng(0)
-        chains = nuts_fit(run.fit, rng, run.problem.model, run.observations, run.priors)
+        chains = nuts_fit(run.fit, run.problem.model, run.observations, run.priors, rng=rng)
         print(chains.message)
 
     Args:
@@ -90,7 +90,7 @@ def nuts_fit(
     init, sample = hmc(potential_fn_gen=potential, algo="NUTS")
     keys = jax.random.split(jax.random.key(int(rng.integers(2**31))), n_chains)
     energies = jax.jit(lambda z, frame, args: jax.vmap(potential(frame, args))(z))
-    start = _starts(rng, fit, n_chains, lambda z: energies(z, frame, args))
+    start = _starts(fit, n_chains, lambda z: energies(z, frame, args), rng=rng)
     settings = {
         "num_warmup": n_warmup,
         "target_accept_prob": TARGET_ACCEPT,
@@ -154,7 +154,7 @@ def nuts_fit(
     )
 
 
-def _starts(rng, fit: Fit, n_chains: int, energies):
+def _starts(fit: Fit, n_chains: int, energies, *, rng):
     """White starts (c, n, k) and (c, s), moved to the mode until the density is finite."""
     shapes = (n_chains, *fit.image.shape), (n_chains, *fit.shared.shape)
     z = tuple(jnp.asarray(SPREAD * rng.standard_normal(shape)) for shape in shapes)

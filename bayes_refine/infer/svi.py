@@ -53,7 +53,7 @@ class GuideFit:
     message: str
     seconds: float
 
-    def draws(self, rng: np.random.Generator, n_draws: int) -> dict[str, np.ndarray]:
+    def draws(self, n_draws: int, *, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Draws (n_draws, ...) by site from the guide, constrained."""
         keys = jax.random.split(jax.random.key(int(rng.integers(2**31))), n_draws)
 
@@ -84,9 +84,9 @@ class Ascent:
 
 def svi_fit(
     fit: Fit,
-    rng: np.random.Generator,
     model: Model,
     *args: Any,
+    rng: np.random.Generator,
     guide: Guide = structured,
     batch: int | None = None,
     ascent: Ascent | None = None,
@@ -103,8 +103,8 @@ def svi_fit(
     The parameters are averages over the last two stretches.
 
         rng = np.random.default_rng(0)
-        found = svi_fit(run.fit, rng, run.problem.model, run.observations, run.priors)
-        draws = found.draws(rng, 1000)
+        found = svi_fit(run.fit, run.problem.model, run.observations, run.priors, rng=rng)
+        draws = found.draws(1000, rng=rng)
 
     Args:
         fit: of ``map_fit`` for the same model and ``args``; the guide's start and its metric.
@@ -124,7 +124,7 @@ def svi_fit(
     parts = partial(_parts, args) if on_disk else lambda: iter([_all(fit, args)])
     levels = _levels(model, fit, parts())
     if on_disk:
-        walk = _walk_on_disk(model, fit.sites, guide, how.particles, frame, levels, args, rng)
+        walk = _walk_on_disk(model, fit.sites, guide, how.particles, frame, levels, args, rng=rng)
     else:
         walk = _walk_in_memory(model, fit, guide, how.particles, frame, levels, args, batch)
     state, rate = Adam(how.learning_rate).init(parameters), how.learning_rate
@@ -309,7 +309,7 @@ def _walk_in_memory(model, fit: Fit, guide, particles, frame, levels, args, batc
     return lambda state, rate, keys: walk(state, rate, keys, frame, levels, args)
 
 
-def _walk_on_disk(model, sites, guide, particles, frame, levels, args, rng):
+def _walk_on_disk(model, sites, guide, particles, frame, levels, args, *, rng):
     """A stretch of steps, each on one part that is read for it; every part once in each turn."""
     count = len(args[0].parts)
     turn: list[int] = []

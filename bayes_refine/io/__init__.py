@@ -1,1 +1,1 @@
-"""Readers and writers: one file a format, plain arrays out."""
+"""Readers and writers of files: one module for each format; readers return plain arrays."""

@@ -1,4 +1,4 @@
-"""The boundary to the libraries that read files: whatever they raise becomes one sentence."""
+"""The boundary to the libraries that read files: any exception of theirs becomes one sentence."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from typing import IO, Any
 
 from ..util.errors import InputError
 
-_SAID = 200  # characters of a library's own words that are passed on
+_SAID = 200  # characters of a library's own message that are shown
 _PACKED: dict[bytes, Any] = {b"BZh": bz2.open, b"\x1f\x8b": gzip.open}
 
 
 @contextmanager
 def refusing(path: Path, what: str = "an image") -> Iterator[None]:
-    """Turn whatever is raised while ``path`` is read as ``what`` into an :class:`InputError`.
+    """Turn any exception raised while ``path`` is read as ``what`` into an :class:`InputError`.
 
-    Libraries that decode foreign files raise anything (``RuntimeError``, ``OSError``,
-    ``UnicodeDecodeError``, ``zlib.error``, ``struct.error``, …); which of them says nothing to a
-    user, that the file is damaged does.
+    Libraries that decode files of other programs raise exceptions of any type (``RuntimeError``,
+    ``OSError``, ``UnicodeDecodeError``, ``zlib.error``, ``struct.error``, …).  The type does not
+    help a user, but to know that the file is damaged does.
 
     Raises:
-        InputError: in place of any other exception; one that is an ``InputError`` is kept.
+        InputError: in place of any other exception; an ``InputError`` passes unchanged.
     """
     try:
         yield
@@ -44,9 +44,9 @@ def refusing(path: Path, what: str = "an image") -> Iterator[None]:
 
 
 def regular_file(path: Path) -> bool:
-    """Whether ``path`` is a file that can be read: no folder, and no pipe, which would block.
+    """Whether ``path`` is a regular file: a folder is none, nor a pipe, which would block.
 
-    A path that the operating system refuses (too long, with a NUL) is none.
+    A path that the operating system refuses (too long, or with a NUL) is none either.
     """
     try:
         return path.is_file()
@@ -55,7 +55,7 @@ def regular_file(path: Path) -> bool:
 
 
 def head(path: Path, n: int) -> bytes:
-    """The first ``n`` bytes of a file, as they are stored.
+    """The first ``n`` bytes of a file as stored, not unpacked.
 
     Raises:
         InputError: the file cannot be read.
@@ -70,10 +70,10 @@ def packed(start: bytes) -> bool:
 
 
 def content(path: Path, limit: int) -> bytes:
-    """The bytes of a file, unpacked where it is compressed with bz2 or gz.
+    """The bytes of a file, unpacked if it is compressed with bz2 or gz.
 
     Args:
-        limit: bytes; no more than these are ever held in memory, whatever a small file unpacks to.
+        limit: largest number of bytes that is unpacked into memory.
 
     Raises:
         InputError: the file holds more than ``limit``, or is damaged.

@@ -1,7 +1,8 @@
-"""Images of CBF files: PILATUS and EIGER (byte offset), and CBFlib's packed ones (CSPAD, Rayonix).
+"""Images in CBF files: byte-offset (PILATUS, EIGER) and packed by CBFlib (CSPAD, Rayonix).
 
-The headers of the binary sections are checked here before anything is unpacked: fabio waits for
-ever for the end of one that is cut.  A file of several sections is one image of several panels.
+This module checks the headers of the binary sections before it unpacks anything: fabio would wait
+for ever for the end of a section that is cut short.  A file with several sections is one image of
+several panels.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .image_shape import ImageShape
 
 _MARK = b"--CIF-BINARY-FORMAT-SECTION--"
 _START = b"\x0c\x1a\x04\xd5"
-_MOST_HEADER = 2**16  # bytes of one section's
+_MOST_HEADER = 2**16  # bytes of the header of one section
 _TYPES = {
     "unsigned 8-bit integer": "u1",
     "signed 8-bit integer": "i1",
@@ -60,8 +61,8 @@ def read_cbf(path: Path, shape: ImageShape, data: bytes) -> np.ndarray:
         path: the file's name. data: its content, unpacked.
 
     Raises:
-        InputError: the file is damaged, cut, compressed in a way unknown, or has not the
-            detector's shape.
+        InputError: the file is damaged, cut short, compressed in an unknown way, or does not have
+            the shape of the detector.
     """
     with refusing(path):
         sections = _sections(data, path)
@@ -81,7 +82,7 @@ def _sections(data: bytes, path: Path) -> list[_Section]:
     while at >= 0:
         begin = data.find(_START, at, at + _MOST_HEADER)
         if begin < 0:
-            if data[at + len(_MARK) : at + len(_MARK) + 2] == b"--":  # the end of the one before
+            if data[at + len(_MARK) : at + len(_MARK) + 2] == b"--":  # end of the previous section
                 at = data.find(_MARK, at + len(_MARK))
                 continue
             raise InputError(f"{path} cannot be read as an image: it is cut short; copy it anew")
@@ -96,7 +97,7 @@ def _sections(data: bytes, path: Path) -> list[_Section]:
 
 
 def _section(data: bytes, at: int, begin: int, path: Path) -> tuple[_Section, int]:
-    """The section whose header is data[at:begin], and where it ends."""
+    """The section whose header is data[at:begin], and the position of its end."""
     header = data[at:begin].decode("ascii", errors="replace")
     keys = {
         k.lower(): v.strip() for k, v in re.findall(r"^\s*([\w-]+):[ \t]*(.*?)\s*$", header, re.M)
@@ -160,14 +161,14 @@ def _md5(data: memoryview) -> str:
 
 def _cbflib() -> Any:
     with warnings.catch_warnings():
-        # its wrapper is of before Python 3.12, and crashes where that warning is an error
+        # the wrapper of CBFlib warns on Python 3.12, and crashes where the warning is an error
         warnings.simplefilter("ignore")
         import pycbf
     return pycbf
 
 
 def _by_cbflib(section: _Section, n: int, path: Path) -> np.ndarray:
-    """Unpacked by CBFlib, from a file of this section alone, whose header is known to be sound."""
+    """Unpack a section with CBFlib, from a file of this section alone with a header known good."""
     count = int.from_bytes(section.data[:8], "little") if len(section.data) >= 32 else -1
     if section.compression != "x-cbf_canonical" and count != n:
         raise InputError(

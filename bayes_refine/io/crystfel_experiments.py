@@ -1,4 +1,4 @@
-"""Indexed stills of a CrystFEL stream, as ``fit`` takes them: images, geometry, orientations."""
+"""Indexed stills from a CrystFEL stream, for ``fit``: images, geometry, orientations."""
 
 from __future__ import annotations
 
@@ -27,19 +27,20 @@ def experiments_of_stream(
     geometry_file: str | Path | None = None,
     growing: bool = False,
 ) -> Experiments:
-    """The crystals of a stream that were indexed, a still each.
+    """Read the indexed crystals of a stream; each becomes a still.
 
-    Orientations, photon energy and camera length are those of each image; the detector is moved by
-    each crystal's own ``det_shift``.  Image files are looked for where the stream says, relative to
-    its folder or to the present one.
+    Each image has its own orientation, photon energy and camera length; each crystal's
+    ``det_shift`` moves the detector.  Image files are looked for where the stream says, relative to
+    the folder of the stream or to the current folder.
 
     Args:
-        space_group: of the crystals; a stream has none.
-        geometry_file: a ``.geom`` in place of the stream's own.
+        space_group: of the crystals; a stream does not state one.
+        geometry_file: a ``.geom`` file to use instead of the geometry in the stream.
         growing: as of ``read_stream``.
 
     Raises:
-        InputError: no stream, no geometry, no crystal, or panels that lie in no one array.
+        InputError: the file is no stream, it has no geometry or no crystal, or its panels do not
+            lie in one array.
     """
     path = Path(path)
     header, chunks = read_stream(path, growing)
@@ -67,7 +68,7 @@ def experiments_of_stream(
                 detectors[place] = replace(detector, raw_image_offset=offsets)
             stills.append(
                 Still(
-                    identifier="",  # named below, each differently
+                    identifier="",  # set below, where all crystals are known
                     image_path=image,
                     frame=chunk.frame,
                     beam=beam,
@@ -82,10 +83,10 @@ def experiments_of_stream(
 
 
 def geometry_of_stream(path: Path, text: str, geometry_file: str | Path | None = None) -> Geometry:
-    """The geometry of a ``.geom`` file, or the stream's own.
+    """The geometry of a ``.geom`` file if one is given, else the geometry in the stream.
 
     Raises:
-        InputError: neither is there.
+        InputError: there is neither.
     """
     if geometry_file is not None:
         file = Path(geometry_file)
@@ -103,7 +104,7 @@ def geometry_of_stream(path: Path, text: str, geometry_file: str | Path | None =
 def usable_of_stream(
     experiments: Experiments, geometry_file: str | Path | None = None
 ) -> np.ndarray | None:
-    """(P, ny, nx) bool, pixels that the masks and bad regions of a stream's geometry leave."""
+    """(P, ny, nx) bool, the pixels outside the masks and bad regions of a stream's geometry."""
     path = experiments.path
     geometry = geometry_of_stream(path, read_stream(path)[0].geometry, geometry_file)
     folder = path.parent if geometry_file is None else Path(geometry_file).parent
@@ -111,14 +112,15 @@ def usable_of_stream(
 
 
 def usable_pixels(geometry: Geometry, folder: Path, image: Path | None = None) -> np.ndarray | None:
-    """(P, ny, nx) bool, pixels that the geometry's masks and regions leave; None for all.
+    """(P, ny, nx) bool, the pixels outside the geometry's masks and bad regions; None for all.
 
     Args:
-        folder: that mask files are relative to. image: file of masks without one of their own;
-            the first mask stands for all frames.
+        folder: base of relative paths of mask files.
+        image: image file that holds the masks for which the geometry names no file; of one mask a
+            frame, the first is taken for all frames.
 
     Raises:
-        InputError: a mask file that cannot be read, or has not the size of the array.
+        InputError: a mask file cannot be read, or does not have the size of the array.
     """
     shape = np.max([p.shape for p in geometry.panels], axis=0)
     good = np.ones((len(geometry.panels), *shape), bool)
@@ -134,7 +136,7 @@ def usable_pixels(geometry: Geometry, folder: Path, image: Path | None = None) -
                 continue
             (y0, y1), (x0, x1) = panel.ss_range, panel.fs_range
             index = tuple(int(a) for a in panel.axes if a.isdigit())
-            while array.ndim > 2:  # frames first, then the panels of a stack
+            while array.ndim > 2:  # take the first of an axis of frames
                 at = index[-(array.ndim - 2)] if len(index) >= array.ndim - 2 else 0
                 array = array[at]
             if array.shape[0] < y1 or array.shape[1] < x1:
@@ -169,7 +171,7 @@ def _energy(chunk: Chunk, geometry: Geometry) -> float:
 
 
 def _camera(chunk: Chunk, geometry: Geometry, mean_offset: float) -> float:
-    """``clen`` of an image, m; the stream's average camera length is of the panels."""
+    """``clen`` of an image, m, from the stream's average camera length, which is of the panels."""
     if geometry.camera_length_m.known and geometry.camera_length_m.value > 0:
         return geometry.camera_length_m.value
     if chunk.camera_length_m > 0:
@@ -184,10 +186,10 @@ def _image(name: str, stream: Path) -> Path:
 
 
 def _offsets(geometry: Geometry) -> tuple[tuple[int, int], ...]:
-    """(x, y) of each panel's first pixel in its array; all 0 for a stack of panels.
+    """(x, y) of each panel's first pixel in its array; all 0 if the array has an axis of panels.
 
     Raises:
-        InputError: panels of several data sets, or both tiles and a stack.
+        InputError: panels lie in several data sets, or are tiles of several arrays.
     """
     panels = geometry.panels
     if len({p.data for p in panels}) > 1:

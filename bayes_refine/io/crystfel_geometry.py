@@ -1,8 +1,8 @@
 """CrystFEL geometry files (``.geom``): panels, beam, masks, where pixels lie in a data file.
 
-As CrystFEL 0.12's manual page ``crystfel_geometry(5)`` has it; the grammar is in
-``crystfel_geometry_text``.  Laboratory frame: z along the beam, y up, x completes a right-handed
-set.
+The format is that of the manual page ``crystfel_geometry(5)`` of CrystFEL 0.12; its grammar is in
+``crystfel_geometry_text``.  In the lab frame z points along the beam and y up; x completes a
+right-handed set.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ HC_EV_ANGSTROM = 12398.419843320026  # h·c/e, eV·Å (CODATA 2018, exact)
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number, or the place in an image file where the number is.
+    """A number, or the place in an image file where the number is found.
 
     Attributes:
-        value: the number in the unit of the attribute that holds it; NaN where ``path`` says.
-        path: of a value, or of one value a frame, in the image file; "" for a number.
-        factor: what the file's number is multiplied by.
+        value: the number, in the unit of the attribute that holds the quantity; NaN if it is in
+            the image file.
+        path: path in the image file of one number, or of one a frame; "" if ``value`` is known.
+        factor: multiplies the number in the image file.
     """
 
     value: float = float("nan")
@@ -33,7 +34,7 @@ class Quantity:
 
     @property
     def known(self) -> bool:
-        """Whether the value needs no image file."""
+        """Whether the value is known without the image file."""
         return not self.path
 
 
@@ -42,7 +43,7 @@ class Mask:
     """A mask of CrystFEL: a pixel is bad if it has a bad bit, or lacks a good one.
 
     Attributes:
-        path: data set, of the array or of one panel. file: "" for the image's own.
+        path: data set, of the array or of one panel. file: of the mask; "" for the image file.
         good, bad: bits.
     """
 
@@ -57,15 +58,15 @@ class Panel:
     """One panel.
 
     Attributes:
-        name: of the file. corner_px: (2,) lab x and y of the outer corner of its first pixel, in
-            its pixels. fs, ss: (3,) lab direction of a step of one pixel, in pixels.
-        per_metre: pixels in a metre. offset_m: z beyond the camera length.
+        name: in the file. corner_px: (2,) lab x and y of the outer corner of the panel's first
+            pixel, in pixels. fs, ss: (3,) lab vector of a step of one pixel, in pixels.
+        per_metre: pixels in a metre. offset_m: added to the camera length, along z.
         fs_range, ss_range: first pixel and the one after the last, in the data array.
-        data: path in the image file, "" where not said; ``%`` stands for a frame's own name.
+        data: path in the image file, "" if the geometry has none; ``%`` is a part of the event.
         dims: for each axis of the array "%" (frame), "ss", "fs" or an index.
-        adu_per_photon: NaN where not said; adu_per_ev likewise.
-        max_adu: trusted up to; less, more, equal: values of bad pixels, NaN for none.
-        edge: bad pixels along each edge. unused: whether all its pixels are bad.
+        adu_per_photon, adu_per_ev: gain; NaN if the geometry has none.
+        max_adu: largest trusted value. less, more, equal: values of bad pixels, NaN for none.
+        edge: number of bad pixels along each edge. unused: whether all pixels are bad.
         masks: by number.
     """
 
@@ -96,19 +97,18 @@ class Panel:
 
     @property
     def axes(self) -> list[str]:
-        """What each axis of the data array is; ss and fs where the file says nothing."""
+        """What each axis of the data array is; ss and fs by default."""
         said = dict(self.dims)
         return [said.get(k, "") for k in range(max(said, default=-1) + 1)] or ["ss", "fs"]
 
 
 @dataclass(frozen=True)
 class BadRegion:
-    """A rectangle of bad pixels: of a panel's array (``fs``/``ss``), or of the laboratory's x
-    and y in pixels.
+    """A rectangle of bad pixels, in a panel's ``fs`` and ``ss`` or in lab x and y (pixels).
 
     Attributes:
-        panel: name, or "" for every panel. low, high: (2,) of fs and ss, or of x and y, both ends
-            bad. in_lab: whether x and y are meant.
+        panel: name, or "" for every panel. low, high: (2,) of fs and ss, or of x and y; both ends
+            are bad. in_lab: whether the rectangle is in x and y.
     """
 
     panel: str = ""
@@ -119,16 +119,16 @@ class BadRegion:
 
 @dataclass(frozen=True)
 class Geometry:
-    """What a ``.geom`` file says.
+    """The content of a ``.geom`` file.
 
     Attributes:
         panels: in the file's order. camera_length_m: z of the detector.
-        wavelength: Å, where ``is_energy`` is false; else the photon energy, eV.
+        wavelength: Å; if ``is_energy``, the photon energy in eV instead.
         is_energy: whether ``wavelength`` is an energy.
-        bandwidth: rms fraction, 0 where not said.
+        bandwidth: rms fraction, 0 if the file has none.
         shift_m: of the whole detector along x and y.
-        bad: regions. source: file, for messages.
-        groups: number of the group that each panel moves with; empty where each is its own.
+        bad: bad regions. source: name of the file, for messages.
+        groups: number of the group that each panel moves with; empty if each moves by itself.
     """
 
     panels: tuple[Panel, ...]
@@ -144,11 +144,11 @@ class Geometry:
     def detector(
         self, camera_length_m: float, energy_ev: float, shift_mm: tuple[float, float] = (0.0, 0.0)
     ) -> Detector:
-        """The panels in the laboratory, for one image.
+        """The detector of one image, in the lab frame.
 
         Args:
-            camera_length_m, energy_ev: of the image. shift_mm: of its crystal's own refinement
-                (``predict_refine/det_shift``), added to x and y.
+            camera_length_m, energy_ev: of the image. shift_mm: added to x and y, as CrystFEL's
+                refinement found it for this crystal (``predict_refine/det_shift``).
         """
         shape = np.array([p.shape for p in self.panels])
         step = np.array([[p.fs, p.ss] for p in self.panels])  # (P, 2, 3), pixels
@@ -187,7 +187,7 @@ def _gain(panel: Panel, energy_ev: float) -> float:
 
 
 def _rectangles(panel: Panel, bad: tuple[BadRegion, ...]) -> Iterator[tuple[int, int, int, int]]:
-    """(x0, y0, x1, y1) of bad pixels in the panel's own pixels, ends left out."""
+    """Rectangles (x0, y0, x1, y1) of bad pixels, in pixels of the panel, upper ends excluded."""
     ny, nx = panel.shape
     if panel.unused:
         yield 0, 0, nx, ny
@@ -204,7 +204,7 @@ def _rectangles(panel: Panel, bad: tuple[BadRegion, ...]) -> Iterator[tuple[int,
 
 
 def lab_region_mask(geometry: Geometry, panel: Panel) -> np.ndarray:
-    """(ny, nx) bool: pixels whose centres lie in a bad region of the laboratory's x and y."""
+    """(ny, nx) bool: pixels whose centres lie in a bad region that is given in lab x and y."""
     y, x = np.mgrid[: panel.shape[0], : panel.shape[1]] + 0.5
     lab_x = panel.corner_px[0] + x * panel.fs[0] + y * panel.ss[0]
     lab_y = panel.corner_px[1] + x * panel.fs[1] + y * panel.ss[1]

@@ -1,7 +1,7 @@
-"""The grammar of CrystFEL geometry files, read into a :class:`Geometry`.
+"""Parse the text of CrystFEL geometry files into a :class:`Geometry`.
 
-``name = value`` and ``panel/name = value``; a value without a panel holds for panels that are
-mentioned later (``crystfel_geometry(5)`` of CrystFEL 0.12).
+Lines are ``name = value`` or ``panel/name = value``; a value without a panel holds for all panels
+that the file mentions later (``crystfel_geometry(5)`` of CrystFEL 0.12).
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from ..util.errors import InputError
 from .crystfel_geometry import BadRegion, Geometry, Mask, Panel, Quantity
 from .crystfel_groups import groups_of, is_group
 
-RESERVED = ("bad", "group", "rigid_group")  # no panel's name begins with one of these
+RESERVED = ("bad", "group", "rigid_group")  # a name that begins so is no panel
 N_MASKS = 8
 _VECTOR = re.compile(r"([+-]?[\d.]*(?:[eE][+-]?\d+)?)\s*([xyz])")
 
 
 def parse_geometry(text: str, source: str = "the geometry") -> Geometry:
-    """A :class:`Geometry` of the text of a ``.geom`` file.
+    """Parse the text of a ``.geom`` file.
 
     Raises:
-        InputError: a line that is none of the grammar's, a value of the wrong kind, no panel, or
-            a panel without its place, size or range of pixels.
+        InputError: a line is not ``name = value``, a value is of the wrong kind, there is no panel,
+            or a panel lacks its place, size or range of pixels.
     """
     default, panels, bad = Panel(name=""), {}, {}  # type: ignore[var-annotated]
     whole: dict[str, str] = {}
@@ -107,8 +107,8 @@ _RANGES = {"min_fs": ("fs_range", 0), "max_fs": ("fs_range", 1)} | {
 
 
 def _with(panel: Panel, name: str, value: str) -> Panel:
-    """The panel with one line of the file; a name that concerns neither geometry nor pixels is
-    passed over.
+    """The panel after one line of the file; names that concern neither geometry nor pixels are
+    ignored.
     """
     if name in _NUMBERS:
         return replace(panel, **{_NUMBERS[name]: float(value)})  # type: ignore[arg-type]
@@ -159,7 +159,7 @@ def _with_mask(panel: Panel, number: int, what: str, value: str) -> Panel:
 
 
 def _vector(value: str) -> tuple[float, float, float]:
-    """(x, y, z) of ``-0.001x +0.9999y``."""
+    """(x, y, z) of a direction written as ``-0.001x +0.9999y``."""
     found = {"x": 0.0, "y": 0.0, "z": 0.0}
     text = value.replace(" ", "")
     if not re.fullmatch(rf"(?:{_VECTOR.pattern})+", text):
@@ -175,7 +175,7 @@ def _split_unit(value: str) -> tuple[str, str]:
 
 
 def _length(value: str, unit_of_path: str) -> Quantity:
-    """Metres; of a place in a file without a unit ``unit_of_path``."""
+    """A length in metres; one in an image file is in ``unit_of_path`` unless it has a unit."""
     number, unit = _split_unit(value)
     if not number:
         return Quantity()
@@ -188,7 +188,7 @@ def _length(value: str, unit_of_path: str) -> Quantity:
 
 
 def _wavelength(whole: dict[str, str]) -> tuple[Quantity, bool]:
-    """Å of ``wavelength``, eV of ``photon_energy``; and whether it is an energy."""
+    """``wavelength`` in Å or ``photon_energy`` in eV, and whether it is the energy."""
     if "electron_voltage" in whole:
         raise ValueError("electron_voltage: electron diffraction is not what this program models")
     for key, units in (

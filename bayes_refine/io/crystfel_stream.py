@@ -1,7 +1,7 @@
-"""CrystFEL streams (``.stream``, also ``.gz``): one chunk an image, read one at a time.
+"""CrystFEL streams (``.stream``, also ``.gz``): a chunk for each image, read one at a time.
 
-Format 2.3 as ``libcrystfel/src/stream.c`` of CrystFEL 0.12 writes it.  Reciprocal axes are in the
-laboratory frame of the geometry file (z along the beam, y up).
+The format is 2.3, as ``libcrystfel/src/stream.c`` of CrystFEL 0.12 writes it.  Reciprocal axes are
+in the lab frame of the geometry file (z along the beam, y up).
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _VALUE = re.compile(rf"(\w+) = {_NUMBER}")
 
 @dataclass(frozen=True)
 class StreamHeader:
-    """What stands before the first chunk.
+    """The part of a stream before the first chunk.
 
     Attributes:
-        version: of the format. geometry, cell: text of the geometry and unit-cell files, "" where
-            the stream has none. source: file.
+        version: of the format. geometry, cell: text of the geometry and unit-cell files, "" if the
+            stream has none. source: the file.
     """
 
     version: str
@@ -52,12 +52,12 @@ class StreamHeader:
 
 @dataclass(frozen=True)
 class IntegratedReflections:
-    """The table of one crystal, n reflections.
+    """The n integrated reflections of one crystal.
 
     Attributes:
         hkl: (n, 3) int32. intensity, sigma, peak, background: (n,) detector units.
-        array_px: (n, 2) predicted place, fast and slow, in the data array (not the panel);
-            0.5 is the middle of its first pixel. panel: (n,) names.
+        array_px: (n, 2) predicted centre, fast and slow, in the data array (not the panel);
+            0.5 is the middle of the first pixel. panel: (n,) names.
     """
 
     hkl: np.ndarray
@@ -77,11 +77,11 @@ class StreamCrystal:
     """One crystal of an image.
 
     Attributes:
-        A: (3, 3) columns a*, b*, c*, Å⁻¹, laboratory. lattice_type, centering, unique_axis: as
-            the stream says, "" where it does not.
-        shift_mm: (x, y) of the detector, added to its corners for this crystal alone.
-        profile_radius: Å⁻¹, resolution_limit: Å⁻¹; NaN where not said.
-        reflections: integrated.
+        A: (3, 3) columns a*, b*, c*, Å⁻¹, lab frame. lattice_type, centering, unique_axis: as in
+            the stream, "" if it has none.
+        shift_mm: (x, y) by which the detector is moved for this crystal alone.
+        profile_radius, resolution_limit: Å⁻¹; NaN if the stream has none.
+        reflections: the integrated ones.
     """
 
     A: np.ndarray
@@ -101,8 +101,8 @@ class Chunk:
     Attributes:
         image_file, event: name of the file and of the frame in it ("" for a file of one frame;
             ``//12`` for frame 12). serial: number in the stream.
-        photon_energy_ev, camera_length_m, bandwidth: NaN where not said.
-        crystals: none for an image that was not indexed. line: of the chunk's start.
+        photon_energy_ev, camera_length_m, bandwidth: NaN if the stream has none.
+        crystals: empty for an image that was not indexed. line: where the chunk starts.
     """
 
     image_file: str
@@ -116,7 +116,7 @@ class Chunk:
 
     @property
     def frame(self) -> int:
-        """Index of the frame in its file, from the numbers after ``//``; 0 without any."""
+        """Index of the frame in its file, from the numbers after ``//``; 0 if there are none."""
         numbers = re.findall(r"\d+", self.event.rpartition("//")[2])
         return int(numbers[-1]) if numbers else 0
 
@@ -133,7 +133,7 @@ class Chunk:
 
 
 def open_text(path: Path) -> IO[str]:
-    """A text file that may be compressed, told by its first bytes."""
+    """Open a text file, compressed or not; its first bytes tell which."""
     try:
         with path.open("rb") as file:
             magic = file.read(3)
@@ -144,7 +144,7 @@ def open_text(path: Path) -> IO[str]:
 
 
 def is_stream(path: Path) -> bool:
-    """Whether a file begins as a stream does, compressed or not."""
+    """Whether a file, compressed or not, begins as streams do."""
     try:
         with open_text(path) as file:
             return file.read(len(FIRST_LINE)) == FIRST_LINE
@@ -154,7 +154,7 @@ def is_stream(path: Path) -> bool:
 
 @dataclass
 class _Lines:
-    """Lines of a file, counted, for messages."""
+    """The lines of a file, with the number of the current line for messages."""
 
     file: IO[str]
     path: Path
@@ -172,7 +172,7 @@ class _Lines:
         return line.rstrip("\n")
 
     def until(self, end: str, what: str) -> list[str]:
-        """The lines before ``end``, as they stand: most lines of a stream are read here.
+        """The lines before ``end``, unchanged; most lines of a stream are read here.
 
         Raises:
             InputError: the file ends first, or is damaged.
@@ -195,13 +195,14 @@ class Incomplete(InputError):
 
 
 def read_stream(path: str | Path, growing: bool = False) -> tuple[StreamHeader, Iterator[Chunk]]:
-    """The header of a stream, and its chunks one at a time.
+    """Read the header of a stream, and its chunks one at a time.
 
     Args:
-        growing: the stream is being written; a last chunk that is not complete is left out.
+        growing: the stream may still be written to; an incomplete last chunk is left out.
 
     Raises:
-        InputError: no stream, or (from the iterator) a chunk that cannot be read, with its line.
+        InputError: the file is no stream; or, from the iterator, a chunk cannot be read, with its
+            line.
     """
     path = Path(path)
     sections = dict.fromkeys(_SECTIONS, "")
@@ -299,7 +300,7 @@ def _crystal(lines: _Lines) -> StreamCrystal:
 
 
 def _table(lines: _Lines) -> IntegratedReflections:
-    """``h k l I sigma(I) peak background fs/px ss/px panel`` of each reflection."""
+    """Read the table ``h k l I sigma(I) peak background fs/px ss/px panel``."""
     start = lines.number
     rows = lines.until(_END_REFLECTIONS, "a list of reflections")[1:]
     words = " ".join(rows).split()

@@ -1,4 +1,4 @@
-"""Integrated stills of a CrystFEL stream, as ``merge`` takes them."""
+"""Integrated stills from a CrystFEL stream, for ``merge``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .unmerged import Unmerged
 
 COLUMNS = {
     "hkl": (np.int32, 3),
-    "intensity": (float, 1),
+    "J": (float, 1),
     "sigma": (float, 1),
     "batch": (int, 1),
     "excitation_error": (float, 1),
@@ -31,17 +31,18 @@ def unmerged_of_stream(
     space_group: gemmi.SpaceGroup,
     cell: gemmi.UnitCell | None = None,
 ) -> Unmerged:
-    """Every integrated reflection of every crystal of a stream, an image a crystal.
+    """Read all integrated reflections of a stream; each crystal counts as an image.
 
-    ε_r = |s0 + A·h| − 1/λ from each crystal's own axes and each image's own photon energy;
-    positions are in the laboratory frame, mm, where the stream has its geometry.
+    ε_r = |s0 + A·h| − 1/λ follows from the axes of each crystal and the photon energy of each
+    image.  If the stream contains its geometry, positions are in mm in the lab frame.
 
     Args:
-        space_group: a stream has none: CrystFEL merges by point group.
-        cell: Å; None for the median of the crystals'.
+        space_group: of the crystals; a stream has none, since CrystFEL merges by point group.
+        cell: Å and degrees; the median of the crystals' cells by default.
 
     Raises:
-        InputError: no stream, damaged, no crystal, or no photon energy.
+        InputError: the file is no stream or is damaged, it has no crystal, or an image has no
+            photon energy.
     """
     header, chunks = read_stream(path)
     frame = LabFrame(
@@ -65,7 +66,7 @@ def unmerged_of_stream(
             rows.extend(
                 {
                     "hkl": r.hkl,
-                    "intensity": r.intensity,
+                    "J": r.intensity,
                     "sigma": r.sigma,
                     "batch": np.full(len(r), len(shots)),
                     "excitation_error": excitation_errors(crystal, wavelength),
@@ -92,7 +93,7 @@ def excitation_errors(crystal: StreamCrystal, wavelength: float) -> np.ndarray:
 
 
 class LabFrame:
-    """Where reflections lie in the laboratory, by the geometry of a stream, or none."""
+    """Positions of reflections in the lab frame, from the geometry of a stream if it has one."""
 
     def __init__(self, geometry: Geometry | None) -> None:
         self._source, self._numbers = "", dict[str, int]()
@@ -106,7 +107,7 @@ class LabFrame:
         self._corner, self._step = detector.origin_mm[:, :2], step[:, :, :2]
 
     def places(self, crystal: StreamCrystal) -> np.ndarray:
-        """(n, 2) of a crystal's reflections, laboratory x and y, mm; NaN without a geometry."""
+        """(n, 2) lab x and y of a crystal's reflections, mm; NaN without a geometry."""
         r = crystal.reflections
         if not self._numbers:
             return np.full((len(r), 2), np.nan)
@@ -122,7 +123,7 @@ class LabFrame:
 
 
 def cell_of_header(text: str) -> gemmi.UnitCell | None:
-    """The cell, Å and degrees, of a CrystFEL unit-cell file; None where the text has none."""
+    """The cell, Å and degrees, in the text of a CrystFEL unit-cell file; None if it has none."""
     found = {}
     for line in text.splitlines():
         name, equals, value = (part.strip() for part in line.partition("="))

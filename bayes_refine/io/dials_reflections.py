@@ -1,4 +1,4 @@
-"""DIALS reflection tables (``.refl``): msgpack, columns of raw little-endian numbers."""
+"""DIALS reflection tables (``.refl``): msgpack with columns of raw little-endian numbers."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ INTEGRATED_SUM, INTEGRATED_PROFILE = 256, 512  # bits of ``flags``
 
 @dataclass(frozen=True)
 class ReflectionTable:
-    """Columns of a table of n rows, and which experiment each ``id`` is.
+    """The columns of a table with n rows, and the experiment of each ``id``.
 
     Attributes:
         columns: (n,) or (n, k) by name; shoeboxes and strings are left out.
-        identifiers: of the experiment of an id; empty in old files.
-        source: file.
+        identifiers: identifier of the experiment, by id; empty in old files.
+        source: the file.
     """
 
     columns: Mapping[str, np.ndarray]
@@ -51,14 +51,14 @@ class ReflectionTable:
         return len(next(iter(self.columns.values()), ()))
 
     def column(self, name: str) -> np.ndarray:
-        """A column; InputError where the table lacks it."""
+        """A column of the table; InputError if the table does not have it."""
         if name not in self.columns:
             raise InputError(f"{self.source}: no column {name}; has it been integrated?")
         return self.columns[name]
 
 
 def is_refl(path: Path) -> bool:
-    """Whether a file begins as a reflection table does."""
+    """Whether a file begins as reflection tables do."""
     try:
         with path.open("rb") as file:
             return KIND.encode() in file.read(64)
@@ -67,10 +67,10 @@ def is_refl(path: Path) -> bool:
 
 
 def read_refl(path: str | Path) -> ReflectionTable:
-    """The table of a ``.refl`` file.
+    """Read the table of a ``.refl`` file.
 
     Raises:
-        InputError: missing, not such a table, or a column shorter than it says.
+        InputError: the file is absent or no such table, or a column is shorter than stated.
     """
     path = Path(path)
     try:
@@ -101,7 +101,7 @@ def _column(name: str, type_: str, data: Sequence[Any], rows: int) -> np.ndarray
 
 
 def refl_bytes(columns: Mapping[str, np.ndarray], identifiers: Mapping[int, str]) -> bytes:
-    """The file of a table, columns by DIALS's names: its types by :data:`COLUMN_TYPES`."""
+    """Content of the ``.refl`` file of a table; :data:`COLUMN_TYPES` has the types of columns."""
     rows = len(next(iter(columns.values())))
     data = {}
     for name, values in columns.items():
@@ -139,18 +139,18 @@ def unmerged_of_dials(
     space_group: gemmi.SpaceGroup | None = None,
     cell: gemmi.UnitCell | None = None,
 ) -> Unmerged:
-    """Integrated stills of DIALS, summed intensities; an image an experiment.
+    """Read integrated stills of DIALS; J is the summed intensity, and each experiment an image.
 
-    ε_r = |s0 + A·h| − 1/λ from each experiment's own crystal and beam.  Rows that were not
-    integrated by summation are left out; none is left out for being weak.
+    ε_r = |s0 + A·h| − 1/λ follows from the crystal and the beam of each experiment.  Rows that were
+    not integrated by summation are left out; no row is left out because it is weak.
 
     Args:
         pairs: (``.expt``, ``.refl``) of each part of the run.
-        space_group, cell: instead of the first crystal's, and the crystals' median.
+        space_group, cell: of the crystals; by default those of the first crystal, and the median.
 
     Raises:
-        InputError: a file cannot be read, an id without an experiment, crystals of different
-            space groups, or nothing integrated.
+        InputError: a file cannot be read, an id has no experiment, crystals have different space
+            groups, or nothing was integrated.
     """
     parts: list[tuple[np.ndarray, ...]] = []
     stills: list[Still] = []
@@ -184,7 +184,7 @@ def unmerged_of_dials(
     cells = [still.crystal.cell.parameters for still in stills]
     return Unmerged.observed(
         hkl=hkl,
-        intensity=intensity,
+        J=intensity,
         sigma=sigma,
         batch=image + 1,
         excitation_error=excitation,
@@ -198,10 +198,10 @@ def unmerged_of_dials(
 
 
 def _experiment_of(table: ReflectionTable, stills: Sequence[Still], expt: Path) -> np.ndarray:
-    """(n,) place among ``stills`` of each row's experiment, −1 for none (id −1)."""
+    """(n,) index in ``stills`` of each row's experiment; −1 for rows of none (id −1)."""
     ids = table.column("id").astype(int)
     top = int(ids.max(initial=-1))
-    place = np.full(top + 2, -1)  # the last one serves id −1
+    place = np.full(top + 2, -1)  # index −1 reads the last entry
     names = {still.identifier: i for i, still in enumerate(stills)}
     for k in range(top + 1):
         if k in table.identifiers and table.identifiers[k] in names:
@@ -221,7 +221,7 @@ def _excitation(table: ReflectionTable, which: np.ndarray, stills: Sequence[Stil
 
 
 def _lab_mm(table: ReflectionTable, which: np.ndarray, stills: Sequence[Still]) -> np.ndarray:
-    """(n, 2) predicted places in the laboratory, x and y in mm; NaN where the table has none."""
+    """(n, 2) lab x and y of the predicted centres, mm; NaN if the table has none."""
     xy = np.full((len(table), 2), np.nan)
     if "xyzcal.px" not in table.columns or "panel" not in table.columns:
         return xy

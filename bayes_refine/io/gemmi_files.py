@@ -1,4 +1,4 @@
-"""Opening files through gemmi: sizes are compared before anything is allocated."""
+"""Open files through gemmi, after checks that the sizes they state are true."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ import numpy as np
 from ..util.errors import InputError
 from .boundary import refusing
 
-MAX_BYTES = 2 << 30  # of one unpacked file: ten times the largest that is deposited
+MAX_BYTES = 2 << 30  # of one unpacked file: ten times the largest in the PDB
 
 
 def beginning(path: str | Path, n_bytes: int = 1 << 16) -> bytes:
-    """The first ``n_bytes`` of a file, unpacked if it is gzipped.
+    """The first ``n_bytes`` of a file, unpacked if the file is gzipped.
 
     Raises:
-        InputError: there is no such file, it is empty or damaged, or it unpacks to more than
-            2 GiB.
+        InputError: the file is absent, empty or damaged, or it unpacks to more than 2 GiB.
     """
     path = Path(path)
     if not path.exists():
@@ -50,10 +49,10 @@ def beginning(path: str | Path, n_bytes: int = 1 << 16) -> bytes:
 
 
 def read_mtz(path: str | Path) -> gemmi.Mtz:
-    """An MTZ file with its data; at least one reflection.
+    """Read an MTZ file with at least one reflection.
 
     Raises:
-        InputError: not an MTZ file, truncated, without reflections.
+        InputError: the file is no MTZ file, is truncated, or has no reflections.
     """
     if beginning(path)[:4] != b"MTZ ":
         raise InputError(f"{path}: not an MTZ file")
@@ -71,26 +70,26 @@ def read_mtz(path: str | Path) -> gemmi.Mtz:
             )
         mtz = gemmi.read_mtz_file(str(path))
         for column in mtz.columns:
-            f"{column.label}{column.type}".encode()  # a name that is no text fails here
+            f"{column.label}{column.type}".encode()  # fails for a name that is not valid text
         return mtz
 
 
 def mtz_column(mtz: gemmi.Mtz, label: str) -> np.ndarray:
-    """(n,) float64 of a column; damaged bytes may be NaN of a kind that casts warn of."""
+    """(n,) float64 of a column; NumPy's warnings of casting damaged NaN are silenced."""
     with np.errstate(invalid="ignore"):
         return np.array(mtz.column_with_label(label).array, float)
 
 
 def mtz_indices(mtz: gemmi.Mtz) -> np.ndarray:
-    """(n, 3) float64 H, K, L as they stand, which may be no whole numbers."""
+    """(n, 3) float64 H, K, L as in the file; in a damaged file they may not be whole numbers."""
     with np.errstate(invalid="ignore"):
         return np.array(mtz.array[:, :3], float)
 
 
 def whole_indices(hkl: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(n, 3) int32 indices, and where they are the indices of a reflection (n,) bool.
+    """(n, 3) int32 indices, and whether each row is the index of a reflection, (n,) bool.
 
-    Whole numbers below 10⁵, and not 0 0 0; others become 0 0 0.
+    A valid index has whole numbers below 10⁵ and is not 0 0 0; an invalid one becomes 0 0 0.
     """
     hkl = np.asarray(hkl, float).reshape(-1, 3)
     good = (np.abs(hkl) < 1e5).all(axis=1) & hkl.any(axis=1)
@@ -99,10 +98,10 @@ def whole_indices(hkl: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def space_group_of(name: str) -> gemmi.SpaceGroup:
-    """The space group of a name ("P 43 21 2", "P43212") or a number ("96").
+    """The space group with a name ("P 43 21 2", "P43212") or a number ("96").
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such space group.
     """
     name = name.strip()
     found = None
@@ -122,10 +121,10 @@ def space_group_of(name: str) -> gemmi.SpaceGroup:
 
 
 def cell_of(text: str) -> gemmi.UnitCell:
-    """A unit cell of six numbers, Å and degrees, with commas or blanks between.
+    """The unit cell of six numbers, Å and degrees, separated by commas or blanks.
 
     Raises:
-        InputError: not six numbers, or not the edges and angles of a cell.
+        InputError: the text is not six numbers, or they are not edges and angles of a cell.
     """
     parts = [part for part in re.split(r"[,\s]+", text.strip()) if part]
     try:
@@ -141,8 +140,9 @@ def cell_of(text: str) -> gemmi.UnitCell:
 
 
 def is_cell(cell: gemmi.UnitCell) -> bool:
-    """Whether edges of 1 to 10⁵ Å and angles of 1 to 179° span a volume; 1 1 1 90 90 90 stands
-    for no cell.
+    """Whether a cell is possible: edges of 1 to 10⁵ Å and angles of 1 to 179° that span a volume.
+
+    1 1 1 90 90 90 is gemmi's value for an unknown cell, and so is not possible.
     """
     numbers = np.array(cell.parameters)
     good = np.isfinite(numbers).all() and ((numbers >= 1) & (numbers <= 1e5)).all()

@@ -1,4 +1,4 @@
-"""Typed columns that grow row by row without an object a row, for files of unknown length."""
+"""Typed columns that grow as a file of unknown length is read, without an object for each row."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-ROWS = 1 << 17  # of a block
+ROWS = 1 << 17  # rows in a block
 
 
 class GrowingColumns:
-    """Columns of given types, held in blocks that are allocated whole.
+    """Columns of given types, kept in blocks of a fixed number of rows.
 
-        columns = GrowingColumns({"hkl": (np.int32, 3), "intensity": (float, 1)})
-        columns.extend({"hkl": hkl, "intensity": J})
+        columns = GrowingColumns({"hkl": (np.int32, 3), "J": (float, 1)})
+        columns.extend({"hkl": hkl, "J": J})
         whole = columns.taken()
 
-    Rows past the blocks cost one block; columns are joined one after the other, so that the peak
-    of memory is that of all columns and the widest of them once more.
+    At the end the blocks of one column after the other are joined, so that the peak of memory is
+    that of all columns and of the widest column once more.
     """
 
     def __init__(self, kinds: Mapping[str, tuple[type, int]]) -> None:
@@ -29,7 +29,7 @@ class GrowingColumns:
         return self._rows
 
     def extend(self, rows: Mapping[str, np.ndarray]) -> None:
-        """Add rows, (k,) or (k, width) of each column."""
+        """Append k rows: arrays (k,) or (k, width), one for each column."""
         n = len(next(iter(rows.values())))
         done = 0
         while done < n:
@@ -48,7 +48,7 @@ class GrowingColumns:
             self._blocks[name].append(np.empty(shape, kind))
 
     def taken(self) -> dict[str, np.ndarray]:
-        """Every column, whole; the blocks are given up."""
+        """Return every column as one array, and free the blocks."""
         found = dict(self._taken())
         self._rows = 0
         return found

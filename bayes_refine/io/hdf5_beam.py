@@ -1,4 +1,4 @@
-"""The beam of an image in NXmx files: a wavelength of each frame, a spread, a spectrum."""
+"""The beam in NXmx files: the wavelength of each frame, its spread, or a spectrum."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _MOST = 2**20  # wavelengths of a spectrum
 
 
 class FileBeam(NamedTuple):
-    """What a file says of the beam of one image; None where it says nothing.
+    """The beam of one image as a file states it; None for what the file does not state.
 
     Attributes:
-        wavelength: Å, of this image: the frame's own, or the mean of its spectrum.  A file with one
-            wavelength for all its images says nothing of this one.
+        wavelength: Å, of this frame alone, or the mean of its spectrum; None if the file has one
+            wavelength for all its frames.
         bandwidth: rms Δλ/λ, a fraction.
     """
 
@@ -32,17 +32,18 @@ class FileBeam(NamedTuple):
 
 
 def read_hdf5_beam(path: Path, frame: int, wavelength: float) -> FileBeam:
-    """The beam of an image.
+    """Read the beam of an image.
 
-    ``incident_wavelength`` has one number for each frame; or, with ``incident_wavelength_weights``,
-    the spectrum of all frames or a row for each.  Of a spectrum the mean and the rms spread are
-    taken.  ``incident_wavelength_spread`` is else the spread.
+    ``incident_wavelength`` holds one number for each frame; or, beside
+    ``incident_wavelength_weights``, a spectrum for all frames or a row for each.  The mean and the
+    rms spread of a spectrum are taken.  Without a spectrum ``incident_wavelength_spread`` is the
+    spread.
 
     Args:
-        wavelength: Å, that the spread belongs to where the file has no other.
+        wavelength: Å; the spread refers to it if the file has no wavelength.
 
     Raises:
-        InputError: the file cannot be opened, or holds numbers that no beam has.
+        InputError: the file cannot be opened, or its numbers are impossible.
     """
     with open_hdf5(path) as file, refusing(path):
         for beam in _beams(file):
@@ -61,7 +62,7 @@ def _beams(file: h5py.File) -> Iterator[h5py.Group]:
 
 
 def _wavelength(beam: h5py.Group, path: Path, frame: int) -> tuple[float | None, float | None]:
-    """The frame's own wavelength, and the rms fraction of its spectrum."""
+    """The wavelength of the frame, and the rms fraction of its spectrum."""
     given = child(beam, "incident_wavelength", path)
     if given is None:
         return None, None
@@ -81,7 +82,7 @@ def _wavelength(beam: h5py.Group, path: Path, frame: int) -> tuple[float | None,
 
 
 def _row(dataset: h5py.Dataset, path: Path, frame: int) -> np.ndarray:
-    """A frame's row of (n, m) numbers, or (m,) numbers of all frames."""
+    """The row of a frame in (n, m) numbers, or the (m,) numbers that hold for all frames."""
     if dataset.shape[-1:] == () or dataset.shape[-1] > _MOST or dataset.ndim > 2:
         raise InputError(f"{path}: {dataset.name} is no spectrum; correct the file")
     if dataset.ndim == 2 and dataset.shape[0] > 1:
@@ -110,7 +111,7 @@ def _checked(wavelength: float, path: Path) -> float:
 
 
 def _spread(beam: h5py.Group, path: Path, frame: int, wavelength: float) -> float | None:
-    """Fractional rms bandwidth by ``incident_wavelength_spread``."""
+    """Fractional rms bandwidth from ``incident_wavelength_spread``."""
     spread = child(beam, "incident_wavelength_spread", path)
     if spread is None:
         return None
@@ -130,7 +131,7 @@ def _spread(beam: h5py.Group, path: Path, frame: int, wavelength: float) -> floa
 
 
 def _element(dataset: h5py.Dataset, index: int) -> float:
-    """One number of a data set of any dimensions, in memory's order."""
+    """One number of a data set of any dimensions, counted in C order."""
     if dataset.ndim == 0:
         return float(dataset[()])
     return float(dataset[tuple(np.unravel_index(index, dataset.shape))])

@@ -32,8 +32,8 @@ class Hdf5Images:
     """The images of one open HDF5 file.
 
     Args:
-        path: the file. shape: of the detector's images, for files of no known layout.
-        dataset: where the images are, if that is known.
+        path: the file. shape: of the detector's images; finds them in a file of unknown layout.
+        dataset: path of the images in the file, if it is known.
 
     Raises:
         InputError: the file cannot be opened or has no images.
@@ -59,13 +59,14 @@ class Hdf5Images:
         self.file.close()
 
     def frame(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Counts of image ``index`` (panel, y, x) as stored, and its usable pixels, None for all.
+        """Counts of image ``index`` (panel, y, x) as stored, and its usable pixels (None for all).
 
-        Unusable are pixels in ``pixel_mask``, and those that no source of a virtual data set fills.
+        Pixels in ``pixel_mask`` are unusable, and so are pixels of a virtual data set that have no
+        source.
 
         Raises:
-            InputError: there is no such image, it was never written, lies in an absent file, is
-                damaged or has not the detector's shape.
+            InputError: there is no such image, it was never written, its file is absent, it is
+                damaged, or it does not have the shape of the detector.
         """
         with refusing(self.path, f"frame {index}"):
             dataset, place = locate_image(self._pieces, index, self.path)
@@ -81,7 +82,7 @@ class Hdf5Images:
             return self.shape.on_panels(np.asarray(raw), self.path, "an image"), usable
 
     def _good(self, mask: h5py.Dataset, index: int) -> np.ndarray:
-        """Pixels where a mask, of all images or of each, is 0."""
+        """Pixels where the mask is 0; the file has one mask for all images or one for each."""
         shape = mask.shape
         one = len(shape) > 0 and shape[0] == 1 and self.shape.fits(shape[1:])
         if one or self.shape.fits(shape):
@@ -116,7 +117,7 @@ def _detectors(file: h5py.File) -> Iterator[h5py.Group]:
 
 
 def _mask(file: h5py.File, path: Path, pieces: list[Piece]) -> h5py.Dataset | None:
-    """``pixel_mask`` of NXmx, or CXI's ``mask`` beside the images; 0 is good in both."""
+    """The data set ``pixel_mask`` of NXmx, or ``mask`` beside the images in CXI; 0 is good."""
     for detector in _detectors(file):
         for group in (detector, *groups(detector, "NXcollection", "detectorSpecific")):
             mask = child(group, "pixel_mask", path)
@@ -131,7 +132,7 @@ def _mask(file: h5py.File, path: Path, pieces: list[Piece]) -> h5py.Dataset | No
 
 
 def _limits(file: h5py.File, path: Path) -> tuple[float, float]:
-    """(underload, saturation) in counts; infinite where not given or not a range."""
+    """(underload, saturation) in counts; infinite if the file has none or they are no range."""
     low, high = -np.inf, np.inf
     for detector in _detectors(file):
         low = max([low, *_values(detector, "underload_value", path)])

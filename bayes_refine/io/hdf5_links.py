@@ -1,7 +1,7 @@
-"""Links of HDF5 files followed by hand: which file a data set lies in, and which file is missing.
+"""Follow links of HDF5 files, so that a message can name the file that is missing.
 
-HDF5 says of a link to an absent file that there is no such object, and fills the part of a virtual
-data set whose source is absent with zeros; neither names the file.
+For a link to an absent file HDF5 reports that there is no such object, and it fills a part of a
+virtual data set whose source is absent with zeros; in neither case it names the file.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import h5py
 from ..util.errors import InputError
 from .boundary import refusing, regular_file
 
-_MOST_OBJECTS = 10_000  # looked at in a file without a known layout
-DEEPEST = 8  # virtual data sets over virtual data sets
+_MOST_OBJECTS = 10_000  # objects that are looked at in a file of unknown layout
+DEEPEST = 8  # levels of virtual data sets made of virtual data sets
 
 
 def open_hdf5(path: Path) -> h5py.File:
-    """The open file.
+    """Open an HDF5 file.
 
     Raises:
-        InputError: it does not exist or is no HDF5 file.
+        InputError: the file does not exist or is no HDF5 file.
     """
     if not regular_file(path):
         raise InputError(f"{path} does not exist; put it where the file that points to it expects")
@@ -35,17 +35,17 @@ def open_hdf5(path: Path) -> h5py.File:
 
 
 def locate(name: str, beside: Path) -> Path:
-    """The file that HDF5 opens for a link in the file ``beside``, or the place it should be at."""
+    """The file that HDF5 opens for a link in the file ``beside``, or where that file should be."""
     given = Path(name)
     places = [beside.parent / given, beside.parent / given.name, given]
     return next((place for place in places if regular_file(place)), places[0])
 
 
 def child(group: h5py.Group, name: str, path: Path) -> Any:
-    """The object ``name`` of ``group``, links followed; None where there is none.
+    """The object ``name`` of ``group``, with links followed; None if there is none.
 
     Raises:
-        InputError: a link points to a file or an object that does not exist; named.
+        InputError: a link points to a file or an object that does not exist; the message names it.
     """
     link = group.get(name, getlink=True)
     if link is None:
@@ -68,7 +68,7 @@ def child(group: h5py.Group, name: str, path: Path) -> Any:
 
 
 def follow(file: h5py.File, name: str, path: Path) -> Any:
-    """The object at a path in a file; links to absent files are named."""
+    """The object at a path in a file; an InputError names an absent file that a link points to."""
     at: Any = file
     for part in (part for part in name.split("/") if part not in ("", ".")):
         if not isinstance(at, h5py.Group):
@@ -78,7 +78,7 @@ def follow(file: h5py.File, name: str, path: Path) -> Any:
 
 
 def data_sets(file: h5py.File, path: Path) -> Iterator[tuple[str, h5py.Dataset]]:
-    """The data sets of a file with the names of their links, each once; absent ones passed over."""
+    """The data sets of a file, each once, with the names of links to them; skip absent ones."""
     seen: set[int] = set()
     waiting: list[h5py.Group] = [file]
     while waiting and len(seen) < _MOST_OBJECTS:
@@ -98,24 +98,24 @@ def data_sets(file: h5py.File, path: Path) -> Iterator[tuple[str, h5py.Dataset]]
 
 
 def text_of(value: Any) -> str:
-    """An attribute as text; empty where it is none."""
+    """An attribute as text; "" if it is no text."""
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     return value if isinstance(value, str) else ""
 
 
 def attribute(thing: Any, name: str) -> str:
-    """The text attribute ``name``; empty where it is absent, unreadable or no text."""
+    """The text attribute ``name``; "" if it is absent, unreadable or no text."""
     try:
         return text_of(thing.attrs.get(name, ""))
-    except Exception:  # an attribute of a type that h5py does not know says nothing
+    except Exception:  # an attribute of a type that h5py does not know
         return ""
 
 
 def groups(parent: h5py.Group, nx_class: str, name: str) -> Iterator[h5py.Group]:
-    """Children of ``parent`` of this class, or of none and with a name that starts with ``name``.
+    """Children of ``parent`` of an NX class, or without a class and with a name that starts so.
 
-    A link that cannot be followed is passed over.
+    A link that cannot be followed is skipped.
     """
     for key in parent:
         try:
@@ -129,16 +129,16 @@ def groups(parent: h5py.Group, nx_class: str, name: str) -> Iterator[h5py.Group]
 
 
 def _may(parent: h5py.Group, key: str) -> bool:
-    """Whether ``key`` can be a group: data sets are told without being opened."""
+    """Whether ``key`` can be a group, found without opening it."""
     link = parent.get(key, getlink=True)
     return not isinstance(link, h5py.HardLink) or parent.get(key, getclass=True) is h5py.Group
 
 
 def numbers(dataset: Any, path: Path, what: str) -> h5py.Dataset:
-    """``dataset``, if it holds numbers.
+    """Return ``dataset`` if it holds real numbers.
 
     Raises:
-        InputError: it is a group, or of text, complex numbers, compounds or references.
+        InputError: it is a group, or holds text, complex numbers, compounds or references.
     """
     if not isinstance(dataset, h5py.Dataset):
         raise InputError(f"{path}: {what} is a {type(dataset).__name__}, not numbers; copy it anew")
@@ -151,11 +151,11 @@ def numbers(dataset: Any, path: Path, what: str) -> h5py.Dataset:
 
 
 def whole_numbers(dataset: Any, path: Path, what: str) -> h5py.Dataset:
-    """``dataset``, if it holds numbers and all files it comes from exist.
+    """Return ``dataset`` if it holds real numbers and all files with its data exist.
 
     Raises:
-        InputError: as :func:`numbers`; a source of a virtual data set is absent, or is itself, at
-            which HDF5 crashes.
+        InputError: as :func:`numbers`; or a virtual data set has an absent source, or is its own
+            source, at which HDF5 would crash.
     """
     found = numbers(dataset, path, what)
     with refusing(path, what):

@@ -1,4 +1,4 @@
-"""Where the images of an HDF5 file are: NXmx, Eiger masters, CXI, or the one data set that fits."""
+"""Find the images in an HDF5 file: NXmx, Eiger masters, CXI, or the one data set that fits."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _PLACES = (
 
 @dataclass(frozen=True)
 class Piece:
-    """A data set of one image or a stack of them, or why there is none.
+    """A data set of one image or of a stack of images, or the reason why it is missing.
 
     Attributes:
-        data: None where it cannot be opened, ``missing`` says why.
-        single: whether it is one image, without an axis of images.
-        first: number of its first image where the file says so.
+        data: None if the data set cannot be opened. missing: why it cannot.
+        single: whether the data set is one image, without an axis of images.
+        first: number of the first image, if the file has it.
     """
 
     data: h5py.Dataset | None
@@ -48,10 +48,10 @@ class Piece:
 
 
 def find_stack(file: h5py.File, path: Path, shape: ImageShape) -> list[Piece]:
-    """The images of a file, in order: one data set, or the numbered pieces of an Eiger master.
+    """Find the images of a file, in order: one data set, or the numbered ones of an Eiger master.
 
     Raises:
-        InputError: there are none, or it cannot be told which data set they are.
+        InputError: the file has no images, or several data sets may be the images.
     """
     for entry in groups(file, "NXentry", "entry"):
         for data in groups(entry, "NXdata", "data"):
@@ -80,10 +80,10 @@ def find_stack(file: h5py.File, path: Path, shape: ImageShape) -> list[Piece]:
 
 
 def named_stack(file: h5py.File, path: Path, shape: ImageShape, dataset: str) -> Piece:
-    """The images at a place that somebody named, as ``data =`` of a CrystFEL geometry does.
+    """The images at a given path, such as ``data =`` of a CrystFEL geometry names.
 
     Raises:
-        InputError: no images are there.
+        InputError: there are no images at this path.
     """
     found = _at(file, dataset.strip("/"), path)
     piece = _piece(found, path, shape) if isinstance(found, h5py.Dataset) else None
@@ -93,12 +93,12 @@ def named_stack(file: h5py.File, path: Path, shape: ImageShape, dataset: str) ->
 
 
 def locate_image(pieces: list[Piece], index: int, path: Path) -> tuple[h5py.Dataset, int | None]:
-    """The data set of image ``index`` and the image's place in it (None: it is the whole).
+    """The data set of image ``index``, and the image's index in it (None if it is the whole).
 
-    A piece that is absent is as long as the others, which a detector fills one after another.
+    A detector fills one data set after the other, so a missing one counts as long as the others.
 
     Raises:
-        InputError: there is no such image, or its piece is absent.
+        InputError: there is no such image, or its data set is missing.
     """
     full = max(map(len, pieces))
     regular = all(len(p) in (0, full) for p in pieces[:-1])
@@ -121,7 +121,7 @@ def locate_image(pieces: list[Piece], index: int, path: Path) -> tuple[h5py.Data
 
 
 def _of_nxdata(data: h5py.Group, path: Path, shape: ImageShape) -> list[Piece]:
-    """The pieces in an NXdata group; empty where it has no images."""
+    """The data sets of images in an NXdata group; empty if it has none."""
     signal = attribute(data, "signal") or "data"
     numbered = sorted((k for k in data if re.fullmatch(r"data_\d{1,18}", k)), key=_number)
     if signal in numbered or data.get(signal, getlink=True) is None:
@@ -144,7 +144,7 @@ def _of_nxdata(data: h5py.Group, path: Path, shape: ImageShape) -> list[Piece]:
 
 
 def _piece(dataset: h5py.Dataset, path: Path, shape: ImageShape) -> Piece | None:
-    """None where the data set has not the dimensions of images."""
+    """The piece of a data set; None if the data set does not have the dimensions of images."""
     if dataset.ndim not in (2, 3, 4):
         return None
     numbers(dataset, path, str(dataset.name))
@@ -153,15 +153,15 @@ def _piece(dataset: h5py.Dataset, path: Path, shape: ImageShape) -> Piece | None
 
 
 def _first(dataset: h5py.Dataset) -> int | None:
-    """Dectris writes the number of the first image, from 1, to each data file."""
+    """Number of the first image, from 1, which Dectris writes to each data file; else None."""
     try:
         return int(dataset.attrs["image_nr_low"]) - 1
-    except Exception:  # absent, or no number: the pieces follow one another
+    except Exception:  # absent, or no number: one data set then follows the other
         return None
 
 
 def _placed(pieces: list[Piece]) -> list[Piece]:
-    """First images counted from that of the first piece; left out where the numbers overlap."""
+    """Count the numbers of first images from that of the first piece; drop them if they overlap."""
     first = next((p.first for p in pieces if p.first is not None), None)
     if first is None or pieces[0].first is None:
         return [Piece(p.data, p.single, p.missing) for p in pieces]
@@ -172,14 +172,14 @@ def _placed(pieces: list[Piece]) -> list[Piece]:
     end = 0
     for piece in shifted:
         if piece.first is not None:
-            if piece.first < end:  # overlapping numbers: each run starts at 1 again
+            if piece.first < end:  # numbers overlap if each file counts from 1 again
                 return [Piece(p.data, p.single, p.missing) for p in pieces]
             end = piece.first + len(piece)
     return shifted
 
 
 def _at(file: h5py.File, place: str, path: Path) -> object:
-    """What a path in the file leads to, None where it does not exist."""
+    """The object at a path in the file; None if there is none."""
     at: object = file
     for part in place.split("/"):
         if not isinstance(at, h5py.Group):
@@ -189,7 +189,7 @@ def _at(file: h5py.File, place: str, path: Path) -> object:
 
 
 def _fitting(file: h5py.File, path: Path, shape: ImageShape) -> Iterator[Piece]:
-    """Data sets anywhere in the file whose images have the detector's shape."""
+    """All data sets in the file whose images have the shape of the detector."""
     for name, dataset in data_sets(file, path):
         found = dataset.shape or ()
         if not _NOT_IMAGES.search(name) and (shape.fits(found) or shape.fits(found[1:])):
@@ -198,7 +198,7 @@ def _fitting(file: h5py.File, path: Path, shape: ImageShape) -> Iterator[Piece]:
 
 
 def _absent_group(file: h5py.File, path: Path) -> str:
-    """Why a group near the root cannot be opened, empty where all can."""
+    """Why a group near the root cannot be opened; "" if all can."""
     for group in (file, *groups(file, "NXentry", "entry")):
         for key in group:
             try:

@@ -1,7 +1,7 @@
-"""Whether an image of an HDF5 data set was ever written.
+"""Find out whether an image of an HDF5 data set was ever written.
 
-HDF5 gives zeros, or a fill value, for what is not there: chunks of an aborted collection, and the
-sources of a virtual data set that are absent.  An image of zeros would be fitted as a measurement.
+HDF5 returns zeros, or a fill value, for chunks that an aborted collection did not write and for
+absent sources of a virtual data set.  A fit would take an image of zeros for a measurement.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .hdf5_links import DEEPEST, follow, locate, numbers, open_hdf5
 
 @dataclass(frozen=True)
 class _Selection:
-    """Frames that a selection takes along the first axis, and its box along the others."""
+    """The frames of a selection along the first axis, and its box along the other axes."""
 
     start: int
     stride: int
@@ -30,12 +30,12 @@ class _Selection:
     box: tuple[slice, ...]
 
     def ordinal(self, frame: int) -> int | None:
-        """Which of the selected frames ``frame`` is, None where it is not selected."""
+        """Position of ``frame`` among the selected frames; None if it is not selected."""
         k, rest = divmod(frame - self.start, self._step)
         return k * self.block + rest if 0 <= k < self.count and rest < self.block else None
 
     def frame(self, ordinal: int) -> int:
-        """The frame that is the ``ordinal``-th of the selected."""
+        """The frame at a position among the selected frames."""
         k, rest = divmod(ordinal, self.block)
         return self.start + k * self._step + rest
 
@@ -46,9 +46,10 @@ class _Selection:
 
 @dataclass(frozen=True)
 class _Source:
-    """A part of a virtual data set: where it goes, and the file and data set it comes from.
+    """A part of a virtual data set: its place there, and the file and data set that hold it.
 
-    ``comes`` is a data space; HDF5 does not say its extent where all of the source is taken.
+    ``comes`` is a data space of the source; HDF5 does not state its extent if all of the source is
+    taken.
     """
 
     goes: _Selection
@@ -57,18 +58,18 @@ class _Source:
     name: str
 
     def axes(self, axes: int, shape: tuple[int, ...]) -> int:
-        """Axes of an image in a source of this shape: a module's file has no axis of panels."""
+        """Number of an image's axes in a source of this shape: one module has no axis of panels."""
         one_panel = axes == 3 and self.goes.box[0].stop - self.goes.box[0].start == 1
         return 2 if one_panel and len(shape) == 3 else min(axes, len(shape))
 
 
 @dataclass
 class _Stored:
-    """What is known of how a data set is stored.
+    """How a data set is stored.
 
     Attributes:
-        path: of the file it lies in. images: None for a data set that is one image.
-        blocks: frames in a chunk. complete: chunk rows that are whole; None for all.
+        path: of its file. images: number of images; None if the data set is one image.
+        blocks: frames in a chunk. complete: rows of chunks that were written; None for all.
         sources: of a virtual data set.
     """
 
@@ -81,16 +82,19 @@ class _Stored:
 
 
 class WrittenImages:
-    """Answers which pixels of an image a file really holds; remembers how data sets are stored."""
+    """Tells which pixels of an image were written; remembers how data sets are stored."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[Path, str, int], _Stored] = {}
 
     def held(self, dataset: h5py.Dataset, path: Path, index: int | None) -> np.ndarray | None:
-        """Pixels of image ``index`` (None: the data set is one image) that are held; None for all.
+        """The written pixels of an image; None if all are.
+
+        Args:
+            index: of the image in the data set; None if the data set is one image.
 
         Raises:
-            InputError: the image was never written, or lies in a file that does not exist.
+            InputError: the image was never written, or its file does not exist.
         """
         axes = dataset.ndim if index is None else dataset.ndim - 1
         stored = self._stored(dataset, Path(dataset.file.filename), axes)
@@ -99,7 +103,7 @@ class WrittenImages:
     def _held(
         self, stored: _Stored, path: Path, image: int, index: int, axes: int, depth: int
     ) -> np.ndarray | None:
-        """``image`` as the user counts, ``index`` within ``stored``."""
+        """As :meth:`held`, for image ``index`` of ``stored``; messages call it ``image``."""
         if depth > DEEPEST:
             raise InputError(f"{path}: its virtual data sets go in a circle; write the file anew")
         if not stored.virtual:
@@ -132,7 +136,7 @@ class WrittenImages:
     def _source(
         self, source: _Source, beside: Path, path: Path, image: int, block: int, axes: int
     ) -> tuple[_Stored, int]:
-        """How a source is stored, and how many of its axes are an image's."""
+        """How a source is stored, and how many of its axes belong to an image."""
         file_name = source.file_name.replace("%b", str(block)).replace("%%", "%")
         name = source.name.replace("%b", str(block)).replace("%%", "%")
         where = beside if file_name == "." else locate(file_name, beside)
@@ -195,7 +199,7 @@ def _virtual_source(source: Any, axes: int, shape: tuple[int, ...]) -> _Source:
 
 
 def _selection(space: Any, axes: int, shape: tuple[int, ...]) -> _Selection:
-    """Of a data space of this shape, whose last ``axes`` are an image."""
+    """The selection of a data space of this shape, whose last ``axes`` are those of an image."""
     n = len(shape) - axes
     if space.get_select_type() == h5py.h5s.SEL_ALL:
         start, stride, count, block = (0,) * len(shape), (1,) * len(shape), shape, (1,) * len(shape)

@@ -1,4 +1,4 @@
-"""Images that are not where the experiments say: they were moved, or indexed on another machine."""
+"""Find images that were moved since indexing, or indexed on another machine."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ..util.errors import InputError
 
 
 def images_in(experiments: Experiments, folder: Path) -> Experiments:
-    """The experiments with every image file in ``folder``, in the document too.
+    """The experiments with their image files in ``folder``; their document says so too.
 
-    Of the path that the experiments have, the longest end that exists in the folder counts: of
-    ``/cluster/run7/data1/a.h5`` first ``run7/data1/a.h5``, last ``a.h5``.
+    The longest end of the old path that exists in the folder is taken: for
+    ``/cluster/run7/data1/a.h5`` first ``run7/data1/a.h5`` is tried, last ``a.h5``.
 
     Raises:
-        InputError: there is no such folder, or none of the files is in it.
+        InputError: there is no such folder, or it has none of the files.
     """
     if not folder.is_dir():
         raise InputError(f"--image-folder {folder}: no such folder")
@@ -41,7 +41,7 @@ def _there(path: Path, folder: Path) -> Path | None:
 
 
 def _moved(entry: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """An imageset of the document whose files are in the folder; a template with # stays."""
+    """An imageset of the document with its files in the folder; a template keeps its #."""
     entry = dict(entry)
     if isinstance(entry.get("images"), list):
         entry["images"] = [str(_there(Path(name), folder) or name) for name in entry["images"]]

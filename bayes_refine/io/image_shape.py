@@ -1,4 +1,4 @@
-"""The shape that the images of a detector have, compared with a file's before pixels are read."""
+"""The shape of a detector's images, which is compared with a file before pixels are read."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _MOST_PIXELS = 2**28  # 16,384²; a 16-megapixel detector has 2²⁴
 
 @dataclass(frozen=True)
 class ImageShape:
-    """Panels, rows and columns of an image as the detector has them.
+    """Panels, rows and columns of the images of a detector.
 
     Attributes:
-        panels, ny, nx: numbers of panels, and of rows and columns of the largest.
-        tiles: for each panel its first row, first column, rows and columns in the array of an
-            image whose tiles the panels are; empty where no array has tiles.
+        panels, ny, nx: number of panels; rows and columns of the largest panel.
+        tiles: for each panel its first row, first column, rows and columns in one array of all
+            panels; empty if the panels are not tiles of an array.
         equal: whether all panels have ny rows and nx columns.
     """
 
@@ -35,7 +35,7 @@ class ImageShape:
         """The shape of a detector's images.
 
         Raises:
-            InputError: the detector has no pixels, or more than any computer can hold.
+            InputError: the detector has no pixels, or too many for any computer.
         """
         equal = bool((detector.shape == detector.shape[0]).all())
         shape = cls(*detector.image_shape, _tiles(detector), equal)
@@ -54,13 +54,13 @@ class ImageShape:
 
     @property
     def pixels(self) -> int:
-        """Number of pixels of all panels, or of the least array that has them as tiles."""
+        """Number of pixels of all panels, or of the smallest array that has them as tiles."""
         rows = max((y + ny for y, _, ny, _ in self.tiles), default=0)
         columns = max((x + nx for _, x, _, nx in self.tiles), default=0)
         return max(self.panels * self.ny * self.nx, rows * columns)
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether an array of this shape is one image: panels, the one panel, or their tiles."""
+        """Whether an array of this shape is one image: a stack of panels, one panel, or tiles."""
         return self._is_stack(shape) or self._holds_tiles(shape)
 
     def _is_stack(self, shape: tuple[int, ...]) -> bool:
@@ -78,7 +78,7 @@ class ImageShape:
         """Refuse an array that is not one image.
 
         Raises:
-            InputError: naming ``path`` and ``what`` the array was to be.
+            InputError: the shape does not fit; the message names ``path`` and ``what``.
         """
         if not self.fits(shape):
             raise InputError(
@@ -87,10 +87,12 @@ class ImageShape:
             )
 
     def on_panels(self, array: np.ndarray, path: Path, what: str) -> np.ndarray:
-        """``array`` as (panel, y, x): a stack is not copied; 0 beyond a smaller tile.
+        """The image ``array`` as (panel, y, x); a stack of panels is not copied.
+
+        Panels smaller than the largest are filled with 0.
 
         Raises:
-            InputError: it is not one image.
+            InputError: ``array`` is not one image.
         """
         self.check(array.shape, path, what)
         if self._is_stack(array.shape):
@@ -103,7 +105,7 @@ class ImageShape:
 
 
 def _tiles(detector: Detector) -> tuple[tuple[int, int, int, int], ...]:
-    """Where the panels lie in one array, empty where offsets are not given or tiles overlap."""
+    """Tiles of the panels in one array; empty if there are no offsets or the tiles overlap."""
     start = np.array(detector.raw_image_offset, int).reshape(-1, 2)[:, ::-1]
     if len(start) != detector.n_panels or not start.any() or (start < 0).any():
         return ()

@@ -1,4 +1,4 @@
-"""Diffraction images, read when asked for: one reader for all formats, one kind of error."""
+"""Diffraction images, read when they are needed: one reader and one exception for all formats."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from .hdf5_images import Hdf5Images, is_hdf5
 from .image_shape import ImageShape
 
 _OPEN_FILES = 4
-_KEPT_BYTES = 2**28  # of images as stored: later rounds do not unpack them again
+_KEPT_BYTES = 2**28  # of images kept as stored, which later rounds need not unpack again
 
 
 class ImageReader:
-    """Reads the images of stills as photons; a context manager that keeps a few files open.
+    """Reads images of stills as photons; a context manager, which keeps a few files open.
 
         with ImageReader(gain=5.5) as reader:
             photons, valid = reader.read(still)  # (P, ny, nx) float32 and bool
 
     Args:
-        gain: counts per photon, in place of the detector's own.
-        pedestal: counts at no photon, in place of the detector's own.
+        gain: counts per photon; by default that of the detector.
+        pedestal: counts at no photon; by default that of the detector.
         usable: (P, ny, nx) bool, pixels that may be used in any image (``read_mask``).
-        gain_map: (P, ny, nx) counts per photon of each pixel; the gain is then 1.
-        pedestal_map: (P, ny, nx) counts at no photon of each pixel, in place of ``pedestal``.
+        gain_map: (P, ny, nx) counts per photon of each pixel; ``gain`` is then 1.
+        pedestal_map: (P, ny, nx) counts at no photon of each pixel, instead of ``pedestal``.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class ImageReader:
         self._kept: OrderedDict[tuple[Path, int, ImageShape, str], _Raw] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What another process needs to read the same images: not the open files."""
+        """What another process needs to read the same images, without the open files."""
         return {**self.__dict__, "_files": OrderedDict(), "_kept": OrderedDict()}
 
     def __enter__(self) -> ImageReader:
@@ -61,7 +61,7 @@ class ImageReader:
         self.close()
 
     def close(self) -> None:
-        """Close the files that are open, and forget what was read."""
+        """Close all open files, and drop the images in memory."""
         self._kept.clear()
         while self._files:
             self._files.popitem()[1].close()
@@ -69,18 +69,18 @@ class ImageReader:
     def read(self, still: Still) -> tuple[np.ndarray, np.ndarray]:
         """Photons (raw − pedestal)/gain, and which pixels hold a measurement.
 
-        Masked are pixels that are: outside the trusted range, at or above saturation, the
-        largest value of an integer type or the smallest of a signed one, not finite, in the file's
-        ``pixel_mask`` or in no file of a virtual data set, not ``usable``, in a panel's untrusted
-        rectangles, or on a panel's outermost rows and columns.
+        A pixel is masked if it is outside the trusted range, at or above saturation, not finite, or
+        the largest value of an integer type (of a signed type, also the smallest); if it is in the
+        file's ``pixel_mask``, in a part of a virtual data set without a file, not ``usable``, or in
+        an untrusted rectangle of its panel; or if it is on the edge of its panel.
 
         Returns:
-            pixels: (P, ny, nx) float32, photons; 0 where not finite.
+            pixels: (P, ny, nx) float32, photons; 0 where they are not finite.
             valid: (P, ny, nx) bool.
 
         Raises:
-            InputError: the file is missing, damaged or without such a frame, the frame was never
-                written, or does not have the detector's shape.
+            InputError: the file is missing, damaged or without such a frame; the frame was never
+                written, or does not have the shape of the detector.
         """
         counts, valid = self.counts(still)
         gain = still.detector.gain if self.gain is None else self.gain
@@ -89,7 +89,7 @@ class ImageReader:
         return counts, valid
 
     def counts(self, still: Still) -> tuple[np.ndarray, np.ndarray]:
-        """As :meth:`read`, before the gain is divided out: counts above the pedestal."""
+        """As :meth:`read`, in counts above the pedestal: the gain is not divided out."""
         with refusing(still.image_path), np.errstate(all="ignore"):
             raw = self._raw(still)
             valid = _trusted(raw, still)
@@ -146,7 +146,7 @@ class _Raw:
     """An image as stored.
 
     Attributes:
-        pixels: (P, ny, nx) of the file's type. usable: (P, ny, nx) bool, None for all.
+        pixels: (P, ny, nx) in the type of the file. usable: (P, ny, nx) bool, None for all.
         limits: (underload, saturation) in counts.
     """
 
@@ -157,15 +157,15 @@ class _Raw:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in memory; a mask that several images share counts for each."""
+        """Bytes in memory; a mask that several images share counts for each of them."""
         return self.pixels.nbytes + (0 if self.usable is None else self.usable.nbytes)
 
 
 def read_beam(still: Still) -> FileBeam:
-    """What the image file says of the beam of one image (``hdf5_beam``); NXmx files only.
+    """The beam of one image as its file states it (``hdf5_beam``); only NXmx files state one.
 
     Raises:
-        InputError: the HDF5 file cannot be opened, or holds numbers that no beam has.
+        InputError: the HDF5 file cannot be opened, or its numbers are impossible.
     """
     path = still.image_path
     if not (regular_file(path) and is_hdf5(path)):
@@ -174,20 +174,20 @@ def read_beam(still: Still) -> FileBeam:
 
 
 def read_bandwidth(still: Still) -> float | None:
-    """Fractional rms bandwidth of an NXmx file, None where not given.
+    """Fractional rms bandwidth in an NXmx file; None if the file has none.
 
-    That of a spectrum, else ``incident_wavelength_spread``: with units of length it is what NeXus
-    defines, a FWHM, and is divided by λ·2√(2 ln 2); a number without units is taken as the rms
-    fraction itself.
+    A spectrum is used first, then ``incident_wavelength_spread``.  With units of length the spread
+    is a FWHM, as NeXus defines it, and is divided by λ·2√(2 ln 2); without units it is taken as the
+    rms fraction.
 
     Raises:
-        InputError: the HDF5 file cannot be opened, or holds no such number.
+        InputError: the HDF5 file cannot be opened, or its numbers are impossible.
     """
     return read_beam(still).bandwidth
 
 
 def read_pixels(path: Path, frame: int, shape: ImageShape) -> np.ndarray:
-    """(P, ny, nx) of a file of one image or a few, of any format but HDF5, as stored.
+    """Pixels (P, ny, nx) as stored, from a file of any format but HDF5.
 
     Raises:
         InputError: the file is damaged, has no such frame, or does not have this shape.
@@ -199,7 +199,7 @@ def read_pixels(path: Path, frame: int, shape: ImageShape) -> np.ndarray:
         unpacked = content(path, limit) if packed(start) else None
         named = path.name.lower().endswith((".cbf", ".cbf.gz", ".cbf.bz2"))
         if not named and not is_cbf((unpacked or start)[:64]):
-            from .other_images import read_other  # fabio is slow to import, and rarely needed
+            from .other_images import read_other  # imports fabio, which is slow and rarely needed
 
             return read_other(path, frame, shape, unpacked)
         if frame != 0:
@@ -208,10 +208,10 @@ def read_pixels(path: Path, frame: int, shape: ImageShape) -> np.ndarray:
 
 
 def _trusted(raw: _Raw, still: Still) -> np.ndarray:
-    """(P, ny, nx) pixels within the panels' trusted ranges and the file's limits, well defined.
+    """(P, ny, nx) bool: pixels within the trusted ranges of the panels and the limits of the file.
 
-    dxtbx has trusted both ends or neither, as its version goes: the upper end is left out here,
-    as is a lower end of −1 in whole numbers, which counting detectors write in their gaps.
+    Versions of dxtbx differ in whether the ends are trusted.  Here the upper end is not trusted,
+    nor a lower end of −1 in whole numbers, which photon-counting detectors write in their gaps.
     """
     kind = raw.pixels.dtype.kind
     lowest, highest = raw.limits
@@ -231,7 +231,7 @@ def _trusted(raw: _Raw, still: Still) -> np.ndarray:
 
 
 def _mask_edges(valid: np.ndarray, still: Still) -> None:
-    """Outermost rows and columns, and untrusted rectangles, in place."""
+    """Mask, in place, the outermost rows and columns and the untrusted rectangles of panels."""
     for panel, (ny, nx) in enumerate(still.detector.shape):
         valid[panel, 0], valid[panel, ny - 1 :] = False, False
         valid[panel, :, 0], valid[panel, :, nx - 1 :] = False, False

@@ -1,4 +1,4 @@
-"""What a file is, what it holds, and what ``fit`` and ``merge`` would still need."""
+"""Say what a file is, what it contains, and what else ``fit`` and ``merge`` would need."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ANY_GROUP = gemmi.SpaceGroup("P 1")
 
 
 def inspect(path: str | Path) -> Iterator[str]:
-    """Lines about a file: its kind, its content, and what is missing for ``fit`` and ``merge``.
+    """Lines about a file: its kind, its content, and what ``fit`` and ``merge`` still need.
 
     Raises:
         InputError: there is no such file, or it is damaged.
@@ -52,7 +52,7 @@ def _experiments(path: Path) -> Iterator[str]:
     if absent:
         yield _absent(absent)
     else:
-        yield "fit: everything is there; --reference or --d-min says how far to go"
+        yield "fit: everything is there but the resolution limit: give --reference or --d-min"
     yield f"merge: {'takes it with ' + refl.name if refl.exists() else f'needs {refl.name} beside'}"
 
 

@@ -1,8 +1,8 @@
-"""Jungfraujoch's HDF5 files: geometry, lattices and integrated reflections by a table of names.
+"""HDF5 files of Jungfraujoch: geometry, lattices and integrated reflections.
 
-Laboratory frame: x along fast, y along slow, z along the beam, so that a pixel lies at
-((x − x₀)·size, (y − y₀)·size, distance).  The names are in ``jungfraujoch.toml``; a file of the
-same form replaces some of them.
+In the lab frame x is along fast, y along slow and z along the beam, so that a pixel lies at
+((x − x₀)·size, (y − y₀)·size, distance).  The table ``jungfraujoch.toml`` has the names of data
+sets; a user's file of the same form replaces some of them.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ Names = Mapping[str, Mapping[str, Any]]
 
 
 def read_names(path: str | Path | None = None) -> Names:
-    """The packaged table of names, with those of a TOML file in place of some.
+    """The packaged table of names; names in a TOML file replace those of the table.
 
     Raises:
-        InputError: no such file, not TOML, or a name that the packaged table does not have.
+        InputError: the file is absent or no TOML, or it has a name that the table does not have.
     """
     packaged = resources.files(__package__).joinpath("jungfraujoch.toml").read_text("utf-8")
     names: dict[str, dict[str, Any]] = tomllib.loads(packaged)
@@ -63,7 +63,7 @@ def read_names(path: str | Path | None = None) -> Names:
 
 
 def is_jungfraujoch(path: Path, names: Names | None = None) -> bool:
-    """Whether an HDF5 file has lattices where the names say."""
+    """Whether an HDF5 file has lattices at one of their names."""
     try:
         with open_hdf5(path) as file:
             return _dataset(file, (names or read_names())["crystal"]["lattice"]) is not None
@@ -72,7 +72,7 @@ def is_jungfraujoch(path: Path, names: Names | None = None) -> bool:
 
 
 class _Source:
-    """An open file and what its names find; one sentence for what is missing."""
+    """An open file, and the data sets that the table of names finds in it."""
 
     def __init__(self, file: h5py.File, path: Path, names: Names) -> None:
         self.file, self.path, self.names = file, path, names
@@ -108,13 +108,13 @@ def experiments_of_jungfraujoch(
     space_group: gemmi.SpaceGroup | None = None,
     names: Names | None = None,
 ) -> Experiments:
-    """The images with a lattice, a still each, images in the same file.
+    """Read the indexed images of a file, each a still; the same file holds the images.
 
     Args:
-        space_group: in place of the file's. names: :func:`read_names`.
+        space_group: instead of the one in the file. names: of :func:`read_names`.
 
     Raises:
-        InputError: something that is needed is at none of its names, or no image was indexed.
+        InputError: a needed data set is at none of its names, or no image was indexed.
     """
     path = Path(path)
     with open_hdf5(path) as file, refusing(path):
@@ -138,11 +138,11 @@ def unmerged_of_jungfraujoch(
     cell: gemmi.UnitCell | None = None,
     names: Names | None = None,
 ) -> Unmerged:
-    """Integrated reflections of the indexed images, with ε_r = |s0 + A·h| − 1/λ of each lattice.
+    """Read the integrated reflections of a file; ε_r = |s0 + A·h| − 1/λ of each lattice.
 
     Args:
-        space_group, cell: in place of the file's, and of the lattices' median. names:
-            :func:`read_names`.
+        space_group, cell: instead of the group in the file and the median of the lattices.
+        names: of :func:`read_names`.
 
     Raises:
         InputError: as :func:`experiments_of_jungfraujoch`, or nothing was integrated.
@@ -175,7 +175,7 @@ def unmerged_of_jungfraujoch(
     )
     return Unmerged.observed(
         hkl=hkl,
-        intensity=intensity.astype(float),
+        J=intensity.astype(float),
         sigma=sigma.astype(float),
         batch=image + 1,
         excitation_error=excitation,
@@ -188,7 +188,7 @@ def unmerged_of_jungfraujoch(
 
 
 def _lattices(source: _Source) -> list[tuple[int, np.ndarray]]:
-    """(image, rows a, b, c (3, 3) Å) of the images that were indexed."""
+    """For each indexed image its index and its axes a, b, c, the rows of (3, 3), Å."""
     lattices = source.need("crystal", "lattice").reshape(-1, 9).astype(float)
     indexed = source.find("crystal", "indexed")
     good = np.ones(len(lattices), bool) if indexed is None else np.asarray(indexed[()]) != 0
@@ -198,7 +198,7 @@ def _lattices(source: _Source) -> list[tuple[int, np.ndarray]]:
 
 
 def _wavelengths(source: _Source) -> np.ndarray:
-    """Å, one of all images or one of each."""
+    """Wavelengths, Å: one for all images, or one for each."""
     found = source.need("geometry", "wavelength_angstrom").astype(float).ravel()
     if not len(found) or not (found > 0).all():
         raise InputError(f"{source.path}: a wavelength must be positive")

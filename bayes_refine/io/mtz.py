@@ -1,4 +1,4 @@
-"""Writing MTZ files: unmerged observations, one batch an image, and merged intensities."""
+"""Write MTZ files: unmerged observations, with a batch for each image, and merged intensities."""
 
 from __future__ import annotations
 
@@ -39,23 +39,23 @@ def write_unmerged(
     space_group: gemmi.SpaceGroup,
     stills: Sequence[Still],
 ) -> None:
-    """Observations in the asymmetric unit with M/ISYM, sorted by H K L M/ISYM BATCH.
+    """Write observations in the asymmetric unit with M/ISYM, sorted by H K L M/ISYM BATCH.
 
-    Every still gets a batch header (number from 1, cell, wavelength, U column by column and
-    the direction to the source in the lab frame of the experiments), with reflections or not.
-    Observations without stills: :func:`write_observations`.
+    Every still gets a batch header (number from 1, cell, wavelength, U column by column, and the
+    direction to the source in the lab frame of the experiments), even if it has no reflections.
+    :func:`write_observations` writes observations without stills.
 
     Args:
         hkl: (n, 3) integers as observed.
         columns: (n,) arrays by label, of ``UNMERGED_TYPES``; BATCH (still index + 1), I and
-            SIGI must be there.  EPSILON_R in Å⁻¹, XDET and YDET in mm in the lab frame,
-            FREE 1 in the free set, SCALEUSED what raw intensities were multiplied by.
+            SIGI are required.  EPSILON_R is in Å⁻¹, XDET and YDET in mm in the lab frame; FREE is
+            1 in the free set; SCALEUSED is the factor that raw intensities were multiplied by.
         cell: mean cell of the run, Å and degrees.
-        stills: of the run, with crystals as refined.
+        stills: of the run, with refined crystals.
 
     Raises:
-        ValueError: an unknown, missing or misshaped column, or a batch that is no still.
-        InputError: no reflection, or the file cannot be written.
+        ValueError: a column is unknown, missing or misshaped, or a batch is no still.
+        InputError: there is no reflection, or the file cannot be written.
     """
     batches = [_batch_of_still(k + 1, still) for k, still in enumerate(stills)]
     write_observations(path, hkl, columns, cell, space_group, batches)
@@ -69,11 +69,11 @@ def write_observations(
     space_group: gemmi.SpaceGroup,
     batches: Sequence[gemmi.Mtz.Batch],
 ) -> None:
-    """As :func:`write_unmerged`, with the headers of the batches, such as :func:`new_batch` makes.
+    """As :func:`write_unmerged`, with batch headers given, such as :func:`new_batch` makes.
 
     Raises:
-        ValueError: an unknown, missing or misshaped column, or a BATCH without a header.
-        InputError: no reflection, or the file cannot be written.
+        ValueError: a column is unknown, missing or misshaped, or a BATCH has no header.
+        InputError: there is no reflection, or the file cannot be written.
     """
     missing = {"BATCH", "I", "SIGI"} - set(columns)
     unknown = set(columns) - set(UNMERGED_TYPES)
@@ -103,7 +103,7 @@ def write_merged(
     space_group: gemmi.SpaceGroup,
     wavelength: float,
 ) -> None:
-    """One row a reflection, sorted by H K L; NaN is the MTZ missing number.
+    """Write a row for each reflection, sorted by H K L; NaN marks a missing number.
 
     Args:
         hkl_asu: (n, 3) integers in the asymmetric unit, each once.
@@ -111,8 +111,8 @@ def write_merged(
         cell: Å and degrees. wavelength: Å.
 
     Raises:
-        ValueError: a misshaped column.
-        InputError: no reflection, or the file cannot be written.
+        ValueError: a column is misshaped.
+        InputError: there is no reflection, or the file cannot be written.
     """
     mtz = _new_mtz(cell, space_group, wavelength)
     mtz.sort_order = [1, 2, 3, 0, 0]
@@ -126,13 +126,13 @@ def _new_mtz(cell: gemmi.UnitCell, space_group: gemmi.SpaceGroup, wavelength: fl
     mtz.spacegroup = space_group
     mtz.add_dataset("bayes_refine")
     mtz.set_cell_for_all(cell)
-    for dataset in mtz.datasets:  # HKL_base too: some programs read the first
+    for dataset in mtz.datasets:  # HKL_base too: some programs read the first data set
         dataset.wavelength = wavelength
     return mtz
 
 
 def new_batch(number: int, title: str, cell: gemmi.UnitCell, wavelength: float) -> gemmi.Mtz.Batch:
-    """The header of an image of which no geometry is known (wavelength in Å, 0 for none)."""
+    """The batch header of an image without known geometry (wavelength in Å, 0 if unknown)."""
     batch = gemmi.Mtz.Batch()
     batch.number, batch.title, batch.dataset_id = number, ascii_title(title), 1
     batch.cell, batch.wavelength = cell, wavelength
@@ -143,7 +143,7 @@ def new_batch(number: int, title: str, cell: gemmi.UnitCell, wavelength: float) 
 
 
 def _batch_of_still(number: int, still: Still) -> gemmi.Mtz.Batch:
-    """CCP4's batch orientation block, zero-based: U at 6–14, source at 80–85."""
+    """The batch header of a still; CCP4's orientation block has U at 6–14, the source at 80–85."""
     batch = new_batch(number, still.identifier, still.crystal.cell, still.beam.wavelength)
     towards_source = -still.beam.s0_direction
     for start, values in (
@@ -163,13 +163,13 @@ def _write(
     columns: Mapping[str, tuple[str, ArrayLike]],
     order: np.ndarray,
 ) -> None:
-    if not len(hkl):  # gemmi would not read it back
+    if not len(hkl):  # gemmi does not read an MTZ without reflections
         raise InputError(f"{path}: no reflection to write")
     for label, (kind, values) in columns.items():
         if np.shape(values) != (len(hkl),):
             raise ValueError(f"column {label} has shape {np.shape(values)}, not ({len(hkl)},)")
         mtz.add_column(label, kind, dataset_id=1)
-    table = np.empty((len(hkl), 3 + len(columns)), np.float32)  # no second copy of a long table
+    table = np.empty((len(hkl), 3 + len(columns)), np.float32)  # filled in place: it can be long
     table[:, :3] = hkl[order]
     for k, (_, values) in enumerate(columns.values(), 3):
         table[:, k] = np.asarray(values)[order]
@@ -177,10 +177,10 @@ def _write(
 
 
 def save_mtz(mtz: gemmi.Mtz, path: str | Path, table: ArrayLike) -> None:
-    """Write an MTZ of a table (n, columns), and look whether all of it is there.
+    """Write an MTZ with the rows ``table`` (n, columns), and check that the file is complete.
 
     Raises:
-        InputError: the file cannot be written whole.
+        InputError: the file cannot be written completely.
     """
     data = np.ascontiguousarray(table, dtype=np.float32)
     mtz.set_data(data)
@@ -188,9 +188,9 @@ def save_mtz(mtz: gemmi.Mtz, path: str | Path, table: ArrayLike) -> None:
         mtz.write_to_file(str(path))
     except (RuntimeError, OSError) as error:
         raise InputError(f"{path}: cannot be written: {error}") from None
-    try:  # gemmi does not look whether the last bytes reached the disk
+    try:  # gemmi does not check that the last bytes reached the disk
         whole = np.array_equal(gemmi.read_mtz_file(str(path)).array, data, equal_nan=True)
     except (RuntimeError, ValueError, OSError):
         whole = False
     if not whole:
-        raise InputError(f"{path}: was not written whole; make room on the disk")
+        raise InputError(f"{path}: was not written completely; make room on the disk")

@@ -1,4 +1,4 @@
-"""Indexed stills of any program, as ``fit`` takes them: one reader a format, told by content."""
+"""Read indexed stills of any program, for ``fit``; the content of a file tells its format."""
 
 from __future__ import annotations
 
@@ -25,19 +25,20 @@ def open_experiments(
     names: Names | None = None,
     growing: bool = False,
 ) -> Experiments:
-    """The indexed stills of files, patterns or lists of files, with images.
+    """Read the indexed stills of files, patterns or lists of files.
 
-    DIALS ``.expt``, CrystFEL ``.stream`` (``.gz`` too) and Jungfraujoch ``_process.h5``; several
-    files are one run, in their order.
+    The formats are DIALS ``.expt``, CrystFEL ``.stream`` (also ``.gz``) and Jungfraujoch
+    ``_process.h5``.  Several files are one run, in the given order.
 
     Args:
-        space_group: of streams, which have none, and in place of Jungfraujoch's; that of an
-            ``.expt`` has to be the same.
-        geometry: a ``.geom`` in place of a stream's own. names: of Jungfraujoch's data sets.
-        growing: streams may be being written; a last chunk that is not complete is left out.
+        space_group: of streams, which do not state one; replaces that of Jungfraujoch
+            files; an ``.expt`` must have the same one.
+        geometry: a ``.geom`` file, which replaces the geometry in a stream.
+        names: of data sets in Jungfraujoch files.
+        growing: streams may still be written to; an incomplete last chunk is left out.
 
     Raises:
-        InputError: a file is none of these, cannot be read, or needs one of the arguments.
+        InputError: a file has none of these formats, cannot be read, or needs one of the arguments.
     """
     listed = [paths] if isinstance(paths, str | Path) else list(paths)
     files = list(dict.fromkeys(expanded(listed)))
@@ -106,7 +107,7 @@ def _in_group(experiments: Experiments, given: gemmi.SpaceGroup | None) -> Exper
 
 
 def _together(parts: Sequence[Experiments]) -> Experiments:
-    """Several lists as one; names that two files share are told apart."""
+    """Several lists of experiments as one; names that occur in two files are made unique."""
     stills = []
     for part in parts:
         for still in part.stills:

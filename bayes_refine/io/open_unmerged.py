@@ -1,4 +1,4 @@
-"""Integrated stills of any program, as ``merge`` takes them; the format is told by content."""
+"""Read integrated stills of any program, for ``merge``; the content of a file tells its format."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .unmerged import Unmerged
 from .unmerged_mtz import Columns, read_unmerged
 from .xds_unmerged import unmerged_of_xds
 
-PER_REFLECTION = ("hkl", "hkl_asu", "isym", "intensity", "sigma")
+PER_REFLECTION = ("hkl", "hkl_asu", "isym", "J", "sigma")
 
 
 def open_unmerged(
@@ -28,19 +28,19 @@ def open_unmerged(
     labels: Columns | None = None,
     names: Names | None = None,
 ) -> Unmerged:
-    """The integrated stills of one or more files, patterns or lists of files.
+    """Read the integrated stills of files, patterns or lists of files.
 
-    MTZ, CrystFEL streams, Jungfraujoch and XDS files, or DIALS ``.expt`` with the ``.refl`` of
-    the same name beside (either may be named).  Images are numbered through in the order of the
-    files.
+    The formats are MTZ, CrystFEL streams, Jungfraujoch and XDS files, and DIALS ``.expt`` with the
+    ``.refl`` of the same name beside it (either may be given).  Images are numbered in the order of
+    the files.
 
     Args:
-        space_group, cell: instead of the files'; a stream has no space group of its own.
-        labels: of columns of an MTZ that does not follow usage.
+        space_group, cell: replace those of the files; a stream does not state a space group.
+        labels: of columns in an MTZ whose labels are not the usual ones.
         names: of data sets in Jungfraujoch files, ``jungfraujoch.read_names``.
 
     Raises:
-        InputError: a file that is none of these, or several that do not belong together.
+        InputError: a file has none of these formats, or the files do not belong together.
     """
     files = list(dict.fromkeys(expanded(paths)))
     kinds = {file: kind_of(file) for file in files}
@@ -70,7 +70,7 @@ def open_unmerged(
 
 
 def _dials_pairs(files: Sequence[Path], kinds: dict[Path, Kind]) -> list[tuple[Path, Path]]:
-    """``.expt`` and ``.refl`` of the same name, in the order given."""
+    """Pairs of ``.expt`` and ``.refl`` with the same name, in the given order."""
     pairs = []
     for file in files:
         if kinds[file] not in (Kind.EXPERIMENTS, Kind.REFLECTIONS):
@@ -89,7 +89,7 @@ def _dials_pairs(files: Sequence[Path], kinds: dict[Path, Kind]) -> list[tuple[P
 
 
 def _together(parts: Sequence[Unmerged]) -> Unmerged:
-    """Several runs as one, images numbered through."""
+    """Several runs as one, with their images numbered one after the other."""
     first = parts[0]
     for part in parts[1:]:
         if part.space_group.hm != first.space_group.hm:
@@ -113,7 +113,7 @@ def _together(parts: Sequence[Unmerged]) -> Unmerged:
         hkl=rows["hkl"],
         hkl_asu=rows["hkl_asu"],
         isym=rows["isym"],
-        intensity=rows["intensity"],
+        J=rows["J"],
         sigma=rows["sigma"],
         batch=image + 1,
         image=image,
@@ -129,6 +129,6 @@ def _together(parts: Sequence[Unmerged]) -> Unmerged:
 
 
 def _of_all(columns: Sequence[np.ndarray | None]) -> np.ndarray | None:
-    """The columns end to end; None where a file lacks it."""
+    """The columns of all files, concatenated; None if a file does not have the column."""
     there = [column for column in columns if column is not None]
     return np.concatenate(there) if len(there) == len(columns) else None

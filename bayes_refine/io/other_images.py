@@ -1,7 +1,7 @@
 """Images that fabio reads: SMV (ADSC, Rayonix), MarCCD, TIFF, EDF and others.
 
-What these headers promise is compared with the detector first, where the format says it in
-words.
+Where a header states the size of the image in words, the size is compared with the detector before
+fabio reads the file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..util.errors import InputError
 from .boundary import head, refusing
 from .image_shape import ImageShape
 
-_HEADER = 2**16  # bytes looked at for the numbers of rows and columns
+_HEADER = 2**16  # bytes that are searched for the numbers of rows and columns
 _SIZES = re.compile(rb"(?:SIZE[123]|Dim_[123])\s*=\s*(-?[0-9]+)", re.I)
 
 
@@ -28,7 +28,8 @@ def read_other(path: Path, frame: int, shape: ImageShape, unpacked: bytes | None
         unpacked: the content of a file that is compressed with bz2 or gz.
 
     Raises:
-        InputError: fabio cannot read the file, it has no such frame or not the detector's shape.
+        InputError: fabio cannot read the file, it has no such frame, or its images do not have the
+            shape of the detector.
     """
     start = head(path, _HEADER) if unpacked is None else unpacked[:_HEADER]
     source = str(path) if unpacked is None else _named(unpacked, path)
@@ -49,7 +50,7 @@ def read_other(path: Path, frame: int, shape: ImageShape, unpacked: bytes | None
 
 
 def _named(data: bytes, path: Path) -> io.BytesIO:
-    """The unpacked content of a file, in the form that fabio takes."""
+    """The unpacked content of a file, as an object that fabio accepts."""
     stream = fabio.fabioutils.BytesIO(data)
     stream.name = str(path)
     return stream

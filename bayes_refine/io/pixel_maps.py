@@ -1,7 +1,8 @@
-"""One number for each pixel, from a file: masks, gain maps, pedestal maps.
+"""Read files with a number for each pixel: masks, gain maps, pedestal maps.
 
-Read are HDF5 (``file.h5`` or ``file.h5:/path/in/it``), NPY, CBF, TIFF and what else fabio knows.
-Never read are pickles, as DIALS writes its masks: they can run any program when they are opened.
+The formats are HDF5 (``file.h5`` or ``file.h5:/path/in/it``), NPY, CBF, TIFF and others that fabio
+knows.  Pickles, such as the masks of DIALS, are refused: a pickle can run any program when it is
+opened.
 """
 
 from __future__ import annotations
@@ -23,21 +24,21 @@ from .images import read_pixels
 _USUAL = tuple(
     f"entry/instrument/detector/{name}" for name in ("pixel_mask", "detectorSpecific/pixel_mask")
 )
-_LEAST_USABLE = 0.5  # of the pixels; less is a mask read the wrong way round
+_LEAST_USABLE = 0.5  # share of the pixels; with fewer, the mask is inverted
 
 
 def read_mask(path: str | Path, detector: Detector) -> np.ndarray:
-    """(P, ny, nx) bool, True where a pixel may be used.
+    """Read a mask: (P, ny, nx) bool, True for pixels that may be used.
 
         usable = read_mask("mask.h5:/data/mask", still.detector)
         reader = ImageReader(usable=usable)
 
-    Truth values say which pixels are good, as in DIALS.  Whole numbers are flags of what is wrong
-    with a pixel, 0 for nothing, as in NXmx, CXI, pyFAI and Dectris's files.
+    True marks a good pixel, as in DIALS.  A whole number is a set of flags of faults of the pixel,
+    0 for none, as in NXmx, CXI, pyFAI and files of Dectris.
 
     Raises:
-        InputError: the file cannot be read, is a pickle, has not the detector's shape, or leaves
-            less than half of the pixels.
+        InputError: the file cannot be read or is a pickle, it does not have the shape of the
+            detector, or it leaves fewer than half of the pixels.
     """
     path = Path(path)
     values = _values(path, detector, "a mask")
@@ -51,16 +52,16 @@ def read_mask(path: str | Path, detector: Detector) -> np.ndarray:
 
 
 def read_pixel_map(path: str | Path, detector: Detector, positive: bool = False) -> np.ndarray:
-    """(P, ny, nx) float32 of a gain or pedestal map; NaN where a pixel is not to be used.
+    """Read a gain or pedestal map: (P, ny, nx) float32, NaN for pixels not to be used.
 
         reader = ImageReader(gain_map=read_pixel_map("gain.npy", still.detector, positive=True))
 
     Args:
-        positive: whether values must be, as gains; others become NaN.
+        positive: whether values must be positive, as gains are; others then become NaN.
 
     Raises:
-        InputError: the file cannot be read, is a pickle, has not the detector's shape, or has
-            fewer than half of its numbers finite (and positive).
+        InputError: the file cannot be read or is a pickle, it does not have the shape of the
+            detector, or fewer than half of its numbers are finite (and positive).
     """
     path = Path(path)
     with np.errstate(all="ignore"):
@@ -74,7 +75,7 @@ def read_pixel_map(path: str | Path, detector: Detector, positive: bool = False)
 
 
 def mask_files(experiments: Experiments) -> list[Path]:
-    """The mask files that the image sets of an experiment list name, each once."""
+    """The mask files named by the image sets of an experiment list, each once."""
     folder = experiments.path.parent
     names = [s.get("mask") for s in experiments.document.get("imageset", ()) if isinstance(s, dict)]
     return list(dict.fromkeys(folder / name for name in names if isinstance(name, str) and name))

@@ -1,4 +1,4 @@
-"""The polarisation of the beam in CrystFEL's words, for files that say nothing of it."""
+"""The polarisation of the beam in CrystFEL's notation, for files that do not state it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ _FORM = re.compile(r"(?:(horiz|vert)|(\d{1,3})deg)(\d{1,3})?")
 
 
 def parse_polarisation(text: str) -> tuple[float, float]:
-    """(angle of the electric field, rad; fraction of the intensity in its plane) of CrystFEL's
-    ``--polarisation``: ``horiz``, ``vert``, ``horiz98``, ``45deg90``; 50 % is unpolarised.
+    """Parse CrystFEL's ``--polarisation``: ``horiz``, ``vert``, ``horiz98``, ``45deg90``.
 
-    The angle is clockwise from horizontal, seen along the beam.
+    Returns:
+        The angle of the electric field, rad, clockwise from horizontal as seen along the beam, and
+        the fraction of the beam polarised in its plane; 0.5 is unpolarised.
 
     Raises:
-        InputError: not of this form.
+        InputError: the text is not of this form.
     """
     found = _FORM.fullmatch(text.strip())
     percent = int(found[3] or 100) if found else 101
@@ -37,7 +38,7 @@ def parse_polarisation(text: str) -> tuple[float, float]:
 
 
 def with_polarisation(experiments: Experiments, text: str) -> Experiments:
-    """The experiments with this polarisation in place of their own, in the document too."""
+    """The experiments, and their document, with this polarisation instead of the stated one."""
     angle, fraction = parse_polarisation(text)
 
     def polarised(beam: Beam) -> Beam:

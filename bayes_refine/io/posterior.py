@@ -1,7 +1,7 @@
-"""``posterior.nc``: draws, pointwise log likelihood and predictions, as ArviZ reads them.
+"""Write ``posterior.nc``: draws, pointwise log likelihood and predictions, for ArviZ.
 
-One netCDF file of groups, which ArviZ 0.x opens as InferenceData and 1.x as a DataTree.  It is
-written block by block through h5netcdf: a run's pointwise arrays never lie in memory together.
+It is one netCDF file with groups, which ArviZ 0.x opens as InferenceData and 1.x as a DataTree.  It
+is written block by block through h5netcdf, since the pointwise arrays of a run can exceed memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..util.sink import Sink, sink_for
 
 Pointwise = Mapping[str, tuple[np.ndarray, np.ndarray]]
 BLOCK = 1024  # reflections in a chunk of the file
-MAX_POINTWISE = 10**8  # pointwise values of a term
+MAX_POINTWISE = 10**8  # largest number of pointwise values of a term
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class Variable:
 
 @dataclass(frozen=True)
 class About:
-    """What numbers along the axes of a posterior stand for.
+    """Coordinates of a posterior, and attributes of its file.
 
     Attributes:
-        coords: values along the posterior's dims; 0, 1, ... where absent.
+        coords: values along dims of the posterior; 0, 1, ... for dims that are absent.
         labels: further coordinates of the posterior: (dim, values) by name.
         attrs: of the file.
     """
@@ -51,13 +51,13 @@ class About:
 
 
 def pointwise_draws(shape: tuple[int, int], n_reflections: int, at_most: int) -> np.ndarray:
-    """Which draws of each chain have pointwise values: evenly spaced ones.
+    """Choose evenly spaced draws of each chain that get pointwise values.
 
-    No more than ``at_most`` of all chains together, and fewer where a term of as many draws would
-    have over 10⁸ values, which is a file of a gigabyte; two of each chain at least.
+    There are at most ``at_most`` in all chains together, fewer if a term would otherwise have over
+    10⁸ values (a file of a gigabyte), and at least two in each chain.
 
     Args:
-        shape: chains, and draws of each.
+        shape: number of chains, and of draws in each.
     """
     chains, each = shape
     room = min(at_most, MAX_POINTWISE // max(n_reflections, 1))
@@ -74,20 +74,20 @@ def write_posterior(
     stats: Mapping[str, np.ndarray] | None = None,
     kept: np.ndarray | None = None,
 ) -> None:
-    """Write the groups posterior, log_likelihood, posterior_predictive and observed_data, and
-    sample_stats where there are any.
+    """Write the groups posterior, log_likelihood, posterior_predictive and observed_data.
 
-    Pointwise values are float32 with dims (chain, draw, reflection).
+    The group sample_stats is added if there are ``stats``.  Pointwise values are float32 with dims
+    (chain, draw, reflection).
 
     Args:
         posterior: the unknowns, c chains of d draws each.
-        pointwise: {term: (ln p (c, k, b), replicate (c, k, b))} of b reflections at a time, one
-            block after the other.
+        pointwise: blocks of b reflections, one after the other, each a mapping
+            {term: (ln p (c, k, b), replicate (c, k, b))}.
         observed: (n,) by term, in the order of the reflections.
         reflections: (n,) coordinates of the reflections: image, h, k, l.
-        about: what axes are called, and attributes of the file.
+        about: coordinates along the axes, and attributes of the file.
         stats: (c, d) each, by ArviZ's names.
-        kept: (k,) the draws that the pointwise values are of; all if left out.
+        kept: (k,) indices of the draws with pointwise values; all draws by default.
 
     Raises:
         ValueError: numbers of draws or of reflections differ.
@@ -109,7 +109,7 @@ def write_posterior(
 
 
 def _checked(blocks: Iterable[Pointwise], sink: Sink) -> Iterator[Pointwise]:
-    """The blocks, as long as the disk has room."""
+    """Pass the blocks on; raise when the disk is full."""
     for block in blocks:
         sink.check()
         yield block
@@ -192,7 +192,7 @@ def _variable(group, name: str, dims: tuple[str, ...], values, coordinates=()) -
         values = values.astype(object)
         variable = group.create_variable(name, dims, h5py.string_dtype())
         variable[...] = values
-    elif values.dtype == bool:  # which netCDF lacks: xarray's way
+    elif values.dtype == bool:  # netCDF has no such type; xarray writes it so
         variable = group.create_variable(name, dims, "i1", data=values.astype("i1"))
         variable.attrs["dtype"] = "bool"
     else:

@@ -1,4 +1,4 @@
-"""What a run asks of its images: any object with these methods will do."""
+"""What a run needs of its images: any object with these methods can serve."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from ..geometry.experiments import Still
 
 
 class Images(Protocol):
-    """Photons of stills, for ``fit_run``."""
+    """Images of stills in photons, for ``fit_run``."""
 
     def read(self, still: Still) -> tuple[np.ndarray, np.ndarray]:
-        """Photons (P, ny, nx), float32, and which pixels hold a measurement, (P, ny, nx) bool.
+        """Photons (P, ny, nx), float32, and whether a pixel holds a measurement, (P, ny, nx) bool.
 
         Raises:
-            InputError: the image cannot be read; the run goes on without it.
+            InputError: the image cannot be read; the run goes on without this image.
         """
         ...
 
 
 class CountedImages(Images, Protocol):
-    """Images whose gain and bad pixels ``prepare`` finds, and sets here.
+    """Images in counts, whose gain and bad pixels ``prepare`` finds and sets here.
 
     Attributes:
-        gain: counts per photon, None while it is not known. usable: (P, ny, nx) bool, None for all.
+        gain: counts per photon, None until it is known. usable: (P, ny, nx) bool, None for all.
     """
 
     gain: float | None
     usable: np.ndarray | None
 
     def counts(self, still: Still) -> tuple[np.ndarray, np.ndarray]:
-        """As ``read``, before the gain is divided out: counts above the pedestal."""
+        """As ``read``, in counts above the pedestal: the gain is not divided out."""
         ...

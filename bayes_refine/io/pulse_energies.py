@@ -1,4 +1,4 @@
-"""Pulse energies of shots from a monitor's file: CSV, TOML or HDF5, in any unit."""
+"""Read pulse energies of shots from the file of a monitor: CSV, TOML or HDF5, in any unit."""
 
 from __future__ import annotations
 
@@ -26,17 +26,18 @@ _ENERGIES = ("energy", "pulse_energy", "intensity", "i0", "value")
 
 
 def with_pulse_energies(stills: Sequence[Still], path: str | Path) -> tuple[Still, ...]:
-    """The stills with ln of their pulse energy over the median of all, NaN where there is none.
+    """The stills with ln of their pulse energy over the median of all; NaN where it is unknown.
 
-    A CSV file has the columns ``identifier`` and ``energy``, or one number a line; a TOML file a
-    line ``"identifier" = energy`` for each still, or ``energy = [...]``; an HDF5 file, given as
-    ``FILE.h5:/path``, an array of numbers.  Numbers without names are those of the frames of the
-    image file, where all stills lie in one, else of the stills in their order.  What is not a
-    positive number (a shot that the monitor missed), or is 10³ times the median and more, is no
-    energy.
+    A CSV file has the columns ``identifier`` and ``energy``, or a number on each line.  A TOML file
+    has a line ``"identifier" = energy`` for each still, or ``energy = [...]``.  An HDF5 file, given
+    as ``FILE.h5:/path``, has an array of numbers.  Numbers without identifiers belong to the frames
+    of the image file if all stills are in one file, else to the stills in their order.  A number
+    that is not positive (a shot that the monitor missed), or is 10³ times the median and more,
+    counts as unknown.
 
     Raises:
-        InputError: the file cannot be read, is none of these, or has no energy of any still.
+        InputError: the file cannot be read, has none of these formats, or has no energy of any
+            still.
     """
     named = _read(str(path))
     if isinstance(named, Mapping):
@@ -71,7 +72,7 @@ def _in_order(values: np.ndarray, stills: Sequence[Still], path: str) -> np.ndar
 
 
 def _read(path: str) -> Mapping[str, float] | np.ndarray:
-    """Energies by identifier, or an array of them."""
+    """Energies by identifier, or an array of energies."""
     name, _, inside = path.partition(":/")
     file = Path(name)
     if not regular_file(file):
@@ -142,7 +143,7 @@ def _of_csv(file: Path, text: str) -> Mapping[str, float] | np.ndarray:
 
 
 def _number(value: Any) -> float:
-    """A number, or a text of one; NaN for all else."""
+    """The number, or the number that a text stands for; else NaN."""
     if isinstance(value, bool):
         return math.nan
     try:

@@ -1,4 +1,4 @@
-"""What a file is, told by its content and never by its name."""
+"""Find the kind of a file from its content, never from its name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WILDCARDS = set("*?[")
 
 
 class Kind(StrEnum):
-    """Kinds of files that this program meets; the value is what a message calls them."""
+    """Kinds of files; the value is what a message calls the kind."""
 
     EXPERIMENTS = "a DIALS experiment list"
     REFLECTIONS = "a DIALS reflection table"
@@ -33,7 +33,7 @@ class Kind(StrEnum):
 
 
 def kind_of(path: str | Path) -> Kind:
-    """What a file is.
+    """The kind of a file.
 
     Raises:
         InputError: there is no such file, or it cannot be read.
@@ -82,15 +82,15 @@ def _kind_of_text(text: str, path: Path) -> Kind:
 
 
 def _listed(line: str, path: Path) -> Path:
-    """The first file that a line of a list names, relative to the list's folder."""
+    """The first file that a line of a list names, relative to the folder of the list."""
     return path.parent / line.split()[0]
 
 
 def expanded(paths: Iterable[str | Path]) -> Iterator[Path]:
-    """Every file that is meant: patterns with ``*`` sorted, lists of files line by line.
+    """All files that ``paths`` stand for: patterns with ``*`` and lists of files are expanded.
 
     Raises:
-        InputError: a pattern that no file matches, or a listed file that does not exist.
+        InputError: no file matches a pattern, or a listed file does not exist.
     """
     for path in paths:
         text = str(path)

@@ -1,4 +1,4 @@
-"""Reference intensities from an MTZ, a structure-factor mmCIF or coordinates, told by content."""
+"""Read reference intensities from an MTZ, a structure-factor mmCIF or coordinates."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .reference_columns import Read, from_cif, from_mtz
 from .reference_coordinates import structure_factors
 from .unmerged import SPAN
 
-MIN_D = 0.2  # Å; nobody's reference goes beyond, so that such an index is damaged
+MIN_D = 0.2  # Å; no reference goes beyond, so an index beyond is damaged
 
 
 @dataclass(frozen=True)
 class Given:
-    """Cell and space group for a file that has none.
+    """Cell and space group that a user gave, for a file without them.
 
     Attributes:
         cell: Å and degrees, or None. space_group: or None.
@@ -39,26 +39,27 @@ def read_reference(
     d_min: float | None = None,
     given: Given | None = None,
 ) -> Reference:
-    """Reference intensities from an MTZ, a structure-factor mmCIF or coordinates.
+    """Read reference intensities from an MTZ, a structure-factor mmCIF or coordinates.
 
         reference = read_reference("model.pdb", d_min=2.0)
         print(reference.describe())
 
-    Intensities are preferred to amplitudes, which are squared; Friedel mates and duplicates
-    are averaged; non-finite values, F000, systematic absences, amplitudes that are not positive
-    and rows that a CIF's status says are not observed are dropped and counted in
-    ``Reference.remarks``.  Coordinates give |F_calc|² with a flat bulk solvent
-    (k_sol 0.35 e/Å³, B_sol 46 Å²), after NCS copies that are not written out have been made.
+    The content of the file tells its format.  Intensities are preferred to amplitudes, which are
+    squared; Friedel mates and duplicates are averaged.  Non-finite values, F000, systematic
+    absences, amplitudes that are not positive and rows whose CIF status is not observed are dropped
+    and counted in ``Reference.remarks``.  From coordinates the intensity is |F_calc|² with a flat
+    bulk solvent (k_sol 0.35 e/Å³, B_sol 46 Å²); NCS copies that the file does not contain are
+    generated first.
 
     Args:
-        path: MTZ, mmCIF or PDB, also gzipped.
+        path: MTZ, mmCIF or PDB file, also gzipped.
         column: label of the column, or the stem of a pair of mates (``F`` of F(+), F(-)).
-        d_min: Å; by default all there is, and 1.8 Å from coordinates.
-        given: cell and space group where the file has none.
+        d_min: Å; by default all reflections of the file, and 1.8 Å for coordinates.
+        given: cell and space group for a file without them.
 
     Raises:
-        InputError: missing or unreadable, no such column, no cell, unmerged, no usable
-            reflection.
+        InputError: the file is missing, unreadable or unmerged; it has no such column, no cell, or
+            no usable reflection.
     """
     path, given = Path(path), given or Given()
     read = _read(path, column, d_min, given)
@@ -93,13 +94,13 @@ def _read(path: Path, column: str | None, d_min: float | None, given: Given) -> 
 
 
 def _model(document: gemmi.cif.Document) -> gemmi.Structure:
-    """The first block with atoms."""
+    """The structure in the first block that has atoms."""
     block = next(b for b in document if b.find_values("_atom_site.Cartn_x"))
     return gemmi.make_structure_from_block(block)
 
 
 def _merged(read: Read, given: Given) -> Reference:
-    """Asymmetric unit, duplicates averaged, absences and what is no number dropped."""
+    """The reference in the asymmetric unit; duplicates are averaged, invalid rows are dropped."""
     remarks = list(read.remarks)
     cell, group = read.cell, read.space_group
     if not is_cell(cell) and given.cell is not None:

@@ -1,4 +1,4 @@
-"""Which columns of a reflection file are a reference: names, status flags, placeholders."""
+"""Choose the columns of a reflection file that are a reference, by names and status flags."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ CIF_INTENSITIES = ("intensity_meas", "F_squared_meas", "pdbx_I", "F_squared_calc
 CIF_AMPLITUDES = ("F_meas_au", "F_meas", "pdbx_F", "F_calc_au", "F_calc")
 CUSTOMARY = (*MTZ_INTENSITIES, *CIF_INTENSITIES, *MTZ_AMPLITUDES, *CIF_AMPLITUDES)
 MATE = re.compile(r"(\([+-]\)|_(plus|minus)|[+-])$", re.IGNORECASE)  # ends of F(+), F_MINUS...
-# 2mFo−DFc and its like are for maps, sigmas are no values: only taken when asked for by name
+# map coefficients such as 2mFo−DFc, and sigmas, are only taken when a user asks for them by name
 NOT_BY_ITSELF = re.compile(
     r"FWT|FOFC|MFO|DELF|FDM|^FEM|^ANOM|^PANOM|^FAN|^SIG|SIGMA|^F?DANO|^FDIFF", re.IGNORECASE
 )
 # _refln.status of the mmCIF dictionary: o observed, f observed and of the free set, < below the
 # threshold of observation but measured; x unreliable, - absent, h and l beyond the limits used
 OBSERVED, WEAK = "of10.?", "<"
-THIRD = 1 / 3  # of amplitudes that are negative: of differences a half are, of |F| none
+THIRD = 1 / 3  # largest share of negative amplitudes: of |F| none is, of differences half are
 
 
 @dataclass(frozen=True)
 class Read:
-    """Reflections as a file has them, n rows.
+    """The n rows of a file, unchanged.
 
     Attributes:
-        hkl: (n, 3) as they stand, maybe no whole numbers.
-        intensity: (n,), NaN where there is none.
-        cell, space_group: of the file, if it has them.
+        hkl: (n, 3) as in the file; of a damaged file not always whole numbers.
+        intensity: (n,), NaN where the file has none.
+        cell, space_group: of the file; None if it has none.
         source: file and column. remarks: what was done to the rows.
     """
 
@@ -52,25 +52,25 @@ class Read:
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns that may be a reference.
+    """The columns of a file that can be a reference.
 
     Attributes:
-        amplitude_of: for each label, whether it is an amplitude.
-        values: label → (n,) numbers, NaN where there is none.
+        amplitude_of: for each label, whether its column has amplitudes.
+        values: label → (n,) numbers, NaN where the file has none.
     """
 
     amplitude_of: Mapping[str, bool]
     values: Callable[[str], np.ndarray]
 
     def choose(self, column: str | None, source: str) -> tuple[list[str], bool]:
-        """Labels to average (one, or two mates) and whether they are amplitudes.
+        """Choose the labels to average (one, or two of mates); say whether they are amplitudes.
 
         Args:
-            column: a label or the stem of a pair; by default an intensity before an amplitude,
-                a customary name before the file's first, and none without any value.
+            column: a label or the stem of a pair.  By default an intensity is preferred to an
+                amplitude, and a usual name to the first in the file; empty columns do not count.
 
         Raises:
-            InputError: there is none.
+            InputError: there is no such column.
         """
         if column is not None and column in self.amplitude_of:
             return [column], self.amplitude_of[column]
@@ -98,10 +98,9 @@ class Columns:
         return pairs[key], key[1]
 
     def mean(self, labels: list[str], amplitude: bool, source: str) -> tuple[np.ndarray, list[str]]:
-        """Mean intensity (n,) over Friedel mates, either of which may be missing, and remarks.
+        """Mean intensity (n,) over Friedel mates, either of which may be missing; and remarks.
 
-        Amplitudes are squared first.  An amplitude that is zero or negative stands for a missing
-        one.
+        Amplitudes are squared first.  An amplitude of zero or below marks a missing value.
         """
         values = np.array([self.values(label) for label in labels], float)
         remarks = []
@@ -124,10 +123,10 @@ class Columns:
 
 
 def from_mtz(path: Path, column: str | None) -> Read:
-    """The reference of an MTZ file.
+    """Read the reference in an MTZ file.
 
     Raises:
-        InputError: not read, unmerged, no such column.
+        InputError: the file cannot be read, is unmerged, or has no such column.
     """
     mtz = read_mtz(path)
     if mtz.batches or any(c.type == "B" for c in mtz.columns):
@@ -146,10 +145,10 @@ def from_mtz(path: Path, column: str | None) -> Read:
 
 
 def from_cif(path: Path, document: gemmi.cif.Document, column: str | None) -> Read:
-    """The reference of a structure-factor mmCIF: the first block that has one.
+    """Read the reference in a structure-factor mmCIF, from the first block that has one.
 
     Raises:
-        InputError: no reflections, unmerged, no such column, nothing observed.
+        InputError: the file has no reflections, none observed or no such column, or is unmerged.
     """
     with refusing(path, "a structure-factor CIF"):
         blocks = [block for block in gemmi.as_refln_blocks(document) if block.default_loop]
@@ -201,7 +200,7 @@ def _of_block(path: Path, block: gemmi.ReflnBlock, column: str | None) -> Read:
 
 
 def _status(block: gemmi.ReflnBlock, n: int) -> np.ndarray:
-    """(n,) first letter of _refln.status, o where the file has none."""
+    """(n,) first letter of _refln.status; o if the file has no status."""
     found = list(block.block.find_values("_refln.status"))
     if len(found) != n:
         return np.full(n, "o")

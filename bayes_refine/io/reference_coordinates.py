@@ -1,4 +1,4 @@
-"""|F_calc|² of coordinates: their atoms, NCS copies, and a flat bulk solvent."""
+"""Compute |F_calc|² from coordinates: atoms, their NCS copies, and a flat bulk solvent."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .gemmi_files import is_cell
 from .reference_columns import Read
 
 K_SOL, B_SOL = 0.35, 46.0  # flat bulk solvent, e/Å³ and Å²: the usual means over the PDB
-D_MIN = 1.8  # Å, where nothing else is said
+D_MIN = 1.8  # Å, by default
 MAX_B = 1000.0  # Å²; beyond, an atom scatters less than a tenth of itself at 10 Å
-MAX_COORDINATE = 1e5  # Å, ten times what a PDB file can hold
-MIN_VOLUME = 4.0  # Å³ of the cell for each atom but hydrogen; in diamond it is 5.7
-MAX_POINTS, MAX_ATOMS = 3e8, 5e6  # of grids of 4 bytes a point; of all NCS copies
+MAX_COORDINATE = 1e5  # Å, ten times the largest in a PDB file
+MIN_VOLUME = 4.0  # Å³ of the cell for each non-hydrogen atom; diamond has 5.7
+MAX_POINTS, MAX_ATOMS = 3e8, 5e6  # points of a grid, 4 bytes each; atoms with all NCS copies
 
 
 def structure_factors(
@@ -30,17 +30,18 @@ def structure_factors(
 ) -> Read:
     """|F_atoms + F_solvent|² of the first model, by FFT of its electron density.
 
-    F_solvent = k_sol·exp(−B_sol/4d²)·FT(mask), the mask of cctbx's radii.  Atoms without a
-    position, with B below 0 or above 1000 Å², or a negative occupancy are left out and counted;
-    occupancies above 1 count as 1.  NCS copies that are not written out are made.
+    F_solvent = k_sol·exp(−B_sol/4d²)·FT(mask), where the mask has cctbx's radii.  Atoms without a
+    position, with B below 0 or above 1000 Å², or with a negative occupancy are left out and
+    counted; occupancies above 1 count as 1.  NCS copies that the file does not contain are
+    generated.
 
     Args:
-        d_min: Å, by default 1.8.
-        cell, space_group: where the file has none.
+        d_min: Å, 1.8 by default.
+        cell, space_group: for a file without them.
 
     Raises:
-        InputError: no atoms, no cell, no space group; the atoms do not fit into the cell; the
-            grid would have more than 3·10⁸ points.
+        InputError: there are no atoms, no cell or no space group; the atoms do not fit into the
+            cell; or the grid would have more than 3·10⁸ points.
     """
     remarks: list[str] = []
     group = structure.find_spacegroup()
@@ -77,7 +78,7 @@ def structure_factors(
 
 
 def _only_atoms(structure: gemmi.Structure, path: Path) -> list[str]:
-    """Delete what cannot scatter; say what was deleted or is unusual."""
+    """Delete atoms that cannot scatter; return remarks on what was deleted or is unusual."""
     if not len(structure) or not structure[0].count_atom_sites():
         raise InputError(f"{path}: no atoms in this file")
     left_out: Counter[str] = Counter()
@@ -132,7 +133,7 @@ def _fault(atom: gemmi.Atom) -> str | None:
 
 
 def _is_displacement(u: gemmi.SMat33f) -> bool:
-    """Whether an anisotropic U is positive and below B = 1000 Å²."""
+    """Whether an anisotropic U is positive definite and below B = 1000 Å²."""
     matrix = np.array(u.as_mat33().tolist())
     if not np.isfinite(matrix).all():
         return False
@@ -141,7 +142,7 @@ def _is_displacement(u: gemmi.SMat33f) -> bool:
 
 
 def _with_ncs_copies(structure: gemmi.Structure, path: Path) -> list[str]:
-    """Make the copies by operators that are not written out (MTRIX, _struct_ncs_oper)."""
+    """Generate copies by NCS operators (MTRIX, _struct_ncs_oper) not yet applied in the file."""
     operators = [op for op in structure.ncs if not op.given]
     if not operators:
         return []
@@ -162,7 +163,7 @@ def _with_ncs_copies(structure: gemmi.Structure, path: Path) -> list[str]:
 def _f_calc(
     structure: gemmi.Structure, group: gemmi.SpaceGroup, d_min: float
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Indices, |F|², and the fraction of the cell that is solvent."""
+    """Indices, |F|², and the share of the cell that is solvent."""
     density = gemmi.DensityCalculatorX()
     density.d_min = d_min
     density.grid.setup_from(structure)

@@ -1,4 +1,4 @@
-"""Integrated observations of a run, whatever file they came from, and which rows are usable."""
+"""Integrated observations of a run, from a file of any format, and which rows are usable."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ..geometry.symmetry import asu_map
 from ..util.errors import InputError
 from .gemmi_files import whole_indices
 
-SPAN = 2.0**24  # of a float32's significand: beside 2²⁴ units, one unit is lost
-SQUARES = 1e18  # numbers whose squares, and those of their reciprocals, float32 can hold
+SPAN = 2.0**24  # of float32: in 2²⁴ units, a change by one unit is lost
+SQUARES = 1e18  # float32 can hold the square of this number and of its reciprocal
 
 
 @dataclass(frozen=True)
@@ -24,23 +24,24 @@ class Unmerged:
 
     Attributes:
         hkl: (n, 3) int32 indices as observed, not reduced.
-        hkl_asu, isym: (n, 3), (n,) int32, as ``symmetry.asu_map`` gives them.
-        intensity, sigma: (n,) float64, on the file's scale.
-        batch: (n,) int batch numbers of the file.
-        image: (n,) int index of the image, 0..n_images − 1, in the order of batch numbers.
-        excitation_error: (n,) Å⁻¹, or None where the file has no such column.
-        xy_px: (n, 2) detector position as the file has it, or None.
+        hkl_asu, isym: (n, 3), (n,) int32, as ``symmetry.asu_map`` returns them.
+        J, sigma: (n,) float64, on the scale of the file.
+        batch: (n,) int, batch numbers of the file.
+        image: (n,) int, index of the image, 0..n_images − 1, in the order of batch numbers.
+        excitation_error: (n,) Å⁻¹; None if the file has no such column.
+        xy_px: (n, 2) detector position as in the file, or None.
         cell: Å and degrees. space_group: of the file. source: the file.
-        wavelength: Å, the mean over batches or data sets that have one; 0 if none has.
-        left_out: how many rows were set aside, by reason.
-        empty: (k,) int batch numbers of images with no usable observation; no index counts them.
-        names: of images by batch number, where the file has more than numbers.
+        wavelength: Å, mean over the batches or data sets that have one; 0 if none has.
+        left_out: number of rows that were left out, by reason.
+        empty: (k,) int, batch numbers of images without a usable observation; ``image`` does not
+            count these images.
+        names: of images by batch number, if the file has names.
     """
 
     hkl: np.ndarray
     hkl_asu: np.ndarray
     isym: np.ndarray
-    intensity: np.ndarray
+    J: np.ndarray
     sigma: np.ndarray
     batch: np.ndarray
     image: np.ndarray
@@ -61,8 +62,9 @@ class Unmerged:
     def observed(
         cls, hkl: np.ndarray, batch: np.ndarray, space_group: gemmi.SpaceGroup, **rest: Any
     ) -> Unmerged:
-        """Observations of ``hkl`` (n, 3) on images ``batch`` (n,): what follows from both (the
-        asymmetric unit, and images numbered through without gaps) is filled in.
+        """Observations of ``hkl`` (n, 3) on images ``batch`` (n,).
+
+        Indices in the asymmetric unit and image numbers without gaps are computed here.
         """
         asu, isym = asu_map(hkl, space_group)
         image = np.unique(batch, return_inverse=True)[1]
@@ -71,7 +73,7 @@ class Unmerged:
         return cls(**columns, space_group=space_group, **rest)
 
     def name(self, batch: int) -> str:
-        """What an image is called: its file and frame, or its number."""
+        """Name of an image: its file and frame, or its number."""
         return self.names.get(int(batch), str(batch))
 
     def select(self, keep: np.ndarray, reason: str) -> Unmerged:
@@ -92,7 +94,7 @@ class Unmerged:
         )
 
     def describe(self) -> str:
-        """One line: how many rows of the file are used, and why others are not."""
+        """One line: how many rows of the file are used, and why the others are not."""
         n_images = int(self.image.max(initial=-1)) + 1
         line = f"{self.source}: {len(self)} observations on {n_images} images"
         if self.left_out:
@@ -105,10 +107,10 @@ class Unmerged:
 
 
 def usable(data: Unmerged) -> Unmerged:
-    """The observations that :func:`usable_observations` lets pass, whatever file they are from."""
+    """The observations that :func:`usable_observations` accepts."""
     columns = {
         name: getattr(data, name)
-        for name in ("hkl", "intensity", "sigma", "batch", "excitation_error", "xy_px")
+        for name in ("hkl", "J", "sigma", "batch", "excitation_error", "xy_px")
     }
     every = np.union1d(data.empty, data.batch)
     found = usable_observations(
@@ -128,29 +130,27 @@ def usable_observations(
     wavelength: float = 0.0,
     batches: np.ndarray | tuple[int, ...] = (),
 ) -> Unmerged:
-    """The rows of a file that are observations; each of the others is counted by what it lacks.
+    """Select the rows of a file that are observations; count the others by their fault.
 
-    A row is set aside where a number it needs is missing, σ ≤ 0, the offset is longer than the
-    reciprocal-lattice vector (|ε_r| ≤ |q| by the triangle inequality), d < λ/2, or I or σ is
-    2²⁴ times the median or σ less than the median by as much, beside which float32 has no digit
-    left for the others.  None is set aside for being weak.
+    A row is left out if a number is missing, if σ ≤ 0, if the offset is longer than the
+    reciprocal-lattice vector (|ε_r| ≤ |q| by the triangle inequality), if d < λ/2, or if |J| or σ
+    exceeds the median by a factor of 2²⁴, or σ is smaller than it by this factor: float32 keeps no
+    digit of other numbers in a sum with such a number.  No row is left out because it is weak.
 
     Args:
-        columns: hkl (n, 3) as observed; intensity, sigma, batch (n,); excitation_error (n,) Å⁻¹
+        columns: hkl (n, 3) as observed; J, sigma, batch (n,); excitation_error (n,) Å⁻¹
             and xy_px (n, 2), or None.
-        cell: Å and degrees. wavelength: Å, 0 where unknown.
-        batches: numbers of all images of the file, with observations or not.
+        cell: Å and degrees. wavelength: Å, 0 if unknown.
+        batches: numbers of all images of the file, with or without observations.
 
     Raises:
-        InputError: no row is usable, or most rows show that a column is something else.
+        InputError: no row is usable, or most rows show that a column holds something else.
     """
     hkl, good = whole_indices(np.asarray(columns["hkl"]))
-    intensity, sigma, batch = (
-        np.asarray(columns[name], float) for name in ("intensity", "sigma", "batch")
-    )
+    J, sigma, batch = (np.asarray(columns[name], float) for name in ("J", "sigma", "batch"))
     offset, xy = columns.get("excitation_error"), columns.get("xy_px")
     if offset is not None and not np.isfinite(offset).any():
-        offset = None  # a column without a value is none
+        offset = None  # the column has no value
     norm_q = 1 / np.where(good, resolution(hkl, cell), np.inf).clip(1e-9)
     keep, left_out = np.ones(len(hkl), bool), {}
 
@@ -167,7 +167,7 @@ def usable_observations(
     set_aside(~good, "without whole indices H K L")
     whole = (np.abs(batch) < 2.0**31) & (batch == np.rint(batch))
     set_aside(~whole, "without a batch number")
-    set_aside(~np.isfinite(intensity), "without an intensity")
+    set_aside(~np.isfinite(J), "without an intensity")
     set_aside(~np.isfinite(sigma), "without a sigma")
     set_aside(~(sigma > 0), "with a sigma that is not positive")
     if wavelength > 0:
@@ -180,13 +180,13 @@ def usable_observations(
         most = "have an Ewald offset longer than 1/d: the column is not in Å⁻¹"
         set_aside(np.abs(offset) > norm_q, "with an Ewald offset longer than 1/d", most)
     if keep.any():
-        size = np.abs(intensity[keep & (intensity != 0)])
+        size = np.abs(J[keep & (J != 0)])
         level = max(float(np.median(size)) if len(size) else 0.0, float(np.median(sigma[keep])))
         if not 1 / SQUARES < level < SQUARES:
             raise InputError(
                 f"{source}: intensities of {level:.1e} are beyond float32: rescale them"
             )
-        beyond = np.maximum(np.abs(intensity), sigma) > SPAN * level
+        beyond = np.maximum(np.abs(J), sigma) > SPAN * level
         set_aside(beyond, f"with I or sigma beyond {SPAN * level:.1e}")
         set_aside(sigma < level / SPAN, f"with a sigma below {level / SPAN:.1e}")
     if not keep.any():
@@ -199,7 +199,7 @@ def usable_observations(
         hkl=hkl[keep],
         hkl_asu=asu,
         isym=isym,
-        intensity=intensity[keep],
+        J=J[keep],
         sigma=sigma[keep],
         batch=batch[keep].astype(int),
         image=image,

@@ -1,4 +1,4 @@
-"""Reading already integrated stills from an unmerged MTZ file."""
+"""Read integrated stills from an unmerged MTZ file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Y_LABELS = ("YDET", "yobs", "YOBS")
 
 @dataclass(frozen=True)
 class Columns:
-    """Labels of columns, where a file does not follow usage."""
+    """Labels of columns in a file that does not have the usual ones."""
 
     intensity: str | None = None
     sigma: str | None = None
@@ -36,22 +36,22 @@ def read_unmerged(
     cell: gemmi.UnitCell | None = None,
     labels: Columns | None = None,
 ) -> Unmerged:
-    """Already integrated stills: columns I, SIGI, BATCH, and where present M/ISYM, an Ewald
-    offset (Å⁻¹) and detector positions.
+    """Read integrated stills: columns I, SIGI, BATCH, and if present M/ISYM, an Ewald offset
+    (Å⁻¹) and detector positions.
 
-    With M/ISYM the original indices are restored; without it they are taken as they stand.
-    What makes a row usable: :func:`~bayes_refine.io.unmerged.usable_observations`.
+    With M/ISYM the original indices are restored; without it the indices are taken unchanged.
+    :func:`~bayes_refine.io.unmerged.usable_observations` says which rows are usable.
 
         data = read_unmerged("fitted/unmerged.mtz")
         len(data), data.left_out
 
     Args:
-        space_group, cell: in place of the file's.
-        labels: of I, SIGI and BATCH, where they are not those.
+        space_group, cell: replace those of the file.
+        labels: of the columns for I, SIGI and BATCH, if they are not called so.
 
     Raises:
-        InputError: missing, not an MTZ, a merged file, no cell or space group, columns missing,
-            no usable row.
+        InputError: the file is missing, no MTZ or merged; it lacks a cell, a space group or a
+            column; or it has no usable row.
     """
     said = labels or Columns()
     mtz = read_mtz(path)
@@ -76,7 +76,7 @@ def read_unmerged(
 
     sigma_labels = (f"SIG{said.intensity}",) if said.intensity else ()
     columns = {
-        "intensity": column(said.intensity, ("I",), "--intensity-column"),
+        "J": column(said.intensity, ("I",), "--intensity-column"),
         "sigma": column(said.sigma, (*sigma_labels, *SIGMA_LABELS), "--sigma-column"),
         "batch": column(said.batch, ("BATCH",), "--batch-column"),
         "excitation_error": column(None, EXCITATION_LABELS),
@@ -94,7 +94,7 @@ def read_unmerged(
 def _refuse_merged(
     mtz: gemmi.Mtz, path: str | Path, group: gemmi.SpaceGroup, said: Columns
 ) -> None:
-    """InputError where a file has no batches and each reflection once."""
+    """Refuse a merged file: one without batches that has each reflection once."""
     labels = mtz.column_labels()
     if said.batch or "BATCH" in labels or mtz.batches:
         return
@@ -111,7 +111,7 @@ def _refuse_merged(
 def _as_observed(
     hkl: np.ndarray, isym: np.ndarray, group: gemmi.SpaceGroup, path: str | Path
 ) -> np.ndarray:
-    """(n, 3) float indices before they were reduced; NaN where M/ISYM names no operation."""
+    """(n, 3) float indices as observed, from the reduced ones; NaN if M/ISYM is no operation."""
     whole, good = whole_indices(hkl)
     known = np.isfinite(isym) & (np.abs(isym) < 2.0**24)
     code = np.where(known, isym, 0).astype(np.int64) & 0xFF  # M/ISYM = 256·M + ISYM

@@ -1,4 +1,4 @@
-"""Integrated intensities of XDS and nXDS (``XDS_ASCII.HKL``, ``INTEGRATE.HKL``), read by gemmi."""
+"""Read integrated reflections of XDS and nXDS (``XDS_ASCII.HKL``, ``INTEGRATE.HKL``)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FIRST_WORDS = (b"!FORMAT=XDS_ASCII", b"!OUTPUT_FILE=")
 
 
 def is_xds(path: Path) -> bool:
-    """Whether a file begins as those of XDS do."""
+    """Whether a file begins as files of XDS do."""
     try:
         with path.open("rb") as file:
             return file.read(64).startswith(FIRST_WORDS)
@@ -27,15 +27,15 @@ def unmerged_of_xds(
     space_group: gemmi.SpaceGroup | None = None,
     cell: gemmi.UnitCell | None = None,
 ) -> Unmerged:
-    """Observations of an XDS file; an image is a frame, the whole part of ZD.
+    """Read the observations of an XDS file; the number of an image is the whole part of ZD.
 
-    The file has no Ewald offset.  Rows with a negative sigma are XDS's misfits and are left out.
+    The file has no Ewald offset.  XDS marks misfits by a negative sigma; they are left out.
 
     Args:
-        space_group, cell: instead of the file's.
+        space_group, cell: replace those of the file.
 
     Raises:
-        InputError: not such a file, merged, or no space group.
+        InputError: gemmi cannot read the file, it is merged, or it has no space group.
     """
     try:
         xds = gemmi.read_xds_ascii(str(path))
@@ -56,7 +56,7 @@ def unmerged_of_xds(
     _, image = np.unique(np.stack([dataset, frame], 1), axis=0, return_inverse=True)
     return Unmerged.observed(
         hkl=hkl,
-        intensity=np.array(xds.iobs_array, float)[keep],
+        J=np.array(xds.iobs_array, float)[keep],
         sigma=sigma[keep],
         batch=image.ravel() + 1,
         excitation_error=None,

@@ -1,8 +1,8 @@
-"""Hot and dead pixels that no mask names, found in the images of a run.
+"""Find hot and dead pixels that no mask contains, in the images of a run.
 
-A pixel that is bright on most images of a run, while the neighbours are not, counts no photons:
-spots of stills move from image to image, and a spot has width even where one crystal gives many
-images (docs/theory.md, Pixels that hold no diffraction).
+A pixel that is bright on most images of a run while its neighbours are not does not count photons.
+Spots of stills move from image to image, and even where one crystal gives many images a spot is
+wider than a pixel (docs/theory.md, Pixels that hold no diffraction).
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from ..geometry.experiments import Still
 from ..io.protocols import Images
 from ..util.errors import InputError
 
-SAID = 200  # pixels whose places the summary lists
-MIN_IMAGES = 8  # of fewer images no pixel is claimed bad
+SAID = 200  # largest number of pixels that the summary lists
+MIN_IMAGES = 8  # with fewer images no pixel is called bad
 _MAX_IMAGES = 32
 _MAX_BYTES = 512 * 2**20  # of the images in memory at a time
-_BRIGHT = 3.0  # sd of a pixel of one image
-_CHANCE_BRIGHT = 0.1  # that a good pixel is bright, at most: spots cover a few % of a still
-_FALSE = 0.01  # expected number of good pixels of a whole detector that are taken for bad
-_SHARE = 0.05  # of a spot's brightest pixel that an edge neighbour has, where σ ≥ 0.28 px
-_DEAD = 0.25  # of its neighbours' photons that a dead pixel counts, at most
-_SURE = 2.0  # sd by which the neighbours must be below that share
-_OF_MEDIAN = np.pi / 2  # variance of a median of n over that of one, times n
+_BRIGHT = 3.0  # a pixel is bright on an image if it is this many sd above its neighbours
+_CHANCE_BRIGHT = 0.1  # upper limit of a good pixel's chance to be bright: spots cover a few %
+_FALSE = 0.01  # expected number of good pixels of a whole detector that are called bad
+_SHARE = 0.05  # least share of a spot's brightest pixel in an edge neighbour, for σ ≥ 0.28 px
+_DEAD = 0.25  # a dead pixel counts less than this share of its neighbours' photons
+_SURE = 2.0  # sd by which the neighbours must be below _SHARE
+_OF_MEDIAN = np.pi / 2  # n times the variance of a median of n, over the variance of one
 _BLOCK = 1 << 18  # pixels whose medians are taken at a time
 
 
@@ -36,8 +36,8 @@ class BadPixels:
     """Pixels that a run shows to be bad.
 
     Attributes:
-        hot, dead: (P, ny, nx) bool. n_images: number of images that were looked at; of fewer than
-            ``MIN_IMAGES`` no pixel is claimed bad.
+        hot, dead: (P, ny, nx) bool. n_images: number of images that were used; with fewer than
+            ``MIN_IMAGES`` no pixel is called bad.
     """
 
     hot: np.ndarray
@@ -65,7 +65,7 @@ class BadPixels:
 
 
 def bad_pixels(images: np.ndarray, read_noise: float = 0.0) -> BadPixels:
-    """Hot and dead pixels of a stack of images.
+    """Find the hot and dead pixels in a stack of images.
 
     Let b be the median of the 24 pixels around a pixel in the median image.  A pixel is *hot* if
     two conditions hold.  It is above b + 3 √(b + r²) + zφb on K images, at least half of all, where
@@ -111,11 +111,11 @@ def bad_pixels(images: np.ndarray, read_noise: float = 0.0) -> BadPixels:
 def bad_pixels_of(reader: Images, stills: Sequence[Still], read_noise: float = 0.0) -> BadPixels:
     """Hot and dead pixels, from up to 32 images spread over the run.
 
-    Of a large detector fewer images are taken, so that the images in memory need 512 MB at most.
-    In a run of fewer than ``MIN_IMAGES`` images, or of several detectors, nothing is claimed.
+    For a large detector fewer images are used, so that the images in memory need at most 512 MB.
+    In a run of fewer than ``MIN_IMAGES`` images, or of several detectors, no pixel is called bad.
 
     Args:
-        reader: gives photons.
+        reader: reads images as photons.
         read_noise: photons rms a pixel.
     """
     detector = stills[0].detector
@@ -128,7 +128,7 @@ def bad_pixels_of(reader: Images, stills: Sequence[Still], read_noise: float = 0
     for i in spread[: len(images)]:
         try:
             image, valid = reader.read(stills[i])
-        except InputError:  # the image's status says so
+        except InputError:  # the status of the image says so later
             continue
         images[n] = np.where(valid, image, np.nan)
         n += 1

@@ -1,8 +1,7 @@
-"""Gain and read-out noise of a detector, found in the background of its own images.
+"""Estimate gain and read-out noise of a detector from the background of images.
 
-A pixel of mean m counts has variance v = g·m + r², with g the counts per photon and r the
-read-out noise in counts (photon transfer; docs/theory.md, Gain and
-read-out noise).
+A pixel with a mean of m counts has the variance v = g·m + r², with g the counts per photon and r
+the read-out noise in counts (photon transfer; docs/theory.md, Gain and read-out noise).
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from ..io.protocols import CountedImages
 from ..util.errors import InputError
 
 _PATCH = 8  # pixels: 16 groups of four
-_ROWS = 32 * _PATCH  # of a panel looked at together: large images are not copied whole
-_MIN_GROUPS = 12  # of the 16, not masked
+_ROWS = 32 * _PATCH  # rows of a panel used together, so that large images are not copied whole
+_MIN_GROUPS = 12  # of the 16 groups of a patch, this many must not be masked
 _SPOT = 36.0  # a group whose squared difference is beyond 6² variances holds (part of) a spot
 _MAX_IMAGES = 8
 
@@ -86,7 +85,7 @@ def _variance_over_mean(patches: list[np.ndarray]) -> float:
 def is_counting(
     images_and_masks: Iterable[tuple[np.ndarray, np.ndarray]], noise: DetectorNoise
 ) -> bool:
-    """Whether pixels are counted photons: whole, never negative, with a variance as the mean."""
+    """Whether pixels are photon counts: whole, never negative, with variance equal to the mean."""
     return all(_whole(*image) for image in images_and_masks) and _near_1(noise.gain)
 
 
@@ -110,16 +109,14 @@ def noise_for(
     gain: float | None = None,
     read_noise: float | None = None,
 ) -> DetectorNoise:
-    """The noise to use for a run.
+    """The gain and the read-out noise to use for a run.
 
-    What the arguments say comes first, then a gain other than 1 in the experiments.  What is still
-    unknown is estimated from up to 8 readable images spread over the run, and is (1, 0) where the
-    images turn out to be counted photons.
+    The arguments have priority, then a gain other than 1 in the experiments.  What is still unknown
+    is estimated from up to 8 readable images spread over the run; for photon counts it is (1, 0).
 
     Args:
-        reader: for the images; the reader's gain is not used here, and may be set to the result.
-            (Where the experiments have another gain for each panel, the result is their mean:
-            leave the reader's gain None then.)
+        reader: of the images.  Its gain is not used here, and may be set to the result, unless the
+            experiments have a gain for each panel: the result is then the mean of these gains.
         gain: counts per photon.
         read_noise: rms, photons.
 
@@ -127,9 +124,9 @@ def noise_for(
         InputError: an option is out of range, no image can be read, or nothing can be estimated.
     """
     if gain is not None and not 0 < gain < np.inf:
-        raise InputError(f"a gain of {gain} cannot be; give the counts per photon")
+        raise InputError(f"a gain of {gain} is impossible; give the counts per photon")
     if read_noise is not None and not 0 <= read_noise < np.inf:
-        raise InputError(f"a read-out noise of {read_noise} cannot be; give photons rms")
+        raise InputError(f"a read-out noise of {read_noise} is impossible; give photons rms")
     detector_gain = float(np.mean([np.mean(still.detector.gain) for still in stills]))
     if gain is None and detector_gain != 1:
         gain = detector_gain
@@ -141,7 +138,7 @@ def noise_for(
         whole = whole and gain is None and _whole(counts, valid)
     try:
         noise = _noise_of_patches(patches, gain)
-    except InputError:  # few pixels, or all alike: whole counts as variable as Poisson's will do
+    except InputError:  # too few or too even pixels: whole counts that vary as Poisson are photons
         if gain is None and whole and _near_1(_variance_over_mean(patches)):
             return DetectorNoise(1.0, 0.0)
         raise

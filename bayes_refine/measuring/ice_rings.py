@@ -1,4 +1,4 @@
-"""Narrow powder rings on an image, as of ice, where a plane cannot be the background of a spot."""
+"""Find narrow powder rings on an image, as of ice: on a ring, a plane is no good background."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from scipy.ndimage import binary_dilation, grey_opening, label, median_filter
 from ..geometry.detector import Beam, Detector
 from ..geometry.experiments import Still
 
-WIDEST = 15  # px: across a shoebox a wider ring is a plane
-_PER_STEP = 400  # pixels of a radius that are used, at most
+WIDEST = 15  # px; within a shoebox a wider ring is nearly a plane
+_PER_STEP = 400  # largest number of pixels used at a radius
 _FEWEST = 20
-_SURE = 4.0  # sd of the mean of a radius, in most parts of a detector
-_MATTERS = 0.25  # of the sd of a pixel: a ridge that high moves a spot's total by half its sd
+_SURE = 4.0  # sd of the mean at a radius by which a ring must stand out in most parts
+_MATTERS = 0.25  # of the sd of a pixel: a ring that high changes the total of a spot by half its sd
 _PARTS, _FEWEST_PARTS = 9, 3
 _LOWEST, _LEVELS, _HIGHEST = 1024, 8, 2**32  # photons below 0, levels a photon, their number
-_CLIP = 3.5  # sd of a pixel, for the mean of a radius to be of no spots
+_CLIP = 3.5  # sd of a pixel beyond which it is left out of the mean at a radius, as part of a spot
 
 
 class Ring(NamedTuple):

@@ -1,4 +1,4 @@
-"""Which pixels a spot is measured on, and cutting them out of an image."""
+"""Choose the pixels that a spot is measured on, and cut them out of an image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From shoeboxes to frozen statistics (docs/theory.md, Three statistics of a shoebox).
+"""Compute the frozen statistics of shoeboxes (docs/theory.md, Three statistics of a shoebox).
 
 At the current state every reflection has a template P, derivatives of P along centre and shape, and
 an expected variance v of each pixel.  Each statistic is linear in the pixels with frozen weights,
@@ -32,8 +32,8 @@ from .stray_pixels import conditional_variance, stray_pixels
 from .template import template_gradient_bend
 from .weights import Weights, score_weights
 
-MIN_RING = 10  # pixels of background; with fewer a spot is not measured
-LEAST_COVERED = 1e-3  # of a template on usable pixels; with less a spot is not measured
+MIN_RING = 10  # pixels of background that a spot needs to be measured
+LEAST_COVERED = 1e-3  # share of a template on usable pixels that a spot needs to be measured
 SEEN = ("background", "contested", "slope")
 ONES = ("variance_background", "width", "saturation")
 

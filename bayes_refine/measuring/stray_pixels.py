@@ -1,4 +1,4 @@
-"""Pixels of a spot that hold what no spot could: zingers, hot pixels not in the mask (JAX)."""
+"""Find pixels that are brighter than a spot could make them: zingers, unmasked hot pixels (JAX)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from scipy.special import ndtri
 
 from .shoebox import Shoebox
 
-FALSE_PER_SPOT = 1e-5  # chance that a spot as expected loses a pixel
-_WRONG = 0.2  # error of the template: of a pixel's share, and of place and width, in widths
-_NARROWEST = 0.7  # of the expected width that a spot may have
-_ALONE = 3.0  # sd by which neighbours must miss the photons of a spot centred on a pixel
+FALSE_PER_SPOT = 1e-5  # chance that a spot that is as expected loses a pixel
+_WRONG = 0.2  # allowed relative error of the template and of its gradients along place and width
+_NARROWEST = 0.7  # smallest allowed width of a spot over the expected width
+_ALONE = 3.0  # sd by which neighbours must be fainter than for a spot centred on the pixel
 
 
 def stray_pixels(excess, usable, template, gradient, moment_px, noise, expected, shoebox: Shoebox):

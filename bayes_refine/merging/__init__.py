@@ -1,1 +1,1 @@
-"""From integrated intensities to true ones: scales, latent intensities, averages, Friedel mates."""
+"""From integrated J to true intensities: scales, latent intensities, averages, Friedel mates."""

@@ -1,11 +1,11 @@
-"""How well intensities agree: with each other, with a reference, with truth; by shell.
+"""Agreement of intensities with each other, with a reference or with truth, by resolution shell.
 
-All functions take plain arrays, ignore pairs that are not both finite, and return NaN where
-there is nothing to say.
+All functions take plain arrays, ignore pairs that are not both finite, and return NaN if no number
+can be computed.
 
-Some reflections of stills are measured only at g ≈ 0, with a σ of many times any intensity; a few
-of these are enough to make an unweighted CC½ meaningless.  ``shell_table`` weights a reflection by
-:func:`signal_share`, which knows the expected σ alone, never the observed intensity.
+Some reflections of stills are measured only at g ≈ 0, with a σ many times larger than any
+intensity; a few of them make an unweighted CC½ meaningless.  ``shell_table`` weights a reflection
+by :func:`signal_share`, which depends on the expected σ alone, never on the observed intensity.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def mean_intensity(intensity: np.ndarray, sigma: np.ndarray) -> float:
     if not good.any():
         return math.nan
     I, variance = np.asarray(intensity)[good], np.asarray(sigma)[good] ** 2  # noqa: E741
-    least = 1e-3 * float(np.sqrt(np.median(variance)))  # weights are by σ where nothing is seen
+    least = 1e-3 * float(np.sqrt(np.median(variance)))  # without signal, weights depend on σ only
     S = least
     for _ in range(20):
         weight = 1 / (S**2 + variance)
@@ -139,9 +139,9 @@ def shell_table(
         JSON-ready rows: shell, d_max, d_min (Å), n_unique, n_observations, completeness,
         multiplicity, mean_i_over_sigma, cc_half, cc_half_unweighted, cc_star, r_split,
         n_both_halves, cc_ref, r1_ref, cc_free, n_free, and of the posterior cc_ref_posterior and
-        cc_free_posterior; None where there is nothing to say.  With ``free`` given, cc_ref and
-        r1_ref are of the other reflections, those that the reference informed.  Correlations and R
-        of likelihood-only intensities are weighted by :func:`signal_share`.
+        cc_free_posterior; None where a number cannot be computed.  With ``free`` given, cc_ref and
+        r1_ref are of the other reflections, which the reference informed.  Correlations and R of
+        likelihood-only intensities are weighted by :func:`signal_share`.
     """
     edges = np.asarray(edges, float)
     shell = shell_index(resolution(merged.hkl, cell), edges)

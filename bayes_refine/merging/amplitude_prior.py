@@ -1,7 +1,7 @@
-"""Numbers of the priors of amplitudes: Σ(d), and the scale and the error of a reference.
+"""Estimate the numbers of the priors of amplitudes: Σ(d), and scale and error of a reference.
 
-Where the scales g are known, :func:`fit_prior` finds these numbers by maximum marginal likelihood
-Π_h Z_h.  Z_h depends only on the centre and the variance of reflection h's prior, so that two
+Given the scales g, :func:`fit_prior` finds these numbers by maximum marginal likelihood Π_h Z_h.
+Z_h depends only on the centre and the variance of the prior of reflection h, so that two
 derivatives of each reflection give the whole Hessian.
 """
 
@@ -24,10 +24,10 @@ from .pieces import in_pieces, joined, rows_of
 from .reference_scale import N_SCALE, ReferenceAmplitudes
 
 N_KNOTS = 8
-LOG_SIGMA_SD = 5.0  # of ln Σ at a knot about its first estimate
-LOG_BETA_MEAN, LOG_BETA_SD = -1.5, 3.0  # of ln β/Σ(d) at a knot
-PASSES, STILL = 20, 0.02  # Newton steps at most; prior sd, the last step of every unknown is less
-REACH = 2.0  # longest step in ln Σ or ln β, for which the nodes are still good
+LOG_SIGMA_SD = 5.0  # prior sd of ln Σ at a knot about its first estimate
+LOG_BETA_MEAN, LOG_BETA_SD = -1.5, 3.0  # prior of ln β/Σ(d) at a knot
+PASSES, STILL = 20, 0.02  # most Newton steps; converged if each unknown moves less, in prior sd
+REACH = 2.0  # longest step in ln Σ or ln β up to which the nodes of the quadrature are good
 
 
 def knot_weights(d: np.ndarray, n_knots: int = N_KNOTS) -> tuple[np.ndarray, np.ndarray]:
@@ -56,7 +56,7 @@ def fit_prior(
     """
     code, g = np.asarray(measured.code), np.asarray(measured.scale)
     weights, knots = knot_weights(d)
-    J = np.asarray(measured.intensity) / epsilon[code]
+    J = np.asarray(measured.J) / epsilon[code]
     level = wilson_mean(d[code], J, knots) / wilson_mean(d[code], g, knots)
     level = np.log(np.maximum(level, 1e-30))
     kinds = np.log(np.asarray(epsilon, float)), np.asarray(centric)

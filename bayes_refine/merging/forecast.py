@@ -1,12 +1,11 @@
-"""What more images would bring: agreement by shell, foretold from the posterior.
+"""Forecast of the agreement by shell with more images, from the posterior.
 
-Images still to come are drawn from those that came, each with the scales g and the variances of its
-observations: σ² = v₀ + v₁·gI + (v₂·gI)².  Its orientation is new: an observation falls on any
-reflection of its shell, also on one that was never seen, with the chance that the reflection has of
-being hit.  The true intensity of a reflection is drawn from its posterior, its future mean from the
-normal that the information allows, together with what was observed already.  The spread of a number
-over such futures is its interval: it has the uncertainty of the intensities, of the images and of
-their orientations.
+Future images are drawn from the images so far, each with the scales g and the variances of its
+observations, σ² = v₀ + v₁·gI + (v₂·gI)², but with a new orientation.  An observation then falls on
+any reflection of its shell, also on one that was never seen, with this reflection's chance to be
+hit.  The true intensity of a reflection is drawn from its posterior, and its future mean from the
+normal law of its information, added to the observations so far.  The spread of a number over such
+futures is its interval, which contains the uncertainty of intensities, images and orientations.
 """
 
 from __future__ import annotations
@@ -20,14 +19,15 @@ import numpy as np
 
 from ..geometry.miller import find
 from ..geometry.symmetry import absent, asu_keys, epsilon_centric
+from ..physics.variance_of_J import variance_of_J
 from ..util.output import jsonable
 from .agreement import mean_intensity, pearson, shell_index, signal_share
 from .latent import Measured
 from .merged_intensities import Intensities
 
-N_DRAWS = 60  # futures
-MANY = 6  # observations of a reflection that are drawn one by one, on average, at most
-NODES = 32  # intensities at which the information of a shell's observations is known
+N_DRAWS = 60  # number of futures
+MANY = 6  # largest mean number of observations of a reflection that are drawn one by one
+NODES = 32  # number of intensities at which the information of a shell's observations is tabulated
 INTERVAL = (0.05, 0.5, 0.95)
 NUMBERS = ("completeness", "mean_i_over_sigma", "cc_half")
 OF_MATES = ("anomalous_completeness", "anomalous_sigma")
@@ -35,15 +35,15 @@ OF_MATES = ("anomalous_completeness", "anomalous_sigma")
 
 @dataclass(frozen=True)
 class SoFar:
-    """What n images said of the m reflections of a resolution range, seen or not.
+    """Information of n images on the m possible reflections of a resolution range, seen or not.
 
     Attributes:
         shell: (m,) int; −1 for reflections outside all shells.
-        chance: (m,) relative chance of being hit: the number of equivalents.
-        draws: (D, m) posterior draws of I; of a reflection that was not seen, of its prior.
+        chance: (m,) relative chance to be hit, the number of equivalents.
+        draws: (D, m) posterior draws of I; prior draws for a reflection that was not seen.
         half_intensity, half_information: (m, 2) likelihood-only mean of each half of the images,
-            and its 1/σ²; information is 0 where a half has not seen it.  In place of the halves
-            may be the two Friedel mates.
+            and its 1/σ², which is 0 for reflections that the half has not seen; or those of the two
+            Friedel mates.
         image, reflection: (k,) of the observations: image from 0, row of the reflection.
         scale, background, per_photon, fraction: (k,) g, v₀, v₁ and v₂.
         efficiency: information of an estimate over Σ g²/σ², less than 1 where residuals have tails.
@@ -63,41 +63,42 @@ class SoFar:
     efficiency: float = 1.0
 
     def information(self, of: np.ndarray, intensity: np.ndarray) -> np.ndarray:
-        """1/σ_I² of observations ``of`` were they of reflections with these true intensities."""
+        """1/σ_I² that observations ``of`` would have of reflections with these true intensities."""
         g = self.scale[of]
-        expected = g * intensity
-        variance = self.background[of] + self.per_photon[of] * expected
-        return self.efficiency * g**2 / (variance + (self.fraction[of] * expected) ** 2)
+        polynomial = self.background[of], self.per_photon[of], self.fraction[of] ** 2
+        return self.efficiency * g**2 / variance_of_J(g * intensity, *polynomial)
 
     @property
     def n_images(self) -> int:
-        """Images with an observation."""
+        """Number of images with an observation."""
         return len(np.unique(self.image))
 
 
 def forecast(
-    seen: SoFar, images: Sequence[int], rng: np.random.Generator, mates: bool = False
+    seen: SoFar, images: Sequence[int], *, rng: np.random.Generator, mates: bool = False
 ) -> list[dict[str, Any]]:
     """Completeness, ⟨I/σ⟩ and CC½ by shell at larger numbers of images, with 90 % intervals.
 
-        forecast(seen, [1000, 10000], np.random.default_rng(0))[0]["cc_half"]  # [low, median, high]
+        rng = np.random.default_rng(0)
+        forecast(seen, [1000, 10000], rng=rng)[0]["cc_half"]  # [low, median, high]
 
     Args:
-        images: numbers of images, those that came included.
-        mates: what is known is of the Friedel mates: the share of acentric reflections of which
-            both mates are there, and the mean σ of I₊ − I₋ over the mean intensity of the shell.
+        images: total numbers of images, including those so far.
+        mates: ``seen`` is of the Friedel mates.  The numbers are then the share of acentric
+            reflections whose two mates are observed, and the mean σ of I₊ − I₋ over the mean
+            intensity of the shell.
 
     Returns:
-        JSON-ready rows, of as many futures as there are draws: images, shell, and of each number
-        three quantiles, 5, 50 and 95 %.
+        JSON-ready rows: images, shell, and the 5, 50 and 95 % quantiles of each number over as
+        many futures as there are draws.
     """
     shells = np.unique(seen.shell[seen.shell >= 0])
     names, numbers_of = (OF_MATES, _of_mates) if mates else (NUMBERS, _of_halves)
     rows, tables = [], {shell: _Table.of(seen, shell) for shell in shells}
     for n in images:
         more = max(n - seen.n_images, 0)
-        new = _new_information(seen, more, tables, rng)
-        futures = [_future(seen, *drawn, rng) for drawn in zip(seen.draws, new, strict=True)]
+        new = _new_information(seen, more, tables, rng=rng)
+        futures = [_future(seen, *drawn, rng=rng) for drawn in zip(seen.draws, new, strict=True)]
         for shell, table in tables.items():
             here = [[x[table.rows] for x in future] for future in futures]
             numbers = np.array([numbers_of(*of_shell) for of_shell in here])
@@ -114,8 +115,9 @@ class _Table:
     """The information of the k observations of a shell, as a function of the true intensity.
 
     Attributes:
-        rows: (r,) reflections of the shell. observed: (k,) observations.
-        intensity: (NODES,) ascending. powers: (k, 2 NODES) information at these, and its square.
+        rows: (r,) reflections of the shell; observed: (k,) its observations.
+        intensity: (NODES,) true intensities, ascending.
+        powers: (k, 2 NODES) information at these intensities, and its square.
     """
 
     rows: np.ndarray
@@ -142,7 +144,7 @@ class _Table:
 
 
 def _future(
-    seen: SoFar, true: np.ndarray, new: np.ndarray, rng: np.random.Generator
+    seen: SoFar, true: np.ndarray, new: np.ndarray, *, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Σ I/σ² and Σ 1/σ² (m, 2) of each half in one future, with information ``new`` (m, 2)."""
     total = seen.half_information * np.nan_to_num(seen.half_intensity)
@@ -177,7 +179,7 @@ def _of_mates(total: np.ndarray, information: np.ndarray) -> tuple[float, float]
 
 
 def _new_information(
-    seen: SoFar, more: int, tables: dict[int, _Table], rng: np.random.Generator
+    seen: SoFar, more: int, tables: dict[int, _Table], *, rng: np.random.Generator
 ) -> np.ndarray:
     """(D, m, 2) information that ``more`` images add to each half, in each of D futures.
 
@@ -185,7 +187,7 @@ def _new_information(
     """
     D, m = seen.draws.shape
     new = np.zeros((D, m, 2))
-    # images are drawn with weights of a Dirichlet distribution: few images are uncertain ones
+    # Dirichlet weights of the images: the fewer images, the more uncertain is their distribution
     names, number = np.unique(seen.image, return_inverse=True)
     times = np.array([rng.multinomial(more, rng.dirichlet(np.ones(len(names)))) for _ in range(D)])
     halves = np.stack([times - times // 2, times // 2], axis=1)
@@ -202,7 +204,7 @@ def _new_information(
                 middle = hits * np.interp(true, table.intensity, mean[k])
                 spread = np.sqrt(hits) * np.interp(true, table.intensity, sd[k])
                 found = middle + spread * rng.standard_normal(len(rows))
-                # with few hits a normal sum might be negative
+                # a normal sum of few hits may be negative
                 new[future, rows, half] = np.maximum(found, 0.1 * middle)
             else:
                 of = np.repeat(observed, of_each[future, half])
@@ -222,7 +224,7 @@ def so_far(
     seed: int = 0,
     mates: bool = False,
 ) -> SoFar:
-    """What images said, from their merged intensities.
+    """The information so far, from merged intensities.
 
     Args:
         measured: the observations that were merged, Friedel mates together.
@@ -246,7 +248,7 @@ def so_far(
         whole[row[here]] = np.nan_to_num(values[here])
         return whole
 
-    # of reflections that were not seen: Wilson's prior with the mean of their shell
+    # reflections that were not seen have Wilson's prior with the mean of their shell
     mean = np.ones(m)
     per_epsilon = found.prior_mean / epsilon_centric(merged.hkl, space_group)[0]
     of_shell = np.where(here, shell[row], -1)
@@ -257,7 +259,7 @@ def so_far(
     shape = np.where(centric, 0.5, 1.0)  # of the gamma distribution of I
     draws = rng.gamma(shape, epsilon * mean / shape, (N_DRAWS, m))
     known, posterior = find(asu_keys(found.latent_hkl, space_group), key)
-    draws[:, known[posterior]] = found.latent.draws(seed, N_DRAWS)[:, posterior] ** 2
+    draws[:, known[posterior]] = found.latent.draws(N_DRAWS, seed=seed)[:, posterior] ** 2
     intensity, sigma_of = merged.half_intensity, merged.half_sigma
     if mates:
         assert found.mates is not None

@@ -1,4 +1,4 @@
-"""Friedel mates kept apart, with a prior on how alike they are.
+"""Friedel mates kept apart, with a prior on their similarity.
 
 The structure factors of an acentric pair are jointly complex normal with Wilson's variance S and a
 correlation ρ(d) close to one: mates differ by the part of the anomalous scatterers.  Then
@@ -26,7 +26,7 @@ from ..physics import true_intensities
 
 OUTER, INNER = 24, 20  # nodes over the better known mate, and over the other one given it
 BLOCK = 256  # pairs in memory at a time, each with OUTER·INNER nodes
-FIT_PAIRS = 4000  # pairs that ρ(d) is fitted to, at most
+FIT_PAIRS = 4000  # largest number of pairs that ρ(d) is fitted to
 DIFFERENCE_SD = 2.0  # of ln(1 − ρ²) about that of a typical protein, at low and high resolution
 TYPICAL_DIFFERENCE = np.log(2e-3)  # ⟨|F₊ − F₋*|²⟩/⟨F²⟩ = 2(1 − ρ): some 4 % rms in amplitude
 

@@ -1,7 +1,7 @@
-"""From observations whose scales are known to true intensities: what ``fit`` and ``merge`` share.
+"""True intensities from observations with known scales, for both ``fit`` and ``merge``.
 
-Measured + AmplitudePrior → :func:`intensity_posteriors` → posteriors; Measured →
-:func:`likelihood_only` → intensities without a prior.
+:func:`intensity_posteriors` makes posteriors of a ``Measured`` and an ``AmplitudePrior``;
+:func:`likelihood_only` makes intensities without a prior of a ``Measured``.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from jax import Array
 
 from ..physics import true_intensities
 from ..physics.true_intensities import Nodes, Posterior
+from ..physics.variance_of_J import variance_of_J
 from .average import Merged, merge, split_images
 from .pieces import in_pieces, joined, rows_of
 
 # Of 40 reflections with 200 Student-t observations (ν = 3), the worst ln Z is off by 3e-4.
 NODES = 48
-NEARLY_NORMAL = 1e8  # degrees of freedom that stand for infinitely many
+NEARLY_NORMAL = 1e8  # degrees of freedom that replace infinity
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Measured:
     s² = variance + per_photon·g·I + (fraction·g·I)².
 
     Attributes:
-        intensity: (n,) J. scale: (n,) g > 0. variance: (n,) at I = 0.
+        J: (n,) as measured. scale: (n,) g > 0. variance: (n,) at I = 0.
         per_photon: (n,) variance per unit of g·I by counting; 0 where sigmas are a file's.
         fraction: (n,) fractional error of g·I: of the model, and of g itself.
         nu: degrees of freedom, may be infinite.
@@ -38,7 +39,7 @@ class Measured:
         hkl: (m, 3) int32, sorted by H K L.
     """
 
-    intensity: Array | np.ndarray
+    J: Array | np.ndarray
     scale: Array | np.ndarray
     variance: Array | np.ndarray
     per_photon: Array | np.ndarray
@@ -51,9 +52,8 @@ class Measured:
 
     def variance_at(self, expected: np.ndarray) -> np.ndarray:
         """(n,) s² of each observation at its expected I (n,)."""
-        gI = np.asarray(self.scale) * expected
-        linear = np.asarray(self.per_photon) + np.asarray(self.fraction) ** 2 * gI
-        return np.asarray(self.variance) + gI * linear
+        polynomial = self.variance, self.per_photon, np.square(self.fraction)
+        return variance_of_J(np.asarray(self.scale) * expected, *map(np.asarray, polynomial))
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Latent:
     nodes: Nodes
     log_integrand: Array | np.ndarray
 
-    def draws(self, seed: int, n_draws: int) -> np.ndarray:
+    def draws(self, n_draws: int, *, seed: int) -> np.ndarray:
         """(n_draws, m) of F; I = F²."""
         key = jax.random.key(seed)
         return np.asarray(
@@ -154,15 +154,13 @@ def _likelihood(measured: Measured, prior: AmplitudePrior, nu, n_nodes: int):
 
     def log_likelihood(F):
         variance = true_intensities.VarianceOfJ(d.variance, d.fraction, d.per_photon)
-        return true_intensities.log_observations(
-            F, d.intensity, d.scale, variance, nu, d.code, d.weight
-        )
+        return true_intensities.log_observations(F, d.J, d.scale, variance, nu, d.code, d.weight)
 
     def total(x):
         return jax.ops.segment_sum(d.weight * x / d.variance, d.code, m, indices_are_sorted=True)
 
     information = jnp.maximum(total(d.scale**2), 1e-30)
-    estimate = total(d.scale * d.intensity) / information
+    estimate = total(d.scale * d.J) / information
     upper = true_intensities.upper_amplitude(prior.log_mean, estimate, information**-0.5)
     upper = jnp.maximum(upper, prior.reach)
     nodes = true_intensities.place_nodes(
@@ -191,12 +189,12 @@ def likelihood_only(
     hkl: np.ndarray | None = None,
     seed: int = 0,
 ) -> Merged:
-    """Merged intensities that no prior has touched (docs/theory.md, True intensities), and halves.
+    """Merge intensities without a prior (docs/theory.md, True intensities), and random halves.
 
-    One step of the Student-t's own estimator from an expected intensity: an observation's weight is
-    w·g²/s² with w = (ν + 1)/(ν + z²), z being the residual at the expected intensity (Lange et al.
-    1989).  Sigma is that of the expected Fisher information, not of the observed one, except for
-    outliers, which count no more than their weight:
+    The estimate is one step of the Student-t's maximum-likelihood estimator from an expected
+    intensity: an observation has the weight w·g²/s² with w = (ν + 1)/(ν + z²), z being the residual
+    at the expected intensity (Lange et al. 1989).  Sigma is that of the expected Fisher
+    information, except that an outlier counts no more than its weight:
 
         σ⁻² = Σ min((ν + 1)/(ν + 3), w)·g²/s².
 
@@ -217,17 +215,17 @@ def likelihood_only(
 
     def merged_at(expected: np.ndarray) -> Merged:
         variance = measured.variance_at(expected)
-        z2 = (np.asarray(measured.intensity) - measured.scale * expected) ** 2 / variance
+        z2 = (np.asarray(measured.J) - measured.scale * expected) ** 2 / variance
         robust = (nu + 3) / (nu + z2)  # w over its (ν + 1)/(ν + 3)
         variance *= (nu + 3) / (nu + 1) / np.minimum(robust, 1.0)
-        columns = (measured.intensity, variance, measured.scale, np.maximum(robust, 1.0))
+        columns = (measured.J, variance, measured.scale, np.maximum(robust, 1.0))
         J, var, g, w = (np.asarray(x)[taken] for x in columns)
         found = merge(of[taken], J, var, g, image[taken], w, half_of_image=half_of_image)
         weight = np.zeros(len(taken))
         weight[taken] = found.weight
         return replace(found, weight=weight)
 
-    used = np.unique(image[taken])  # an image that is not used changes no other image's half
+    used = np.unique(image[taken])  # so that an unused image does not change the half of another
     half_of_image = np.zeros(int(image.max()) + 1, int)
     half_of_image[used] = split_images(len(used), seed)
     whole = merged_at(np.asarray(expected)[code])

@@ -59,7 +59,7 @@ def leave_fold_out(
     of, which = code[new], fold[new]
     found, narrow = np.zeros((2, len(of))), np.zeros(len(of), bool)
     for rows, inside, part in in_pieces(measured):
-        size = len(part.intensity)
+        size = len(part.J)
         first, last = pair[inside.start], pair[inside.stop - 1] + 1
         here = padded(of[first:last] - rows.start, size)
         local = padded(pair[inside] - first, size)
@@ -90,7 +90,7 @@ def _each_alone(
 
 def taken(measured: Measured, rows: np.ndarray) -> Measured:
     """Some observations, of the same reflections."""
-    names = ("intensity", "scale", "variance", "per_photon", "fraction", "weight", "code", "image")
+    names = ("J", "scale", "variance", "per_photon", "fraction", "weight", "code", "image")
     return replace(measured, **{name: np.asarray(getattr(measured, name))[rows] for name in names})
 
 
@@ -114,9 +114,7 @@ def _shared(
     def values(F):
         """ln π + ln L of all (m, K), and without each fold (p, K)."""
         variance = true_intensities.VarianceOfJ(d.variance, d.fraction, d.per_photon)
-        own = true_intensities.log_observations(
-            F[of], d.intensity, d.scale, variance, nu, pair, d.weight
-        )
+        own = true_intensities.log_observations(F[of], d.J, d.scale, variance, nu, pair, d.weight)
         total = prior.log_density(F) + by_reflection(own)
         return total, total[of] - own
 
@@ -127,7 +125,7 @@ def _shared(
 
     own = (
         by_pair(d.weight * d.scale**2 / d.variance),
-        by_pair(d.weight * d.scale * d.intensity / d.variance),
+        by_pair(d.weight * d.scale * d.J / d.variance),
     )
     whole = tuple(map(by_reflection, own))
     information, weighted = (x[of] - y for x, y in zip(whole, own, strict=True))

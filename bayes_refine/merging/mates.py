@@ -1,4 +1,4 @@
-"""Friedel mates apart: their intensities, and how well anomalous differences agree."""
+"""Friedel mates apart: their intensities, and the agreement of anomalous differences."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def apart(
         difference[paired], difference_sd[paired] = found.difference, found.difference_sd
         correlation[paired] = rho
         numbers["one_minus_mates_correlation"] = np.exp(ends).tolist()
-    # both together; variances are those at the mean of the mates
+    # both mates together; variances are those at the mean of the mates
     asu = asu_map(np.asarray(measured.hkl), space_group)[0]
     merged = likelihood_only(measured, prior, expected, asu, seed)
     keep = rows_of(merged.hkl, hkl)

@@ -49,11 +49,11 @@ class MergeRun:
     """A merged run.
 
     Attributes:
-        data: as read, but all images indexed alike; reindexing: what was chosen for each.
+        data: as read, but all images indexed alike; reindexing: the operation of each image.
         scaled: scales. intensities: of the unique reflections.
         free: (m,) bool, of ``intensities``. d: (m,) Å.
-        halves: fitted apart, or None.
-        seconds: by stage. model, settings, priors: what it was made with.
+        halves: the halves fitted separately, or None.
+        seconds: by stage. model, settings, priors: what the run was made with.
     """
 
     data: Unmerged
@@ -94,13 +94,13 @@ def merge_run(
 
     Args:
         model: ``latent``, or ``latent_reference`` with a reference.
-        reference: informs scales and intensities, except in the free set; leave it out where it is
-            only to be compared with.
+        reference: informs scales and intensities, except in the free set; leave it out if it is
+            only for comparison.
         estimate: how intensities follow from scales: ``merged_intensities.together``,
             ``near_reference``, or with ``settings.anomalous`` ``mates.apart``.
 
     Raises:
-        InputError: the reference does not fit, or nothing to the resolution asked for.
+        InputError: the reference does not fit, or no observation is within the resolution limit.
         ValueError: JAX is in single precision.
     """
     settings = settings or MergeSettings()
@@ -129,8 +129,7 @@ def merge_run(
     )
     scaled = stage(
         "scales",
-        f"scales of {obs.n_images} images: {len(obs.intensity)} observations of "
-        f"{len(obs.hkl)} reflections",
+        f"scales of {obs.n_images} images: {len(obs.J)} observations of {len(obs.hkl)} reflections",
         lambda: fit_scales(obs, model, priors, seed=settings.seed, progress=progress),
     )
     found = stage(
@@ -185,7 +184,7 @@ def mergeable(data: Unmerged, d_min: float) -> Unmerged:
             "smallest d of this file: give --d-min"
         )
     try:
-        wilson_mean(resolution(data.hkl_asu, data.cell), data.intensity, np.ones(1))
+        wilson_mean(resolution(data.hkl_asu, data.cell), data.J, np.ones(1))
     except InputError as error:
         raise InputError(f"{data.source}: {error}") from None
     if n_images < 2:
@@ -211,7 +210,7 @@ def image_table(run: MergeRun) -> dict[str, np.ndarray]:
     """
     s, d = run.scaled, run.scaled.measured
     n = s.observations.n_images
-    image, J, expected = np.asarray(d.image), np.asarray(d.intensity), run.expected
+    image, J, expected = np.asarray(d.image), np.asarray(d.J), run.expected
     order = np.argsort(image, kind="stable")
     parts = np.split(order, np.searchsorted(image[order], np.arange(1, n)))
     G, width = np.exp(s.log_G), np.exp(s.log_width)

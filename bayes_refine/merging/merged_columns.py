@@ -1,4 +1,4 @@
-"""The MTZ columns of merged intensities: one data array a file, blank where nothing is known."""
+"""The MTZ columns of merged intensities: one data array in each file, blank where it is unknown."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ BLANK = 4.0  # σ over ε·Σ(d)
 
 
 def blank(found: Intensities) -> np.ndarray:
-    """(m,) bool: reflections of which the images say nothing, σ_I > 4·ε·Σ(d).
+    """(m,) bool: reflections that the images do not determine, σ_I > 4·ε·Σ(d).
 
-    ε·Σ(d) is the mean of I of this resolution by Wilson's statistics, and of an acentric reflection
-    also the sd.  A measurement with a σ of 4 times that has 1/16 of the information that resolution
-    alone has, and would move a posterior mean by 1/17 of the distance.  σ grows without bound as
-    the partiality goes to 0.  Such an I is harmless where it is weighted by 1/σ², but spoils plain
-    averages in shells (Wilson plots, French and Wilson).
+    By Wilson's statistics ε·Σ(d) is the mean of I at this resolution, and for an acentric
+    reflection also the sd.  A measurement with four times this σ has 1/16 of the information in the
+    resolution alone, and would move a posterior mean by 1/17 of the distance.  σ grows without
+    bound as the partiality goes to 0.  Such an I does no harm with a weight of 1/σ², but spoils
+    plain averages in shells (Wilson plots, French and Wilson).
     """
     return ~(found.merged.sigma <= BLANK * found.prior_mean)
 
 
 def blank_sentence(n_blank: int, n: int) -> str:
-    """The sentence about blank reflections, in the terminal and in the report."""
+    """The sentence about blank reflections, for the terminal and the report."""
     return (
         f"{n_blank} of {n} reflections have no IMEAN: their sigma exceeds {BLANK:g} times the mean "
         "intensity of their resolution, so the images say nothing of them."
@@ -44,8 +44,8 @@ def _told(
 def merged_columns(found: Intensities, free: np.ndarray) -> Columns:
     """MTZ type and values of the columns of ``merged.mtz``, (m,) each.
 
-    IMEAN and SIGIMEAN, of the likelihood alone, NaN where the images say nothing (``blank``); N
-    observations; FREE.  Mates: I(±) and SIGI(±) (K, M) by the same rule, and N(±).
+    IMEAN and SIGIMEAN are of the likelihood alone, NaN for ``blank`` reflections; N is the number
+    of observations; FREE.  Mates have I(±) and SIGI(±) (K, M) by the same rule, and N(±).
     """
     merged, mates = found.merged, found.mates
     value, sigma = _told(merged.intensity, merged.sigma, found.prior_mean)
@@ -85,10 +85,10 @@ def posterior_columns(found: Intensities, free: np.ndarray) -> Columns:
 
 
 def half_columns(found: Intensities, half: int) -> tuple[np.ndarray, Columns]:
-    """Which reflections (m,) bool one random half of the images tells of, and their columns.
+    """The reflections (m,) bool that one random half of the images determines, and their columns.
 
-    The half, 0 or 1, is merged at the scales of the whole run; IMEAN and SIGIMEAN as ``blank``
-    says.
+    The half, 0 or 1, is merged at the scales of the whole run; IMEAN and SIGIMEAN are blank by the
+    rule of ``blank``.
     """
     merged = found.merged
     of = merged.half_intensity[:, half], merged.half_sigma[:, half]
@@ -100,7 +100,7 @@ def half_columns(found: Intensities, half: int) -> tuple[np.ndarray, Columns]:
 def merged_files(found: Intensities, free: np.ndarray) -> Mapping[str, tuple[np.ndarray, Columns]]:
     """By file name: the indices (k, 3) and the columns of every MTZ of merged intensities.
 
-    A half of which no image tells anything has no file.
+    A half that determines no reflection has no file.
     """
     hkl = found.merged.hkl
     files = {

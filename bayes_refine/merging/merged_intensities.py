@@ -54,10 +54,10 @@ class Intensities:
 
     Attributes:
         merged: likelihood only, mates together; its halves at common scales.
-        prior_mean: (m,) ε·Σ(d), in the same order: the I to expect from resolution alone.
-        posterior: five arrays (m,) in the same order; of the mates' mean where mates are apart.
-        latent: for draws, in the order of ``latent_hkl`` (k, 3), each mate a reflection where mates
-            are apart; draws of the mates of a pair are independent.
+        prior_mean: (m,) ε·Σ(d), in the same order: the expected I from resolution alone.
+        posterior: five arrays (m,) in the same order; of the mean of mates where mates are apart.
+        latent: for draws, in the order of ``latent_hkl`` (k, 3).  If mates are apart, each mate is
+            a reflection, and draws of the mates of a pair are independent.
         numbers: fitted numbers of the prior, by name.
         mates: None where they are together.
     """

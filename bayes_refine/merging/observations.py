@@ -1,4 +1,4 @@
-"""What a scaling model is conditioned on: integrated stills, by unique reflection, and priors."""
+"""The observations of a scaling model, integrated stills by unique reflection, and its priors."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ MEAN_PARTIALITY = 0.3  # a guess, for a first Σ from the mean observation
 
 @dataclass(frozen=True)
 class ScalingPriors:
-    """Priors of scales where only intensities are known.  ``log`` priors: normal in ln.
+    """Priors of the scales of integrated stills; ``log`` priors are normal in ln.
 
-    Each field states the range of values that ``physics.priors.check`` lets pass.
+    Each field states the range of values that ``physics.priors.check`` accepts.
 
     Attributes:
         R0_inv_angstrom, log_R0_sd: width of the partiality curve at low resolution, Å⁻¹.
@@ -78,14 +78,14 @@ class ScalingPriors:
 
 @dataclass(frozen=True)
 class IntegratedObservations:
-    """What a scaling model is conditioned on: n observations of m reflections, by reflection.
+    """The observations of a scaling model: n observations of m reflections, by reflection.
 
     Attributes:
-        intensity, sigma, weight: (n,) on the file's scale; weight 0 for rows that are left out.
+        J, sigma, weight: (n,) on the file's scale; weight 0 for rows that are left out.
         image, code: (n,) int, the image and the unique reflection (ascending).
         norm_q, excitation_error: (n,) Å⁻¹.
         hkl: (m, 3) int32. norm_q_unique: (m,) Å⁻¹. log_epsilon: (m,). centric: (m,) bool.
-        reference: what a reference says of the m reflections.
+        reference: reference amplitudes of the m reflections.
         knot_weight: (m, K) ln Σ(d) = knot_weight @ ln Σ at K knots, linear in 1/d² between.
         departure_sd: (K,) of ln Σ at knots where no reference informs.
         log_G0: (n_images,) and log_Sigma0 (K,), first estimates.
@@ -94,7 +94,7 @@ class IntegratedObservations:
         n_images: static.
     """
 
-    intensity: Array
+    J: Array
     sigma: Array
     weight: Array
     image: Array
@@ -141,7 +141,7 @@ def prepare(
         anomalous: Friedel mates are reflections of their own, I− at −h (``symmetry.asu_map``).
 
     Raises:
-        InputError: nothing to that resolution.
+        InputError: no observation is within the resolution limit.
     """
     d = resolution(data.hkl_asu, data.cell)
     rows = rows_by_reflection(data, d_min, anomalous)
@@ -157,10 +157,10 @@ def prepare(
     excitation = data.excitation_error
     excitation = np.zeros(len(data)) if excitation is None else excitation
     n_images, image = int(data.image.max()) + 1, data.image[rows]
-    intensity = data.intensity[rows]
-    smooth = wilson_mean(d[rows], intensity / epsilon[code], np.r_[d[rows], knots])
+    J = data.J[rows]
+    smooth = wilson_mean(d[rows], J / epsilon[code], np.r_[d[rows], knots])
     expected, at_knots = smooth[: len(rows)] * epsilon[code], smooth[len(rows) :]
-    share = np.bincount(image, intensity, n_images) / np.maximum(
+    share = np.bincount(image, J, n_images) / np.maximum(
         np.bincount(image, expected, n_images), 1e-30
     )
     log_Sigma0 = np.log(at_knots / MEAN_PARTIALITY)
@@ -168,7 +168,7 @@ def prepare(
     amplitudes = amplitudes.starting_from(log_Sigma0, knots)
     empty = np.zeros((len(hkl), FIT_NODES))
     arrays = dict(
-        intensity=intensity,
+        J=J,
         sigma=data.sigma[rows],
         weight=np.ones(len(rows)),
         image=image,
@@ -193,11 +193,11 @@ def prepare(
 
 
 def rows_by_reflection(data: Unmerged, d_min: float = 0.0, anomalous: bool = False) -> np.ndarray:
-    """(n,) rows of ``data`` to d_min (Å) in the order of :class:`Observations`: by reflection."""
+    """(n,) rows of ``data`` to d_min (Å), in the order of :class:`IntegratedObservations`."""
     rows = np.flatnonzero(resolution(data.hkl_asu, data.cell) >= d_min * (1 - 1e-6))
     return rows[np.argsort(pack_hkl(_unique(data, anomalous)[rows]), kind="stable")]
 
 
 def _unique(data: Unmerged, anomalous: bool) -> np.ndarray:
-    """(n, 3) indices of the asymmetric unit; Friedel mates apart where asked."""
+    """(n, 3) indices in the asymmetric unit, with Friedel mates apart if ``anomalous``."""
     return asu_map(data.hkl, data.space_group, True)[0] if anomalous else data.hkl_asu

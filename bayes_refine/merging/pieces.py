@@ -1,4 +1,4 @@
-"""Observations of many reflections in pieces of one shape: one compilation, and little memory."""
+"""Split observations into pieces of one shape, for one compilation and little memory."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import numpy as np
 if TYPE_CHECKING:
     from .latent import Measured
 
-OBSERVATIONS, REFLECTIONS = 8192, 4096  # that a piece has room for
-FEW = 256  # reflections that it has room for where no piece has more: of a large run
+OBSERVATIONS, REFLECTIONS = 8192, 4096  # numbers that a piece has room for
+FEW = 256  # reflections that a piece has room for if no piece has more, as in a large run
 T = TypeVar("T")
-COLUMNS = ("intensity", "scale", "variance", "per_photon", "fraction", "image", "weight")
+COLUMNS = ("J", "scale", "variance", "per_photon", "fraction", "image", "weight")
 
 
 class Piece(NamedTuple):

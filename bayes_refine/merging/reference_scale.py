@@ -1,4 +1,4 @@
-"""Reference amplitudes on the data's scale, which is smooth because physics is.
+"""Reference amplitudes on the scale of the data, which is a smooth physical function.
 
 Of reflection h, with s its reciprocal-lattice vector, |s| = 1/d and ŝ = d·s, and with Â and B̂
 traceless tensors that the Laue group allows,
@@ -41,7 +41,7 @@ ALONE, DEPARTURE_ALONE_SD = 10.0, 1.0  # fewest informed reflections of a knot; 
 
 @dataclass(frozen=True)
 class ReferenceAmplitudes:
-    """What a reference says of m reflections, on its own scale.
+    """Reference amplitudes of m reflections, on the scale of the reference.
 
     Attributes:
         amplitude: (m,) F_ref, 0 where the reference must not inform.
@@ -135,7 +135,7 @@ def amplitudes_of(
     fraction: float,
     seed: int,
 ) -> ReferenceAmplitudes:
-    """What ``reference`` says of ``hkl`` (m, 3) at ``d`` (m,) Å, nothing of the free set.
+    """Look up ``hkl`` (m, 3) with ``d`` (m,) Å in a reference, without the free set.
 
     Args:
         cell: of the data, for directions.

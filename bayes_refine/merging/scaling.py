@@ -26,7 +26,7 @@ from .average import Merged, split_images
 from .latent import AmplitudePrior, Measured, intensity_posteriors, likelihood_only
 from .observations import FIT_DROP, FIT_NODES, IntegratedObservations, ScalingPriors
 
-N_DRAWS, N_SCALE_DRAWS = 200, 25  # for sd of images' unknowns; for sd of ln g, known to 1/7
+N_DRAWS, N_SCALE_DRAWS = 200, 25  # draws for sd of images' unknowns; of ln g, to 1/7 of the sd
 # Starting with large errors keeps every residual near the convex middle of its Student-t.
 BROAD = {"log_model_error": np.log(0.8), "log_sigma_factor": np.log(3.0)}
 
@@ -135,9 +135,7 @@ def compiled_renewal(model: infer.Model, n_nodes: int, drop: float):
         information = jax.ops.segment_sum(
             obs.weight * (g / obs.sigma) ** 2, obs.code, len(obs.hkl), indices_are_sorted=True
         )
-        total = jax.ops.segment_sum(
-            obs.weight * g * obs.intensity / obs.sigma**2, obs.code, len(obs.hkl)
-        )
+        total = jax.ops.segment_sum(obs.weight * g * obs.J / obs.sigma**2, obs.code, len(obs.hkl))
         safe = jnp.maximum(information, 1e-30)
         upper = true_intensities.upper_amplitude(log_mean, total / safe, safe**-0.5)
         if "centre" in S:
@@ -169,26 +167,26 @@ def compiled_sites(model: infer.Model):
 
 def pinned_draws(fit: infer.Fit, seed: int, n_draws: int) -> dict[str, np.ndarray]:
     """Laplace draws by site; ln G and B about their means over images, which no data determine."""
-    draws = infer.laplace_draws(fit, np.random.default_rng(seed), n_draws)
+    draws = infer.laplace_draws(fit, n_draws, rng=np.random.default_rng(seed))
     for name in ("log_G", "B"):
         draws[name] = draws[name] - draws[name].mean(axis=1, keepdims=True)
     return draws
 
 
 def _measured(obs: IntegratedObservations, model, priors, values, draws, scale) -> Measured:
-    """The observations with their scales; the model's fractional error and that of g together."""
+    """The observations with their scales; ``fraction`` has the errors of the model and of g."""
     weight = np.asarray(obs.weight)
     mean = square = np.zeros(len(weight))
     for i in range(N_SCALE_DRAWS):
         one = {name: value[i] for name, value in draws.items()}
         log_g = np.log(np.maximum(compiled_sites(model)(obs, priors, one)["scale"], 1e-300))
-        log_g -= np.average(log_g, weights=weight)  # a common factor is Σ's, and the gauge's
+        log_g -= np.average(log_g, weights=weight)  # a common factor cannot be told from Σ
         step = log_g - mean
         mean = mean + step / (i + 1)
         square = square + step * (log_g - mean)
     error = np.exp(2 * values["log_model_error"]) + square / (N_SCALE_DRAWS - 1)
     return Measured(
-        intensity=obs.intensity,
+        J=obs.J,
         scale=jnp.asarray(scale),
         variance=(np.exp(values["log_sigma_factor"]) * obs.sigma) ** 2,
         per_photon=jnp.zeros(len(weight)),

@@ -1,1 +1,1 @@
-"""The per-pixel likelihood in the same loop, and its comparison with the factored one."""
+"""Fits to single pixels in the same loop, and their comparison with the factored likelihood."""

@@ -1,4 +1,4 @@
-"""The factored likelihood beside the per-pixel one: one run, one table."""
+"""Compare the factored likelihood with likelihoods of single pixels on one run, in one table."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ PIXELS_HELD = ("photons", "usable", "variance", "background", "centre", "to_pixe
 
 @dataclass(frozen=True)
 class TrueImages:
-    """What is true of n images: A (n, 3, 3) Å⁻¹; G and B (Å²), (n,) or None where not known."""
+    """The truth of n images: A (n, 3, 3) Å⁻¹; G and B (Å²), (n,) or None if unknown."""
 
     A: np.ndarray
     G: np.ndarray | None
     B: np.ndarray | None
 
     def select(self, images: Sequence[int]) -> TrueImages:
-        """That of some of the images."""
+        """The truth of some of the images."""
         rows = np.asarray(images, int)
         of_some = (None if x is None else x[rows] for x in (self.G, self.B))
         return TrueImages(self.A[rows], *of_some)
@@ -127,8 +127,8 @@ def compare(
     """Fit a run to the factored statistics, and to its pixels under each of :func:`noises`.
 
     Args:
-        times: that every method goes through its rounds; the last one's seconds count, and
-            from the second on there is nothing left to compile.
+        times: number of repetitions of each method.  The seconds of the last count; from the
+            second on nothing is left to compile.
 
     Raises:
         InputError: as :func:`~bayes_refine.fitting.loop.fit_run`.
@@ -183,7 +183,7 @@ def noises(values: State, priors: Priors) -> dict[str, pixel_noise.PixelLikeliho
 def scores(
     contestant: Contestant, ref: Reference, settings: Settings, truth: TrueImages | None = None
 ) -> dict[str, float]:
-    """What one method reached, by name with unit; NaN where it cannot be known.
+    """Scores of one method, by name with unit; NaN where a score cannot be known.
 
     Intensities are merged by inverse variance at fixed scales, all methods alike.
     """
@@ -220,7 +220,8 @@ def scores(
 def write_comparison(
     out_dir: str | Path, table: Mapping[str, Mapping[str, float]], about: Mapping[str, Any]
 ) -> None:
-    """``comparison.csv`` (a row a quantity, a column a method) and ``summary.json``.
+    """Write ``comparison.csv`` (a row for each quantity, a column for each method) and
+    ``summary.json``.
 
     Args:
         table: scores by method. about: command, settings and the like.

@@ -1,4 +1,4 @@
-"""A round of a fit to pixels: predict → cut → fit, in the loop of a factored fit."""
+"""A round of a fit to pixels, predict → cut → fit, for the loop of a factored fit."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class PixelRound(Round):
 
 @dataclass(frozen=True)
 class PixelModel:
-    """A model of the pixels, and how they scatter.
+    """A model of the pixels, and the law by which they scatter.
 
     Attributes:
         program: of (pixels, priors, noise). noise: law of a pixel.

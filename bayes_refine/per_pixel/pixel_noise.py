@@ -1,7 +1,7 @@
-"""How a pixel's photons scatter about what is expected: likelihoods of a count.
+"""Likelihoods of a pixel: laws by which its photons scatter about the expected number.
 
-Each is a function of (mean, pixels) that returns a NumPyro distribution and the value that it
-is of; ``pixels`` is ``bayes_refine.per_pixel.pixels.Pixels``.
+Each is a function of (mean, pixels) that returns a NumPyro distribution and its observed value;
+``pixels`` is ``bayes_refine.per_pixel.pixels.Pixels``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The pixels of shoeboxes as the data of a model; the factored statistics are made of these."""
+"""The pixels of shoeboxes as the data of a model; factored statistics come from the same pixels."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Pixels:
 
 
 def pixels_of(run: Run, measurements: MeasuredRun, state: State, priors: Priors) -> Pixels:
-    """The pixels of the very shoeboxes that the statistics of a round were made of.
+    """The pixels of the same shoeboxes as the statistics of a round.
 
     Their variance is that of the background until it is :func:`frozen`.
 

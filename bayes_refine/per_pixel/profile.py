@@ -1,7 +1,8 @@
 """A Gaussian spot integrated over the pixels of its shoebox, and its derivatives (JAX).
 
-The same template as ``measuring.template``'s, in pixels and at any state.
-A spot is (J, c_x, c_y, C_xx, C_yy, C_xy): photons, centre (px) and second moment (px²),
+The integral is that of ``measuring.template``, with which a test compares it.  There it is taken
+once for each spot, with second derivatives; here at every step of a fit, and so with fewer
+exponentials.  A spot is (J, c_x, c_y, C_xx, C_yy, C_xy): photons, centre (px), second moment (px²),
 
     μ_p = Bg + J P_p,    P_p = ∫_pixel N(x; c, C) dx.
 

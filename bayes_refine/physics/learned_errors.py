@@ -75,6 +75,6 @@ def variance_of_response(obs: SpotStatistics, errors: Errors, count: int) -> Arr
 def tail_factor(z2: Array, nu: Array | float) -> Array | float:
     """Variance of a Student-t residual of square ``z2`` over its scale's; 1 for normal ones.
 
-    A Student-t is a normal of unknown precision, whose mean given z is (ν + 1)/(ν + z²).
+    It is one over :func:`~bayes_refine.util.student_t.normal_weight`.
     """
     return 1.0 if isinstance(nu, float) else (nu + z2) / (nu + 1)

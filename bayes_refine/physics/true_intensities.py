@@ -22,7 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.scipy.special import gammaln, i0e, i1e, logsumexp
+from jax.scipy.special import i0e, i1e, logsumexp
+
+from ..util.student_t import log_student_t
+from .variance_of_J import variance_of_J
 
 BLOCK = 1 << 15  # observations whose likelihood is in memory at a time, each at all nodes
 DROP = 18.0  # a bracket ends where the integrand is e⁻¹⁸ of its maximum: six sd of a normal one
@@ -165,20 +168,13 @@ def log_observations(F, J, g, variance: VarianceOfJ, nu, code, weight) -> Array:
     """
     n = len(J)
     intensity = F**2
-    normal = isinstance(nu, float) and math.isinf(nu)
-    norm = 0.0 if normal else gammaln((nu + 1) / 2) - gammaln(nu / 2) - 0.5 * jnp.log(nu * math.pi)
 
     @jax.checkpoint
     def block(J, g, background, fraction, per_photon, code, weight):
         expected = g[:, None] * intensity[code]
-        s2 = background[:, None] + expected * (
-            per_photon[:, None] + fraction[:, None] ** 2 * expected
-        )
-        z2 = (J[:, None] - expected) ** 2 / s2
-        if normal:
-            each = -0.5 * (z2 + jnp.log(2 * math.pi * s2))
-        else:
-            each = norm - 0.5 * (nu + 1) * jnp.log1p(z2 / nu) - 0.5 * jnp.log(s2)
+        polynomial = background, per_photon, fraction**2
+        s2 = variance_of_J(expected, *(v[:, None] for v in polynomial))
+        each = log_student_t(J[:, None], nu, expected, jnp.sqrt(s2), jnp)
         return jax.ops.segment_sum(weight[:, None] * each, code, len(F), indices_are_sorted=True)
 
     size = max(min(n, BLOCK), 1)

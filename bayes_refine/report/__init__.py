@@ -1,7 +1,7 @@
-"""``report.html``: what a run did and how good it is, on one page that needs nothing else.
+"""``report.html``: what a run did and how good it is, on one page that opens offline.
 
-``fit_report`` writes it from a fit, ``run_report`` from plain arrays (a merge has no pixels and
-no geometry: sections without data are left out), ``write_report`` from sections of your own.
+``fit_report`` writes the page from a fit, ``run_report`` from plain arrays, ``write_report`` from
+sections of your own.  Sections without data are left out: a merge has no pixels and no geometry.
 """
 
 from .charts import ObservedAndExpected

@@ -1,4 +1,4 @@
-"""Where spots lie beside where they are expected, and how panels moved: arrows on the detector."""
+"""Arrows on the detector: displacements of spots from where they are expected, and of panels."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from ..geometry.panel_groups import centres, shifts_mm
 from .drawing import legend
 from .style import BLUE, ORANGE
 
-_LONGEST = 0.06  # of the detector's width, for the longest arrow
+_LONGEST = 0.06  # length of the longest arrow over the width of the detector
 _STEPS = (1, 2, 5)
 
 
 @dataclass(frozen=True)
 class Arrows:
-    """Displacements on a detector, laboratory x and y, mm.
+    """Displacements on a detector, lab x and y, mm.
 
     Attributes:
         outlines: (P, 5, 2) closed outlines of the panels.
-        at, off: (n, 2) places, and mean displacements of the spots there. sd: (n,) of them.
-        centre, moved: (g, 2) of groups of panels, and how far they were shifted.
+        at, off: (n, 2) positions, and mean displacements of the spots there. sd: (n,) of ``off``.
+        centre, moved: (g, 2) centres of groups of panels, and their fitted shifts.
         pixel_mm: edge of a pixel.
     """
 
@@ -40,7 +40,7 @@ class Arrows:
 
 
 def arrows_of(run: RunFit, found: Centroids) -> Arrows:
-    """Of a fit, on the detector of its first image."""
+    """The displacements of a fit, on the detector of its first image."""
     detector = run.stills[0].detector
     cells = by_place(found, detector)
     panel = np.array([cell.panel for cell in cells], int)
@@ -70,11 +70,11 @@ def _outlines(detector: Detector) -> np.ndarray:
 
 
 def displacements(figure: Any, arrows: Arrows) -> None:
-    """Residual displacements, and beside them the shifts of panels where these were fitted."""
+    """Draw residual displacements of spots, and beside them fitted shifts of panels."""
     panels: list[tuple[str, np.ndarray, np.ndarray, str]] = []
-    panels.append(("spots less expected", arrows.at, arrows.off, BLUE))
+    panels.append(("spots, measured − expected", arrows.at, arrows.off, BLUE))
     if len(arrows.moved):
-        panels.append(("panels, from the input", arrows.centre, arrows.moved, ORANGE))
+        panels.append(("panels, fitted − input", arrows.centre, arrows.moved, ORANGE))
     for k, (title, at, off, color) in enumerate(panels):
         ax = figure.add_subplot(1, len(panels), k + 1)
         for outline in arrows.outlines:
@@ -94,6 +94,6 @@ def displacements(figure: Any, arrows: Arrows) -> None:
 
 
 def _round(value: float) -> float:
-    """The largest of 1, 2, 5 times a power of ten that is not above a value."""
+    """The largest number 1, 2 or 5 times a power of ten that is not above ``value``."""
     power = 10.0 ** np.floor(np.log10(value))
     return float(max(step for step in _STEPS if step <= value / power * (1 + 1e-9)) * power)

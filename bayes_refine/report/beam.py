@@ -1,4 +1,4 @@
-"""Sentences about a beam, a distance or cells that are confidently off."""
+"""Sentences about a beam, a distance or cells that are certainly wrong."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 from ..fitting.centroids import Centroids
 from .page import number
 
-_CELL_OFF = 1e-3  # ln of the cells over the reference's, all axes alike
-_ALIKE = 1 / 3  # of it, that axes may differ by
-_SURE = 5.0  # standard deviations
+_CELL_OFF = 1e-3  # smallest |ln(cell/reference's cell)|, alike on all axes, that is reported
+_ALIKE = 1 / 3  # largest difference between axes, over the mean change, that counts as alike
+_SURE = 5.0  # standard deviations that a deviation needs to be reported
 _OUTWARDS_PX = 0.1
-_BANDWIDTH_OFF = 1.5  # times what files state
+_BANDWIDTH_OFF = 1.5  # smallest factor from the stated bandwidth that is reported
 _SHELLS = 5
 
 
@@ -33,7 +33,7 @@ class Shell(NamedTuple):
 
 
 def outwards(found: Centroids, pixel_inv_angstrom: float) -> tuple[Shell, ...]:
-    """Displacement by resolution, in shells of as many reflections each."""
+    """Mean displacement by resolution, in shells with equal numbers of reflections."""
     shells = []
     for rows in np.array_split(np.argsort(found.norm_q), _SHELLS):
         if len(rows) < 30:
@@ -51,17 +51,17 @@ def beam_sentences(
     table: Mapping[str, np.ndarray] | None = None,
     shells: Sequence[Shell] = (),
 ) -> list[str]:
-    """Empty if there is nothing to say.
+    """Sentences for the report; empty if nothing is wrong.
 
     Args:
         summary: the content of ``summary.json``; any of its parts may be missing.
-        table: columns of ``images.csv``. shells: of a fit, ``outwards``.
+        table: columns of ``images.csv``. shells: of a fit, from :func:`outwards`.
     """
     return [*_cells(summary, table), *_bandwidth(summary), *_outwards(shells)]
 
 
 def _cells(summary: Mapping[str, Any], table: Mapping[str, np.ndarray] | None) -> list[str]:
-    """All axes off alike mean a wrong wavelength or distance, or another state of the crystals."""
+    """A change alike on all axes means a wrong wavelength or distance, or another crystal form."""
     ours, given = summary.get("cell"), summary.get("reference_cell")
     if not ours or not given:
         return []
@@ -77,8 +77,8 @@ def _cells(summary: Mapping[str, Any], table: Mapping[str, np.ndarray] | None) -
     way = "larger" if off > 0 else "smaller"
     return [
         f"Cells are {way} than the reference's by {100 * abs(off):.2f} %, all axes alike: the "
-        "wavelength or the distance is off (a spectrum with a tail does that), unless the "
-        "reference's crystals were in another state."
+        "wavelength or the distance is wrong (a spectrum with a tail does that), unless the "
+        "crystals of the reference were in another state."
     ]
 
 
@@ -91,8 +91,8 @@ def _bandwidth(summary: Mapping[str, Any]) -> list[str]:
     if off < max(math.log(_BANDWIDTH_OFF), _SURE * found["sd"] / found["value"]):
         return []
     return [
-        f"The bandwidth is {number(100 * found['value'])} % rms, {number(100 * stated)} % is "
-        "stated: the spectrum is another one, or not of one line."
+        f"The fitted bandwidth is {number(100 * found['value'])} % rms, the files state "
+        f"{number(100 * stated)} %: the spectrum is not the stated one, or is not a single line."
     ]
 
 
@@ -104,6 +104,6 @@ def _outwards(shells: Sequence[Shell]) -> list[str]:
     way = "further out" if worst.off_px > 0 else "further in"
     return [
         f"Spots of {worst.d_max:.1f} to {worst.d_min:.1f} Å lie {number(abs(worst.off_px))} px "
-        f"{way} than expected, others do not: the spectrum has a tail, or the detector is "
-        "distorted."
+        f"{way} than expected, spots of other resolutions do not: the spectrum has a tail, or the "
+        "detector is distorted."
     ]

@@ -1,4 +1,4 @@
-"""Pictures of reflections.  Each draws plain arrays on an empty Matplotlib figure."""
+"""Pictures of reflections; each function draws plain arrays on an empty Matplotlib figure."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from .drawing import (
 )
 from .style import BLUE, GREY, ORANGE, RED, SHELLS
 
-CLIP = 8.0  # residuals beyond are drawn at it
+CLIP = 8.0  # larger residuals are drawn at this value
 
 
 @dataclass(frozen=True)
 class ObservedAndExpected:
-    """n measured reflections with an expected intensity; finite, flat over images.
+    """n measured reflections with an expected J; finite, flat over images.
 
     Attributes:
         image: (n,) index of the image.
         J, J_model, sigma: (n,) measured, expected, and expected sd, photons.
         d: (n,) Å.
-        fitted: (n,) bool, seen by the fit; free: (n,) bool, kept from it to test it.
+        fitted: (n,) bool, whether the fit used it; free: (n,) bool, in the free set.
         excitation_error, partiality: (n,) ε_r, Å⁻¹, and p; or None.
-        xy_mm: (n, 2) place on the detector, lab frame; or None.
-        arrows: displacements of spots and panels; or None. outwards: along the radius, by
-            resolution.
+        xy_mm: (n, 2) position on the detector, lab frame; or None.
+        arrows: displacements of spots and panels, or None. outwards: displacements along the
+            radius, by resolution.
     """
 
     image: np.ndarray
@@ -65,11 +65,11 @@ class ObservedAndExpected:
         return (self.J - self.J_model) / self.sigma
 
 
-# -- intensities ----------------------------------------------------------------------------
+# -- J of spots ------------------------------------------------------------------------------
 
 
 def observed_expected(figure: Any, r: ObservedAndExpected) -> None:
-    """J against J_model, linear within 3σ of the background and logarithmic beyond."""
+    """Draw J against J_model; axes are linear up to 3σ of the background, logarithmic beyond."""
     ax = figure.add_subplot()
     linear = 3 * float(np.quantile(r.sigma, 0.1))
     top = 1.3 * float(max(r.J.max(), r.J_model.max(), linear))
@@ -87,10 +87,10 @@ def observed_expected(figure: Any, r: ObservedAndExpected) -> None:
 
 
 def partiality_curve(figure: Any, r: ObservedAndExpected, n_bins: int = 21) -> None:
-    """J/(G·B_term·pol·I_ref) in bins of ε_r in three resolution shells, and the fitted p.
+    """Draw J/(G·B_term·pol·I_ref) in bins of ε_r in three resolution shells, and the fitted p.
 
-    Weighted means, Σ(hJ/σ²)/Σ(h²/σ²) with h = G·B_term·pol·I_ref: what the partiality must have
-    been; lines are the same means of p.
+    Points are weighted means Σ(hJ/σ²)/Σ(h²/σ²) with h = G·B_term·pol·I_ref, which estimate the
+    partiality; lines are the same means of the fitted p.
     """
     ax = figure.add_subplot()
     assert r.excitation_error is not None and r.partiality is not None
@@ -128,7 +128,7 @@ def partiality_curve(figure: Any, r: ObservedAndExpected, n_bins: int = 21) -> N
 
 
 def residuals_by_resolution(figure: Any, r: ObservedAndExpected, n_bins: int = 12) -> None:
-    """(J − J_model)/σ of fitted reflections against 1/d², median and central 68 %."""
+    """Draw (J − J_model)/σ of fitted reflections against 1/d², with median and central 68 %."""
     ax = figure.add_subplot()
     s, z = 1 / r.d[r.fitted] ** 2, r.pull[r.fitted]
     ax.set_ylim(-CLIP - 0.3, CLIP + 0.3)
@@ -142,7 +142,7 @@ def residuals_by_resolution(figure: Any, r: ObservedAndExpected, n_bins: int = 1
 
 
 def residuals_on_detector(figure: Any, r: ObservedAndExpected, per_bin: int = 20) -> None:
-    """Mean of (J − J_model)/σ over places on the detector, and its mean square root."""
+    """Draw mean and rms of (J − J_model)/σ in cells of the detector."""
     assert r.xy_mm is not None
     (x, y), z = r.xy_mm[r.fitted].T, np.clip(r.pull[r.fitted], -CLIP, CLIP)
     bins = int(np.clip(np.sqrt(len(z) / per_bin), 3, 60))
@@ -168,7 +168,7 @@ def residuals_on_detector(figure: Any, r: ObservedAndExpected, per_bin: int = 20
 
 
 def residuals_by_image(figure: Any, r: ObservedAndExpected, n_images: int) -> None:
-    """Median and central 68 % of (J − J_model)/σ of each image, in the order of the run."""
+    """Draw median and central 68 % of (J − J_model)/σ of each image, in the order of the run."""
     ax = figure.add_subplot()
     images, quantiles = image_quantiles(r)
     low, middle, high = quantiles.T
@@ -187,7 +187,11 @@ def residuals_by_image(figure: Any, r: ObservedAndExpected, n_images: int) -> No
 
 
 def image_quantiles(r: ObservedAndExpected) -> tuple[np.ndarray, np.ndarray]:
-    """Images with fitted reflections (m,), and 15.9, 50, 84.1 % of their pulls (m, 3)."""
+    """The m images with fitted reflections, and the 15.9, 50 and 84.1 % quantiles of their pulls.
+
+    Returns:
+        images: (m,). quantiles: (m, 3).
+    """
     rows = np.flatnonzero(r.fitted)
     rows = rows[np.argsort(r.image[rows], kind="stable")]
     images, start = np.unique(r.image[rows], return_index=True)
@@ -199,7 +203,7 @@ def image_quantiles(r: ObservedAndExpected) -> tuple[np.ndarray, np.ndarray]:
 
 
 def expected_cdf(z: np.ndarray, nu: float) -> np.ndarray:
-    """P(Z < z) of a Student-t with ν degrees of freedom; normal for infinite ν."""
+    """P(Z < z) for a Student-t law with ν degrees of freedom; the normal law for infinite ν."""
     return special.ndtr(z) if np.isinf(nu) else special.stdtr(nu, z)
 
 
@@ -209,7 +213,7 @@ def expected_half_width(nu: float) -> float:
 
 
 def pull_histogram(figure: Any, r: ObservedAndExpected, nu: float) -> None:
-    """Distribution of the pulls, fitted and free, beside what the likelihood says and N(0, 1)."""
+    """Draw the distribution of pulls, fitted and free, with the likelihood's law and N(0, 1)."""
     ax = figure.add_subplot()
     edges = np.linspace(-6, 6, 49 if len(r) > 3000 else 25)
     width = edges[1] - edges[0]
@@ -230,7 +234,7 @@ def pull_histogram(figure: Any, r: ObservedAndExpected, nu: float) -> None:
 
 
 def probability(figure: Any, r: ObservedAndExpected, nu: float) -> None:
-    """Observed minus expected cumulative probability of the pulls (a P–P plot, levelled)."""
+    """Draw observed minus expected cumulative probability of the pulls (a P–P plot, levelled)."""
     ax = figure.add_subplot()
     for rows, color, name in ((r.fitted, BLUE, "fitted"), (r.free, RED, "free")):
         n = int(rows.sum())
@@ -249,7 +253,7 @@ def probability(figure: Any, r: ObservedAndExpected, nu: float) -> None:
 
 
 def pull_width(figure: Any, r: ObservedAndExpected, nu: float) -> None:
-    """Half-width of the central 68 % of the pulls over the expected one, by strength and d."""
+    """Draw the width of the central 68 % of pulls over the expected width, by strength and d."""
     ax = figure.add_subplot()
     rows = r.fitted | r.free
     s, z, strength = 1 / r.d[rows] ** 2, r.pull[rows], (r.J_model / r.sigma)[rows]

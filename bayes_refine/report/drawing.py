@@ -1,7 +1,7 @@
-"""What the pictures of a report have in common.
+"""Elements that the pictures of a report share.
 
-More than ``MAX_POINTS`` points become a two-dimensional histogram; where single ones are drawn
-on top, a sample with a fixed seed.
+More than ``MAX_POINTS`` points are drawn as a two-dimensional histogram; where single points are
+drawn on top, a sample of them with a fixed seed.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from .quantities import quantity
 from .style import BLUE, RED
 
 MAX_POINTS = 20_000
-MAX_HOVER = 3000  # images with a point of their own to hover over
+MAX_HOVER = 3000  # largest number of images whose points can be hovered over
 _D_TICKS = (20, 8, 5, 4, 3.5, 3, 2.7, 2.5, 2.3, 2.1, 2, 1.9, 1.8, 1.7, 1.6, 1.5, 1.4, 1.3, 1.2, 1.1)
 
 
 def sample(rows: np.ndarray, most: int) -> np.ndarray:
-    """At most so many of the rows (n,), the same ones every time, in order."""
+    """At most ``most`` of the rows (n,), in order; the same sample every time."""
     if len(rows) <= most:
         return rows
     return np.sort(np.random.default_rng(0).choice(rows, most, replace=False))
 
 
 def points(ax: Any, x: np.ndarray, y: np.ndarray, color: str, label: str | None) -> None:
-    """Dots (n,), smaller and rasterised where they are many."""
+    """Draw n dots; many dots are small and rasterised."""
     size = 3.5 if len(x) < 3000 else 2
     style = {"color": color, "alpha": 0.5, "mew": 0, "rasterized": len(x) > 300}
     ax.plot(x, y, "o", ms=size, **style)
@@ -35,7 +35,7 @@ def points(ax: Any, x: np.ndarray, y: np.ndarray, color: str, label: str | None)
 
 
 def cloud(ax: Any, x: np.ndarray, y: np.ndarray, label: str | None) -> None:
-    """Points; if there are many, how many to a cell of the axes, on a logarithmic scale."""
+    """Draw points; of many points, the number in each cell of the axes on a logarithmic scale."""
     if len(x) <= MAX_POINTS:
         points(ax, x, y, BLUE, label)
         return
@@ -56,7 +56,7 @@ def cloud(ax: Any, x: np.ndarray, y: np.ndarray, label: str | None) -> None:
 
 
 def bands(ax: Any, x: np.ndarray, z: np.ndarray, edges: np.ndarray) -> None:
-    """Median and central 68 % of z in bins of x."""
+    """Draw median and central 68 % of z in bins of x."""
     n = len(edges) - 1
     bins = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, n - 1)
     kept = [k for k in range(n) if (bins == k).any()]
@@ -69,13 +69,13 @@ def bands(ax: Any, x: np.ndarray, z: np.ndarray, edges: np.ndarray) -> None:
 
 
 def levels(ax: Any) -> None:
-    """Lines at −1, 0 and 1."""
+    """Draw lines at −1, 0 and 1."""
     for level in (-1, 0, 1):
         ax.axhline(level, color="k", lw=0.5 if level else 0.8, ls=":" if level else "-")
 
 
 def resolution_ticks(ax: Any, s: np.ndarray, apart: float = 0.09) -> None:
-    """Ticks at d on an axis of 1/d², none on top of each other."""
+    """Set ticks at values of d on an axis of 1/d², without overlap."""
     kept: list[float] = []
     for d in _D_TICKS:
         if d**-2.0 <= 1.03 * s.max() and (
@@ -86,19 +86,19 @@ def resolution_ticks(ax: Any, s: np.ndarray, apart: float = 0.09) -> None:
 
 
 def image_axis(ax: Any, n: int) -> None:
-    """An axis of n images."""
+    """Set the x axis to n images."""
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set(xlabel="image, in the order of the run", xlim=(-0.6, n - 0.4))
 
 
 def legend(ax: Any, **style: Any) -> None:
-    """A legend, where something has a label."""
+    """Draw a legend if anything has a label."""
     if ax.get_legend_handles_labels()[0]:
         ax.legend(handletextpad=0.4, columnspacing=1.0, borderaxespad=0.2, **style)
 
 
 def on_lines(name: str) -> tuple[str, ...]:
-    """A label on two or three lines: words, then the unit."""
+    """Break a label into two or three lines, words first, then the unit."""
     found = quantity(name)
     words = found.label.split(" ")
     cut = (len(words) + 1) // 2

@@ -1,4 +1,4 @@
-"""The gallery of shoeboxes: pixels, what the model says of them, and the difference."""
+"""The gallery of shoeboxes: measured pixels, the model's expectation, and the difference."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from .style import STYLE
 
 
 def shoebox_gallery(run: RunFit, reader: Images, n: int = 3, figure: Any = None) -> Any:
-    """Data, model and (data − model)/σ of reflections of four kinds, n each.
+    """Draw data, model and (data − model)/σ for n reflections of each of four kinds.
 
-    Strong: most photons expected; weak: about 1σ expected; below the model (missing, in the
-    worst case): most negative residual where 3σ or more was expected; above it: largest
-    residual.  Of the reflections the fit saw.
+    The kinds are: strong, with most photons expected; weak, with about 1σ expected; below the
+    model, with the most negative residuals where 3σ or more was expected; and above the model, with
+    the largest residuals.  All are reflections that the fit used.
 
-    All boxes are in one axes, since an axes for each would be slow.
+    All boxes are in one Axes, since an Axes for each would be slow.
 
     Raises:
         InputError: an image cannot be read.
@@ -40,7 +40,7 @@ def shoebox_gallery(run: RunFit, reader: Images, n: int = 3, figure: Any = None)
         ax = figure.add_axes((0.03, 0.03, 0.965, 0.95))
         half = int(np.ceil(shoebox_of(run).signal_radius)) + 3
         side = 2 * half + 1
-        wide, high = 3 * (side + 2) + 4, side + 6  # of the cell of a reflection
+        wide, high = 3 * (side + 2) + 4, side + 6  # size of the cell for one reflection
         canvas = np.ones((4 * high, n * wide, 4))
         frame = np.array([(0, 0), (0, side), (side, side), (side, 0), (0, 0)])
         frames = []
@@ -78,7 +78,7 @@ def _kinds(run: RunFit, n: int) -> Iterator[tuple[str, np.ndarray]]:
 def _boxes_of(
     run: RunFit, reader: Images, rows: np.ndarray, half: int
 ) -> Iterator[tuple[tuple[np.ndarray, ...], str]]:
-    """Of each reflection data, model and difference, (2·half + 1)² from 0 to 1, and a title."""
+    """For each reflection data, model and difference, (2·half + 1)² from 0 to 1, and a title."""
     p = run.reflections
     dy, dx = np.mgrid[-half : half + 1, -half : half + 1]
     middle = np.floor(p.xy_px[rows]).astype(int)
@@ -117,7 +117,7 @@ def _compiled_template():
 
 
 def _residuals(run: RunFit) -> tuple[np.ndarray, np.ndarray]:
-    """Rows that inform the fit, and (J − J_model)/σ."""
+    """Rows of the reflections that inform the fit, and their (J − J_model)/σ."""
     r = run.reflections
     rows = np.flatnonzero(r.informs & usable_images(run)[r.image])
     return rows, ((r.J - r.J_model) / np.sqrt(r.variance))[rows].astype(float)

@@ -1,4 +1,4 @@
-"""The first part of a report: the numbers to look at, and what stands out."""
+"""The first section of a report: the most important numbers, and what needs a look."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def headline(
     table: Mapping[str, np.ndarray] | None = None,
     r: ObservedAndExpected | None = None,
 ) -> Section | None:
-    """The numbers to look at first, and what stands out."""
+    """The section with the most important numbers, and what needs a look."""
     counts, overall = summary.get("counts", {}), _overall(summary)
     cards = []
 
@@ -93,7 +93,7 @@ def attention(
     table: Mapping[str, np.ndarray] | None = None,
     r: ObservedAndExpected | None = None,
 ) -> list[str]:
-    """Sentences about what a careful reader would stop at; empty if there is nothing."""
+    """Sentences about what needs a look; empty if nothing does."""
     found, counts, overall = [], summary.get("counts", {}), _overall(summary)
     if counts.get("images_failed"):
         kinds = {k: v for k, v in counts.get("status", {}).items() if not Kind(k).usable}
@@ -158,7 +158,7 @@ def _saw(summary: Summary) -> str:
 
 
 def likelihood_nu(summary: Summary) -> float:
-    """Degrees of freedom of the residuals; infinite for normal ones."""
+    """Degrees of freedom of the residuals; infinite for normal residuals."""
     values = summary.get("globals", {})
     fitted = values.get("nu") or values.get("student_t_nu")
     if fitted:

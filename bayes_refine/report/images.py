@@ -16,18 +16,18 @@ from .drawing import MAX_HOVER
 from .page import Section, chart, figures, heading, note, number, with_sd
 from .quantities import quantity
 
-MAX_FAILED = 12  # images whose failure is told in full
-MAX_ROWS = 4000  # of the table of images, about 1 kB each
-PRINTED_ROWS = 60  # of the table of images; page.js has the same number
+MAX_FAILED = 12  # images whose failure is shown in full
+MAX_ROWS = 4000  # rows of the table of images, about 1 kB each
+PRINTED_ROWS = 60  # rows of that table in print; page.js has the same number
 
 
 def failed(table: Mapping[str, np.ndarray]) -> np.ndarray:
-    """(n,) bool: images that were left out."""
+    """(n,) bool: whether an image was left out."""
     return ~usable(table["status"])
 
 
 def images(table: Mapping[str, np.ndarray], r: ObservedAndExpected | None = None) -> Section | None:
-    """The table of images, those that failed first, and their values across the run.
+    """The section with the table of images, failed ones first, and their values across the run.
 
     Args:
         table: columns of ``images.csv``, each (n,), ``identifier`` and ``status`` among them.
@@ -62,22 +62,22 @@ def images(table: Mapping[str, np.ndarray], r: ObservedAndExpected | None = None
         "images",
         "Images",
         _what_failed(table, bad) + _image_table(table, columns, bad) + figures(*strips),
-        "Images that failed stand first. Click a heading to sort; point at a row or at a dot to "
-        "find the same image elsewhere.",
+        "Failed images come first. Click a heading to sort; point at a row or a dot to highlight "
+        "the same image everywhere on the page.",
     )
 
 
 _STORIES = {
-    "G": "Photons per unit of the reference. A good run varies as crystals and pulses do, without "
-    "a trend and far beyond the bars (1 sd).",
-    "B": "Beyond the reference's own. A good run has one typical value; outliers are crystals "
-    "that diffract less far, or images badly indexed.",
-    "R1": "Width of the spots normal to the diffracted ray. A good run is nearly constant.",
-    "rot_x_mrad": "Correction of the indexed orientation about the lab axes. A good run scatters "
-    "about zero, as indexing does; a common offset points at the beam centre.",
-    "mosaic_image_mrad": "Crystal by crystal about what the run shares. A good run has no trend.",
-    "cc_model": "All measured reflections, free ones too. A good run lies near 1; low images are "
-    "misindexed, multiple or empty.",
+    "G": "Photons per unit of the reference. In a good run G varies as crystals and pulses do, "
+    "without a trend, and by far more than the bars (1 sd).",
+    "B": "B relative to the reference. A good run has one typical value; outliers are crystals "
+    "that diffract less far, or wrongly indexed images.",
+    "R1": "Width of the spots normal to the diffracted ray. In a good run it is nearly constant.",
+    "rot_x_mrad": "Correction of the indexed orientation about the lab axes. In a good run the "
+    "corrections scatter about zero; a common offset means a wrong beam centre.",
+    "mosaic_image_mrad": "Mosaic spread of each crystal. A good run has no trend.",
+    "cc_model": "Of all measured reflections, with the free set. In a good run it is near 1; low "
+    "values mean wrong indexing, several crystals, or an empty image.",
 }
 
 
@@ -96,7 +96,7 @@ def _across(table: Mapping[str, np.ndarray], names: tuple[str, ...], bad: np.nda
 
 
 def _what_failed(table: Mapping[str, np.ndarray], bad: np.ndarray) -> str:
-    """Why images failed, in full; one of each kind of reason before more of the same."""
+    """Why images failed, in full; one image of each kind of failure comes first."""
     if not bad.any():
         return ""
     status = np.asarray(table["status"], str)
@@ -115,7 +115,7 @@ def _what_failed(table: Mapping[str, np.ndarray], bad: np.ndarray) -> str:
 
 
 def _short(status: str, most: int = 34) -> str:
-    """Enough of a status for a column: paths by their last part, an ellipsis at the end."""
+    """A status short enough for a column: only the last part of paths, an ellipsis at the end."""
     text = re.sub(r"\S*/(\S+)", r"\1", status)
     return escape(text if len(text) <= most else f"{text[: most - 1].rstrip()}…")
 
@@ -164,12 +164,12 @@ def _image_table(table: Mapping[str, np.ndarray], names: Sequence[str], bad: np.
 
 
 def _text(column: np.ndarray) -> bool:
-    """Whether a column of the table is of words."""
+    """Whether a column of the table holds text."""
     return np.asarray(column).dtype.kind in "OUS"
 
 
 def _cells(table: Mapping[str, np.ndarray], name: str) -> list[str]:
-    """The cells of a column: text, or values in the heading's unit, ± sd where there is one."""
+    """The cells of a column: text, or values in the unit of the heading, ± sd if there is one."""
     values = np.asarray(table[name])
     if _text(values):
         words = [escape(str(v)) for v in values]

@@ -1,4 +1,4 @@
-"""Learned components on the page: what was learned, its band, the physical one beside it."""
+"""Learned components on the page: what was learned, its sd, and the physical piece beside it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .style import BLUE, GREY
 
 
 def components(found: Sequence[Mapping[str, Any]] | None) -> Section | None:
-    """The components of ``summary.json``."""
+    """The section on the components in ``summary.json``."""
     if not found:
         return None
     pictures = [one for component in found for one in _pictures(component)]
@@ -75,8 +75,8 @@ def _pictures(component: Mapping[str, Any]) -> list[str]:
         ]
     both = {
         "": "The learned factor over the detector, at mid resolution in the middle of the run. "
-        "Dark regions lose intensity that nothing else in the model explains.",
-        "_sd": "One sd of ln of the factor: large where there were few reflections.",
+        "In dark regions spots are fainter than the rest of the model explains.",
+        "_sd": "One sd of ln of the factor; it is large where there were few reflections.",
     }
     return [
         chart(f"learned-correction{kind}", partial(factor, component=component, kind=kind), text)
@@ -85,7 +85,7 @@ def _pictures(component: Mapping[str, Any]) -> list[str]:
 
 
 def curve(figure: Any, component: Mapping[str, Any]) -> None:
-    """k and ln k of a learned partiality with one sd, and the Gaussian."""
+    """Draw k and log₁₀ k of a learned partiality curve with one sd, and the Gaussian."""
     x, log_k, sd = (np.asarray(component[k]) for k in ("x", "log_curve", "log_curve_sd"))
     scales: dict[str, Callable[[np.ndarray], np.ndarray]] = {"k": np.exp, "log₁₀ k": _log10}
     for k, (name, shown) in enumerate(scales.items()):
@@ -105,7 +105,7 @@ def _log10(log_k: np.ndarray) -> np.ndarray:
 
 
 def factor(figure: Any, component: Mapping[str, Any], kind: str = "") -> None:
-    """A learned correction over the detector, or the sd of its ln."""
+    """Draw a learned correction over the detector, or the sd of its ln."""
     ax = figure.add_subplot()
     values = np.asarray(component[f"log_factor{kind}"])
     values = values if kind else np.exp(values)

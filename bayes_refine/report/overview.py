@@ -23,14 +23,14 @@ _MARGINS = {"left": 0.15, "right": 0.98, "bottom": 0.14, "top": 0.9}
 
 
 def overview(run: RunFit, reader: Images) -> Any:
-    """One page: an image with its predictions, the fit of the intensities, every image's values."""
+    """Draw one page: an image with its predictions, the fit of J, the values of all images."""
     import matplotlib
     from matplotlib.figure import Figure
 
     r, table = observed_and_expected(run), image_table(run)
     nu = tails(run.fit.values(), run.priors)
     pictures: list[tuple[Any, Callable[[Any], Any], str]] = [
-        ((0, 2), partial(charts.observed_expected, r=r), "observed and expected intensity"),
+        ((0, 2), partial(charts.observed_expected, r=r), "J against J_model, photons"),
         ((0, 3), partial(charts.partiality_curve, r=r), "partiality"),
         ((1, 2), partial(charts.residuals_by_resolution, r=r), "residuals, σ as the fit took it"),
         ((1, 3), partial(charts.pull_histogram, r=r, nu=nu), "distribution of the residuals"),
@@ -49,7 +49,7 @@ def overview(run: RunFit, reader: Images) -> Any:
         ax = figure.add_subfigure(grid[:2, :2]).add_axes((0.06, 0.06, 0.92, 0.9))
         try:
             predicted_spots(ax, run, reader)
-        except InputError as error:  # gone since it was fitted
+        except InputError as error:  # the image file was removed since the fit
             ax.set_title(str(error)[:80], parse_math=False)
         for place, draw, title in pictures:
             part = figure.add_subfigure(grid[place])
@@ -60,7 +60,7 @@ def overview(run: RunFit, reader: Images) -> Any:
 
 
 def write_overview(path: Path, run: RunFit, reader: Images) -> list[str]:
-    """Write the page as a PNG file; nothing is missing from it."""
+    """Write the page as a PNG file; return no sentences, since no part of it can be missing."""
     figure = overview(run, reader)
     figure.savefig(path, dpi=110, format="png", metadata={"Software": "bayes_refine"})
     return []

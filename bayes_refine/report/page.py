@@ -1,4 +1,4 @@
-"""Sections to one HTML page: styles, script and pictures all inside."""
+"""Put sections on one HTML page, which contains its styles, script and pictures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Section:
     """A part of the page.
 
     Attributes:
-        ident: its anchor. title: plain text. lead: one plain sentence below it.
+        ident: anchor of the section. title: plain text. lead: one plain sentence below the title.
         body: HTML.
     """
 
@@ -40,7 +40,7 @@ class Section:
 
     @property
     def html(self) -> str:
-        """As it stands on the page."""
+        """The HTML of the section."""
         lead = f'<p class="lead">{escape(self.lead)}</p>\n' if self.lead else ""
         title = escape(self.title)
         return f'<section id="{self.ident}">\n<h2>{title}</h2>\n{lead}{self.body}\n</section>'
@@ -49,7 +49,7 @@ class Section:
 def write_report(
     path: str | Path, title: str, sections: Sequence[Section | None], subtitle: str = ""
 ) -> None:
-    """Write a self-contained page; sections that are None, for want of data, are left out.
+    """Write a self-contained page; sections that are None are left out.
 
     Raises:
         InputError: ``path`` cannot be written.
@@ -76,7 +76,7 @@ def write_report(
 
 @contextmanager
 def failures() -> Iterator[list[str]]:
-    """The list that ``chart`` and ``attempt`` add a sentence to for whatever fails inside."""
+    """A list of failures: inside the block ``chart`` and ``attempt`` add a sentence for each."""
     found: list[str] = []
     token = _failed.set(found)
     try:
@@ -86,7 +86,7 @@ def failures() -> Iterator[list[str]]:
 
 
 def attempt(what: str, make: Callable[[], T]) -> T | None:
-    """``make()``, or None where it fails: the failure is told (``failures``), never raised."""
+    """``make()``, or None if it fails; the failure goes to the list of ``failures``."""
     try:
         return make()
     except Exception as error:
@@ -95,7 +95,7 @@ def attempt(what: str, make: Callable[[], T]) -> T | None:
 
 
 def _tell(what: str, error: Exception) -> str:
-    """Add a failure to the list, and return why in words."""
+    """Add a failure to the list of ``failures``; return the reason in words."""
     why = " ".join(f"{error}".split()) or type(error).__name__
     if (told := _failed.get()) is not None:
         told.append(f"{what} could not be drawn: {why}")
@@ -112,16 +112,17 @@ def chart(
     size: tuple[float, float] = (5.2, 3.5),
     images: np.ndarray | None = None,
 ) -> str:
-    """A ``<figure>`` of what ``draw`` does to an empty Matplotlib figure, as SVG.
+    """A ``<figure>`` with the picture that ``draw`` makes on an empty Matplotlib figure, as SVG.
 
-    A picture that cannot be drawn says so in its place: it must not cost the run its results.
+    If drawing fails, the page shows the reason in place of the picture: a picture must not cost a
+    run its results.
 
     Args:
         name: unique on the page.
         caption: plain text.
-        size: inches; wider than 7 spans both columns.
-        images: of each point in the collections with gid ``images-<column>``, which the page
-            links to the rows of its table of images.
+        size: inches; a picture wider than 7 spans both columns.
+        images: image of each point in the collections with gid ``images-<column>``; the page links
+            points to rows of its table of images.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -151,9 +152,9 @@ def margins(
     bottom: float = 0.45,
     top: float = 0.3,
 ) -> dict[str, float]:
-    """Matplotlib's settings for margins in inches of a figure of that size, inches.
+    """Matplotlib's settings for margins in inches, of a figure with a given size in inches.
 
-    Matplotlib can find margins by itself, which doubles the time that a figure takes.
+    Matplotlib could find the margins, but that would double the time for a figure.
     """
     wide, high = size
     sides = {"left": left / wide, "right": 1 - right / wide}
@@ -162,7 +163,7 @@ def margins(
 
 
 def figures(*parts: str | None, columns: int = 2) -> str:
-    """Pictures side by side; those that are None are left out."""
+    """Pictures side by side; a picture that is None is left out."""
     kept = "\n".join(part for part in parts if part)
     return f'<div class="figures in{columns}">\n{kept}\n</div>' if kept else ""
 
@@ -173,7 +174,7 @@ def note(text: str) -> str:
 
 
 def _svg(figure: Any, name: str, label: str) -> str:
-    """Inline SVG: without what only a file of its own needs, ids unique on the page."""
+    """Inline SVG, without the parts that only a separate file needs, and with unique ids."""
     buffer = StringIO()
     figure.savefig(buffer, format="svg", dpi=130)
     text = buffer.getvalue()
@@ -199,7 +200,7 @@ def _svg(figure: Any, name: str, label: str) -> str:
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """A number as text to so many significant digits; a dash where there is none."""
+    """A number as text with ``digits`` significant digits; a dash if it is not finite or None."""
     if value is None or (isinstance(value, float | np.floating) and not np.isfinite(value)):
         return "–"
     if isinstance(value, int | np.integer):

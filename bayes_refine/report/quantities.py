@@ -1,4 +1,4 @@
-"""What the numbers of a run are called, and in which units people read them."""
+"""Names and display units of the numbers of a run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Quantity(NamedTuple):
-    """A label, the factor from the number as stored to the number as shown, its unit."""
+    """A label, the factor from the stored to the shown number, and the unit shown."""
 
     label: str
     factor: float = 1.0
@@ -30,8 +30,8 @@ _KNOWN = {
     "mosaic_mrad": Quantity("mosaic spread η", 1, "mrad"),
     "mosaic_image_mrad": Quantity("mosaic spread η", 1, "mrad"),
     "model_error": Quantity("model error of J", 100, "%"),
-    "model_error_fall": Quantity("its fall with 1/d", 1, "Å"),
-    "nu": Quantity("degrees of freedom ν, intensities"),
+    "model_error_fall": Quantity("fall of the model error with 1/d", 1, "Å"),
+    "nu": Quantity("degrees of freedom ν, of J"),
     "nu_moments": Quantity("degrees of freedom ν, moments"),
     "speckle": Quantity("speckle of p, 1/√(mosaic blocks)"),
     "dispersion_angstrom": Quantity("dispersion bλ/√2", 1e3, "10⁻³ Å"),
@@ -48,9 +48,9 @@ _KNOWN = {
     "position_error_tangential_inv_angstrom": Quantity(
         "centroid error, tangential", 1e3, "10⁻³ Å⁻¹"
     ),
-    "position_error_fall_radial_angstrom": Quantity("fall of the radial one with 1/d", 1, "Å"),
+    "position_error_fall_radial_angstrom": Quantity("fall of the radial error with 1/d", 1, "Å"),
     "position_error_fall_tangential_angstrom": Quantity(
-        "fall of the tangential one with 1/d", 1, "Å"
+        "fall of the tangential error with 1/d", 1, "Å"
     ),
 }
 _SUFFIXES = {
@@ -63,7 +63,7 @@ _SUFFIXES = {
 
 
 def quantity(name: str) -> Quantity:
-    """Of a column of ``images.csv`` or one of the shared unknowns, by its name."""
+    """The quantity of a column of ``images.csv`` or of a shared unknown, by name."""
     if name in _KNOWN:
         return _KNOWN[name]
     if name.startswith("strain_"):

@@ -1,4 +1,4 @@
-"""What was run, and what came out for all images together."""
+"""The sections on what was run, and on the unknowns that all images share."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LOG_PRIORS = {  # shared unknowns: prior median, ln sd
 
 
 def what_was_run(summary: Summary) -> Section | None:
-    """Command, versions, noise, settings, priors, rounds, time."""
+    """The section with command, versions, noise, settings, priors, rounds and time."""
     parts = []
     if summary.get("command"):
         line = shlex.join(str(word) for word in summary["command"])
@@ -114,7 +114,7 @@ def _folded(title: str, rows: Sequence[tuple[str, str]]) -> str:
 
 
 def shared_unknowns(summary: Summary) -> Section | None:
-    """What the images share, with sd, beside its prior."""
+    """The section with the unknowns that the images share: value, sd and prior."""
     if not summary.get("globals"):
         return None
     priors = summary.get("priors") or {}
@@ -142,7 +142,7 @@ def shared_unknowns(summary: Summary) -> Section | None:
         "shared",
         "Shared by all images",
         f"<table><thead><tr>{head}</tr></thead><tbody>\n{''.join(lines)}</tbody></table>",
-        "A good run knows these much better than the prior did; ×÷ is one sd of a factor.",
+        "In a good run each sd is much smaller than that of the prior; ×÷ is one sd of a factor.",
     )
 
 

@@ -1,4 +1,4 @@
-"""From a run to its report."""
+"""Write the report of a run."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def fit_report(
     draws: Mapping[str, np.ndarray] | None = None,
     reader: Images | None = None,
 ) -> list[str]:
-    """Write the report of a fit; what cannot be drawn is left out and told.
+    """Write the report of a fit; a picture that cannot be drawn is left out and reported.
 
     Args:
         summary: the content of ``summary.json``.
-        draws: (draws, ...) by site, constrained: Laplace's, a guide's or NUTS's.
-        reader: for the pictures of pixels; none without it.
+        draws: (draws, ...) by site, constrained, by any method.
+        reader: reads images for the pictures of pixels; without it there are none.
 
     Returns:
         A sentence for each picture or section that could not be made.
@@ -57,12 +57,12 @@ def fit_report(
 
 @dataclass(frozen=True)
 class Content:
-    """What a report shows beside its summary; None: the sections of it are left out.
+    """The data that a report shows beside its summary; a section whose data are None is left out.
 
     Attributes:
-        table: columns of ``images.csv``. reflections: what was measured and expected.
-        draws: name to (n,) draws of what the images share. correlation: ``couplings``.
-        gallery, overview: pictures of pixels, ``chart``.
+        table: columns of ``images.csv``. reflections: their measured and expected J.
+        draws: (n,) draws by name, of unknowns that the images share.
+        correlation: from ``couplings``. gallery, overview: pictures of pixels, from ``chart``.
     """
 
     table: Mapping[str, np.ndarray] | None = None
@@ -84,7 +84,7 @@ def run_report(
 
     Args:
         summary: the content of ``summary.json``; any of its parts may be missing.
-        already: what failed before, in sentences.
+        already: a sentence for each earlier failure.
 
     Returns:
         A sentence for each picture or section that could not be made; the page has them too.
@@ -153,7 +153,7 @@ def observed_and_expected(run: RunFit) -> ObservedAndExpected:
 
 
 def _displaced(run: RunFit) -> tuple[Arrows | None, tuple[Shell, ...]]:
-    """Displacements of spots by place and by resolution; nothing where no centroids were fitted."""
+    """Displacements of spots by position and by resolution; none if centroids were not fitted."""
     found = centroids_of(run)
     if found is None:
         return None, ()
@@ -162,7 +162,7 @@ def _displaced(run: RunFit) -> tuple[Arrows | None, tuple[Shell, ...]]:
 
 
 def shared_draws(run: RunFit, draws: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """(n,) draws of each number the images share; detector shifts in µm."""
+    """(n,) draws of each number that the images share; detector shifts are in µm."""
     found = {}
     for site in run.fit.sites:
         if site.per_image or site.name in PANELS or site.name not in draws:
@@ -180,9 +180,9 @@ def shared_draws(run: RunFit, draws: Mapping[str, np.ndarray]) -> dict[str, np.n
 
 
 def couplings(run: RunFit) -> tuple[list[str], np.ndarray] | None:
-    """Names and posterior correlations of one image's unknowns and the shared ones.
+    """Names and posterior correlations of an image's unknowns and the shared unknowns.
 
-    Laplace, the median over usable images.
+    The correlations are those of the Laplace approximation, the median over usable images.
     """
     fit, usable = run.fit, usable_images(run)
     if not usable.any():
@@ -215,17 +215,17 @@ def _pixels(run: RunFit, reader: Images | None) -> tuple[str | None, str | None]
     gallery = chart(
         "gallery",
         lambda figure: shoebox_gallery(run, reader, n=3),
-        "Shoeboxes: data, model and their difference over σ of a pixel (±5). Strong; weak; "
-        "expected but not seen (largest deficit); more than expected (largest excess); J in "
-        "photons. In a good run the differences are structureless noise, and the missing and "
-        "the outlying ones have a visible reason: a neighbour, a bad pixel, a split spot.",
+        "Shoeboxes: data, model and their difference over σ of a pixel (±5). Rows: strong; weak; "
+        "below the model (largest deficit); above the model (largest excess). J is in photons. In "
+        "a good run the differences are noise without structure, and spots far below or above the "
+        "model have a visible reason: a neighbour, a bad pixel, a split spot.",
         (10.6, 6.4),
     )
     overview = chart(
         "predictions",
         lambda figure: predicted_spots(figure.add_subplot(), run, reader),
-        "Part of the brightest image with its predictions. In a good run every dark spot sits on "
-        "a cross, and bright circles are not empty.",
+        "Part of the brightest image with its predictions. In a good run every dark spot is on a "
+        "cross, and circles where more than 3σ is expected are not empty.",
         (10.6, 6.6),
     )
     return gallery, overview

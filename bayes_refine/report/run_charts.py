@@ -1,6 +1,6 @@
 """Pictures of a run as a whole: its images, merged intensities, posterior.
 
-Each draws plain arrays on an empty Matplotlib figure.
+Each function draws plain arrays on an empty Matplotlib figure.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .page import margins
 from .quantities import quantity
 from .style import BLUE, GREY, ORANGE, RED, SHELLS
 
-MIN_PAIRS = 10  # in a shell, for its correlation to be drawn
+MIN_PAIRS = 10  # pairs that a shell needs for its correlation to be drawn
 _PAIRS = {"cc_half": "n_both_halves", "cc_star": "n_both_halves", "r_split": "n_both_halves"}
 _PAIRS |= {"cc_free": "n_free", "cc_anom": "n_anom"}
 
@@ -23,7 +23,7 @@ _PAIRS |= {"cc_free": "n_free", "cc_anom": "n_anom"}
 def across_images(
     figure: Any, table: Mapping[str, np.ndarray], names: Sequence[str], bad: np.ndarray
 ) -> None:
-    """One number (or three on one axis) of each image with its sd; crosses: images that failed."""
+    """Draw a number (or three on one axis) of each image with its sd; crosses: failed images."""
     ax = figure.add_subplot()
     n = len(bad)
     unit = quantity(names[0])
@@ -66,7 +66,7 @@ def across_images(
 
 
 def agreement(figure: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Correlations, R_split, ⟨I/σ⟩, completeness and multiplicity by resolution shell."""
+    """Draw correlations, R_split, ⟨I/σ⟩, completeness and multiplicity by resolution shell."""
     shells = [row for row in rows if row["shell"] != "all"]
     middle = np.array([(row["d_max"] ** -3 + row["d_min"] ** -3) / 2 for row in shells]) ** (2 / 3)
 
@@ -112,9 +112,10 @@ def agreement(figure: Any, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def pairs(figure: Any, draws: Mapping[str, np.ndarray]) -> None:
-    """Every pair of shared unknowns: draws below, histograms on and correlations above it.
+    """Draw every pair of shared unknowns in a matrix of cells.
 
-    One axes for all cells, cell (row i, column j) at x = j, y = n − 1 − i: n² of them are slow.
+    Draws are below the diagonal, histograms on it, correlations above it.  One Axes has all cells,
+    cell (row i, column j) at x = j, y = n − 1 − i, since n² Axes would be slow.
     """
     from matplotlib.collections import LineCollection
 
@@ -123,7 +124,7 @@ def pairs(figure: Any, draws: Mapping[str, np.ndarray]) -> None:
     ax = figure.add_subplot()
     values = np.array([quantity(k).factor * np.asarray(draws[k], float) for k in names])
     low, high = values.min(axis=1), values.max(axis=1)
-    unit = 0.05 + 0.86 * (values - low[:, None]) / (high - low)[:, None]  # within a cell
+    unit = 0.05 + 0.86 * (values - low[:, None]) / (high - low)[:, None]  # position in a cell
     rows = sample(np.arange(values.shape[1]), 1000)
     correlation = np.corrcoef(values)
     low_cells = [(i, j) for i in range(n) for j in range(i)]
@@ -150,7 +151,7 @@ def pairs(figure: Any, draws: Mapping[str, np.ndarray]) -> None:
 
 
 def _cell_ticks(ax: Any, names: Sequence[str], low: np.ndarray, high: np.ndarray) -> None:
-    """Two or three values and the name of each unknown, left of its row and below its column."""
+    """Write two or three values and the name of each unknown beside its row and column."""
     from matplotlib.ticker import MaxNLocator
 
     n = len(names)
@@ -179,7 +180,7 @@ def _cell_ticks(ax: Any, names: Sequence[str], low: np.ndarray, high: np.ndarray
 
 
 def couplings(figure: Any, names: Sequence[str], correlation: np.ndarray) -> None:
-    """A matrix of posterior correlations, numbers in the cells."""
+    """Draw a matrix of posterior correlations with numbers in the cells."""
     n = len(names)
     longest = 0.3 + 0.075 * max(map(len, names))
     _margins(figure, left=longest, bottom=0.75 * longest, right=0.35, top=0.05)

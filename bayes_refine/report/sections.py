@@ -1,6 +1,6 @@
 """The sections of a report about reflections, merged intensities and the posterior.
 
-Each is made of plain arrays, and None where there is nothing to show.
+Each function makes a section of plain arrays, and returns None if there is nothing to show.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .quantities import quantity
 
 
 def not_drawn(failures: Sequence[str]) -> Section | None:
-    """What could not be drawn, and why; the files beside the page are complete without it."""
+    """The section on pictures that could not be drawn, with the reasons."""
     if not failures:
         return None
     lines = "".join(f"<li>{escape(line)}.</li>\n" for line in failures)
@@ -28,12 +28,12 @@ def not_drawn(failures: Sequence[str]) -> Section | None:
         "failures",
         "What could not be drawn",
         f'<ul class="attention">\n{lines}</ul>',
-        "The other files of the run are complete: pictures are made after them.",
+        "The other files of the run are complete: they were written before the pictures.",
     )
 
 
 def intensities(r: ObservedAndExpected | None) -> Section | None:
-    """J against J_model, and the partiality curve."""
+    """The section on J against J_model, and on the partiality curve."""
     if r is None or not r.fitted.any():
         return None
     curve = None
@@ -47,13 +47,14 @@ def intensities(r: ObservedAndExpected | None) -> Section | None:
         )
     return Section(
         "intensities",
-        "Measured and expected intensities",
+        "Measured and expected J",
         figures(
             chart(
                 "observed-expected",
                 partial(charts.observed_expected, r=r),
-                "Measured against expected intensity of each reflection. In a good run the cloud "
-                "follows the diagonal over all decades, red free reflections as the others.",
+                "J against J_model of each spot, in photons or the unit of the file. In a good run "
+                "the cloud follows the diagonal over all decades, red free reflections as the "
+                "others.",
             ),
             curve,
         ),
@@ -61,7 +62,7 @@ def intensities(r: ObservedAndExpected | None) -> Section | None:
 
 
 def residuals(r: ObservedAndExpected | None, n_images: int) -> Section | None:
-    """(J − J_model)/σ by resolution, detector position and image order."""
+    """The section on (J − J_model)/σ by resolution, detector position and order of images."""
     if r is None or not r.fitted.any():
         return None
     place = shifts = None
@@ -70,20 +71,20 @@ def residuals(r: ObservedAndExpected | None, n_images: int) -> Section | None:
         shifts = chart(
             "displacements",
             partial(arrows.displacements, arrows=r.arrows),
-            "Mean displacement of spots from where the fit expects them, by place on the detector"
+            "Mean displacement of spots from where the fit expects them, by detector position"
             + (", and the fitted shift of each panel or group. " if several else ". ")
             + "In a good run arrows are short, a few hundredths of a pixel, and have no common "
-            "direction in a region: a panel with parallel arrows is displaced, arrows that grow "
-            "outwards are of a wrong distance or a distorted detector.",
+            "direction in a region. Parallel arrows on a panel mean that the panel is displaced; "
+            "arrows that grow outwards mean a wrong distance or a distorted detector.",
             (10.6, 4.8) if several else (5.2, 4.6),
         )
     if r.xy_mm is not None:
         place = chart(
             "by-detector",
             partial(charts.residuals_on_detector, r=r),
-            "Residuals by place on the detector, mean and rms in cells (blank: too few). A good "
-            "run shows no pattern; rings, stripes or a panel apart point at geometry, polarisation "
-            "or a bad panel.",
+            "Residuals by detector position, mean and rms in cells (blank: too few). A good run "
+            "shows no pattern; rings, stripes or one deviating panel mean an error of geometry or "
+            "polarisation, or a bad panel.",
             (10.6, 4.2),
         )
     seen, _ = charts.image_quantiles(r)
@@ -94,8 +95,8 @@ def residuals(r: ObservedAndExpected | None, n_images: int) -> Section | None:
             chart(
                 "by-resolution",
                 partial(charts.residuals_by_resolution, r=r),
-                "Residuals against resolution, those beyond ±8 drawn at the edge. A good run has "
-                "a median on zero and a 68 % band at ±1 throughout.",
+                "Residuals against resolution; those beyond ±8 are drawn at the edge. In a good "
+                "run the median is zero and the 68 % band is at ±1 throughout.",
             ),
             chart(
                 "by-image",
@@ -111,14 +112,14 @@ def residuals(r: ObservedAndExpected | None, n_images: int) -> Section | None:
 
 
 def shoeboxes(gallery: str | None, overview: str | None = None) -> Section | None:
-    """Pictures of pixels, made by :func:`page.chart`."""
+    """The section with pictures of pixels, made by :func:`page.chart`."""
     if not gallery and not overview:
         return None
     return Section("shoeboxes", "Pixels", figures(overview, gallery))
 
 
 def agreement(rows: Sequence[Mapping[str, Any]] | None) -> Section | None:
-    """The table by resolution shell (rows of ``agreement.shell_table``), and its picture."""
+    """The section with the table by resolution shell (rows of ``agreement.shell_table``)."""
     if not rows:
         return None
     columns = [
@@ -158,9 +159,10 @@ def agreement(rows: Sequence[Mapping[str, Any]] | None) -> Section | None:
         picture = chart(
             "agreement-chart",
             partial(run_charts.agreement, rows=rows),
-            "Agreement by resolution. A good run falls smoothly with resolution, CC_free beside "
-            "CC_ref, complete to the limit; a limit where CC½ is about 0.3 is usual. Correlations "
-            f"of fewer than {run_charts.MIN_PAIRS} pairs are not drawn.",
+            "Agreement by resolution. In a good run correlations fall smoothly with resolution, "
+            "CC_free is near CC_ref, and the data are complete to the limit; a limit where CC½ is "
+            "about 0.3 is usual. Correlations of fewer than "
+            f"{run_charts.MIN_PAIRS} pairs are not drawn.",
             (12.6, 2.7),
         )
     return Section(
@@ -170,17 +172,18 @@ def agreement(rows: Sequence[Mapping[str, Any]] | None) -> Section | None:
         + "\n".join(lines)
         + "</tbody></table></div>\n"
         + figures(picture),
-        "Merged intensities, without any prior: random halves of the images against each other "
-        "(CC½, R_split), and against the reference; free reflections never saw it. Each reflection "
-        "counts by the share of its expected variance that is signal. A dash: nothing to say.",
+        "Merged intensities without any prior: random halves of the images against each other "
+        "(CC½, R_split), and against the reference, which the fit never saw for free reflections. "
+        "A reflection's weight is the share of its expected variance that is signal. A dash: no "
+        "value.",
     )
 
 
 def calibration(r: ObservedAndExpected | None, nu: float) -> Section | None:
-    """Whether σ is right: pulls against what the likelihood says they are.
+    """The section on whether σ is right: pulls against the law of the likelihood.
 
     Args:
-        nu: degrees of freedom of the Student-t residuals, infinite for normal ones.
+        nu: degrees of freedom of the Student-t residuals, infinite for normal residuals.
     """
     if r is None or not (r.fitted | r.free).any():
         return None
@@ -193,30 +196,30 @@ def calibration(r: ObservedAndExpected | None, nu: float) -> Section | None:
             chart(
                 "pulls",
                 partial(charts.pull_histogram, r=r, nu=nu),
-                "Distribution of (J − J_model)/σ. In a good run it follows the likelihood's own "
-                f"curve ({law}), free reflections too.",
+                "Distribution of (J − J_model)/σ. In a good run it follows the law of the "
+                f"likelihood ({law}), for free reflections too.",
                 size,
             ),
             chart(
                 "probability",
                 partial(charts.probability, r=r, nu=nu),
-                "Observed minus expected cumulative probability. A good run stays near zero; "
-                "shaded: 95 % if all were exact. Above on the left and below on the right: σ is "
-                "too small; the other way round: too large.",
+                "Observed minus expected cumulative probability. In a good run it is near zero; "
+                "shaded: 95 % if the law were exact. Above zero on the left and below on the right "
+                "means that σ is too small; the opposite, that it is too large.",
                 size,
             ),
             chart(
                 "pull-width",
                 partial(charts.pull_width, r=r, nu=nu),
-                "Width of the central 68 % of the pulls over the expected one, by expected "
-                "strength and resolution. A good run lies at 1 everywhere; above 1, σ is too "
-                "small there.",
+                "Width of the central 68 % of the pulls over the expected width, by expected "
+                "strength and resolution. In a good run it is 1 everywhere; where it is above 1, "
+                "σ is too small.",
                 size,
             ),
             columns=3,
         ),
-        "Whether σ means what it says. Fitted reflections set the model error, so free ones "
-        "are the test.",
+        "Whether σ is right. The model error was fitted to the fitted reflections, so the free "
+        "reflections are the test.",
     )
 
 
@@ -224,10 +227,10 @@ def posterior(
     draws: Mapping[str, np.ndarray] | None,
     correlation: tuple[Sequence[str], np.ndarray] | None = None,
 ) -> Section | None:
-    """Pairs of shared unknowns, and how the unknowns of an image hang together.
+    """The section on the posterior: pairs of shared unknowns, correlations of an image's unknowns.
 
     Args:
-        draws: name (with its unit, as in ``summary.json``) to (n,) draws.
+        draws: (n,) draws by name, with the unit as in ``summary.json``.
         correlation: k names and their (k, k) posterior correlations.
     """
     kept = {k: np.asarray(v, float) for k, v in (draws or {}).items()}
@@ -237,9 +240,9 @@ def posterior(
         chart(
             "pairs",
             partial(run_charts.pairs, draws=kept),
-            "Draws of what the images share: pairs below the diagonal, correlations above it. In "
-            "a good run the clouds are round or slightly tilted; a thin diagonal one is a pair "
-            "that only its prior tells apart.",
+            "Draws of the unknowns that the images share: pairs below the diagonal, correlations "
+            "above it. In a good run the clouds are round or slightly tilted; a thin diagonal "
+            "cloud means two unknowns that only the prior tells apart.",
             (max(side, 7.2), 0.8 * max(side, 5)),
         )
         if len(kept) > 1
@@ -253,8 +256,8 @@ def posterior(
                 "couplings",
                 partial(run_charts.couplings, names=names, correlation=correlation[1]),
                 "Posterior correlations of an image's unknowns with each other and with the shared "
-                "ones (run), median over images. A good run has small ones between scale, width "
-                "and geometry; scale and R0 or mosaic spread remain coupled.",
+                "unknowns (run), median over images. In a good run those between scale, width and "
+                "geometry are small; scale and R0 or mosaic spread stay correlated.",
                 (size, 0.62 * size),
             )
         )

@@ -21,8 +21,8 @@ def predicted_spots(
     """Draw part of an image with the predicted centres and the edge of their signal region.
 
     Args:
-        image: index of the still; by default the one where most photons were expected.
-        size_px: of the part shown, chosen where the expected spots are densest.
+        image: index of the still; by default the one with most expected photons.
+        size_px: size of the part shown, which is where the expected spots are densest.
 
     Raises:
         InputError: the image cannot be read.
@@ -68,7 +68,7 @@ def predicted_spots(
 
 
 def shoebox_of(run: RunFit) -> Shoebox:
-    """The shoebox of the last round, to within its steps of a pixel."""
+    """The shoebox of the last round, up to rounding to whole pixels."""
     moment = run.reflections.spot_moment.astype(float)
     shoebox = shoebox_for(run.reflections.frame, moment, run.problem.settings.point_spread)
     assert shoebox is not None, "a fitted run has reflections"

@@ -1,4 +1,4 @@
-"""Colours and settings that all pictures have in common."""
+"""Colours and settings that all pictures share."""
 
 from __future__ import annotations
 

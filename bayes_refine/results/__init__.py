@@ -1,1 +1,1 @@
-"""What a fit and a merge leave on disk."""
+"""Write the results of a fit or a merge."""

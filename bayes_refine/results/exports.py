@@ -1,4 +1,4 @@
-"""Files for other programs, made of what a fit or a merge left in its folder."""
+"""Write files for other programs, from the results of a fit or a merge in its folder."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from ..util.errors import InputError
 
 PREDICTED = 1  # bit of DIALS's flags
 DELPSI_SIGN = -1.0  # DIALS's Δψ is positive where ε_r is negative
-BOX = 5  # px from a spot's centre to the edge of the box that is written
+BOX = 5  # px from the centre of a spot to the edge of the box that is written
 
 
 class Export(StrEnum):
@@ -47,15 +47,18 @@ class Export(StrEnum):
 
 
 def export(folder: str | Path, formats: Iterable[Export]) -> list[Path]:
-    """Write the results in ``folder`` for other programs too, beside them; gives the new files.
+    """Write the results in ``folder`` for other programs, into the same folder.
 
-    ``refl``: ``refined.refl`` to ``refined.expt`` (DIALS). ``stream``: ``refined.stream`` and
-    ``refined.geom`` (CrystFEL). ``hkl``: ``merged.hkl``, ``half1.hkl``, ``half2.hkl`` (CrystFEL).
-    ``mmcif``, ``sca``, ``shelx``, ``xds``: the merged intensities ``merged.cif``, ``merged.sca``,
-    ``merged_shelx.hkl``, ``merged_XDS_ASCII.HKL``.
+    ``refl``: ``refined.refl``, which belongs to ``refined.expt`` (DIALS). ``stream``:
+    ``refined.stream`` and ``refined.geom`` (CrystFEL). ``hkl``: ``merged.hkl``, ``half1.hkl``,
+    ``half2.hkl`` (CrystFEL). ``mmcif``, ``sca``, ``shelx``, ``xds``: the merged intensities
+    ``merged.cif``, ``merged.sca``, ``merged_shelx.hkl``, ``merged_XDS_ASCII.HKL``.
+
+    Returns:
+        The new files.
 
     Raises:
-        InputError: the folder lacks a file that a format is made of.
+        InputError: the folder lacks a file that a format needs.
     """
     folder = Path(folder)
     return [path for kind in dict.fromkeys(formats) for path in _WRITERS[kind](folder)]
@@ -65,7 +68,7 @@ def export(folder: str | Path, formats: Iterable[Export]) -> list[Path]:
 
 
 def _merged(folder: Path, name: str = "merged.mtz") -> tuple[gemmi.Mtz, np.ndarray, dict]:
-    """The MTZ, (n, 3) hkl and columns I, SIGI, N of the rows that have an intensity."""
+    """The MTZ, and (n, 3) hkl and columns I, SIGI, N of the rows that have an intensity."""
     path = folder / name
     if not path.is_file():
         raise InputError(f"{path}: no such file; give the folder of a fit or a merge")
@@ -91,7 +94,7 @@ def _write_mmcif(folder: Path) -> Iterator[Path]:
 
 
 def _write_sca(folder: Path) -> Iterator[Path]:
-    """SCALEPACK's merged format: cell and space group, then h k l I σ in F8.1."""
+    """Write SCALEPACK's merged format: cell and space group, then h k l I σ in F8.1."""
     mtz, hkl, columns = _merged(folder)
     factor = _fitting(columns, 99999.9)
     cell = "".join(f"{x:10.3f}" for x in mtz.cell.parameters)
@@ -103,7 +106,7 @@ def _write_sca(folder: Path) -> Iterator[Path]:
 
 
 def _write_shelx(folder: Path) -> Iterator[Path]:
-    """SHELX's HKLF 4: 3I4, 2F8.2, ended by a reflection 0 0 0."""
+    """Write SHELX's HKLF 4: 3I4, 2F8.2; a reflection 0 0 0 ends the list."""
     _, hkl, columns = _merged(folder)
     factor = _fitting(columns, 9999.99)
     rows = zip(hkl, columns["I"] * factor, columns["SIGI"] * factor, strict=True)
@@ -134,7 +137,7 @@ def _indices(hkl: np.ndarray, width: int) -> str:
 
 
 def _fitting(columns: dict[str, np.ndarray], largest: float) -> float:
-    """A power of ten that brings all numbers of a fixed format within its width."""
+    """The power of ten by which all numbers fit into the width of a fixed format."""
     top = max(float(np.max(np.abs(columns[name]), initial=0.0)) for name in ("I", "SIGI"))
     return 1.0 if top <= largest else float(10.0 ** np.floor(np.log10(largest / top)))
 
@@ -152,7 +155,9 @@ def _run(folder: Path) -> tuple[tuple[Still, ...], Unmerged]:
 def _of_stills(
     stills: tuple[Still, ...], data: Unmerged
 ) -> Iterator[tuple[int, Still, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """(number, still, rows of the data, s1 (n, 3) Å⁻¹, panel (n,), centre (n, 2) px) of each."""
+    """For each still its number, the still, and of its n rows in the data: row (n,), s1 (n, 3) Å⁻¹,
+    panel (n,), centre (n, 2) px.
+    """
     for i, still in enumerate(stills):
         rows = np.flatnonzero(data.batch == i + 1)
         s1 = still.beam.s0 + data.hkl[rows] @ still.crystal.A.T
@@ -162,12 +167,12 @@ def _of_stills(
 
 
 def _write_refl(folder: Path) -> Iterator[Path]:
-    """Predicted, raw and scaled, with the identifiers of ``refined.expt``."""
+    """Write predictions, raw and scaled J, with the identifiers of ``refined.expt``."""
     stills, data = _run(folder)
     parts: list[dict[str, np.ndarray]] = []
     for i, still, rows, s1, panel, xy in _of_stills(stills, data):
         n = len(rows)
-        hkl, J, sigma = data.hkl[rows], data.intensity[rows], data.sigma[rows]
+        hkl, J, sigma = data.hkl[rows], data.J[rows], data.sigma[rows]
         q = np.linalg.norm(hkl @ still.crystal.A.T, axis=1)
         s0 = 1 / still.beam.wavelength
         excitation = np.linalg.norm(s1, axis=1) - s0
@@ -235,7 +240,7 @@ def _chunks(stills: tuple[Still, ...], data: Unmerged, camera_length_m: float) -
         zero = np.zeros(len(rows))
         table = IntegratedReflections(
             hkl=hkl,
-            intensity=data.intensity[rows],
+            intensity=data.J[rows],
             sigma=data.sigma[rows],
             peak=zero,
             background=zero,

@@ -1,7 +1,7 @@
-"""What a fit leaves on disk: refined geometry, MTZ files, tables, posterior, picture.
+"""Write the results of a fit: refined geometry, MTZ files, tables, posterior, report.
 
-Only images that are usable (``tables.usable_images``) go into the MTZ files; the others appear
-in ``images.csv`` and in the counts, and their geometry stays as it came in.
+Only usable images (``tables.usable_images``) enter the MTZ files.  The other images appear in
+``images.csv`` and in the counts, and keep the geometry of the input.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from .posterior import write_draws
 
 N_SHELLS = 10
 N_SCALE_DRAWS = 50
-N_SHOWN = 400  # draws in the report's pictures
+N_SHOWN = 400  # draws in the pictures of the report
 
 
 def write_results(
@@ -64,21 +64,21 @@ def write_results(
         summary = write_results("fitted", run, prepared)
         summary["agreement"][-1]["cc_free"]
 
-    All of them or none (``folder.all_or_none``); then the pictures, ``overview.png`` and
-    ``report.html``: where one fails, a sentence says so and the results stay.
+    All files are written or none (``folder.all_or_none``).  The pictures follow, ``overview.png``
+    and ``report.html``: if one cannot be drawn, a sentence says so and the results stay.
 
     Args:
         out_dir: made if absent; results in it are replaced.
-        run, prepared: as returned by ``fit`` and as given to it.
-        method: how to draw from the posterior: ``draws.laplace``, ``svi``, ``nuts``, or
-            ``at_mode``, which leaves the scales' uncertainty out of merged sigmas.
-        anomalous: Friedel mates apart in ``merged.mtz`` too.
-        pictures: of images too, which are read again; the report is written in any case.
-        about: what ``summary.json`` says besides: ``command``, ``model`` (a name), and
-            ``seconds``, per stage, of what happened before.
+        run: returned by ``fit``. prepared: what ``fit`` was given.
+        method: how to draw from the posterior: ``posterior_draws.laplace``, ``svi``, ``nuts``, or
+            ``at_mode``, for which merged sigmas do not contain the uncertainty of scales.
+        anomalous: keep Friedel mates apart in ``merged.mtz``.
+        pictures: also draw pixels, for which images are read again; the report is always written.
+        about: more entries of ``summary.json``: ``command``, ``model`` (a name), and ``seconds``
+            of earlier stages.
 
     Raises:
-        InputError: nothing to write, or ``out_dir`` cannot be written.
+        InputError: there is nothing to write, or ``out_dir`` cannot be written.
     """
     about = {"command": [], "model": "", **(about or {})}
     timed = dict(about.pop("seconds", {}))
@@ -90,25 +90,25 @@ def write_results(
         run.given_reference,
     )
 
-    def stage(name: str, call: Callable, *args):
+    def stage(name: str, call: Callable, *args, **named):
         progress.say(f"writing: {name}")
         started = time.perf_counter()
-        value = call(*args)
+        value = call(*args, **named)
         timed[name] = time.perf_counter() - started
         return value
 
     with all_or_none(out_dir, MAY_BE_ABSENT) as work:
         rng = np.random.default_rng(settings.seed)
-        draws = method(run, model, priors, rng, progress)
+        draws = method(run, model, priors, progress, rng=rng)
         timed["draws"] = draws.seconds
         scale_sd: np.ndarray | float = 0.0
         if draws.scales_vary:
             few = draws.flat(at_most=N_SCALE_DRAWS)
             scale_sd = stage("scale_sd", scale_uncertainty, run, model, priors, few)
         found = stage("merge", merged_of, run, ref, scale_sd, settings, priors, anomalous)
-        told = replace(run, fit=with_spread(run.fit, draws))  # every sd is the method's
+        told = replace(run, fit=with_spread(run.fit, draws))  # sd in tables are those of the draws
         stage("tables", write_tables, work, told, prepared.experiments, found, settings, anomalous)
-        stage("posterior", write_draws, work / "posterior.nc", run, model, priors, draws, rng)
+        stage("posterior", write_draws, work / "posterior.nc", run, model, priors, draws, rng=rng)
         summary = {
             **about,
             "versions": versions(),
@@ -143,8 +143,10 @@ def _forecast(run: RunFit, found: Intensities, seed: int) -> list[dict[str, Any]
 
 
 def _beam(prepared: Prepared) -> dict[str, float | None]:
-    """What the files say of the beam: median wavelength (Å), its relative sd over the shots, and
-    the rms bandwidth, None where none is stated."""
+    """The beam as files state it: median wavelength (Å), its relative sd over shots, bandwidth.
+
+    The bandwidth is an rms fraction; None if no file states one.
+    """
     beams = [still.beam for still in prepared.experiments.stills]
     wavelength = np.array([beam.wavelength for beam in beams])
     stated = [beam.bandwidth for beam in beams if beam.bandwidth]

@@ -1,4 +1,4 @@
-"""The reflection files of a fit: merged and unmerged MTZ, refined geometry, a row an image."""
+"""Write the tables of a fit: merged and unmerged MTZ, refined geometry, ``images.csv``."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from ..util.output import write_table
 def scale_uncertainty(
     run: RunFit, model: infer.Model, priors: Priors, draws: Mapping[str, np.ndarray]
 ) -> np.ndarray:
-    """(N,) fractional sd of g = G·B_term·p·pol: that of ln g over draws (D, ...) by site.
+    """(N,) fractional sd of g = G·B_term·p·pol: the sd of ln g over draws (D, ...) by site.
 
-    Each reflection's own; that reflections of one image share the error of G is left out.
+    Correlations are neglected, though reflections of one image share the error of G.
     """
     count = len(next(iter(draws.values())))
     found = []
@@ -67,7 +67,7 @@ def merged_of(
     """Merged intensities of the usable images.
 
     Args:
-        scale_sd: fractional, of the scales: (N,) ``scale_uncertainty``, or 0 for none.
+        scale_sd: fractional sd of the scales, (N,) from ``scale_uncertainty``; 0 neglects it.
 
     Raises:
         InputError: no image is usable.
@@ -95,10 +95,10 @@ def merged_of(
 def forecast_of(
     run: RunFit, found: Intensities, edges: np.ndarray, seed: int
 ) -> list[dict[str, Any]]:
-    """What 2, 5 and 10 times as many images would bring, by shell (``merging.forecast``).
+    """Forecast for 2, 5 and 10 times as many images, by shell (``merging.forecast``).
 
     Args:
-        found: as ``merged_of`` gives it; with mates apart there is σ of their difference too.
+        found: from ``merged_of``; if Friedel mates are apart, rows also have σ of their difference.
         edges: of shells, Å.
     """
     group = run.reference.space_group
@@ -106,17 +106,17 @@ def forecast_of(
     measured = measured_of(run.reflections, _rows(run), group, 0.0, nu)
     seen = so_far(found, measured, mean_cell(run), group, edges, seed)
     more = [k * seen.n_images for k in (2, 5, 10)]
-    rows = forecast(seen, more, np.random.default_rng(seed))
+    rows = forecast(seen, more, rng=np.random.default_rng(seed))
     if found.mates is None:
         return rows
     seen = so_far(found, measured, mean_cell(run), group, edges, seed, mates=True)
-    of_mates = forecast(seen, more, np.random.default_rng(seed), mates=True)
+    of_mates = forecast(seen, more, rng=np.random.default_rng(seed), mates=True)
     known = {(row["images"], row["shell"]): row for row in of_mates}
     return [row | known.get((row["images"], row["shell"]), {}) for row in rows]
 
 
 def _rows(run: RunFit) -> np.ndarray:
-    """Indices of the reflections that go into files."""
+    """Indices of the reflections that are written."""
     r = run.reflections
     rows = np.flatnonzero(r.measured & usable_images(run)[r.image])
     if not len(rows):
@@ -125,7 +125,7 @@ def _rows(run: RunFit) -> np.ndarray:
 
 
 def _weights(run: RunFit, seen, group, weight: np.ndarray, anomalous: bool) -> np.ndarray:
-    """Weight in the merge of each observation; partials have their shares of their sum's."""
+    """Weight of each observation in the merge; partials share the weight of their sum."""
     hkl = asu_map(run.reflections.hkl[seen], group, anomalous)[0]
     partials = partials_of(run.reflections, seen, unique_hkl(hkl)[1], run.stills)
     return weight if partials is None else weight[partials.group] * partials.share
@@ -139,11 +139,10 @@ def write_tables(
     settings: Settings,
     anomalous: bool,
 ) -> None:
-    """Write ``refined.expt``, ``unmerged.mtz``, ``unmerged_scaled.mtz``, the merged files and
-    ``images.csv``.
+    """Write ``refined.expt``, ``images.csv``, and the unmerged and merged MTZ files.
 
     Args:
-        found: as ``merged_of`` gives it, with the same ``anomalous``.
+        found: from ``merged_of``, with the same ``anomalous``.
     """
     usable = usable_images(run)
     kept = zip(usable, run.stills, run.indexed, strict=True)

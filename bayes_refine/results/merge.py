@@ -1,4 +1,4 @@
-"""What a merge leaves on disk: ``merged.mtz``, ``images.csv``, posterior, summary, report."""
+"""Write the results of a merge: ``merged.mtz``, ``images.csv``, posterior, summary, report."""
 
 from __future__ import annotations
 
@@ -30,16 +30,18 @@ from ..merging.merged_columns import blank, merged_files
 from ..merging.observations import rows_by_reflection
 from ..merging.scaling import compiled_sites, pinned_draws
 from ..physics.reference import Reference, free_set
+from ..physics.variance_of_J import variance_of_J
 from ..report import Content, ObservedAndExpected, run_report
 from ..util.folder import all_or_none
 from ..util.output import jsonable, versions, write_summary, write_table
 from ..util.progress import SILENT, Listener
+from ..util.student_t import log_student_t
 from .pictures import MAY_BE_ABSENT, draw_pictures
 
 N_SHELLS = 10
 N_DRAWS = 100
 BLOCK = 1 << 15  # observations whose pointwise terms are in memory at a time
-AXES = {"reference_direction": "tensor", "reference_anisotropy": "tensor"}  # all others: knots
+AXES = {"reference_direction": "tensor", "reference_anisotropy": "tensor"}  # other axes: knots
 
 
 def write_merge(
@@ -55,15 +57,15 @@ def write_merge(
 
         write_merge("merged", run)
 
-    All of them or none (``folder.all_or_none``); then ``report.html``: where a picture fails, a
-    sentence says so and the results stay.
+    All files are written or none (``folder.all_or_none``).  ``report.html`` follows: if a picture
+    cannot be drawn, a sentence says so and the results stay.
 
     Args:
         reference: to compare with, whether or not it informed the run.
-        n_draws: as many draws of I and F of every reflection go into ``posterior.nc`` with those
-            of the scales; None for 100 of the scales alone.
-        facts: more for the summary: command, prior, model.
-        seconds: per stage, what happened before.
+        n_draws: number of draws of scales, and of I and F of every reflection, in
+            ``posterior.nc``; None for 100 draws of scales alone.
+        facts: more entries of the summary: command, prior, model.
+        seconds: of earlier stages.
 
     Raises:
         InputError: ``out_dir`` cannot be written.
@@ -120,11 +122,11 @@ def _write_tables(
 
 
 def _write_scaled(path: Path, run: MergeRun, settings: MergeSettings) -> None:
-    """Observations on one scale; their means, weighted by 1/σ², are those of ``merged.mtz``."""
+    """Write observations on one scale; their means weighted by 1/σ² are those in ``merged.mtz``."""
     data, scale = run.data, np.asarray(run.scaled.measured.scale)
     rows = rows_by_reflection(data, settings.d_min, settings.anomalous)
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        scaled, sigma = data.intensity[rows] / scale, run.intensities.merged.weight**-0.5
+        scaled, sigma = data.J[rows] / scale, run.intensities.merged.weight**-0.5
     good = np.isfinite(np.float32(scaled)) & np.isfinite(np.float32(sigma))
     rows = rows[good]
     columns = {
@@ -145,15 +147,16 @@ def _write_scaled(path: Path, run: MergeRun, settings: MergeSettings) -> None:
 
 
 def _observed_and_expected(run: MergeRun) -> ObservedAndExpected:
-    """Each observation beside g times the posterior mean of its intensity."""
+    """J of each observation, beside g times the posterior mean of its true intensity."""
     d, obs = run.scaled.measured, run.scaled.observations
     rows = np.flatnonzero(np.isfinite(run.expected))
     expected = run.expected[rows]
-    fraction = np.asarray(d.fraction)[rows]
-    variance = np.asarray(d.variance)[rows] + (fraction * expected) ** 2
+    variance = variance_of_J(
+        expected, np.asarray(d.variance)[rows], 0.0, np.asarray(d.fraction)[rows] ** 2
+    )
     return ObservedAndExpected(
         image=np.asarray(d.image)[rows],
-        J=np.asarray(d.intensity)[rows],
+        J=np.asarray(d.J)[rows],
         J_model=expected,
         sigma=np.sqrt(variance),
         d=1 / np.asarray(obs.norm_q)[rows],
@@ -178,7 +181,7 @@ def _write_draws(
         )
         for site in run.scaled.fit.sites
     }
-    F = latent.draws(seed, len(next(iter(draws.values()))))
+    F = latent.draws(len(next(iter(draws.values()))), seed=seed)
     hkl = run.intensities.latent_hkl
     labels = {"batch": ("image", np.unique(data.batch))}
     if with_intensities:
@@ -193,8 +196,8 @@ def _write_draws(
     write_posterior(
         path,
         posterior,
-        _pointwise(run, model, priors, some, F[kept], np.random.default_rng(seed)),
-        {"intensity": np.asarray(obs.intensity)},
+        _pointwise(run, model, priors, some, F[kept], rng=np.random.default_rng(seed)),
+        {"intensity": np.asarray(obs.J)},
         {"image": np.asarray(obs.image), **dict(zip("hkl", observed_hkl.T, strict=True))},
         About(
             labels=labels,
@@ -208,17 +211,17 @@ def _write_draws(
     )
 
 
-def _pointwise(run: MergeRun, model, priors, draws, F, rng) -> Iterator[dict[str, tuple]]:
+def _pointwise(run: MergeRun, model, priors, draws, F, *, rng) -> Iterator[dict[str, tuple]]:
     """ln p(J | scales, I) and a replicate of J for each draw, a block of observations at a time."""
     obs, d = run.scaled.observations, run.scaled.measured
-    n, hkl = len(obs.intensity), run.intensities.latent_hkl
+    n, hkl = len(obs.J), run.intensities.latent_hkl
     column, _ = find(pack_hkl(np.asarray(obs.hkl)), pack_hkl(hkl))
     for start in range(0, n, BLOCK):
         rows = slice(start, min(start + BLOCK, n))
-        pad = np.minimum(np.arange(start, start + BLOCK), n - 1)  # one shape compiles once
+        pad = np.minimum(np.arange(start, start + BLOCK), n - 1)  # one shape, compiled once
         here = replace(
             obs, **{name: getattr(obs, name)[pad] for name in
-                    ("intensity", "sigma", "weight", "image", "code", "norm_q",
+                    ("J", "sigma", "weight", "image", "code", "norm_q",
                      "excitation_error")},
         )  # fmt: skip
         of, mode = column[np.asarray(d.code)[pad]], jnp.maximum(d.scale[pad], 1e-300)
@@ -226,7 +229,7 @@ def _pointwise(run: MergeRun, model, priors, draws, F, rng) -> Iterator[dict[str
         for i, key in enumerate(rng.integers(2**31, size=len(F))):
             values = {name: value[i] for name, value in draws.items()}
             g = compiled_sites(model)(here, priors, values)["scale"]
-            # the factor common to all g belongs to the scale of I, which F has at the mode
+            # F has the scale of I at the mode, so a factor common to all g is removed
             g = g * jnp.exp(jnp.mean(jnp.log(mode / jnp.maximum(g, 1e-300))))
             terms.append(_term(jax.random.key(key), here, g, F[i][of] ** 2, values))
         width = rows.stop - start
@@ -235,11 +238,11 @@ def _pointwise(run: MergeRun, model, priors, draws, F, rng) -> Iterator[dict[str
 
 @jax.jit
 def _term(key, obs, g, intensity, values):
-    """ln t_ν(J; gI, s²) and a draw of J; s² as in ``intensities.log_observations``."""
+    """ln t_ν(J; gI, s²) and a draw of J; s² as in ``true_intensities.log_observations``."""
     nu, expected = jnp.exp(values["log_nu"]), g * intensity
-    s2 = (jnp.exp(values["log_sigma_factor"]) * obs.sigma) ** 2
-    s = jnp.sqrt(s2 + (jnp.exp(values["log_model_error"]) * expected) ** 2)
-    log_p = jax.scipy.stats.t.logpdf(obs.intensity, nu, expected, s)
+    of_sigma = (jnp.exp(values["log_sigma_factor"]) * obs.sigma) ** 2
+    s = jnp.sqrt(variance_of_J(expected, of_sigma, 0.0, jnp.exp(2 * values["log_model_error"])))
+    log_p = log_student_t(obs.J, nu, expected, s, jnp)
     return log_p, expected + s * jax.random.t(key, nu, expected.shape)
 
 
@@ -278,7 +281,7 @@ def _summary(run: MergeRun, reference: Reference | None, draws) -> dict[str, Any
             "images_used": int((n > 0).sum()),
             "status": dict(Counter(map(str, all_images(run, {"status": fit.status})["status"]))),
             "rows_left_out": dict(data.left_out),
-            "reflections_measured": len(scaled.measured.intensity),
+            "reflections_measured": len(scaled.measured.J),
             "reflections_merged": len(merged),
             "reflections_blank": int(blank(found).sum()),
             "reflections_free": int(run.free.sum()),
@@ -294,7 +297,7 @@ def _summary(run: MergeRun, reference: Reference | None, draws) -> dict[str, Any
 
 
 def _refitted_table(run: MergeRun, edges: np.ndarray) -> list[dict[str, Any]]:
-    """CC½ by shell of halves that were fitted apart: of posterior and of likelihood."""
+    """CC½ by shell of halves that were fitted separately, of posterior and likelihood."""
     assert run.halves is not None
     hkl = np.asarray(run.scaled.measured.hkl)
     shell = shell_index(run.data.cell.calculate_d_array(hkl), edges)

@@ -1,4 +1,4 @@
-"""Pictures of a run: drawn after its results are complete, so that none can lose them."""
+"""Draw the pictures of a run after its results are complete, so that no picture can lose them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from ..util.folder import flush_to_disk, taken
 from ..util.progress import Listener
 
-# of a run before, they would belong to other results
+# of an earlier run these would not belong to the new results
 MAY_BE_ABSENT = ("overview.png", "report.html", "half1.mtz", "half2.mtz")
 
 
@@ -18,16 +18,16 @@ def draw_pictures(
     drawn: Mapping[str, Callable[[Path], Sequence[str] | None]],
     progress: Listener,
 ) -> list[str]:
-    """Draw each picture into ``out``, whole or not at all, and go on where one fails.
+    """Draw each picture into ``out``, completely or not at all; a failure stops no other picture.
 
     Args:
-        out: where the results are.
-        drawn: by file name, what writes a picture to a path; it may return sentences about
-            parts that are missing.
-        progress: told each failure in one sentence.
+        out: folder of the results.
+        drawn: for each file name a function that writes a picture to a path; it may return
+            sentences about missing parts.
+        progress: gets one sentence for each failure.
 
     Returns:
-        Those sentences.
+        These sentences.
     """
     failed: list[str] = []
     for k, (name, draw) in enumerate(drawn.items()):
@@ -37,7 +37,7 @@ def draw_pictures(
                 found = [f"{name}: {line}" for line in draw(work / name) or ()]
                 flush_to_disk(work / name)
                 os.replace(work / name, out / name)
-        except Exception as error:  # whatever a library raises: the results are there
+        except Exception as error:  # no error of a library may cost the results
             why = " ".join(f"{error}".split()) or type(error).__name__
             found = [f"{name} could not be drawn: {why}"]
         for line in found:

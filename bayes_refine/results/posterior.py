@@ -1,4 +1,4 @@
-"""``posterior.nc`` of a run: its draws with names, and what they say of every reflection."""
+"""Write ``posterior.nc`` of a run: draws with named axes, and their predictions of reflections."""
 
 from __future__ import annotations
 
@@ -24,19 +24,20 @@ def write_draws(
     model: infer.Model,
     priors: Priors,
     draws: Draws,
+    *,
     rng: np.random.Generator,
 ) -> None:
-    """Write the draws of a run; pointwise values of 400 of them, evenly spaced, at most.
+    """Write the draws of a run, and pointwise values of at most 400 evenly spaced draws.
 
-    Terms are the statistics that the model observes: intensity (J, photons), centroid_radial and
-    centroid_tangential (c), spread (M2), ..., as they were frozen.
+    Terms are the frozen statistics that the model observes: intensity (J, photons),
+    centroid_radial and centroid_tangential (c), spread (M2), ...
     """
     r = run.reflections
     rows = np.flatnonzero(r.informs)
     posterior, coords = {}, {}
     for site in run.fit.sites:
         values, shape = np.asarray(draws.values[site.name]), site.shape
-        if site.per_image and shape[:1] == (1,):  # the plate's own axis
+        if site.per_image and shape[:1] == (1,):  # the axis beside the plate's
             values, shape = values.reshape(*values.shape[:3], *shape[1:]), shape[1:]
         dims = [f"{site.name}_dim_{k}" for k in range(len(shape))]
         axis = unknown(site.name)
@@ -56,7 +57,7 @@ def write_draws(
         flat = some.flat()
         for batch, obs in zip(run.batches, run.observed.parts, strict=True):
             here = of_batch(run, flat, batch.images)
-            found = list(infer.predictive_draws(rng, model, here, obs, priors))
+            found = list(infer.predictive_draws(model, here, obs, priors, rng=rng))
             fitted = np.asarray(obs.fit)
             yield {
                 name: tuple(

@@ -54,11 +54,11 @@ def simulate_run(
     out = prepare_folder(out_dir)
     refuse_files_of_others(out)
     rng = np.random.default_rng(simulation.seed)
-    truth = draw_truth(simulation, rng)
+    truth = draw_truth(simulation, rng=rng)
     with all_or_none(out, last=RECORD) as work:
         _write_reference(simulation, truth.reference, work / "reference.mtz")
         _write_truth(simulation, truth, work / "truth.h5")
-        _write_images(simulation, truth, rng, work / "master.h5", progress, spots_of)
+        _write_images(simulation, truth, work / "master.h5", progress, spots_of, rng=rng)
         document = _indexed_document(simulation, truth, "master.h5")
         (work / "indexed.expt").write_text(json.dumps(document, indent=1))
         record = {"simulation": asdict(simulation), "files": {n: _mark(work / n) for n in FILES}}
@@ -67,7 +67,7 @@ def simulate_run(
 
 
 def refuse_files_of_others(out: Path) -> None:
-    """InputError where a file in the way is none that a simulation wrote, or was changed since."""
+    """Refuse to overwrite a file that no simulation wrote, or that was changed since."""
     try:
         ours = json.loads((out / RECORD).read_text())["files"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -81,7 +81,7 @@ def refuse_files_of_others(out: Path) -> None:
 
 
 def _mark(path: Path) -> list[int]:
-    """What tells a file from others: its size and when it was written, ns."""
+    """Size and time of writing (ns) of a file, which tell it from others."""
     found = path.stat()
     return [found.st_size, found.st_mtime_ns]
 
@@ -89,10 +89,11 @@ def _mark(path: Path) -> list[int]:
 def _write_images(
     simulation: Simulation,
     truth: SimulatedTruth,
-    rng: np.random.Generator,
     path: Path,
     progress: Listener,
     spots_of: SpotsOf,
+    *,
+    rng: np.random.Generator,
 ) -> None:
     n = simulation.n_images
     indexed = square_detector(simulation, *_indexed_geometry(simulation))
@@ -102,7 +103,8 @@ def _write_images(
         data = image_dataset(file, (n, *bad.shape), simulation.dtype)
         for i in range(n):
             sink.check()
-            data[i] = one_array(indexed, simulate_image(simulation, rng, truth, i, spots_of)[0], 0)
+            counts, _ = simulate_image(simulation, truth, i, spots_of, rng=rng)
+            data[i] = one_array(indexed, counts, 0)
             progress.update((i + 1) / n, f"simulated image {i + 1} of {n}")
 
 

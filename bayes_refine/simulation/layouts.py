@@ -1,4 +1,4 @@
-"""A simulated run as users of CrystFEL and of Jungfraujoch have theirs."""
+"""Write a simulated run in the files of CrystFEL, dials.ssx_index or Jungfraujoch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ..util.errors import InputError
 
 
 class Layout(StrEnum):
-    """Whose files a simulated run is written as."""
+    """The programs in whose files a simulated run can be written."""
 
     dials = "dials"
     ssx = "ssx"
@@ -33,7 +33,7 @@ class Layout(StrEnum):
 
 
 def write_layout(layout: Layout, experiments: Experiments, out: Path) -> list[str]:
-    """Write a run's files in another layout beside its own; gives the new names."""
+    """Write a run in another layout beside its own files; return the names of the new files."""
     if layout is Layout.crystfel:
         return [path.name for path in write_crystfel_layout(experiments, out)]
     if layout is Layout.jungfraujoch:

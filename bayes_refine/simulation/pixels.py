@@ -104,10 +104,11 @@ def background_photons(simulation: Simulation, detector: Detector) -> np.ndarray
 
 def simulate_image(
     simulation: Simulation,
-    rng: np.random.Generator,
     truth: SimulatedTruth,
     image: int,
     spots_of: SpotsOf = predict_spots,
+    *,
+    rng: np.random.Generator,
 ) -> tuple[np.ndarray, Spots]:
     """One still: Poisson photons of background and spots, then gain and read-out noise.
 

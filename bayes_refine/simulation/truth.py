@@ -1,4 +1,4 @@
-"""What is true of a simulated run: crystals in random orientations, their scales, the detector."""
+"""The truth of a simulated run: crystals in random orientations, their scales, the detector."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..util.errors import InputError
 
 @dataclass(frozen=True)
 class Simulation:
-    """What is simulated: the crystal, the beam, the detector and the errors of indexing.
+    """Parameters of a simulation: crystal, beam, detector and errors of indexing.
 
     Attributes:
         n_images, seed: images in the run, and the seed of every random number in it.
@@ -103,7 +103,7 @@ class TrueIntensities:
 
 @dataclass(frozen=True)
 class SimulatedTruth:
-    """What is true of a simulated run of N images.
+    """The truth of a simulated run of N images.
 
     Attributes:
         A: (N, 3, 3) Å⁻¹, columns a*, b*, c* in the lab.
@@ -127,7 +127,7 @@ class SimulatedTruth:
     bad: np.ndarray
 
 
-def reference_intensities(simulation: Simulation, rng: np.random.Generator) -> TrueIntensities:
+def reference_intensities(simulation: Simulation, *, rng: np.random.Generator) -> TrueIntensities:
     """Wilson's statistics: acentric exponential, centric χ²₁, mean ∝ ε·exp(−B/(2d²)).
 
     ε counts the symmetry operations that leave hkl alone; absent reflections are left out.
@@ -193,14 +193,14 @@ def square_detector(
     )
 
 
-def draw_truth(simulation: Simulation, rng: np.random.Generator) -> SimulatedTruth:
+def draw_truth(simulation: Simulation, *, rng: np.random.Generator) -> SimulatedTruth:
     """Crystals in random orientations, their scales, and the errors of indexing them."""
     n = simulation.n_images
     B_matrix = np.array(gemmi.UnitCell(*simulation.cell).frac.mat.tolist()).T
-    A = random_rotations(rng, n) @ B_matrix
+    A = random_rotations(n, rng=rng) @ B_matrix
     n_strains = len(strain_basis(Crystal(A=B_matrix, hall=simulation.hall)))
     detector = square_detector(simulation, simulation.distance_mm, simulation.beam_center_px)
-    reference = reference_intensities(simulation, rng)
+    reference = reference_intensities(simulation, rng=rng)
     rotation_sd_mrad = np.radians(simulation.rotation_error_deg) * 1e3 / np.sqrt(3)
     return SimulatedTruth(
         A=A,
@@ -222,7 +222,7 @@ def draw_truth(simulation: Simulation, rng: np.random.Generator) -> SimulatedTru
     )
 
 
-def random_rotations(rng: np.random.Generator, n: int) -> np.ndarray:
+def random_rotations(n: int, *, rng: np.random.Generator) -> np.ndarray:
     """(n, 3, 3) rotations, uniform over orientations (from unit quaternions)."""
     w, x, y, z = (quaternion := rng.standard_normal((4, n))) / np.linalg.norm(quaternion, axis=0)
     rows = [

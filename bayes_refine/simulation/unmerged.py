@@ -1,4 +1,4 @@
-"""Integrated stills drawn from the model of ``scaling`` itself: where every number is known."""
+"""Simulate integrated stills from the scaling model itself, so that every number is known."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..physics.reference import Reference
 
 @dataclass(frozen=True)
 class UnmergedSimulation:
-    """What to simulate.
+    """Parameters of a simulation of integrated stills.
 
     Attributes:
         n_images: stills. each: observations an image, of reflections to d_min (Å).
@@ -81,7 +81,7 @@ def simulate_unmerged(simulation: UnmergedSimulation) -> SimulatedUnmerged:
     hkl = gemmi.make_miller_array(cell, group, s.d_min)
     hkl = hkl[rng.permutation(len(hkl))[: s.n_unique]]
     d = cell.calculate_d_array(hkl)
-    amplitude = _amplitudes(rng, s, hkl, d, group)
+    amplitude = _amplitudes(s, hkl, d, group, rng=rng)
     image = np.repeat(np.arange(s.n_images), s.each)
     which = rng.integers(len(hkl), size=len(image))
     mate = rng.integers(2, size=len(image))
@@ -98,7 +98,7 @@ def simulate_unmerged(simulation: UnmergedSimulation) -> SimulatedUnmerged:
         hkl=observed,
         hkl_asu=asu,
         isym=isym,
-        intensity=expected + sd * rng.standard_t(s.nu, len(q)),
+        J=expected + sd * rng.standard_t(s.nu, len(q)),
         sigma=np.full(len(q), s.sigma),
         batch=image + 1,
         image=image,
@@ -111,7 +111,7 @@ def simulate_unmerged(simulation: UnmergedSimulation) -> SimulatedUnmerged:
     return SimulatedUnmerged(data, asu_map(hkl, group)[0], amplitude, log_G, B)
 
 
-def _amplitudes(rng, s: UnmergedSimulation, hkl, d, group) -> np.ndarray:
+def _amplitudes(s: UnmergedSimulation, hkl, d, group, *, rng) -> np.ndarray:
     """(m, 2) of complex normal structure factors with the mates' correlation."""
     epsilon, centric = epsilon_centric(hkl, group)
     mean = s.mean_intensity * epsilon * np.exp(-s.B_wilson / (2 * d**2))

@@ -1,1 +1,1 @@
-"""Folders of results, sequences on disk, the one exception a user reads."""
+"""Folders of results, sequences on disk, Student's t-law, the one exception that a user reads."""

@@ -1,8 +1,8 @@
 """A dataclass of arrays as an HDF5 file, which any program can read.
 
-A dataclass, or a dictionary, is a group; an array is a data set with a checksum (Fletcher 32); all
-else, numbers, words, slices and None, is JSON in the group's attribute ``values``.  Attribute
-``class`` of a group is the class that it stands for.
+A dataclass or a dictionary becomes a group, and an array a data set with a checksum (Fletcher 32).
+Everything else (numbers, strings, slices, None) becomes JSON in the group's attribute ``values``.
+The group's attribute ``class`` names the class.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ _PACKAGE = __name__.split(".")[0]
 
 
 class Damaged(Exception):
-    """A file that is not what was written."""
+    """The file differs from what this module wrote."""
 
 
 def write(path: Path, item: Any, attributes: Mapping[str, str]) -> int:
-    """Write a dataclass, complete or not at all; the size of the file in bytes.
+    """Write a dataclass, completely or not at all; return the size of the file in bytes.
 
     Args:
-        attributes: of the file: what made it.
+        attributes: of the file; they say what made it.
 
     Raises:
         OSError: the folder cannot be written.
     """
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
-        # in memory first: HDF5 says nothing that can be caught of a disk that is full
+        # in memory first: on a full disk HDF5 fails in a way that Python cannot catch
         with h5py.File(part, "w", driver="core", backing_store=False, libver="latest") as file:
             file.attrs["format"], file.attrs["version"] = _PACKAGE, VERSION
             file.attrs.update(attributes)
@@ -53,11 +53,11 @@ def write(path: Path, item: Any, attributes: Mapping[str, str]) -> int:
 
 
 def read(path: Path, attributes: Mapping[str, str] | None = None, field: str = "") -> Any:
-    """The dataclass in a file.
+    """Read the dataclass in a file.
 
     Args:
-        attributes: that the file must have.
-        field: read this field of the dataclass alone, itself a dataclass.
+        attributes: what the file's attributes must be.
+        field: name of one field, itself a dataclass; only this field is read.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -69,7 +69,7 @@ def read(path: Path, attributes: Mapping[str, str] | None = None, field: str = "
         with h5py.File(path, "r") as file:
             wanted = {"format": _PACKAGE, "version": VERSION, **(attributes or {})}
             if other := [name for name, value in wanted.items() if file.attrs.get(name) != value]:
-                raise Damaged(f"{path}: is of another {', '.join(other)}")
+                raise Damaged(f"{path}: its {', '.join(other)} is another")
             return _get(file[field] if field else file)
     except (OSError, KeyError, ValueError, TypeError, AttributeError, ImportError) as error:
         raise Damaged(f"{path}: {error}") from None
@@ -99,7 +99,7 @@ def _plain(value: Any) -> Any:
         return {"tuple": [_plain(x) for x in value]}
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TypeError(f"{type(value).__name__}: nothing knows how to write it")
+    raise TypeError(f"{type(value).__name__}: this type cannot be written")
 
 
 def _get(group: h5py.Group) -> Any:

@@ -1,4 +1,4 @@
-"""The one exception a user is meant to read."""
+"""The one exception that a user is meant to read."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from .text import printable
 
 
 class InputError(ValueError):
-    """Input that cannot be used: one sentence that names the file and what to do.
+    """Input that cannot be used: one sentence that names the file and says what to do.
 
-    The command line prints it and exits with status 2.  It is made :func:`printable`: it may
-    quote names from files.
+    The command line prints the sentence and exits with status 2.  The sentence may quote names from
+    files, so it is made :func:`printable`.
     """
 
     def __init__(self, message: str) -> None:

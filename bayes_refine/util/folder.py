@@ -1,7 +1,7 @@
 """The folder that a run writes to: one run at a time, results complete or absent.
 
-While a run goes on, whatever it writes lies in ``.bayes-refine`` inside that folder, which a lock
-marks as in use.  What a killed run leaves there goes when the next run comes.
+While a run goes on, it writes only into the *work folder*, ``.bayes-refine`` inside that folder; a
+lock marks the work folder as in use.  The next run removes what a killed run left in it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STAY = (LOCK, CHECKPOINT, KEPT, MEASURED)
 
 
 def prepare_folder(out_dir: str | Path) -> Path:
-    """The folder, made if absent; InputError where nothing can be written in it."""
+    """Make the folder if it is absent; InputError where it cannot be written to."""
     out = Path(out_dir)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -38,16 +38,16 @@ def prepare_folder(out_dir: str | Path) -> Path:
 
 @contextmanager
 def taken(out_dir: str | Path, go_on: bool = False) -> Iterator[Path]:
-    """The work folder of a run in ``out_dir``, which no other run can take meanwhile.
+    """Hold the work folder of a run in ``out_dir``, so that no other run can take it.
 
-    May be nested in one process.  At the end the work folder goes; where there is a checkpoint in
-    it, or a fit that is kept, these stay, and what was measured.
+    Calls in one process may be nested.  At the end the work folder is removed; if it holds a
+    checkpoint or a fit that is kept, these stay, and so do the measurements.
 
     Args:
-        go_on: leave these of an earlier run; else they go with all other leftovers.
+        go_on: keep what an earlier run left of these; else it is removed with all other leftovers.
 
     Raises:
-        InputError: another run writes to this folder, or it cannot be written.
+        InputError: another run writes to this folder, or it cannot be written to.
     """
     out = prepare_folder(out_dir)
     work = out.resolve() / WORK
@@ -74,7 +74,7 @@ def taken(out_dir: str | Path, go_on: bool = False) -> Iterator[Path]:
 
 
 def _acquire(lock: FileLock, work: Path, attempts: int = 5) -> None:
-    """Lock the work folder; again where a run that just ended took the folder away."""
+    """Lock the work folder; try again if a run that just ended removed the folder meanwhile."""
     for last in [False] * (attempts - 1) + [True]:
         try:
             work.mkdir(exist_ok=True)
@@ -102,15 +102,15 @@ def _clear(work: Path, keep: Sequence[str]) -> None:
 def all_or_none(
     out_dir: str | Path, outdated: Sequence[str] = (), last: str = "summary.json"
 ) -> Iterator[Path]:
-    """A folder to write into; at the end its files, on disk by then, go to ``out_dir``.
+    """Give a folder to write into; at the end flush its files to disk and move them to ``out_dir``.
 
-    The file ``last`` comes last: where it is, the others are complete and belong to it.
+    The file ``last`` is moved last: where it exists, all other files are complete and belong to it.
 
     Args:
-        outdated: names of files of an earlier run that go when the new ones come.
+        outdated: names of files of an earlier run, which are removed before the new ones arrive.
 
     Raises:
-        InputError: another run writes to this folder, or it cannot be written.
+        InputError: another run writes to this folder, or it cannot be written to.
     """
     with taken(out_dir) as work:
         out, place = Path(out_dir), work / "results"
@@ -125,7 +125,7 @@ def all_or_none(
                 (out / name).unlink(missing_ok=True)
             for file in files:
                 if file.name == last:
-                    flush_to_disk(out)  # the others' names before its own
+                    flush_to_disk(out)  # the names of the other files are then on disk first
                 os.replace(file, out / file.name)
             flush_to_disk(out)
         except OSError as error:
@@ -135,7 +135,7 @@ def all_or_none(
 
 
 def flush_to_disk(path: Path) -> None:
-    """``fsync`` of a file, or of a folder's names where the system can do that."""
+    """``fsync`` a file, or the names in a folder where the system can do that."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except PermissionError:  # a folder on Windows

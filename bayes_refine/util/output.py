@@ -1,4 +1,4 @@
-"""Files of results: tables as CSV, JSON that is JSON, versions."""
+"""Files of results: tables as CSV, strictly valid JSON, versions of packages."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ PACKAGES = ("bayes-refine", "numpy", "jax", "numpyro", "arviz", "gemmi", "h5py",
 
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
-    """``summary.json``, of what :func:`jsonable` returns."""
+    """Write ``summary.json``; the values are what :func:`jsonable` returns."""
     text = json.dumps(summary, indent=1, allow_nan=False, ensure_ascii=False)
-    # a lone surrogate of a file's name as JSON's own escape, which UTF-8 cannot hold
+    # UTF-8 cannot hold a lone surrogate, which a file's name may contain: JSON's own escape can
     path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def write_table(path: Path, table: Mapping[str, np.ndarray]) -> None:
-    """A CSV file of columns; empty where a number is not finite.
+    """Write columns as a CSV file; a number that is not finite becomes an empty cell.
 
-    Text that a spreadsheet would run as a formula has a ' before it.
+    Text that a spreadsheet would run as a formula gets a ' before it.
     """
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -48,7 +48,7 @@ def _csv_value(value: Any) -> Any:
 
 
 def versions() -> dict[str, str]:
-    """Of Python, the platform and the packages that matter."""
+    """Versions of Python, of the platform and of the packages that results depend on."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for package in PACKAGES:
         try:
@@ -59,7 +59,7 @@ def versions() -> dict[str, str]:
 
 
 def jsonable(value: Any) -> Any:
-    """Plain JSON values; None for what is not finite."""
+    """The same value in plain JSON types; None for numbers that are not finite."""
     if isinstance(value, dict):
         return {str(k): jsonable(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -70,7 +70,7 @@ def jsonable(value: Any) -> Any:
 
 
 def digest(*values: Any) -> str:
-    """SHA-256 of numbers, words, arrays, and mappings and sequences of them, to the last bit."""
+    """SHA-256 of numbers, strings and arrays, and of mappings and sequences of these, exactly."""
     found = hashlib.sha256()
 
     def add(value: Any) -> None:

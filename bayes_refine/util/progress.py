@@ -1,4 +1,4 @@
-"""What a long computation tells while it runs."""
+"""How a long computation reports its progress."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from dataclasses import dataclass
 
 
 def _nothing(*_: object) -> None:
-    """Tell nobody."""
+    """Report to nobody."""
 
 
 @dataclass(frozen=True)
 class Listener:
-    """Two functions that a long computation calls.
+    """Two functions that a long computation calls to report its progress.
 
     Attributes:
-        say: of a line that stays on the screen: a stage that begins, a result.
-        update: of (fraction, line): how much of the current stage is done, from 0 to 1, None where
-            nobody can know; the line replaces the one before.
+        say: takes a line that stays on the screen: a stage begins, a result is there.
+        update: takes (fraction, line): the done fraction of the current stage, from 0 to 1, or None
+            where it cannot be known, and a line that replaces the one before.
 
     >>> Listener(print).say("round 1 of 3")
     round 1 of 3

@@ -1,4 +1,4 @@
-"""A file for HDF5 to write into that a full disk does not break."""
+"""A file object for HDF5 that a full disk does not break."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Sink(io.RawIOBase):
     """A new file that keeps in memory what the disk has no room for, and remembers the error.
 
     HDF5 cannot close a file after a failed write: its objects stay half open, and the process may
-    crash when they are collected.  So no write ever fails; ``check`` tells, and is called often
-    enough that little gathers in memory.
+    crash when Python collects them.  So no write into this file fails.  The writer calls ``check``
+    instead, often enough that little gathers in memory.
     """
 
     def __init__(self, path: Path) -> None:
@@ -96,10 +96,10 @@ class Sink(io.RawIOBase):
 
 @contextmanager
 def sink_for(path: str | Path) -> Iterator[Sink]:
-    """A sink at ``path``, in whose block HDF5 opens, writes and closes its file.
+    """A sink at ``path``; inside the block HDF5 opens, writes and closes its file.
 
     Raises:
-        InputError: the file cannot be written whole.
+        InputError: the file cannot be written completely.
     """
     path = Path(path)
     try:

@@ -1,4 +1,4 @@
-"""What became of an image: a kind that programs count and a detail that people read."""
+"""The status of an image: a kind that programs count and a detail that people read."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import numpy as np
 
 
 class Kind(StrEnum):
-    """What became of an image, as ``images.csv`` and ``summary.json`` name it.
+    """The kind of an image's status, as ``images.csv`` and ``summary.json`` name it.
 
-    The fit uses images that are :attr:`usable`; all others inform nothing and enter no file of
-    intensities.
+    Only images whose kind is :attr:`usable` inform the result and enter the files of intensities.
     """
 
     CONVERGED = "converged"
@@ -26,7 +25,7 @@ class Kind(StrEnum):
 
     @property
     def usable(self) -> bool:
-        """Whether the image has a posterior that says something of the crystal."""
+        """Whether the image has a posterior that tells something about the crystal."""
         return self in (Kind.CONVERGED, Kind.NOT_CONVERGED)
 
     @property
@@ -39,9 +38,9 @@ _MEANING = {
     Kind.CONVERGED: "The search for the image's posterior mode ended there.",
     Kind.NOT_CONVERGED: "The search was still on its way to the mode when it stopped.",
     Kind.NOT_READ: "The file of the image is absent, damaged or of another shape.",
-    Kind.LOST: "The image was measured with others that ended three processes one after the other.",
+    Kind.LOST: "The image's batch ended three worker processes one after the other.",
     Kind.TOO_FEW: "No reflection of the image could be measured and compared with a reference.",
-    Kind.NO_SIGNAL: "The image tells no more of its scale than was known without it.",
+    Kind.NO_SIGNAL: "The image's photons are no evidence that a crystal diffracted at all.",
     Kind.NOT_FINITE: "The image's numbers overflowed, or are not numbers.",
     Kind.NO_MAXIMUM: "The density has no maximum in the image's unknowns.",
     Kind.DOUBTFUL: "The image agrees with its indexing no better than a wrong indexing would.",
@@ -49,9 +48,9 @@ _MEANING = {
 
 
 class Status(str):
-    """A kind with a detail; as text, ``kind`` or ``kind (detail)``.
+    """A kind with a detail; its text is ``kind`` or ``kind (detail)``.
 
-    Equal to its text, so that tables compare and write it as any other word.
+    A status equals its text, so that tables compare and write it like any other string.
 
     >>> Status(Kind.TOO_FEW, "3")
     'too few reflections (3)'
@@ -84,11 +83,11 @@ class Status(str):
 
 
 def usable(status: np.ndarray) -> np.ndarray:
-    """(n,) bool: which of n statuses, or of their texts, are of images with a posterior."""
+    """(n,) bool: whether each of n statuses, or of their texts, is of a usable image."""
     return np.array([Status.parse(str(s)).kind.usable for s in status], bool)
 
 
 def settled(converged: np.ndarray) -> np.ndarray:
-    """(n,) statuses of a search from whether it ended at the mode, (n,) bool."""
+    """(n,) statuses of searches that reached the mode or did not, (n,) bool."""
     kinds = (Status(Kind.NOT_CONVERGED), Status(Kind.CONVERGED))
     return np.array([kinds[int(x)] for x in converged], object)

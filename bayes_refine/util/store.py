@@ -1,4 +1,4 @@
-"""A sequence of objects on disk, for runs that memory cannot hold, read by any process."""
+"""A sequence of objects on disk, for runs larger than memory; any process can read it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HELD = 2**28  # bytes of objects that stay in memory: those of some 1,000 images
 
 @contextmanager
 def _room(folder: Path | None) -> Iterator[None]:
-    """A full disk, or none, is a sentence that says what to set."""
+    """Turn a full or unwritable disk into an InputError that says which option to set."""
     try:
         yield
     except OSError as error:
@@ -40,21 +40,21 @@ def _room(folder: Path | None) -> Iterator[None]:
 
 
 class Store(Sequence[T], Generic[T]):
-    """Dataclasses of arrays, put once each and read as often as needed.
+    """Dataclasses of arrays on disk: each is written once and read as often as needed.
 
-    Each lies in an HDF5 file of its own (``array_file``), which is complete or absent; as many as
-    ``hold_in_memory`` allows also stay in memory, and are not to be changed.  A pickled store
-    stands for the same folder.
+    Each object has an HDF5 file of its own (``array_file``), which is complete or absent.  As many
+    objects as ``hold_in_memory`` allows also stay in memory, and must not be changed.  A store that
+    was pickled refers to the same folder.
 
     Args:
         size: number of objects.
-        folder: made if absent, and kept until :meth:`delete`; by default a temporary one (in
-            ``TMPDIR``) that goes when the store goes.
-        made_of: what the objects depend on, as attributes of every file.
+        folder: made if absent, and kept until :meth:`delete`; by default a temporary folder (in
+            ``TMPDIR``), which is removed with the store.
+        made_of: what the objects depend on; every file has it as attributes.
     """
 
     _field = ""
-    _owner: Store[Any] | None = None  # of a temporary folder, which is there for as long
+    _owner: Store[Any] | None = None  # keeps a temporary folder alive
 
     def __init__(
         self, size: int, folder: Path | None = None, made_of: Mapping[str, str] | None = None
@@ -85,13 +85,13 @@ class Store(Sequence[T], Generic[T]):
         _MEMORY.keep(self._key(path), item, size)
 
     def of(self, field: str) -> Store[Any]:
-        """One field of every object, itself a dataclass, which is read alone."""
+        """A view of the store that reads one field of each object only, itself a dataclass."""
         view = copy(self)
         view._field, view._owner = field, self._owner or self
         return view
 
     def find(self, index: int) -> T | None:
-        """An object that an earlier process put; None where there is none, or a damaged one."""
+        """The object that an earlier process wrote; None if it is absent or damaged."""
         try:
             return array_file.read(self._path(index), self._made_of, self._field)
         except (FileNotFoundError, array_file.Damaged):
@@ -143,7 +143,7 @@ class Store(Sequence[T], Generic[T]):
 
 
 class _Memory:
-    """Objects of stores by file and field, up to a number of bytes.
+    """Objects of all stores, by file and field, up to a number of bytes.
 
     Where there is no room, objects of other folders go, those first that were used longest ago.
     Objects of the same folder stay: they are read in turn, again and again, so that each one would
@@ -189,7 +189,7 @@ _MEMORY = _Memory(HELD)
 
 
 def hold_in_memory(limit: int) -> None:
-    """From now on objects of stores stay in this process's memory, up to ``limit`` bytes."""
+    """Keep recently used objects of stores in this process's memory, up to ``limit`` bytes."""
     _MEMORY.limit = limit
 
 
@@ -235,7 +235,7 @@ class Joined(Sequence[T], Generic[T]):
 
 
 def places(objects: Sequence[T]) -> list[Place[T]]:
-    """The place of each object; a place in a store is a few bytes, wherever it is sent."""
+    """The place of each object; a place in a store takes a few bytes when sent to a process."""
     if isinstance(objects, Joined):
         return objects.places
     if isinstance(objects, Store):

@@ -1,4 +1,4 @@
-"""Text from files, made fit for files, pictures and terminals: names are data."""
+"""Text that came from files, made safe to write to files, pictures and terminals."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ _NOT_TEXT = ("Cc", "Cs")  # control characters, halves of surrogate pairs
 
 
 def printable(text: str) -> str:
-    """``text`` on one line that can be encoded: line ends as spaces, what is no text escaped.
+    """``text`` on one line that can be encoded: line ends become spaces.
 
-    Control characters and lone surrogates, which no UTF-8 file, CSV reader or terminal takes,
-    become ``\\x00`` or ``\\ud800``.
+    Control characters and lone surrogates, which break UTF-8 files, CSV readers and terminals, are
+    escaped: ``\\x00``, ``\\ud800``.
     """
     if text.isprintable():
         return text
@@ -20,5 +20,5 @@ def printable(text: str) -> str:
 
 
 def ascii_title(text: str, length: int = 70) -> str:
-    """``text`` for a title in an MTZ file: ASCII on one line, ? for other letters, not longer."""
+    """``text`` as a title in an MTZ file: one line of ASCII, ? for other letters, cut to length."""
     return printable(text).encode("ascii", "replace").decode()[:length]

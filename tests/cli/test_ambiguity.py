@@ -55,9 +55,7 @@ def test_merge(tmp_path, group, c, by):
     mtz.add_dataset("d")
     for label, kind in (("M/ISYM", "Y"), ("BATCH", "B"), ("I", "J"), ("SIGI", "Q")):
         mtz.add_column(label, kind, dataset_id=1)
-    mtz.set_data(
-        np.column_stack([s.hkl_asu, s.isym, s.image + 1, s.intensity, s.sigma]).astype(np.float32)
-    )
+    mtz.set_data(np.column_stack([s.hkl_asu, s.isym, s.image + 1, s.J, s.sigma]).astype(np.float32))
     mtz.write_to_file(str(tmp_path / "unmerged.mtz"))
     line = ["merge", tmp_path / "unmerged.mtz", "--out", tmp_path / "out", "--draws", 4]
     if by == "reference":

@@ -87,7 +87,7 @@ def no_images(document):
         (("--d-min", "0"), "must be positive"),
         (("--d-min", "nan"), "must be positive"),
         (("--d-min", "inf"), "must be positive"),
-        (("--d-min", "0.3"), "--d-min 0.3: no reflection is seen below half the wavelength"),
+        (("--d-min", "0.3"), "--d-min 0.3: no reflection has d below half the wavelength"),
         (("--bandwidth", "nan"), "--bandwidth nan: must be from 0 to 0.2"),
         (("--gain", "inf"), "--gain inf: must be from 1e-06 to 1e+09 counts per photon"),
         (("--gain", "0"), "--gain 0: must be from"),
@@ -118,6 +118,10 @@ def test_options_that_cannot_be(data, tmp_path, capsys, options, words):
             "my_model.py, line 2: the model asks for 'counts'",
         ),
         ("def model(obs, priors):\n    priors.R0", "line 2: the model asks for 'R0'"),
+        (
+            "def model(obs, priors):\n    obs.metadata.x_px",
+            "my_model.py, line 2: the model fails, AttributeError: 'NoneType'",
+        ),
     ],
 )
 def test_a_model_of_ones_own_that_cannot_be(data, tmp_path, capsys, body, words):
@@ -145,7 +149,7 @@ def test_files_that_cannot_be_used(data, tmp_path, capsys):
     assert status("fit", edited(data, "gone.expt", no_images), *reference) == 2
     assert "nowhere.h5 does not exist" in capsys.readouterr().err
     assert status("fit", data / "indexed.expt", "--out", tmp_path) == 2
-    assert "give --d-min" in capsys.readouterr().err
+    assert "resolution limit --d-min" in capsys.readouterr().err
     truncated = tmp_path / "reference.mtz"
     truncated.write_bytes((data / "reference.mtz").read_bytes()[:300])
     assert status("fit", data / "indexed.expt", "--reference", truncated, "--out", tmp_path) == 2

@@ -38,7 +38,7 @@ def test_the_option_then_the_experiments(run, tmp_path):
     with pytest.raises(InputError, match=r"pixels\.mask is a pickle.*--mask"):
         mask_for(pickled, None)
     np.testing.assert_array_equal(mask_for(pickled, tmp_path / "option.npy"), good)
-    with pytest.raises(InputError, match=r"names 2 mask files; make one of them and give --mask"):
+    with pytest.raises(InputError, match=r"names 2 mask files; join them to one and give --mask"):
         mask_for(named(run, tmp_path, "named.npy", "pixels.mask"), None)
 
 

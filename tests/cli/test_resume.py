@@ -91,10 +91,10 @@ def test_a_stopped_fit_goes_on(data, whole, tmp_path, monkeypatch, capsys, round
     assert sorted(f.name for f in out.iterdir()) == [WORK, "log.txt"]
     assert status("fit", "--resume", "--out", out) == 0
     said = capsys.readouterr().err
-    assert ("going on after round" in said) == (round_ > 1)
+    assert ("continuing after round" in said) == (round_ > 1)
     same(whole, out)
     assert status("fit", "--resume", "--out", out) == 2  # it is done
-    assert "no stopped fit to go on with" in capsys.readouterr().err
+    assert "no stopped fit to continue" in capsys.readouterr().err
 
 
 def test_other_input_is_refused(data, tmp_path, monkeypatch, capsys):

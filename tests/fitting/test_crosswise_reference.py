@@ -40,7 +40,7 @@ def measured(before, seed: int = 0, leave: int = -1, nu: float = np.inf) -> Meas
     code, image = np.nonzero(seen)
     present, code = np.unique(code, return_inverse=True)
     rows = order[present][code], image
-    columns = {"intensity": J[rows], "scale": g[rows], "variance": sigma[rows] ** 2}
+    columns = {"J": J[rows], "scale": g[rows], "variance": sigma[rows] ** 2}
     zero = np.zeros(len(code))
     return Measured(
         **{k: jnp.asarray(v) for k, v in columns.items()},
@@ -94,7 +94,7 @@ def test_all_images_together_say_what_french_and_wilson_say(before, monkeypatch)
     now = crosswise_reference.renewed(before, d)
     hkl, code = np.asarray(d.hkl), np.asarray(d.code)
     precision = np.bincount(code, d.scale**2 / d.variance)
-    mean = np.bincount(code, d.scale * d.intensity / d.variance) / precision
+    mean = np.bincount(code, d.scale * d.J / d.variance) / precision
     epsilon, centric = epsilon_centric(hkl, GROUP)
     S = wilson_mean(
         before.reference.d, before.reference.intensity / epsilon_of(before), spacing(hkl)
@@ -116,7 +116,7 @@ def test_a_weak_observation_does_not_make_outliers_of_the_strong(before):
     S = crosswise_reference.wilson_of(hkl, before.reference)[0][0]
     ones = jnp.ones(3)
     d = Measured(
-        intensity=S * jnp.array([0.5, 5.0, 5.0]),
+        J=S * jnp.array([0.5, 5.0, 5.0]),
         scale=ones,
         variance=(0.01 * S) ** 2 * ones,
         per_photon=0 * ones,

@@ -52,7 +52,7 @@ def test_options_stand_in_place_of_the_file():
         ({"spindle": (1, 0, 0)}, "--oscillation DEG"),
         ({"oscillation_deg": 0.1, "spindle": (0, 0, 0)}, "not a direction"),
         ({"oscillation_deg": 1.0, "spindle": (1, 0, 0)}, "up to 0.5°; integrate"),
-        ({"oscillation_deg": 0.1, "as_stills": True}, "--as-stills goes without"),
+        ({"oscillation_deg": 0.1, "as_stills": True}, "--as-stills excludes"),
     ],
 )
 def test_what_nobody_says_is_asked_for(options, says):

@@ -85,7 +85,14 @@ def measured(given, work, reader=None):
         state = {"log_R1": np.full((len(given[0]), 1), np.log(1e-3))}
         found = measure_run(run, state, Priors(), status, Plan(), 1.5, SILENT)
         rows = [
-            [b.statistics.value, b.intensity, b.predictions.xy_px, o.statistics, o.q, o.log_G0]
+            [
+                b.statistics.value,
+                b.intensity_reference,
+                b.predictions.xy_px,
+                o.statistics,
+                o.q,
+                o.log_G0,
+            ]
             for b, o in zip(found.batches, found.observations.parts, strict=True)
         ]
     return [np.asarray(x).tobytes() for row in rows for x in row] + [found.log_G.tobytes()], status

@@ -66,13 +66,13 @@ def test_each_crossing_is_one_sum_and_shares_its_error():
     r = reflections(image, np.tile(hkl, (frames, 1)), J.T.ravel(), np.repeat(g, n), f)
     stills = [frame(k) for k in range(frames)]
     one = measured_of(r, np.arange(len(r)), gemmi.SpaceGroup("P 1"), 0.0, np.inf, stills=stills)
-    assert len(one.intensity) == n == len(np.unique(one.code))
-    pulls = (np.asarray(one.intensity) - one.scale * true) / np.sqrt(one.variance_at(true))
+    assert len(one.J) == n == len(np.unique(one.code))
+    pulls = (np.asarray(one.J) - one.scale * true) / np.sqrt(one.variance_at(true))
     assert pulls.std() == pytest.approx(1.0, abs=0.05)
     # as observations of their own, their errors would be too small by far
     apart = measured_of(r, np.arange(len(r)), gemmi.SpaceGroup("P 1"), 0.0, np.inf)
     weight = np.asarray(apart.scale**2 / apart.variance_at(true)).reshape(n, frames)
-    found = (weight * np.asarray(apart.intensity / apart.scale).reshape(n, frames)).sum(1)
+    found = (weight * np.asarray(apart.J / apart.scale).reshape(n, frames)).sum(1)
     assert ((found / weight.sum(1) - true) * np.sqrt(weight.sum(1))).std() > 1.3
 
 

@@ -43,7 +43,7 @@ def run():
 
 
 def drawn(method, run):
-    return method(run, levels, NOISE, np.random.default_rng(1), SILENT)
+    return method(run, levels, NOISE, SILENT, rng=np.random.default_rng(1))
 
 
 @pytest.fixture(scope="module")
@@ -115,11 +115,11 @@ def test_chains_in_posterior_nc(small_run, tmp_path, monkeypatch):
     monkeypatch.setattr("bayes_refine.results.posterior.N_POINTWISE", 18)
     run, model, priors = (small_run.given[name] for name in ("run", "model", "priors"))
     rng = np.random.default_rng(0)
-    flat = infer.laplace_draws(run.fit, rng, 36)
+    flat = infer.laplace_draws(run.fit, 36, rng=rng)
     values = {k: v.reshape(3, 12, *v.shape[1:]) for k, v in flat.items()}
     stats = {"diverging": np.zeros((3, 12), bool), "lp": rng.normal(size=(3, 12))}
     found = posterior_draws.Draws("nuts", values, stats=stats)
-    write_draws(tmp_path / "posterior.nc", run, model, priors, found, rng)
+    write_draws(tmp_path / "posterior.nc", run, model, priors, found, rng=rng)
     data = arviz.from_netcdf(str(tmp_path / "posterior.nc"))
     assert data["posterior"]["rotation_mrad"].dims == ("chain", "draw", "image", "axis")
     np.testing.assert_array_equal(data["posterior"]["log_R0"], values["log_R0"])

@@ -98,7 +98,7 @@ def test_a_cell_that_the_group_does_not_allow_is_refused():
 def test_reindexed_crystals_put_the_same_spots_in_the_same_places(group, hall, cell):
     """q = A·h = A'·h', through the prediction, for every operation, in a centred lattice too."""
     simulation = Simulation(cell=cell, hall=hall, n_images=1, d_min=4.0, bandwidth=0.0)
-    truth = draw(simulation, np.random.default_rng(4))
+    truth = draw(simulation, rng=np.random.default_rng(4))
     still = Still("one", "image.h5", 0, truth.beam, truth.detector, Crystal(truth.A[0], hall))
     space_group = gemmi.SpaceGroup(group)
     ways = ambiguity(gemmi.UnitCell(*cell), space_group)

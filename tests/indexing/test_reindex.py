@@ -33,7 +33,7 @@ def simulated(group=P63, n_images=40, photons=30.0, seed=1):
         n_images=n_images, seed=seed, cell=CELL, hall=hall, d_min=3.0, mean_photons=photons
     )
     rng = np.random.default_rng(seed)
-    truth = draw_truth(simulation, rng)
+    truth = draw_truth(simulation, rng=rng)
     columns = []
     for i in range(n_images):
         spots = predict_spots(simulation, truth, i)
@@ -65,7 +65,7 @@ def scrambled(data: Unmerged, seed=0) -> tuple[Unmerged, Ambiguity, np.ndarray]:
 def integrated(data: Unmerged, g: np.ndarray) -> leave_image_out.Integrated:
     ones = np.ones(len(data))
     return leave_image_out.Integrated(
-        data.hkl, data.image, data.intensity, g, BACKGROUND * ones, ones, data.image.max() + 1
+        data.hkl, data.image, data.J, g, BACKGROUND * ones, ones, data.image.max() + 1
     )
 
 
@@ -84,7 +84,7 @@ def test_a_scrambled_run_is_put_right_without_a_reference(group, n_images):
     assert choice.n_alike == choice.n_starts
     assert (choice.status == "decided").mean() > 0.9
     # what comes back is one crystal, or that crystal relabelled
-    true = [np.corrcoef(reference.lookup(got.hkl @ R.astype(int)), got.intensity)[0, 1]
+    true = [np.corrcoef(reference.lookup(got.hkl @ R.astype(int)), got.J)[0, 1]
             for R in ways.operations]  # fmt: skip
     assert max(true) > 0.6 > 0.5 > sorted(true)[-2]
 
@@ -160,7 +160,7 @@ def test_weak_images_say_that_they_cannot_be_told(by_reference):
 def test_noise_decides_nothing():
     data, g, reference = simulated(P63, 40, 30.0)
     rng = np.random.default_rng(5)
-    noise = replace(data, intensity=rng.normal(0, np.sqrt(BACKGROUND), len(data)) + 0.1)
+    noise = replace(data, J=rng.normal(0, np.sqrt(BACKGROUND), len(data)) + 0.1)
     obs, ways = integrated(noise, g), ambiguity(data.cell, data.space_group)
     for choice in (
         reindex.choose(obs, ways, data.cell, n_starts=3),
@@ -186,8 +186,8 @@ def test_wrong_scales_and_outliers_do_not_mislead(by_reference):
     data, g, reference = simulated(P63, 60)
     rng = np.random.default_rng(2)
     outlier = rng.random(len(data)) < 0.02
-    J = np.where(outlier, 30 * np.abs(data.intensity), data.intensity)
-    mixed, ways, right = scrambled(replace(data, intensity=J))
+    J = np.where(outlier, 30 * np.abs(data.J), data.J)
+    mixed, ways, right = scrambled(replace(data, J=J))
     obs = integrated(mixed, g * np.exp(rng.uniform(-0.7, 0.7, 60))[data.image])
     if by_reference:
         good = reindex.choose_by_reference(obs, ways, reference).operation == right
@@ -219,7 +219,7 @@ def test_the_free_set_is_not_looked_at():
 def test_scales_from_mean_intensities_are_near_the_truth():
     data, g, _ = simulated(P63, 100)
     rough = first_scales(
-        data.hkl, data.image, data.intensity, data.excitation_error, data.cell, data.space_group
+        data.hkl, data.image, data.J, data.excitation_error, data.cell, data.space_group
     )
     ratio = np.log(rough / g)
     by_image = np.bincount(data.image, ratio) / np.bincount(data.image)

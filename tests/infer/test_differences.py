@@ -13,10 +13,12 @@ import pytest
 from numpyro.infer.util import log_density
 from scipy.special import gammaln
 
-from bayes_refine.infer import StudentT, curvature, differences
+from bayes_refine.infer import StudentT, differences
 from bayes_refine.infer.density import density, find_sites, flatten, unflatten
 from bayes_refine.infer.programs import compiled_slope, compiled_slope_of_each
-from bayes_refine.infer.sites import log_gamma_half_step
+from bayes_refine.util.student_t import log_gamma_half_step
+
+from ..automatic_curvature import exact_curvature, fisher_curvature
 
 N, M = 3, 40
 
@@ -77,7 +79,7 @@ def test_curvature_is_that_of_automatic_derivatives(case, kind):
     scale = np.full(case.theta.shape, 0.3), np.full(case.phi.shape, 0.3)
     rows = case.theta, case.phi, weight, 0.5
     found = getattr(differences, kind)(decays, case.sites, True)(*rows, scale, args)
-    automatic = {"exact": curvature.exact_curvature, "fisher": curvature.fisher_curvature}[kind]
+    automatic = {"exact": exact_curvature, "fisher": fisher_curvature}[kind]
     expected = jax.jit(lambda *x: automatic(decays, case.sites, *x))(*rows, args)
     unit = np.sqrt(np.abs(np.diagonal(expected.blocks, axis1=1, axis2=2))) + (weight == 0)[:, None]
     of_shared = np.sqrt(np.abs(np.diagonal(expected.shared)))

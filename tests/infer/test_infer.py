@@ -118,7 +118,7 @@ def test_laplace_draws_have_the_joint_covariance(linear):
     their standard errors √((C_ii C_jj + C_ij²)/n)."""
     _, mean, covariance, fit = linear
     n = 40_000
-    draws = in_order(laplace_draws(fit, np.random.default_rng(1), n))
+    draws = in_order(laplace_draws(fit, n, rng=np.random.default_rng(1)))
     d = np.diag(covariance)
     error = np.sqrt((np.outer(d, d) + covariance**2) / n)
     assert np.abs((np.cov(draws.T) - covariance) / error).max() < 5
@@ -137,7 +137,7 @@ def test_log_density_and_likelihood(linear):
     mean = evaluate(linear_toy, values, *args)["mean"]
     by_hand = -0.5 * ((np.asarray(y) - mean) / NOISE) ** 2 - np.log(NOISE * np.sqrt(2 * np.pi))
     many = {k: np.repeat(v, 300, axis=0) for k, v in draws.items()}
-    pairs = list(predictive_draws(np.random.default_rng(0), linear_toy, many, *args))
+    pairs = list(predictive_draws(linear_toy, many, *args, rng=np.random.default_rng(0)))
     np.testing.assert_allclose(pairs[0]["y"][0], by_hand, rtol=1e-9)
     replicas = np.array([pair["y"][1] for pair in pairs])  # 300 × 30 draws of N(mean, NOISE)
     pulls = (replicas - mean) / NOISE
@@ -178,7 +178,7 @@ def test_positive_sites_have_their_mode_in_unconstrained_space():
     H[N, N] = curvature["noise"]["noise"]
     sd = np.sqrt(np.diag(np.linalg.inv(H)))
     np.testing.assert_allclose([*fit.sd("rate")[:, 0], fit.sd("noise")], sd, rtol=1e-6)
-    draws = laplace_draws(fit, np.random.default_rng(3), 2000)
+    draws = laplace_draws(fit, 2000, rng=np.random.default_rng(3))
     assert np.all(draws["rate"] > 0) and np.all(draws["noise"] > 0)
     log_noise = np.log(draws["noise"])
     assert log_noise.std() == pytest.approx(sd[N], rel=5 / np.sqrt(2 * 2000))
@@ -201,7 +201,7 @@ def test_poisson_observations():
     np.testing.assert_allclose(fit.sd("rate")[:, 0], shape**-0.5, rtol=0.01)
     away = (np.log(fit.values()["rate"][:, 0]) - np.log(shape / (0.5 + M))) * np.sqrt(shape)
     np.testing.assert_allclose(away, 0, atol=0.02)
-    draws = np.log(laplace_draws(fit, np.random.default_rng(5), 4000)["rate"][:, :, 0])
+    draws = np.log(laplace_draws(fit, 4000, rng=np.random.default_rng(5))["rate"][:, :, 0])
     np.testing.assert_allclose(draws.std(axis=0) * np.sqrt(shape), 1, atol=5 / np.sqrt(8000))
 
 

@@ -37,7 +37,7 @@ def found():
     y = 1 + TAU * rng.standard_normal((N, 1)) - x + NOISE * rng.standard_normal((N, M))
     args = jnp.asarray(y), jnp.asarray(x)
     fit = map_fit(line, *args)
-    nested = nested_draws(fit, rng, line, *args, n_draws=1000, n_image=100)
+    nested = nested_draws(fit, line, *args, rng=rng, n_draws=1000, n_image=100)
     return x, y, fit, nested, args
 
 
@@ -70,7 +70,7 @@ def test_the_evidence_of_an_image_is_that_of_a_normal(found):
 
 def test_resampled_draws_have_the_moments_of_the_posterior(found):
     _, _, fit, nested, _ = found
-    draws = nested.draws(np.random.default_rng(1), 4000)
+    draws = nested.draws(4000, rng=np.random.default_rng(1))
     sd = float(fit.sd("level"))  # exact: the posterior is normal
     assert draws["level"].mean() == pytest.approx(float(fit.values()["level"]), abs=0.15 * sd)
     assert draws["level"].std() == pytest.approx(sd, rel=0.1)

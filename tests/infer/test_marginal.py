@@ -267,7 +267,7 @@ def test_draws_are_about_the_mean_not_the_mode():
     sd = np.append(np.sqrt(found.image_covariance()[:, 0, 0]), found.sd("log_shape"))
     assert np.all(np.abs(mean - mode) > 0.1 * sd)
     np.testing.assert_allclose((mode + shift - mean) / sd, 0, atol=0.04)
-    draws = laplace_draws(found, np.random.default_rng(0), 40_000)
+    draws = laplace_draws(found, 40_000, rng=np.random.default_rng(0))
     drawn = np.append(draws["log_mean"].mean(0)[:, 0], draws["log_shape"].mean())
     np.testing.assert_allclose((drawn - mode - shift) / sd, 0, atol=5 / np.sqrt(40_000))
 

@@ -44,7 +44,7 @@ def sampled():
     data, said = jnp.asarray(y), []
     fit = map_fit(scaled, data)
     settings = {"n_draws": 600, "n_warmup": 200, "progress": Listener(said.append)}
-    chains = nuts_fit(fit, np.random.default_rng(1), scaled, data, **settings)
+    chains = nuts_fit(fit, scaled, data, rng=np.random.default_rng(1), **settings)
     return chains, np.linalg.solve(precision, pull), np.linalg.inv(precision), said, (fit, data)
 
 
@@ -86,7 +86,9 @@ def test_the_metric_is_that_of_the_posterior(sampled):
 def test_the_same_seed_gives_the_same_draws(sampled):
     fit, data = sampled[-1]
     short = {"n_draws": 20, "n_warmup": 20, "n_chains": 2}
-    one, two = (nuts_fit(fit, np.random.default_rng(7), scaled, data, **short) for _ in range(2))
+    one, two = (
+        nuts_fit(fit, scaled, data, rng=np.random.default_rng(7), **short) for _ in range(2)
+    )
     np.testing.assert_array_equal(one.draws["a"], two.draws["a"])
     assert not one.converged  # 40 draws cannot be judged
 

@@ -121,10 +121,15 @@ def test_a_normal_posterior_is_found_from_a_wrong_start(lines, guide):
     }
     start = fit.__class__(**{**fit.__dict__, **wrong})
     found = svi_fit(
-        start, np.random.default_rng(4), line, data, guide=guide, ascent=Ascent(learning_rate=0.02)
+        start,
+        line,
+        data,
+        rng=np.random.default_rng(4),
+        guide=guide,
+        ascent=Ascent(learning_rate=0.02),
     )
     assert found.converged, found.message
-    x = in_order(found.draws(np.random.default_rng(5), 40_000))
+    x = in_order(found.draws(40_000, rng=np.random.default_rng(5)))
     np.testing.assert_allclose((x.mean(0) - mean) / sd, 0, atol=0.1)
     np.testing.assert_allclose(x.std(0) / sd, 1, atol=0.1)
     assert found.khat < 0.5
@@ -136,10 +141,10 @@ def test_a_normal_posterior_is_found_from_a_wrong_start(lines, guide):
 def test_mean_field_is_too_narrow_by_what_theory_says(lines):
     """Its optimum for a normal posterior has variances 1/precision_ii (Bishop 2006, 10.1.2)."""
     data, mean, precision, fit = lines
-    found = svi_fit(fit, np.random.default_rng(6), line, data, guide=guides.mean_field)
+    found = svi_fit(fit, line, data, rng=np.random.default_rng(6), guide=guides.mean_field)
     assert found.converged, found.message
     sd, alone = np.sqrt(np.diag(np.linalg.inv(precision))), np.diag(precision) ** -0.5
-    x = in_order(found.draws(np.random.default_rng(7), 40_000))
+    x = in_order(found.draws(40_000, rng=np.random.default_rng(7)))
     np.testing.assert_allclose((x.mean(0) - mean) / sd, 0, atol=0.12)
     np.testing.assert_allclose(x.std(0) / alone, 1, atol=0.1)
     assert (alone / sd).min() < 0.6  # there is a deficit to see
@@ -156,9 +161,11 @@ def test_minibatches_of_images_find_the_same(lines):
     shifted = {"image": fit.image + 0.4 * sd[:48].reshape(24, 2), "shared": fit.shared + sd[48:]}
     start = fit.__class__(**{**fit.__dict__, **shifted})
     rng = np.random.default_rng(8)
-    found = svi_fit(start, rng, line, data, batch=8, ascent=Ascent(learning_rate=0.02, stretch=400))
+    found = svi_fit(
+        start, line, data, rng=rng, batch=8, ascent=Ascent(learning_rate=0.02, stretch=400)
+    )
     assert found.converged, found.message
-    x = in_order(found.draws(np.random.default_rng(9), 40_000))
+    x = in_order(found.draws(40_000, rng=np.random.default_rng(9)))
     np.testing.assert_allclose((x.mean(0) - mean) / sd, 0, atol=0.15)
     np.testing.assert_allclose(x.std(0) / sd, 1, atol=0.12)
 
@@ -176,9 +183,9 @@ def test_a_guide_that_is_cut_short_says_so(lines):
     said = []
     found = svi_fit(
         off,
-        np.random.default_rng(0),
         line,
         data,
+        rng=np.random.default_rng(0),
         ascent=Ascent(stretch=20, max_steps=60, n_khat=0),
         progress=Listener(said.append, lambda fraction, line: said.append(line)),
     )
@@ -190,7 +197,7 @@ def test_a_guide_that_is_cut_short_says_so(lines):
 def test_the_same_seed_gives_the_same_guide(lines):
     data, _, _, fit = lines
     short = {"ascent": Ascent(stretch=20, max_steps=40, n_khat=0)}
-    one, two = (svi_fit(fit, np.random.default_rng(3), line, data, **short) for _ in range(2))
+    one, two = (svi_fit(fit, line, data, rng=np.random.default_rng(3), **short) for _ in range(2))
     np.testing.assert_array_equal(one.elbo, two.elbo)
 
 
@@ -207,9 +214,9 @@ def test_nothing_shared():
     y = jnp.asarray(np.random.default_rng(4).poisson([[0.3], [2], [20]], (3, 5)))
     fit = map_fit(rates, y)
     shape, rate = 2 + np.asarray(y).sum(1), 0.5 + 5
-    found = svi_fit(fit, np.random.default_rng(1), rates, y)
+    found = svi_fit(fit, rates, y, rng=np.random.default_rng(1))
     assert found.converged, found.message
-    x = np.log(found.draws(np.random.default_rng(2), 40_000)["rate"][:, :, 0])
+    x = np.log(found.draws(40_000, rng=np.random.default_rng(2))["rate"][:, :, 0])
     np.testing.assert_allclose(x.std(0) * np.sqrt(shape), 1, atol=0.06)
     offset = (x.mean(0) - np.log(shape / rate) + 0.5 / shape) * np.sqrt(shape)
     np.testing.assert_allclose(offset, 0, atol=0.06)
@@ -225,9 +232,9 @@ def test_images_that_lie_on_disk_find_the_same():
     rows = [np.minimum(np.arange(5 * b, 5 * b + 5), 13) for b in range(3)]
     parts = Batches([{k: v[r] for k, v in data.items()} for r in rows], 5, 14)
     rng, settings = np.random.default_rng(8), {"ascent": Ascent(learning_rate=0.02, stretch=400)}
-    found = svi_fit(start, rng, line, parts, **settings)
+    found = svi_fit(start, line, parts, rng=rng, **settings)
     assert found.converged, found.message
-    x = in_order(found.draws(np.random.default_rng(9), 40_000))
+    x = in_order(found.draws(40_000, rng=np.random.default_rng(9)))
     np.testing.assert_allclose((x.mean(0) - mean) / sd, 0, atol=0.15)
     np.testing.assert_allclose(x.std(0) / sd, 1, atol=0.12)
     assert found.khat < 0.7

@@ -30,7 +30,7 @@ def test_rays_are_those_of_dials(pair):
 def test_three_integrated_stills(pair):
     u, table = unmerged_of_dials([pair]), read_refl(pair[1])
     assert list(np.bincount(u.image)) == [186, 201, 115]
-    np.testing.assert_array_equal(u.intensity, table.column("intensity.sum.value"))
+    np.testing.assert_array_equal(u.J, table.column("intensity.sum.value"))
     np.testing.assert_allclose(u.sigma**2, table.column("intensity.sum.variance"))
     assert u.space_group.hm == "P 61 2 2"
     # DIALS's own angle: Δψ ≈ ε_r/(|q| cos θ), the sign is opposite or the same throughout

@@ -65,7 +65,7 @@ def test_a_stream_of_crystfel(shared_data, says):
 
     u = unmerged_of_stream(path, group)
     hkl, J, sigma, px = says["first"]
-    assert tuple(u.hkl[0]) == hkl and (u.intensity[0], u.sigma[0]) == (J, sigma)
+    assert tuple(u.hkl[0]) == hkl and (u.J[0], u.sigma[0]) == (J, sigma)
     counts = np.bincount(u.image)
     assert tuple(counts[: len(says["reflections"])]) == says["reflections"]
     assert len(counts) == says["images"]
@@ -93,7 +93,7 @@ def test_a_pair_of_dials(shared_data):
     assert (still.beam.polarization_fraction, still.detector.n_panels) == (0.999, 64)
     u = unmerged_of_dials([tuple(pair)])
     assert tuple(u.hkl[0]) == (-37, -4, 18)
-    assert (u.intensity[0], u.sigma[0] ** 2) == pytest.approx((100.0531005859, 1399.3474121))
+    assert (u.J[0], u.sigma[0] ** 2) == pytest.approx((100.0531005859, 1399.3474121))
     # where DIALS's own ray of that row meets the detector; it turns the lattice point onto the
     # sphere first, so that the ray along s0 + q is 0.1 px off
     table = read_refl(pair[1])

@@ -109,7 +109,7 @@ def test_integrated_reflections_under_other_names(run, tmp_path):
     )
     names = jungfraujoch.read_names(tmp_path / "names.toml")
     u = open_unmerged([tmp_path / "a.h5"], names=names)
-    assert len(u) == 1 and u.hkl[0].tolist() == [1, 0, 3] and u.intensity[0] == 9.0
+    assert len(u) == 1 and u.hkl[0].tolist() == [1, 0, 3] and u.J[0] == 9.0
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def test_unmerged_by_reciprocalspaceship(run, written):
 def test_unmerged_round_trip(run, written):
     hkl, columns, _ = run
     got = read_unmerged(written)
-    order, back = np.argsort(columns["I"]), np.argsort(got.intensity)
+    order, back = np.argsort(columns["I"]), np.argsort(got.J)
     assert np.array_equal(got.hkl[back], hkl[order])
     assert np.array_equal(got.batch[back], columns["BATCH"][order])
     assert np.array_equal(got.image, np.array([-1, 0, 1, -1, 2])[got.batch])
@@ -150,7 +150,7 @@ def test_real_unmerged_file(shared_data):
     assert len(got) == 75_619 and got.image.max() + 1 == 395
     data = rs.read_mtz(str(path))  # observed indices
     assert np.array_equal(np.array(data.index.to_list()), got.hkl)
-    assert np.array_equal(data["I"].to_numpy(float), got.intensity)
+    assert np.array_equal(data["I"].to_numpy(float), got.J)
     assert np.array_equal(data["ewald_offset"].to_numpy(float), got.excitation_error)
     np.testing.assert_array_equal(data["xobs"].to_numpy(float), got.xy_px[:, 0])
 

@@ -81,7 +81,7 @@ def test_two_files_of_xds_are_one_run(tmp_path):
         (tmp_path / name).write_text(XDS)
     u = open_unmerged([str(tmp_path / "*.hkl")])
     assert list(u.image) == [0, 1, 2, 3] and u.space_group.hm == "P 43 21 2"
-    np.testing.assert_allclose(u.intensity, [150, 140] * 2)
+    np.testing.assert_allclose(u.J, [150, 140] * 2)
     assert u.excitation_error is None and u.wavelength == pytest.approx(0.97918)
     np.testing.assert_array_equal(u.hkl_asu[0], u.hkl_asu[1])  # 1 2 3 and 2 1 3 are mates
 
@@ -111,7 +111,7 @@ def test_streams_need_a_space_group(shared_data):
     assert len(u) == 618 and u.image.max() == 2
     # first line of the file's first table
     np.testing.assert_array_equal(u.hkl[0], [-37, 11, -7])
-    assert (u.intensity[0], u.sigma[0]) == (-15.11, 20.15)
+    assert (u.J[0], u.sigma[0]) == (-15.11, 20.15)
 
 
 def test_files_that_hold_no_integrated_stills(tmp_path, shared_data):

@@ -74,7 +74,7 @@ def _material(n: int, seed: int = 0, **pieces):
     }
     true = partial(still.model, errors=still.perfect, **pieces)
     once = {k: np.asarray(v)[None] for k, v in values.items()}
-    (drawn,) = predictive_draws(rng, true, once, obs, PRIORS)
+    (drawn,) = predictive_draws(true, once, obs, PRIORS, rng=rng)
     found = [drawn[name][1] for name in STATISTICS[:4]]
     shape = np.zeros((n, 2, SLOTS))
     obs = replace(obs, statistics=np.concatenate([np.stack(found, 1), shape], 1))
@@ -84,7 +84,7 @@ def _material(n: int, seed: int = 0, **pieces):
 def _geometry(n: int, rng):
     """Observations of crystals in random orientations, and 1/d."""
     hall, cell = "P 4nw 2abw", gemmi.UnitCell(*RUN.cell)
-    turned = random_rotations(rng, n) @ np.array(cell.frac.mat.tolist()).T
+    turned = random_rotations(n, rng=rng) @ np.array(cell.frac.mat.tolist()).T
     detector = square_detector(RUN, RUN.distance_mm, RUN.beam_center_px)
     z, y = np.array([0.0, 0.0, 1.0]), np.array([0.0, 1.0, 0.0])
     beam = Beam(RUN.wavelength, z, y, RUN.polarization_fraction, RUN.bandwidth)

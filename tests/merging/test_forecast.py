@@ -49,13 +49,13 @@ def so_far(data, n_images, n_draws=40) -> SoFar:
 
 def came(data, n_images) -> dict:
     """The numbers at ``n_images``, by shell: a forecast of no more images."""
-    rows = forecast(so_far(data, n_images, 1), [n_images], np.random.default_rng(0))
+    rows = forecast(so_far(data, n_images, 1), [n_images], rng=np.random.default_rng(0))
     return {row["shell"]: row for row in rows}
 
 
 def test_without_more_images_the_forecast_is_what_there_is():
     data = simulated(np.random.default_rng(1), 60)
-    for row in forecast(so_far(data, 60), [60], np.random.default_rng(2)):
+    for row in forecast(so_far(data, 60), [60], rng=np.random.default_rng(2)):
         for name in NUMBERS:
             assert row[name][0] == pytest.approx(row[name][2])
     seen = so_far(data, 60)
@@ -66,7 +66,7 @@ def test_without_more_images_the_forecast_is_what_there_is():
 def test_completeness_is_poisson():
     """1 − exp(−n·24/240) of 240 equally likely reflections."""
     rows = forecast(
-        so_far(simulated(np.random.default_rng(3), 10), 10), [40], np.random.default_rng(4)
+        so_far(simulated(np.random.default_rng(3), 10), 10), [40], rng=np.random.default_rng(4)
     )
     expected = 1 - np.exp(-40 * PER_IMAGE / M)
     for row in rows:
@@ -80,7 +80,7 @@ def test_nine_of_ten_intervals_hold_what_came():
     for seed in range(30):
         data = simulated(np.random.default_rng(100 + seed), 200)
         then = came(data, 200)
-        for row in forecast(so_far(data, 40), [200], np.random.default_rng(seed)):
+        for row in forecast(so_far(data, 40), [200], rng=np.random.default_rng(seed)):
             for name in NUMBERS:
                 low, _, high = row[name]
                 held[name].append(low - 1e-9 <= then[row["shell"]][name][1] <= high + 1e-9)
@@ -92,7 +92,7 @@ def test_more_images_are_better():
     rows = forecast(
         so_far(simulated(np.random.default_rng(5), 30), 30),
         [30, 100, 1000],
-        np.random.default_rng(6),
+        rng=np.random.default_rng(6),
     )
     for shell in range(SHELLS):
         of = [r for r in rows if r["shell"] == shell]
@@ -104,7 +104,7 @@ def test_more_images_are_better():
 def test_sigma_of_an_anomalous_difference_falls_as_the_root_of_the_images():
     """Mates in place of halves: both are seen ever more often, with 1/√n of the σ."""
     seen = so_far(simulated(np.random.default_rng(7), 200), 200)
-    rows = forecast(seen, [200, 800, 3200], np.random.default_rng(8), mates=True)
+    rows = forecast(seen, [200, 800, 3200], rng=np.random.default_rng(8), mates=True)
     for shell in range(SHELLS):
         sigma = [r["anomalous_sigma"][1] for r in rows if r["shell"] == shell]
         there = [r["anomalous_completeness"][1] for r in rows if r["shell"] == shell]

@@ -44,7 +44,7 @@ def known_scales(**changes):
     g = s.R0_inv_angstrom / width / (1 + x**2) * np.exp(run.log_G[image] - run.B[image] * q**2 / 4)
     n = len(g)
     measured = Measured(
-        intensity=jnp.asarray(data.intensity[order]),
+        J=jnp.asarray(data.J[order]),
         scale=jnp.asarray(g),
         variance=jnp.full(n, s.sigma**2),
         per_photon=jnp.zeros(n),
@@ -75,7 +75,7 @@ def moments_by_brute_force(measured, prior, h, per_photon):
     """⟨I⟩ and its sd of reflection h by Simpson's rule, everything from scipy."""
     mine = np.asarray(measured.code) == h
     J, g, v = (np.asarray(x)[mine, None] for x in
-               (measured.intensity, measured.scale, measured.variance))  # fmt: skip
+               (measured.J, measured.scale, measured.variance))  # fmt: skip
     S = float(np.exp(prior.log_mean[h]))
     F = np.linspace(1e-6, 9 * np.sqrt(S), 8_001)
     mean = g * F**2
@@ -160,7 +160,7 @@ def test_posteriors_at_known_scales_are_calibrated():
     assert centric.sum() > 300
     check_calibrated(post.amplitude[centric], post.amplitude_sd[centric], F[centric], 0.15, 0.05)
     # ranks of the truth among draws are uniform (Talts et al. 2018)
-    draws = latent.draws(0, 99)
+    draws = latent.draws(99, seed=0)
     rank = (draws < F).sum(axis=0) / 99
     assert stats.kstest(rank, "uniform").pvalue > 1e-3
     assert abs(((rank > 0.05) & (rank < 0.95)).mean() - 0.9) < 0.02
@@ -175,7 +175,7 @@ def test_sigmas_without_a_prior_are_calibrated_and_not_from_the_data():
     known = merged.sigma < 0.5 * F2.mean()
     pull = ((merged.intensity - F2) / merged.sigma)[known]
     assert abs(pull.std() - 1) < 0.1 and abs(pull.mean()) < 0.1
-    noisy = replace(measured, intensity=measured.intensity + 50.0)
+    noisy = replace(measured, J=measured.J + 50.0)
     of_noisy = likelihood_only(replace(noisy, nu=np.inf), prior, expected).sigma
     of_normal = likelihood_only(replace(measured, nu=np.inf), prior, expected).sigma
     np.testing.assert_allclose(of_noisy, of_normal, rtol=1e-3)
@@ -243,7 +243,7 @@ def test_frozen_weights_are_near_the_student_t_they_stand_for():
     for h in range(0, 300, 15):
         mine = code == h
         J, g, v = (np.asarray(x)[mine, None] for x in
-                   (measured.intensity, measured.scale, measured.variance))  # fmt: skip
+                   (measured.J, measured.scale, measured.variance))  # fmt: skip
         sd = found.posterior.intensity_sd[h]
         I = found.posterior.intensity[h] + np.linspace(-30, 30, 6_001) * sd  # noqa: E741
         s = np.sqrt(v + (FRACTION * g * I) ** 2)

@@ -48,7 +48,7 @@ def write_mtz(path, data, drop=(), cell=None):
     mtz.set_cell_for_all(cell or data.cell)
     mtz.add_dataset("d").wavelength = 1.3
     columns = {
-        "I": ("J", data.intensity),
+        "I": ("J", data.J),
         "SIGI": ("Q", data.sigma),
         "BATCH": ("B", data.batch),
         "EPSILON_R": ("R", data.excitation_error),
@@ -147,7 +147,7 @@ def test_scaled_observations_merge_to_imean(run):
     order = np.lexsort((*of.hkl.T[::-1], of.batch))
     np.testing.assert_array_equal(data[["H", "K", "L"]].to_numpy(int), of.hkl[order])
     raw = data["I"].to_numpy(float) / data["SCALEUSED"].to_numpy(float)
-    np.testing.assert_allclose(raw, of.intensity[order], rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(raw, of.J[order], rtol=1e-5, atol=1e-4)
     np.testing.assert_allclose(data["EPSILON_R"], of.excitation_error[order], rtol=1e-5)
 
 
@@ -245,7 +245,7 @@ def test_bad_input(run, tmp_path, capsys):
     for label in ("SIGI", "BATCH", "I"):
         path = write_mtz(tmp_path / f"no_{label}.mtz", data, drop=[label])
         assert f"no column {label}" in refused(path)
-    nothing = replace(data, intensity=np.full(len(data), np.nan))
+    nothing = replace(data, J=np.full(len(data), np.nan))
     path = write_mtz(tmp_path / "nan.mtz", nothing)
     assert "no reflection with an intensity" in refused(path)
     assert "no reflection to 99" in refused(good, "--d-min", 99)
@@ -254,8 +254,8 @@ def test_bad_input(run, tmp_path, capsys):
         assert "needs a reference" in refused(good, "--prior", prior)
     assert "--prior" in refused(good, "--prior", "frenchwilson")
     reference = ("--reference", folder / "reference.mtz")
-    assert "Wilson's for two" in refused(good, *reference, "--anomalous", "--prior", "reference")
-    assert "draws of Friedel pairs" in refused(good, "--anomalous", "--draws", 10)
+    assert "have a Wilson prior" in refused(good, *reference, "--anomalous", "--prior", "reference")
+    assert "Friedel pairs have no draws" in refused(good, "--anomalous", "--draws", 10)
     other = write_mtz(tmp_path / "cell.mtz", data, cell=gemmi.UnitCell(44, 44, 60, 90, 90, 90))
     assert "cell" in refused(other, *reference)
     (tmp_path / "p.toml").write_text("R0 = 1e-4\n")
@@ -267,8 +267,8 @@ def test_bad_input(run, tmp_path, capsys):
 
 def test_some_bad_rows_are_left_out(run, tmp_path):
     data = run[1].data
-    J = data.intensity.copy()
+    J = data.J.copy()
     J[::7] = np.nan
-    path = write_mtz(tmp_path / "some.mtz", replace(data, intensity=J))
+    path = write_mtz(tmp_path / "some.mtz", replace(data, J=J))
     assert len(read_unmerged(path)) == np.isfinite(J).sum()
-    assert len(prepare(read_unmerged(path)).intensity) == np.isfinite(J).sum()
+    assert len(prepare(read_unmerged(path)).J) == np.isfinite(J).sum()

@@ -47,7 +47,7 @@ def write(path: Path, table: np.ndarray, labels=LABELS, group="P 41 21 2", cell=
 
 def table_of(data: Unmerged) -> np.ndarray:
     place = np.tile([100.0, 200.0], (len(data), 1))
-    columns = (data.intensity, data.sigma, data.batch, data.excitation_error, place)
+    columns = (data.J, data.sigma, data.batch, data.excitation_error, place)
     return np.column_stack([data.hkl, *columns])
 
 
@@ -92,7 +92,7 @@ def outcome(tmp_path: Path, data: Unmerged, seed: int) -> str:
     except InputError as error:
         assert path.name in str(error) and "\n" not in str(error) and len(str(error)) < 900, error
         return "refused"
-    for name in ("intensity", "sigma", "excitation_error", "norm_q", "log_G0", "log_Sigma0"):
+    for name in ("J", "sigma", "excitation_error", "norm_q", "log_G0", "log_Sigma0"):
         assert np.isfinite(np.asarray(getattr(obs, name))).all(), name
     assert (np.asarray(obs.sigma) > 0).all()
     n_rows = gemmi.read_mtz_file(str(path)).nreflections
@@ -134,7 +134,7 @@ def test_a_row_that_is_no_observation_costs_that_row_only(tmp_path, data):
     assert len(found) == len(data) - len(bad) and sum(found.left_out.values()) == len(bad)
     for _, _, reason in bad:
         assert any(name.startswith(reason) for name in found.left_out), reason
-    np.testing.assert_allclose(found.intensity, data.intensity[len(bad) :], rtol=1e-6)
+    np.testing.assert_allclose(found.J, data.J[len(bad) :], rtol=1e-6)
     assert f"{len(bad)} rows left out: " in found.describe()
 
 
@@ -176,17 +176,17 @@ def test_what_cannot_be_merged(data):
         mergeable(data.select(first, "again"), 0.0)
     for scale in (0.0, -1.0):
         with pytest.raises(InputError, match="simulated: the mean intensity is positive in no"):
-            merge_run(replace(data, intensity=scale * np.abs(data.intensity)), load_model("latent"))
+            merge_run(replace(data, J=scale * np.abs(data.J)), load_model("latent"))
 
 
 def test_one_wild_number_leaves_the_others_as_they_were(data):
     """10³⁰ in one I, in one ε_r, or none: scales and all other intensities agree within errors."""
     model = load_model("latent")
-    wild_I, wild_offset = np.array(data.intensity), np.array(data.excitation_error)
+    wild_I, wild_offset = np.array(data.J), np.array(data.excitation_error)
     wild_I[7], wild_offset[7] = 1e30, 1e30
     without = np.arange(len(data)) != 7
     expected = merge_run(data.select(without, "on purpose"), model)
-    for change in ({"intensity": wild_I}, {"excitation_error": wild_offset}):
+    for change in ({"J": wild_I}, {"excitation_error": wild_offset}):
         run = merge_run(replace(data, **change), model)
         assert sum(run.data.left_out.values()) == 1
         np.testing.assert_array_equal(run.scaled.log_G, expected.scaled.log_G)

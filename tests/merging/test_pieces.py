@@ -19,7 +19,7 @@ def measured() -> Measured:
     expected = scale * rng.exponential(400, m)[code]
     variance = np.full(n, 200.0)
     return Measured(
-        intensity=expected + np.sqrt(variance + expected) * rng.standard_normal(n),
+        J=expected + np.sqrt(variance + expected) * rng.standard_normal(n),
         scale=scale,
         variance=variance,
         per_photon=np.ones(n),

@@ -51,7 +51,7 @@ def observed():
     I, n = np.abs(F) ** 2, EACH * len(hkl)  # noqa: E741
     code, g = np.repeat(np.arange(len(hkl)), EACH), rng.uniform(0.1, 1, n)
     measured = Measured(
-        intensity=jnp.zeros(n),
+        J=jnp.zeros(n),
         scale=jnp.asarray(g),
         variance=jnp.full(n, 15.0**2),
         per_photon=jnp.ones(n),
@@ -63,7 +63,7 @@ def observed():
         hkl=jnp.asarray(hkl),
     )
     J = g * I[code] + np.sqrt(measured.variance_at(I[code])) * rng.standard_t(8.0, n)
-    return replace(measured, intensity=jnp.asarray(J)), I
+    return replace(measured, J=jnp.asarray(J)), I
 
 
 def posterior_with(amplitude):
@@ -149,7 +149,7 @@ def test_the_free_set_has_no_part_in_the_prior():
         measured,
         **{
             name: getattr(measured, name)[few]
-            for name in ("intensity", "scale", "variance", "per_photon", "fraction", "code",
+            for name in ("J", "scale", "variance", "per_photon", "fraction", "code",
                          "image", "weight")
         },
         hkl=measured.hkl[:300],

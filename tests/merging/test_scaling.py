@@ -49,7 +49,7 @@ def test_posteriors_of_intensities_are_calibrated(run):
     pull = (post.intensity - k * true) / post.intensity_sd
     assert 0.8 < pull.std() < 1.25
     assert (post.intensity > 0).all() and (post.amplitude > 0).all()
-    averaged = np.bincount(obs.code, obs.intensity) / np.bincount(obs.code)
+    averaged = np.bincount(obs.code, obs.J) / np.bincount(obs.code)
     assert pearson(post.intensity, true) > max(0.97, pearson(averaged, true))
 
 
@@ -65,7 +65,7 @@ def test_pulls_of_intensities_whose_scales_were_fitted():
         k = (weight * post.intensity) @ true / ((weight * true) @ true)  # the gauge
         pulls.append((post.intensity - k * true) / post.intensity_sd)
         centric.append(np.asarray(fit.prior.centric))
-        draws = intensity_posteriors(fit.measured, fit.prior).draws(seed, 199)
+        draws = intensity_posteriors(fit.measured, fit.prior).draws(199, seed=seed)
         ranks.append((draws < np.sqrt(k * true)).mean(axis=0))
     pull, is_centric, rank = map(np.concatenate, (pulls, centric, ranks))
     for chosen in (is_centric, ~is_centric, is_centric | True):

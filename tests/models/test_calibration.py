@@ -207,14 +207,14 @@ def seen(images, stills, hkl, known) -> physics.SpotStatistics:
 def made(count: int):
     """Truths and what was seen of each, ``count`` of them."""
     group = gemmi.find_spacegroup_by_ops(gemmi.symops_from_hall(RUN.hall))
-    reference = reference_intensities(RUN, np.random.default_rng(0))
+    reference = reference_intensities(RUN, rng=np.random.default_rng(0))
     sphere = whole_sphere(RUN.hall, reference)
     intensity = {tuple(h): x for h, x in zip(sphere.hkl, sphere.intensity, strict=True)}
 
     def known(hkl):
         return np.array([intensity[tuple(h)] for h in hkl])
 
-    beam = draw_truth(RUN, np.random.default_rng(0)).beam
+    beam = draw_truth(RUN, rng=np.random.default_rng(0)).beam
     detector = square_detector(RUN, RUN.distance_mm, RUN.beam_center_px)
     cell = gemmi.UnitCell(*RUN.cell)
     hkl = predict.candidate_indices(cell, group, RUN.d_min)
@@ -222,7 +222,7 @@ def made(count: int):
     rows = []
     for k in range(count):
         rng = np.random.default_rng([20, k])
-        crystals = random_rotations(rng, N_IMAGES) @ np.array(cell.frac.mat.tolist()).T
+        crystals = random_rotations(N_IMAGES, rng=rng) @ np.array(cell.frac.mat.tolist()).T
         stills = [
             Still(f"{i}", "", i, beam, detector, Crystal(A, RUN.hall))
             for i, A in enumerate(crystals)
@@ -280,7 +280,7 @@ def worst(replicates, program, log_sigma=1.0, variance=1.0, sign=1.0) -> tuple[s
     z: dict[str, list[np.ndarray]] = {}
     for k, (truth, obs) in enumerate(replicates):
         fit = infer.map_fit(program, obs, PRIORS, switches, tolerance=0.05, exact=False)
-        draws = infer.laplace_draws(fit, np.random.default_rng(k), N_DRAWS)
+        draws = infer.laplace_draws(fit, N_DRAWS, rng=np.random.default_rng(k))
         for name, value in truth.items():
             below = np.sum(draws[name] < value, axis=0)
             z.setdefault(name, []).append((below + 0.5) / (N_DRAWS + 1))

@@ -69,7 +69,7 @@ def test_prediction_of_a_reflection_does_not_ask_whether_it_was_fitted(fitted):
 
     def replicates(obs):
         rng = np.random.default_rng(0)
-        (sites,) = predictive_draws(rng, load_model("still"), once, obs, priors)
+        (sites,) = predictive_draws(load_model("still"), once, obs, priors, rng=rng)
         return np.stack([np.where(known, replica, 0.0) for _, replica in sites.values()])
 
     everything = replicates(replace(obs, fit=jnp.asarray(known)))

@@ -18,13 +18,14 @@ from bayes_refine.fitting.measure_batch import Plan
 from bayes_refine.fitting.measure_run import MeasuredRun
 from bayes_refine.fitting.problem import Run
 from bayes_refine.infer import density as densities
-from bayes_refine.infer.curvature import fisher_curvature
 from bayes_refine.loading import load_model
 from bayes_refine.measuring.shoebox import Shoebox
 from bayes_refine.per_pixel import curvature, pixel_noise, profile
 from bayes_refine.per_pixel.curvature import spot_curvature, spot_sums, with_noise
 from bayes_refine.per_pixel.pixels import Pixels, frozen, pixels_of
 from bayes_refine.physics.spot import Spot
+
+from ..automatic_curvature import fisher_curvature
 
 GOOD = slice(0, 4)  # images of ``small_run`` that nobody spoiled
 NOISES = (

@@ -39,7 +39,7 @@ def test_all_axes_alike_are():
 
 def test_another_bandwidth_than_stated():
     (line,) = beam_sentences(summary(bandwidth=5e-4))
-    assert line.startswith("The bandwidth is 0.05 % rms, 0.1 % is stated")
+    assert line.startswith("The fitted bandwidth is 0.05 % rms, the files state 0.1 %")
     assert beam_sentences(summary(bandwidth=1.3e-3)) == []
 
 

@@ -99,7 +99,7 @@ def fitted(small_run, tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
     run, reader = (small_run.given[name] for name in ("run", "reader"))
     summary = json.loads((small_run.out / "summary.json").read_text())
-    draws = infer.laplace_draws(run.fit, np.random.default_rng(0), 40)
+    draws = infer.laplace_draws(run.fit, 40, rng=np.random.default_rng(0))
     report.fit_report(path, run, summary, draws, reader)
     text = path.read_text(encoding="utf-8")
     return text, Page(text), run, summary
@@ -422,7 +422,7 @@ def test_couplings_are_named_and_median(fitted):
     assert correlation.shape == (len(names), len(names))
     np.testing.assert_allclose(np.diag(correlation), 1)
     assert {"G", "B", "R1", "rot_x_mrad", "run:R0_inv_angstrom"} <= set(names)
-    draws = infer.laplace_draws(run.fit, np.random.default_rng(1), 4000)
+    draws = infer.laplace_draws(run.fit, 4000, rng=np.random.default_rng(1))
     g, b = draws["log_G"][..., 0], draws["B"][..., 0]
     expected = np.median([np.corrcoef(g[:, i], b[:, i])[0, 1] for i in range(4)])
     assert correlation[names.index("G"), names.index("B")] == pytest.approx(expected, abs=0.04)

@@ -33,7 +33,7 @@ def test_reflections_of_dials(folder):
     back = unmerged_of_dials([(folder / "refined.expt", folder / "refined.refl")])
     assert len(back) == len(raw)
     order = [np.lexsort((*u.hkl.T, u.batch)) for u in (raw, back)]
-    np.testing.assert_allclose(back.intensity[order[1]], raw.intensity[order[0]])
+    np.testing.assert_allclose(back.J[order[1]], raw.J[order[0]])
     # ε_r of the refined geometry, in single precision in the MTZ
     both = back.excitation_error[order[1]], raw.excitation_error[order[0]]
     np.testing.assert_allclose(*both, atol=2e-8)
@@ -44,7 +44,7 @@ def test_the_stream_holds_the_same_observations(folder):
     back = unmerged_of_stream(folder / "refined.stream", raw.space_group)
     assert len(back) == len(raw)
     order = [np.lexsort((*u.hkl.T, u.image)) for u in (raw, back)]
-    np.testing.assert_allclose(back.intensity[order[1]], raw.intensity[order[0]], atol=0.006)
+    np.testing.assert_allclose(back.J[order[1]], raw.J[order[0]], atol=0.006)
     both = back.excitation_error[order[1]], raw.excitation_error[order[0]]
     np.testing.assert_allclose(*both, atol=2e-8)
     # places, to the table's 0.1 px of 0.172 mm, and the last round's movement

@@ -96,7 +96,7 @@ def test_merged_is_the_merge_of_unmerged(small_run):
     assert types == list("HHHJQII")
     found = read_unmerged(small_run.out / "unmerged.mtz")
     scale = mtz_columns(small_run.out / "unmerged.mtz")[1]["SCALE"]
-    again = merge(found.hkl_asu, found.intensity, found.sigma**2, scale, found.image)
+    again = merge(found.hkl_asu, found.J, found.sigma**2, scale, found.image)
     np.testing.assert_array_equal(column["N"], again.n)
     # where one image has measured it there is nothing to weigh
     single = (again.n == 1) & np.isfinite(column["IMEAN"])

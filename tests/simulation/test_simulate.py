@@ -40,7 +40,7 @@ def landing_px(simulation: Simulation, q: np.ndarray) -> np.ndarray:
 
 def inner_spots(simulation: Simulation, n: int = 5):
     """Truth of a run, its first image's spots, and the n strongest that fit on the detector."""
-    truth = draw_truth(simulation, np.random.default_rng(simulation.seed))
+    truth = draw_truth(simulation, rng=np.random.default_rng(simulation.seed))
     spots = predict_spots(simulation, truth, 0)
     xy = landing_px(simulation, spots.q)
     inside = np.all((xy > 15) & (xy < simulation.n_pixels - 15), axis=1)
@@ -86,7 +86,7 @@ def test_center_and_width_of_a_spot():
 def test_tiles_see_what_one_panel_sees_less_the_gap():
     whole = Simulation(n_images=1)
     tiled = Simulation(n_images=1, n_panels=4, panel_gap_px=10)
-    truth, tiles = (draw_truth(s, np.random.default_rng(1)) for s in (whole, tiled))
+    truth, tiles = (draw_truth(s, rng=np.random.default_rng(1)) for s in (whole, tiled))
     spots = predict_spots(whole, truth, 0)
     (image,) = spot_photons(truth.detector, truth.beam, spots)
     parts = spot_photons(tiles.detector, tiles.beam, spots)
@@ -95,7 +95,7 @@ def test_tiles_see_what_one_panel_sees_less_the_gap():
     for part, corner in zip(parts, corners, strict=True):
         np.testing.assert_allclose(part, image[corner], atol=1e-4 * image.max())
     with pytest.raises(InputError, match="n_panels must be 1 or 4"):
-        draw_truth(Simulation(n_panels=2), np.random.default_rng(1))
+        draw_truth(Simulation(n_panels=2), rng=np.random.default_rng(1))
 
 
 SHAPE = (0.3, -0.2, 0.25, -0.3, 0.2)
@@ -164,7 +164,7 @@ def test_partiality_width_is_the_spec_s():
 def test_wilson_statistics():
     """<I²>/<I>² is 2 for acentric, 3 for centric reflections (Wilson 1949)."""
     simulation = Simulation(d_min=1.6, wilson_B=0.0)
-    reference = reference_intensities(simulation, np.random.default_rng(3))
+    reference = reference_intensities(simulation, rng=np.random.default_rng(3))
     operations = gemmi.symops_from_hall(simulation.hall)
     centric = operations.centric_flag_array(reference.hkl)
     epsilon = operations.epsilon_factor_without_centering_array(reference.hkl)
@@ -177,7 +177,7 @@ def test_wilson_statistics():
 
 def test_whole_sphere_has_every_reflection_with_its_intensity():
     simulation = Simulation(d_min=5.0)
-    reference = reference_intensities(simulation, np.random.default_rng(3))
+    reference = reference_intensities(simulation, rng=np.random.default_rng(3))
     sphere = whole_sphere(simulation.hall, reference)
     group = gemmi.SpaceGroup("P 43 21 2")
     cell = gemmi.UnitCell(*simulation.cell)
@@ -190,7 +190,7 @@ def test_whole_sphere_has_every_reflection_with_its_intensity():
 
 
 def test_random_rotations_are_rotations():
-    R = random_rotations(np.random.default_rng(0), 50)
+    R = random_rotations(50, rng=np.random.default_rng(0))
     np.testing.assert_allclose(R @ np.swapaxes(R, 1, 2), np.tile(np.eye(3), (50, 1, 1)), atol=1e-12)
     np.testing.assert_allclose(np.linalg.det(R), 1)
 
@@ -201,7 +201,7 @@ def test_noise_has_the_expected_mean_and_variance():
         n_images=1, mean_photons=0.0, background_photons=50.0, gain=3.0, read_noise=5.0
     )
     rng = np.random.default_rng(2)
-    counts, _ = simulate_image(simulation, rng, draw_truth(simulation, rng), 0)
+    counts, _ = simulate_image(simulation, draw_truth(simulation, rng=rng), 0, rng=rng)
     assert counts.dtype == np.int32
     assert counts.mean() == pytest.approx(150, rel=1e-3)
     assert counts.var() == pytest.approx(9 * 50 + 25 + 1 / 12, rel=0.02)

@@ -1,4 +1,4 @@
-"""The entry of a refined detector: the one that was read, with moves of its panels written in."""
+"""The ``.expt`` entry of a refined detector: the entry that was read, with the panels moved."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from ...geometry.detector import Detector
 
-_SAME = 1e-9  # of motions' elements, mm in the last column, that are one motion
+_SAME = 1e-9  # motions whose elements differ less (mm in the last column) are the same motion
 
 
 def refined_entry(entry: dict[str, Any], old: Detector, new: Detector) -> dict[str, Any]:

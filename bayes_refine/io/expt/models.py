@@ -12,15 +12,17 @@ from ...geometry.detector import FEW_PANELS, MOST_GROUPS, Beam, Detector, lies_a
 from ...util.errors import InputError
 from .schema import BeamEntry, CrystalEntry, DetectorEntry, Node, PanelEntry
 
-_NO_LENGTH = 1e-9  # of a vector that is to be a direction
-_NEAREST_MM = 0.1  # of a panel's plane to the sample: nearer, it is seen edge-on
+_NO_LENGTH = 1e-9  # a vector shorter than this is no direction
+_NEAREST_MM = 0.1  # of a panel's plane to the sample; a nearer panel is seen edge-on
 
 
 def beam_of(entry: BeamEntry) -> Beam:
-    """The beam, which travels against ``direction``; its bandwidth, not in the file, is 0.
+    """The beam of an entry; it travels against ``direction``.
+
+    The bandwidth is 0, since the format does not have it.
 
     Raises:
-        InputError: a direction of no length, or a normal of polarisation along the beam.
+        InputError: the direction has no length, or the normal of polarisation is along the beam.
     """
     along = -unit(entry.direction, "direction")
     normal = unit(entry.polarization_normal, "polarization_normal")
@@ -30,7 +32,7 @@ def beam_of(entry: BeamEntry) -> Beam:
 
 
 def crystal_of(entry: CrystalEntry) -> Crystal:
-    """The crystal, in a tabulated setting.
+    """The crystal of an entry, in a tabulated setting.
 
     Raises:
         InputError: as :func:`bayes_refine.geometry.crystal.crystal_of_axes`.
@@ -40,10 +42,11 @@ def crystal_of(entry: CrystalEntry) -> Crystal:
 
 
 def detector_of(entry: DetectorEntry) -> Detector:
-    """The panels in the laboratory, their hierarchy composed.
+    """The detector of an entry, in the lab frame; the frames of its hierarchy are composed.
 
     Raises:
-        InputError: frames that are none, panels through the sample, maps of displaced pixels.
+        InputError: axes that are not perpendicular, a panel whose plane passes through the sample,
+            or pixels that are displaced by maps.
     """
     panels = entry.panels
     lab = _frames(panels, [f"panels[{n}]" for n in range(len(panels))])
@@ -100,7 +103,7 @@ def detector_of(entry: DetectorEntry) -> Detector:
 
 
 def check_in_the_beam(beam: Beam, detector: Detector) -> None:
-    """Refuse a detector that no forward-scattered photon meets: a sign is wrong somewhere."""
+    """Refuse a detector that no forward-scattered photon can meet: a sign in it is wrong."""
     if not lies_ahead(detector, beam):
         raise InputError(
             "the whole detector lies behind the sample, where the beam comes from; check the signs "
@@ -109,7 +112,7 @@ def check_in_the_beam(beam: Beam, detector: Detector) -> None:
 
 
 def unit(vector: tuple[float, ...], name: str) -> np.ndarray:
-    """(3,) unit vector; InputError where the vector has no length."""
+    """(3,) unit vector along ``vector``; InputError if it has no length."""
     v = np.array(vector, float)
     length = float(np.linalg.norm(v))
     if not length > _NO_LENGTH:
@@ -118,7 +121,7 @@ def unit(vector: tuple[float, ...], name: str) -> np.ndarray:
 
 
 def _rectangles(panel: PanelEntry) -> Iterator[tuple[int, int, int, int]]:
-    """Masked rectangles, clipped to the panel."""
+    """The masked rectangles of a panel, clipped to it."""
     width, height = panel.image_size
     for x0, y0, x1, y1 in panel.mask or ():
         clipped = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
@@ -127,7 +130,7 @@ def _rectangles(panel: PanelEntry) -> Iterator[tuple[int, int, int, int]]:
 
 
 class _Place(NamedTuple):
-    """A group of the hierarchy, the number of its parent in the list, and what it is called."""
+    """A group of the hierarchy, its parent's index in the list of groups, and its name."""
 
     group: Node
     parent: int
@@ -137,7 +140,7 @@ class _Place(NamedTuple):
 def _places(root: Node) -> list[_Place]:
     """The groups of a hierarchy, each after its parent."""
     places = [_Place(root, 0, "hierarchy")]
-    for k, place in enumerate(places):  # which grows
+    for k, place in enumerate(places):  # the list grows meanwhile
         places += [
             _Place(child, k, f"{place.name}.children[{n}]")
             for n, child in enumerate(place.group.children)
@@ -147,10 +150,12 @@ def _places(root: Node) -> list[_Place]:
 
 
 def _rigid(holders: Sequence[int], parents: Sequence[int]) -> tuple[int, ...]:
-    """The smallest groups of a hierarchy that are few enough, by panel; none where it has none.
+    """For each panel, the number of the group it moves with; empty if there are no such groups.
+
+    Groups are those of the lowest level of the hierarchy that has few enough.
 
     Args:
-        holders: number of the group that each panel hangs in. parents: of each group.
+        holders: number of the group that each panel hangs in. parents: parent of each group.
     """
     while len(kinds := sorted(set(holders))) > MOST_GROUPS:
         holders = [parents[k] for k in holders]
@@ -158,7 +163,7 @@ def _rigid(holders: Sequence[int], parents: Sequence[int]) -> tuple[int, ...]:
 
 
 def _frames(entries: Sequence[PanelEntry | Node], places: Sequence[str]) -> np.ndarray:
-    """(n, 4, 4) affine matrices with columns fast, slow, fast × slow and origin (mm)."""
+    """(n, 4, 4) affine matrices; their columns are fast, slow, fast × slow and the origin (mm)."""
     for entry, place in zip(entries, places, strict=True):
         if entry.fast_axis is None or entry.slow_axis is None or entry.origin is None:
             raise InputError(f"{place}: fast_axis, slow_axis or origin is missing")

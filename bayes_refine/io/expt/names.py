@@ -1,4 +1,4 @@
-"""One name for each experiment: what the file gives where that is unique, else the image's."""
+"""A name for each experiment: its identifier where that is unique, else the name of its image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _COMPRESSED = (".bz2", ".gz")
 
 
 class Named(NamedTuple):
-    """What an experiment's name is made of: its identifier, image, and crystal's numbers."""
+    """What the name of an experiment is made of: identifier, image, numbers of the crystal."""
 
     identifier: str
     image: tuple[Path, int]
@@ -21,11 +21,12 @@ class Named(NamedTuple):
 
 
 def unique_names(experiments: Sequence[Named]) -> list[str]:
-    """A name for each experiment that does not depend on their order.
+    """Names of experiments, which do not depend on the order of the experiments.
 
-    Identifiers that are given once are kept (control characters escaped).  Others become
-    ``stem#frame`` of the image, with ``.crystalN`` where several crystals lie on the image, N in
-    the order of their numbers, and ``@folder`` where images of one name lie in several folders.
+    An identifier that occurs once is kept, with control characters escaped.  Other experiments are
+    called ``stem#frame`` after the image, with ``.crystalN`` added where several crystals are on
+    the image (N in the order of their numbers), and ``@folder`` where images in several folders
+    have the same name.
     """
     given = [printable(e.identifier) for e in experiments]
     count = Counter(given)
@@ -45,7 +46,7 @@ def unique_names(experiments: Sequence[Named]) -> list[str]:
                 name += f".crystal{k + 1}"
             if folders[path]:
                 name += f"@{folders[path]}"
-            while name in taken:  # somebody else's identifier
+            while name in taken:  # it is another experiment's identifier
                 name += "'"
             names[n] = name
             taken.add(name)
@@ -53,7 +54,7 @@ def unique_names(experiments: Sequence[Named]) -> list[str]:
 
 
 def _folders(paths: set[Path]) -> dict[Path, str]:
-    """As many folders of each file as tell it from the others of its stem; none if it is alone."""
+    """The folders of each path that tell it from other files of the same stem; "" if none do."""
     folders: dict[Path, str] = {}
     by_stem: dict[str, list[Path]] = defaultdict(list)
     for path in paths:

@@ -24,22 +24,22 @@ _MAX_DEPTH = 100  # of nested lists in a file
 
 
 def read_experiments(path: str | Path) -> Experiments:
-    """The stills of a DIALS ``.expt`` file.
+    """Read the stills of a DIALS ``.expt`` file.
 
         experiments = read_experiments("indexed.expt")
         still = experiments.stills[0]
         still.crystal.cell, still.beam.wavelength, still.detector.n_panels
 
-    Lengths mm and Å as in the file; ``Beam.bandwidth``, which the format does not hold, is 0.
-    Identifiers that are empty or shared are replaced by ``stem#frame`` of the image, with
-    ``.crystalN`` added where several crystals lie on it.  Experiments that have no crystal, one
-    that cannot be, or that are there twice, are left out (``Experiments.left_out``).  Crystals in
-    a setting that is not tabulated are reindexed.
+    Lengths are in mm and Å, as in the file.  The format has no bandwidth: ``Beam.bandwidth`` is 0.
+    Identifiers that are empty or occur twice are replaced by ``stem#frame`` of the image, with
+    ``.crystalN`` added where several crystals are on the image.  An experiment is left out
+    (``Experiments.left_out``) if it has no crystal or an impossible one, or occurs twice.  Crystals
+    in a setting that is not tabulated are reindexed.
 
     Raises:
-        InputError: the file is missing, not an experiment list, without a usable experiment,
-            rotation data of more than 0.5° an image, or holds a beam, detector or image set that
-            cannot be used; the message names the place in the file.
+        InputError: the file is missing or no experiment list, it has no usable experiment, its
+            images turn by more than 0.5°, or it has a beam, detector or image set that cannot be
+            used; the message names the place in the file.
     """
     path = Path(path)
     document = _load(path)
@@ -54,13 +54,13 @@ def read_experiments(path: str | Path) -> Experiments:
 
 
 class Contents(NamedTuple):
-    """What an experiment list holds.
+    """The content of an experiment list.
 
     Attributes:
         stills: in the file's order. numbers: of their experiments in the file.
         left_out: a sentence for each experiment that cannot be used.
-        masks: mask files, which are not read.
-        exposures: turns of the crystals; None of stills.
+        masks: names of mask files, which are not read.
+        exposures: turns of the crystals; None for stills.
     """
 
     stills: tuple[Still, ...]
@@ -71,7 +71,7 @@ class Contents(NamedTuple):
 
 
 def parse(document: dict[str, Any], path: Path) -> Contents:
-    """The contents of a document that was read from ``path``; raises as the reader."""
+    """The content of a document that was read from ``path``; raises what the reader raises."""
     entries = checked(document, path)
     frames = Frames(entries, path)
     beam = _once("beam", entries.beam, beam_of, path)
@@ -126,7 +126,7 @@ def parse(document: dict[str, Any], path: Path) -> Contents:
 
 
 def _once(key: str, entries: list, make: Callable[[Any], Any], path: Path) -> Callable[[int], Any]:
-    """Makes each of ``entries`` when it is first asked for, and says which one cannot be made."""
+    """A function that makes entry ``index`` once, on first use, and names one that is invalid."""
     made: dict[int, Any] = {}
 
     def at(index: int) -> Any:
@@ -148,7 +148,7 @@ def _load(path: Path) -> dict[str, Any]:
             raise InputError(f"{path} is not a file; give a DIALS .expt file")
         with path.open("rb") as file:
             start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-            if start not in (b"{", b"["):  # before gigabytes of something else are read
+            if start not in (b"{", b"["):  # so that no gigabytes of another file are read
                 what = "is not JSON" if start else "is empty"
                 raise InputError(f"{path} {what}; give a DIALS .expt file")
             file.seek(0)

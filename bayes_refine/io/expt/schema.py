@@ -1,4 +1,4 @@
-"""What is read of an ``.expt`` file, and which values it may have."""
+"""The parts of an ``.expt`` file that are read, and the values that they may have."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pydantic import (
 
 from ...util.errors import InputError
 
-_MAX_PLACE = 120  # characters of a place in the file that are shown
+_MAX_PLACE = 120  # characters shown of a place in the file
 
 
 def _range(low: float, high: float, **more: Any) -> Any:
@@ -39,7 +39,7 @@ def _name(value: Any) -> str | None:
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, str):  # pydantic's own would refuse names of files that are not UTF-8
+    if not isinstance(value, str):  # pydantic's str would refuse file names that are not UTF-8
         raise ValueError("should be a text")
     return value
 
@@ -51,7 +51,7 @@ Index = Annotated[int, _range(0, 1e9)]
 Pixels = Annotated[int, _range(1, 1e5)]
 Pixel = Annotated[int, _range(-1e6, 1e6)]
 Text = Annotated[str, PlainValidator(_text)]
-Name = Annotated[str | None, PlainValidator(_name)]  # of a file; null where there is none
+Name = Annotated[str | None, PlainValidator(_name)]  # of a file; null if there is none
 Vector = tuple[Number, Number, Number]
 
 
@@ -60,7 +60,7 @@ class _Entry(BaseModel):
 
 
 class BeamEntry(_Entry):
-    """``direction`` points to the source; the wavelength is in Å."""
+    """A beam: ``direction`` points to the source; the wavelength is in Å."""
 
     kind: Annotated[str | None, Field(alias="__id__")] = None
     direction: Vector
@@ -70,7 +70,7 @@ class BeamEntry(_Entry):
 
 
 class Strategy(_Entry):
-    """How positions in mm and in pixels belong together."""
+    """The conversion between positions in mm and in pixels."""
 
     type: Literal[
         "SimplePxMmStrategy",
@@ -81,7 +81,7 @@ class Strategy(_Entry):
 
 
 class PanelEntry(_Entry):
-    """Lengths in mm, sizes (fast, slow) in pixels."""
+    """A panel: lengths in mm, sizes (fast, slow) in pixels."""
 
     fast_axis: Vector
     slow_axis: Vector
@@ -99,7 +99,7 @@ class PanelEntry(_Entry):
 
 
 class Node(_Entry):
-    """A group of the hierarchy: a frame and its children; or a leaf, the number of a panel."""
+    """A group of the hierarchy, with a frame and children; or a leaf, the number of a panel."""
 
     panel: Index | None = None
     fast_axis: Vector | None = None
@@ -109,14 +109,14 @@ class Node(_Entry):
 
 
 class DetectorEntry(_Entry):
-    """Panels, and the groups that they hang in where the file has a hierarchy."""
+    """A detector: panels, and, if the file has a hierarchy, the groups that hold the panels."""
 
     panels: Annotated[list[PanelEntry], Field(min_length=1, max_length=10_000)]
     hierarchy: Node | None = None
 
 
 class CrystalEntry(_Entry):
-    """Axes of the real-space cell in the laboratory, Å."""
+    """A crystal: axes of the real-space cell in the lab frame, Å."""
 
     real_space_a: Vector
     real_space_b: Vector
@@ -125,14 +125,14 @@ class CrystalEntry(_Entry):
 
 
 class ScanProperties(_Entry):
-    """dxtbx since 3.17."""
+    """Properties of a scan, as dxtbx writes them since version 3.17."""
 
     oscillation: list[Number] | None = None
     oscillation_width: Annotated[list[Number] | None, BeforeValidator(_listed)] = None
 
 
 class ScanEntry(_Entry):
-    """Which frames, from 1, an experiment is of, and how far the crystal turns in one."""
+    """A scan: the frames of an experiment, from 1, and how far the crystal turns in each."""
 
     image_range: tuple[Pixel, Pixel] | None = None
     properties: ScanProperties | None = None
@@ -140,7 +140,7 @@ class ScanEntry(_Entry):
 
 
 class ImageSetEntry(_Entry):
-    """Files by name, or a template with # for digits; the others are names of files too."""
+    """An image set: names of files, or a template with # for digits; names of masks and maps."""
 
     images: list[Text] | None = None
     template: Text | None = None
@@ -153,7 +153,7 @@ class ImageSetEntry(_Entry):
 
 
 class ExperimentEntry(_Entry):
-    """Which entries of the lists belong together."""
+    """An experiment: the indices of its beam, detector, crystal and so on."""
 
     identifier: Text | None = None
     beam: Index
@@ -161,7 +161,7 @@ class ExperimentEntry(_Entry):
     imageset: Index
     crystal: Index | None = None
     scan: Index | None = None
-    goniometer: Any = None  # stills have one that does not matter
+    goniometer: Any = None  # a still's goniometer does not matter
 
 
 class Document(_Entry):
@@ -177,10 +177,10 @@ class Document(_Entry):
 
 
 def checked(document: dict[str, Any], path: Path) -> Document:
-    """The document with shapes, types and ranges of what is read, and its indices, checked.
+    """Check shapes, types and ranges of all that is read of a document, and its indices.
 
     Raises:
-        InputError: the first thing that is wrong, with its place, as ``beam[0].wavelength``.
+        InputError: the first error, with its place in the file, such as ``beam[0].wavelength``.
     """
     try:
         found = Document.model_validate(document)
@@ -198,7 +198,7 @@ def checked(document: dict[str, Any], path: Path) -> Document:
 
 
 def _explained(error: ValidationError) -> str:
-    """The place of the first error and what is wrong there."""
+    """The place of the first error, and the error."""
     first, n = error.errors(include_url=False)[0], error.error_count()
     parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
     place = "".join(parts).removeprefix(".")

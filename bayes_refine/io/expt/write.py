@@ -1,4 +1,4 @@
-"""Writing ``.expt`` files: what was read, with the stills' crystals and detectors."""
+"""Write ``.expt`` files: the document that was read, with new crystals and detectors."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from .exposure import Exposure, scan_of_one
 from .frames import absolute
 from .read import parse
 
-_WRITTEN = ("crystal", "detector", "imageset", "beam")  # lists with an entry for what is written
-_STALE = ("recalculated_", "A_at_scan_points", "B_covariance")  # of the crystal before refinement
+_WRITTEN = ("crystal", "detector", "imageset", "beam")  # lists that are written anew
+_STALE = ("recalculated_", "A_at_scan_points", "B_covariance")  # hold for the unrefined crystal
 
 
 def write_experiments(path: str | Path, experiments: Experiments) -> None:
     """Write ``experiments.document`` back with each still's crystal, detector and wavelength.
 
-    Experiments that have no still are left out, and their crystals, detectors, beams and image
-    sets with them; image paths become absolute, identifiers those of the stills, and all else is
-    kept, scans and the settings of the crystals too.  Moves of a detector and of its panels go to
-    the groups of its hierarchy that move as a whole (``detector_entry``).
+    Experiments without a still are left out, together with their crystals, detectors, beams and
+    image sets.  Image paths become absolute, and identifiers become those of the stills.
+    Everything else is kept, also scans and the settings of crystals.  Where panels moved as a
+    group, the move is written to the group in the detector's hierarchy (``detector_entry``).
 
     Raises:
-        InputError: ``path`` cannot be written, or a still is not of the document.
+        InputError: ``path`` cannot be written, or the document has no experiment of a still.
     """
     document, source = experiments.document, experiments.path
     contents = parse(document, source)
@@ -41,7 +41,7 @@ def write_experiments(path: str | Path, experiments: Experiments) -> None:
     }
     new: dict[str, list] = {"experiment": [], **{key: [] for key in _WRITTEN}}
     scans = list(document.get("scan", []))
-    places: dict[tuple, int] = {}  # what was written already: stills may share models
+    places: dict[tuple, int] = {}  # of entries that are written already: stills may share them
 
     def place(key: str, entry: dict[str, Any], *content: bytes | str) -> int:
         if (key, id(entry), *content) not in places:
@@ -80,8 +80,9 @@ def write_experiments(path: str | Path, experiments: Experiments) -> None:
 def _crystal_entry(
     entry: dict[str, Any], old: Crystal, new: Crystal, exposure: Exposure | None
 ) -> dict[str, Any]:
-    """The crystal in the setting of the file: A' = A·Vᵀ of the file's Hall symbol, at the datum of
-    the goniometer if it turns during the exposure.
+    """The entry of a crystal in the setting of the file, A' = A·Vᵀ with V of its Hall symbol.
+
+    A crystal that turns during the exposure is written at the datum of the goniometer.
     """
     if np.array_equal(old.A, new.A) and old.hall == new.hall:
         return entry
