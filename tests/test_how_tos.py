@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import pickle
 import re
+import sys
+from functools import partial
 from pathlib import Path
 
+import gemmi
 import jax
 import numpy as np
 import pytest
@@ -13,8 +18,11 @@ from numpyro import handlers
 
 import bayes_refine as br
 from bayes_refine import infer
+from bayes_refine.fitting import problem, start
 from bayes_refine.fitting.measure_run import Plan, measure_run
 from bayes_refine.fitting.problem import prepare_run
+from bayes_refine.infer.executor import tree_sum
+from bayes_refine.loading import needs_metadata
 from bayes_refine.physics.contract import check_deterministic, check_unknowns
 from bayes_refine.util.progress import SILENT
 
@@ -45,7 +53,7 @@ def observations(simulated):
     reference = br.read_reference(simulated.parent / "reference.mtz")
     experiments = br.read_experiments(simulated)
     with br.ImageReader() as reader:
-        settings = br.Settings(d_min=SMALL.d_min)
+        settings = br.Settings(d_min=SMALL.d_min, metadata=True)
         run = prepare_run(
             experiments.stills, reference, reader, br.load_model("still"), br.Priors(), settings
         )
@@ -85,6 +93,26 @@ def test_priors_of_a_model_are_reached_by_a_file_of_priors(observations, tmp_pat
     (tmp_path / "my.toml").write_text("lorentzian_share_b = 1000\n")
     with pytest.raises(br.InputError, match="lorentzian_share_b must be from"):
         br.read_priors(tmp_path / "my.toml", defaults)
+
+
+def test_the_small_network_can_learn(observations, tmp_path):
+    """The scale has a slope along each weight where a fit starts."""
+    path = tmp_path / "three_weights.py"
+    path.write_text(MODELS[path.name], encoding="utf-8")
+    model, priors = handlers.seed(br.load_model(path), 1), br.load_priors(path)
+
+    @jax.jit
+    def total(weights):
+        run = handlers.substitute(model, data={"weights": weights})
+        return handlers.trace(run).get_trace(observations, priors)["scale"]["value"].sum()
+
+    assert needs_metadata(path) and np.all(jax.grad(total)(np.zeros(3)) != 0)
+
+
+def test_a_model_file_asks_for_metadata(tmp_path):
+    (tmp_path / "a.py").write_text("METADATA = True\n\n\ndef model(obs, priors):\n    pass\n")
+    (tmp_path / "b.py").write_text("def model(obs, priors):\n    pass\n")
+    assert [needs_metadata(tmp_path / f"{name}.py") for name in "ab"] == [True, False]
 
 
 def test_priors_that_are_not_declared_are_refused(tmp_path):
@@ -133,6 +161,47 @@ def test_the_reader_reads_what_is_in_the_files(my_format):
         # another object with the two methods is as good; an image less sinks no run
         prepared = br.prepare(found, mine, d_min=4.0)
         assert len(prepared.experiments.stills) == 2 and "1.npy" in prepared.unread[0][1]
+
+
+@pytest.fixture
+def two_processes(tmp_path, monkeypatch):
+    """The executor of the how-to, as a module that other processes can import."""
+    for name, text in shown("new-executor").items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    yield importlib.import_module("two_processes")
+    del sys.modules["two_processes"]
+
+
+def test_the_executor_of_the_how_to_is_one(two_processes):
+    """Items in order, a value that is shared, a sum that is the same in any process."""
+    values, counted = np.random.default_rng(0).normal(size=(7, 5)), []
+    with two_processes.TwoProcesses() as executor:
+        shared = executor.share(values)
+        found = executor.map(partial(np.add, 1.0), list(values), counted.append)
+        total, own = executor.reduce(np.modf, list(values))
+        assert len(pickle.dumps(shared)) < 1000
+        np.testing.assert_array_equal(shared.get(), values)
+    np.testing.assert_array_equal(found, values + 1)
+    assert counted == list(range(1, 8)) and len(own) == 7
+    np.testing.assert_array_equal(total, tree_sum([np.modf(x)[0] for x in values]))
+
+
+@pytest.mark.slow
+def test_two_processes_fit_a_run_as_one_does(two_processes, simulated, monkeypatch, tmp_path):
+    """In batches of two images, so that three images are two batches."""
+    for module in (problem, start):
+        monkeypatch.setattr(module, "BATCH", 2)
+    text = shown("new-executor")["fit_in_two_processes.py"].replace("indexed.expt", str(simulated))
+    exec(compile(text, "fit_in_two_processes.py", "exec"), {"__name__": "__main__"})
+    with br.ImageReader() as reader:
+        prepared = br.prepare(br.read_experiments(simulated), reader, d_min=4.0)
+        alone = br.fit(prepared, br.load_model("still"), settings=br.Settings(rounds=2))
+        br.write_results("alone", alone, prepared)
+    same = [gemmi.read_mtz_file(f"{name}/unmerged.mtz").array for name in ("fitted", "alone")]
+    np.testing.assert_array_equal(*same)
 
 
 @pytest.mark.slow
