@@ -170,7 +170,7 @@ def refine(
         if last:
             data = found.measurements.observations
             fit, now = with_few_blocks(run.model, data, now, found.fit)
-            found = replace(found, fit=fit, state=fit.values())
+            found = replace(found, fit=fit)
         state, plan = found.state, found.measurements.plan
         movement.append(found.movement)
         progress.say(f"round {round_}: {found.movement}")
@@ -192,7 +192,7 @@ def refine(
     assert found is not None, "a fit has at least one round"
     said = judged_images(run, found.measurements, state, now, found.fit)
     fitted = RunFit(
-        stills=moved(run.stills, geometry_of(run.stills, state)),
+        stills=moved(run.stills, geometry_of(run.stills, found.fit.values())),
         indexed=run.stills,
         reindexing=reindexing,
         reference=run.ref,
