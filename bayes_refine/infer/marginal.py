@@ -331,13 +331,23 @@ def _shift(search: Search, state: State, here: Look, covariance, usable):
         )
 
     followed = [bent(-pull @ d, d) for d in DIFFERENCE * np.linalg.cholesky(covariance).T]
-    roots = DIFFERENCE * upward_root(blocks) * usable[:, None, None]
-    alone = [bent(x, np.zeros_like(state.phi))[0] for x in np.moveaxis(roots, 2, 0)]
+    root = upward_root(blocks) * usable[:, None, None]
+    steps = DIFFERENCE * np.moveaxis(root, 2, 0)
+    alone = [bent(x, np.zeros_like(state.phi))[0] for x in steps]
     of_image, of_shared = (sum(x) for x in zip(*followed, strict=True))
     of_image = of_image * usable[:, None]
-    shared = -0.5 * covariance @ (of_shared - np.einsum("nis,ni->s", pull, of_image))
-    image = -0.5 * np.linalg.solve(blocks, (of_image + sum(alone))[..., None])[..., 0]
-    return image * usable[:, None] - pull @ shared, shared
+    of_shared = of_shared - np.einsum("nis,ni->s", pull, of_image)
+    shared = _bounded(np.linalg.cholesky(covariance)[None], of_shared[None])[0]
+    return _bounded(root, of_image + sum(alone)) - pull @ shared, shared
+
+
+def _bounded(root, bent):
+    """−½ W Wᵀ v (n, k) of W (n, k, k) and v (n, k), at most one sd along each column of W.
+
+    Where a direction is nearly flat the expansion does not hold, and its shift means nothing.
+    """
+    along = np.clip(-0.5 * np.einsum("nij,ni->nj", root, bent), -1.0, 1.0)
+    return np.einsum("nij,nj->ni", root, along)
 
 
 def _covariance(search: Search, state: State, frame: _Frame, joint: np.ndarray) -> np.ndarray:

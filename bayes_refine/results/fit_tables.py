@@ -31,13 +31,16 @@ from ..physics.reference import Reference, free_set
 from ..util.errors import InputError
 from ..util.output import write_table
 
+UNBOUNDED = 1e3  # fractional sd of a scale that draws do not bound
+
 
 def scale_uncertainty(
     run: RunFit, model: infer.Model, priors: Priors, draws: Mapping[str, np.ndarray]
 ) -> np.ndarray:
     """(N,) fractional sd of g = G·B_term·p·pol: the sd of ln g over draws (D, ...) by site.
 
-    Correlations are neglected, though reflections of one image share the error of G.
+    Correlations are neglected, though reflections of one image share the error of G.  A scale that
+    is not finite in some draw has the sd ``UNBOUNDED``: it says nothing of an intensity.
     """
     count = len(next(iter(draws.values())))
     found = []
@@ -48,12 +51,14 @@ def scale_uncertainty(
         for i in range(count):
             values = {name: value[i] for name, value in here.items()}
             scale = infer.evaluate(model, values, obs, priors)["scale"]
-            log_g = np.log(np.maximum(batch.where.flat(scale), 1e-300))
+            g = batch.where.flat(scale)
+            log_g = np.log(np.where(np.isfinite(g), np.maximum(g, 1e-300), np.nan))
             step = log_g - mean
             mean = mean + step / (i + 1)
             total = total + step * (log_g - mean)
         found.append(np.sqrt(total / max(count - 1, 1)))
-    return np.concatenate(found)
+    sd = np.concatenate(found)
+    return np.where(np.isfinite(sd), np.minimum(sd, UNBOUNDED), UNBOUNDED)
 
 
 def merged_of(
