@@ -42,6 +42,15 @@ def pytest_xdist_make_scheduler(config, log):
     return ByFile(config, log)
 
 
+@pytest.fixture(scope="module")
+def small_batches() -> Iterator[None]:
+    """Batches of four images, so that few images are many batches."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bayes_refine.fitting.problem.BATCH", 4)
+        patch.setattr("bayes_refine.fitting.start.BATCH", 4)
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of measured and simulated data beside the repository, or a skip."""

@@ -11,19 +11,11 @@ import pytest
 
 from bayes_refine import cli
 from bayes_refine.cli import watch
-from bayes_refine.fitting import problem, start
 from bayes_refine.simulation.files import simulate_run
 from bayes_refine.simulation.truth import Simulation
 from bayes_refine.util.folder import WORK
 
-
-@pytest.fixture(scope="module", autouse=True)
-def small_batches():
-    """Batches of four images, so that few images are many batches."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(problem, "BATCH", 4)
-        patch.setattr(start, "BATCH", 4)
-        yield
+pytestmark = pytest.mark.usefixtures("small_batches")
 
 
 @pytest.fixture(scope="module")

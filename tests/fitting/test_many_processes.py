@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bayes_refine.fitting import problem, start
 from bayes_refine.fitting.loop import fit_run
 from bayes_refine.fitting.measure_batch import Plan
 from bayes_refine.fitting.measure_run import measure_run
@@ -31,7 +30,10 @@ from bayes_refine.util.errors import InputError
 from bayes_refine.util.progress import SILENT
 from bayes_refine.util.status import Kind
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning"),
+    pytest.mark.usefixtures("small_batches"),
+]
 SETTINGS = Settings(d_min=2.5, rounds=2)
 
 
@@ -43,15 +45,6 @@ class Counting(ImageReader):
     def read(self, still):
         Counting.count += 1
         return super().read(still)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_batches():
-    """Batches of four images, so that few images are many batches."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(problem, "BATCH", 4)
-        patch.setattr(start, "BATCH", 4)
-        yield
 
 
 @pytest.fixture(scope="module")
