@@ -127,40 +127,27 @@ def fisher_slopes(expectations, theta, phi, scale, args) -> np.ndarray | None:
     found = expectations(theta, phi, args)
     if found is None:
         return None
-    found = jax.tree.map(np.asarray, found)
+    here = jax.tree.map(np.asarray, found)
+    n_rows, n_sites = here.with_df.shape
 
-    def by_image(x):
-        return np.asarray(x).reshape(n, -1)
+    def change(d_theta, d_phi) -> np.ndarray:
+        """Of rows and ln ν, (n, rows + sites)."""
+        there = expectations(theta + d_theta, phi + d_phi, args)
+        of_rows, of_df = np.asarray(there.rows) - here.rows, np.asarray(there.log_df) - here.log_df
+        return np.concatenate([of_rows, np.broadcast_to(of_df, (n, n_sites))], axis=1)
 
-    # Information of ln scale and ln ν is correlated: one row of both, one row of ln ν alone.
-    together = [row.of_both / np.maximum(row.of_scale, 1e-30) for row in found]
-    alone = [
-        by_image(row.of_df - row.of_both * x).sum(1) for row, x in zip(found, together, strict=True)
-    ]
-    root = [by_image(np.sqrt(x)) for row in found for x in (row.of_mean, row.of_scale)]
-    root += [np.sqrt(np.maximum(x, 0.0))[:, None] for x in alone]
-
-    def expected(rows) -> np.ndarray:
-        flat = [
-            by_image(x)
-            for row, share in zip(rows, together, strict=True)
-            for x in (row.mean, row.log_scale + share * np.asarray(row.log_df))
-        ]
-        flat += [np.broadcast_to(row.log_df, (n, 1)) for row in rows]
-        return np.concatenate(flat, axis=1)
-
-    weight, here = np.concatenate(root, axis=1), expected(found)
-    slopes = np.empty((n, k + s, here.shape[1]))
+    slopes = np.empty((n, k + s, n_rows + n_sites))
     for c in range(k + s):
-        step, along = np.zeros((n, k + s)), SHORT * np.append(scale[0][0], scale[1])[c]
-        step[:, c] = along
-        change = expected(expectations(theta + step[:, :k], phi + step[0, k:], args)) - here
-        beyond = ~finite_rows(change)
+        along = SHORT * np.append(scale[0][0], scale[1])[c]
+        step = along * (np.arange(k + s) == c)
+        changed = change(step[:k], step[k:])
+        beyond = ~finite_rows(changed)
         if beyond.any():  # expectations of an image are not defined there: step to the other side
-            back = here - expected(expectations(theta - step[:, :k], phi - step[0, k:], args))
-            change = np.where(beyond[:, None], back, change)
-        slopes[:, c] = change / along * weight
-    return slopes
+            changed = np.where(beyond[:, None], -change(-step[:k], -step[k:]), changed)
+        slopes[:, c] = changed / along
+    slopes[:, :, :n_rows] += slopes[:, :, n_rows:] @ here.with_df.T
+    information = np.concatenate([here.information, here.of_df], axis=1)
+    return slopes * np.sqrt(np.maximum(information, 0.0))[:, None]
 
 
 @lru_cache(maxsize=16)

@@ -79,10 +79,56 @@ def compiled_slope_of_each(model: Model, sites: tuple[Site, ...], apart: bool):
     return jax.jit(slope)
 
 
+class Expectations(NamedTuple):
+    """Expectations at the observed sites of n images.
+
+    Rows of an image: (location, ln scale) of each site in turn, each for all its reflections.
+
+    Attributes:
+        rows: (n, rows). log_df: (sites,) ln ν. information: (n, rows) Fisher information of each
+            row alone. of_df: (n, sites) information of ln ν given the rows.
+        with_df: (rows, sites) change of a row's effective value with ln ν: the information of
+            ln scale with ln ν, over that of ln scale.
+    """
+
+    rows: Any
+    log_df: Any
+    information: Any
+    of_df: Any
+    with_df: Any
+
+
 @lru_cache(maxsize=16)
 def compiled_expectations(model: Model, sites: tuple[Site, ...]):
-    """(theta, phi, args) → ``density.expectations`` of a batch."""
-    return jax.jit(lambda theta, phi, args: expectations(model, sites, theta, phi, args))
+    """(theta, phi, args) → :class:`Expectations` of a batch; None where a site is neither normal,
+    Student-t nor Poisson."""
+
+    def by_image(x):
+        return jnp.reshape(x, (len(x), -1))
+
+    @jax.jit
+    def found(theta, phi, args):
+        sites_found = expectations(model, sites, theta, phi, args)
+        if sites_found is None:
+            return None
+        rows, information, of_df, with_df = [], [], [], []
+        for i, site in enumerate(sites_found):
+            # the same for all reflections, below zero; 0 where masked
+            share = jnp.min(site.of_both / jnp.maximum(site.of_scale, 1e-30))
+            rows += [by_image(site.mean), by_image(site.log_scale)]
+            information += [by_image(site.of_mean), by_image(site.of_scale)]
+            of_df.append(by_image(site.of_df - site.of_both * share).sum(1))
+            own, width = jnp.arange(len(sites_found)) == i, rows[-1].shape[1]
+            with_df += [jnp.zeros((width, len(own))), jnp.full((width, 1), share) * own]
+        return Expectations(
+            rows=jnp.concatenate(rows, axis=1),
+            log_df=jnp.stack([site.log_df for site in sites_found]),
+            information=jnp.concatenate(information, axis=1),
+            of_df=jnp.stack(of_df, axis=1),
+            with_df=jnp.concatenate(with_df),
+        )
+
+    return found
 
 
 class PriorCurvature(NamedTuple):
