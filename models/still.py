@@ -162,25 +162,24 @@ def model(
     with numpyro.plate("image", len(obs.fit), dim=-2):
         image = what_an_image_has(obs, priors, run, blocks)
         R1_moment = spot_shape(obs, image.R1, priors)
-        if partiality.shaped is not None:  # each image's curve has numbers of its own
-            partiality = partiality.shaped(normal("curve_shape", 0.0, 1.0, partiality.numbers))
+        curve = partiality.of_images(normal)
 
     # 1. where: orientation, cell and detector move the spot
     place = placed(obs, image, run)
 
     # 2. how wide: mosaic spread and bandwidth smear it
     smear = run.R0, run.bandwidth, image.mosaic_mrad2
-    spot = physics.smeared_spot(obs, place, *smear, R1_moment, partiality, image.uneven_blocks)
+    spot = physics.smeared_spot(obs, place, *smear, R1_moment, curve, image.uneven_blocks)
     spot = physics.blurred(spot, wrong)
 
     # 3. how bright: J_model = G · B_term · p · I_ref
-    p = partiality.of(spot, run.R0)
+    p = curve.of(spot, run.R0)
     scale = jnp.exp(image.log_G) * physics.debye_waller(image.B, obs.norm_q) * p
     scale = correction(obs, scale)
     J_model = scale * obs.intensity_reference
 
     # what the spot's shoebox then shows
-    of_blocks = partiality.block_variance(spot)
+    of_blocks = curve.block_variance(spot)
     expected = physics.expected_statistics(obs, spot, J_model, wrong, of_blocks, terms)
     likelihood(obs, expected.mean, expected.variance, wrong)
 

@@ -12,7 +12,8 @@ meaning.  Each image may have log odds of its own of both wider terms, about tho
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -26,6 +27,24 @@ from ..physics.partiality import MAX_POWER
 FARTHEST = 4.0  # |x| of reflections that teach the curve
 TAIL = -3.0  # ln odds of a wider term against the core, prior median
 NONE = -30.0  # of ``odds``: nothing of the wider terms is left
+
+
+@dataclass(frozen=True)
+class OfEachImage(Partiality):
+    """A curve with two numbers in each image, ``curve_shape``, N(0, 1) a priori.
+
+    ``log_curve`` and ``block_variance`` take them, (n, 1, 2), after their first argument.
+    """
+
+    log_curve: Callable[..., Array]
+    block_variance: Callable[..., Array]
+
+    def of_images(self, normal: Callable[..., Array]) -> Partiality:
+        """The curves of n images whose numbers are sampled."""
+        shape = normal("curve_shape", 0.0, 1.0, 2)
+        return Partiality(
+            lambda x: self.log_curve(x, shape), lambda spot: self.block_variance(spot, shape)
+        )
 
 
 class Curve(eqx.Module):
@@ -73,15 +92,9 @@ class Curve(eqx.Module):
 
     def pieces(self) -> dict[str, Any]:
         """Arguments of a model."""
-        found = Partiality(self.log_curve, self.block_variance)
         if self.own > 0:
-            found = replace(found, numbers=2, shaped=self._of_images)
-        return {"partiality": found}
-
-    def _of_images(self, shape: Array) -> Partiality:
-        return Partiality(
-            lambda x: self.log_curve(x, shape), lambda spot: self.block_variance(spot, shape)
-        )
+            return {"partiality": OfEachImage(self.log_curve, self.block_variance)}
+        return {"partiality": Partiality(self.log_curve, self.block_variance)}
 
     def log_prior(self) -> jax.Array:
         """ln p of the numbers, but for a constant."""

@@ -41,20 +41,28 @@ class Partiality:
         block_variance: of a Spot with arrays (n, m): relative variance of p, times the number of
             mosaic blocks, that their finite number causes.
         conserves: whether p on the sphere is R0/R0_eff rather than 1.
-        numbers: that each image's curve has of its own, N(0, 1) a priori. shaped: of such numbers
-            (n, 1, numbers), the curve of the images; None for a curve that all images share.
     """
 
     log_curve: Callable[[Array], Array]
     block_variance: Callable[[Spot], Array]
     conserves: bool = True
-    numbers: int = 0
-    shaped: Callable[[Array], Partiality] | None = None
 
     def __call__(self, excitation_error: Array, R0: Array | float, R0_eff: Array) -> Array:
         """p (n, m) of ε_r, R0 and R0_eff, all Å⁻¹."""
         p = jnp.exp(self.log_curve(excitation_error / R0_eff))
         return R0 / R0_eff * p if self.conserves else p
+
+    def of_images(self, normal: Callable[..., Array]) -> Partiality:
+        """The curves of n images: here one curve, which all images share.
+
+        A model asks for them in its plate of images.  A partiality whose curve has unknowns in each
+        image is a subclass that samples them here (``learned.curve.OfEachImage``).
+
+        Args:
+            normal: ``infer.normal``; ``normal(name, mean, sd, size)`` samples the unknown ``name``,
+                (n, 1, size) of independent normal distributions.
+        """
+        return self
 
     def of(self, spot: Spot, R0: Array | float) -> Array:
         """p (n, m) of spots."""

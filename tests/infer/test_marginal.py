@@ -12,7 +12,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from scipy.optimize import minimize, minimize_scalar
-from scipy.special import logsumexp
+from scipy.special import digamma, logsumexp
 from scipy.stats import gamma
 
 from bayes_refine.infer import Batches, laplace_draws, map_fit, marginal_fit
@@ -270,6 +270,30 @@ def test_draws_are_about_the_mean_not_the_mode():
     draws = laplace_draws(found, 40_000, rng=np.random.default_rng(0))
     drawn = np.append(draws["log_mean"].mean(0)[:, 0], draws["log_shape"].mean())
     np.testing.assert_allclose((drawn - mode - shift) / sd, 0, atol=5 / np.sqrt(40_000))
+
+
+def faint(data):
+    """One gamma variate of shape 0.02 says nearly nothing of its mean; ``level`` is of no image."""
+    numpyro.sample("level", dist.Normal(0.0, 1.0))
+    with numpyro.plate("image", len(data.y), dim=-2):
+        log_mean = numpyro.sample("log_mean", dist.Normal(0.0, 1e3))
+        with numpyro.plate("reflection", data.y.shape[1], dim=-1):
+            numpyro.sample("y", dist.Gamma(0.02, 0.02 / jnp.exp(log_mean)), obs=data.y)
+
+
+def test_along_a_nearly_flat_direction_the_mean_is_one_sd_from_the_mode_at_most():
+    """With a flat prior on u = ln mean, −ln p = a(u + y e⁻ᵘ): mode ln y, curvature a, third
+    derivative −a.  The mean is 6.6 sd from the mode, E[u] − ln y = ln a − ψ(a); an expansion about
+    the mode would say 3.5 sd, 1/(2√a), and 20 sd with differences in place of derivatives."""
+    y, a = np.array([[0.5], [1.0], [2.0]]), 0.02
+    found = marginal_fit(faint, Data(y), fit=map_fit(faint, Data(y)))
+    assert list(found.status) == ["converged"] * 3
+    np.testing.assert_allclose(found.values()["log_mean"], np.log(y), atol=0.01 * a**-0.5)
+    sd = found.sd("log_mean")
+    np.testing.assert_allclose(sd, a**-0.5, rtol=1e-3)
+    assert (np.log(a) - digamma(a)) * a**0.5 > 6
+    np.testing.assert_allclose(found.image_shift, sd, rtol=1e-6)
+    np.testing.assert_allclose(found.shared_shift, 0, atol=1e-6)
 
 
 def torn(data):

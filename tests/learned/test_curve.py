@@ -55,11 +55,16 @@ def test_images_have_curves_of_their_own_about_the_run_s():
     x = jnp.linspace(-3, 3, 13) * jnp.ones((3, 1))
     shared = Curve.start(jax.random.key(3))
     own = Curve.start(jax.random.key(3), 0.5)
-    assert shared.pieces()["partiality"].shaped is None
-    piece = own.pieces()["partiality"]
-    assert piece.numbers == 2
-    numbers = jnp.array([[[0.0, 0.0]], [[1.0, 0.0]], [[0.0, -2.0]]])
-    found = piece.shaped(numbers)
+    asked = []
+
+    def normal(*what):
+        asked.append(what)
+        return jnp.array([[[0.0, 0.0]], [[1.0, 0.0]], [[0.0, -2.0]]])
+
+    assert shared.pieces()["partiality"].of_images(normal).log_curve == shared.log_curve
+    assert not asked
+    found = own.pieces()["partiality"].of_images(normal)
+    assert asked == [("curve_shape", 0.0, 1.0, 2)]
     log_k = np.asarray(found.log_curve(x))
     np.testing.assert_allclose(log_k[0], shared.log_curve(x[0]), atol=1e-12)
     for row, (a, b) in zip(log_k[1:], ((1.0, 0.0), (0.0, -2.0)), strict=True):
@@ -67,6 +72,6 @@ def test_images_have_curves_of_their_own_about_the_run_s():
         moved = Curve(odds, shared.growth, shared.skew, shared.blunt)
         np.testing.assert_allclose(row, moved.log_curve(x[0]), atol=1e-12)
     # where nothing of the wider terms is left, no image differs
-    plain = own.plain().pieces()["partiality"].shaped(numbers)
+    plain = own.plain().pieces()["partiality"].of_images(normal)
     np.testing.assert_allclose(plain.log_curve(x), -(x**2), atol=1e-9)
     assert np.all(np.isfinite(found.displacement(x)) & np.isfinite(found.narrowing(x)))
