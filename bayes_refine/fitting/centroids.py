@@ -58,11 +58,11 @@ def centroids_of(run: RunFit) -> Centroids | None:
     A statistic T = J·(r_0 + r·δ/ρ + …) of a spot displaced by δ gives δ = ρ(T − E[T])/(J r), with
     J the expected photons and ρ the width of the template.
     """
-    r, values = run.reflections, run.fit.values()
+    r, fit, model = run.reflections, run.fit, run.problem.model
     parts = []
     for batch, obs in zip(run.batches, run.observed.parts, strict=True):
-        here = images_of(values, batch.images, batch.where.shape[0])
-        expected = infer.locations(run.problem.model, here, obs, run.priors)
+        theta = images_of({"theta": fit.image}, batch.images, batch.where.shape[0])["theta"]
+        expected = infer.locations(model, fit.sites, theta, fit.shared, obs, run.priors)
         if not set(BOTH) <= set(expected):
             return None
         s, flat = batch.statistics, batch.where.flat

@@ -7,7 +7,6 @@ plate.  Nothing here knows crystallography, and NumPyro appears only here, in
 
 from .batches import Batches, finite_rows
 from .density import IMAGE, Model, Site, evaluate, observed_sites, sites_of
-from .expectations import locations
 from .importance import Nested, nested_draws
 from .integrated_out import Held, held_integrated, held_numbers, width_of_held
 from .laplace import Fit, laplace_draws, predictive_draws
@@ -15,6 +14,7 @@ from .loo import Loo, ModelComparison, compare, leave_out, leave_out_images, log
 from .marginal import marginal_fit
 from .newton import map_fit
 from .nuts import Chains, nuts_fit
+from .programs import locations
 from .sites import StudentT, log_normal, normal
 from .svi import Ascent, GuideFit, svi_fit
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -149,14 +149,7 @@ def latent_sites(trace):
 
 def observed_sites(model: Model, *args: Any) -> tuple[str, ...]:
     """Names of a model's observed sites."""
-    names: list[str] = []
-
-    def note(args):
-        sites = traced(model, {}, args).items()
-        names.extend(k for k, s in sites if s["type"] == "sample" and s["is_observed"])
-
-    jax.eval_shape(note, args)
-    return tuple(names)
+    return tuple(name for name, _ in observed_shapes(model, args))
 
 
 def prior_means(model, args):
@@ -177,12 +170,17 @@ def sites_of(model: Model, args: Any) -> tuple[Site, ...]:
     Raises:
         InputError: a latent site is in another plate than that of images.
     """
-    return _traced_once(model, *_shapes(args))[0]
+    return _traced_once(model, *_shapes(args)).sites
 
 
 def observes_shared(model: Model, args: Any) -> bool:
     """Whether a model of ``args`` has an observation that does not belong to an image."""
-    return _traced_once(model, *_shapes(args))[1]
+    return _traced_once(model, *_shapes(args)).observes_shared
+
+
+def observed_shapes(model: Model, args: Any) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Name and shape of each observed site, in the model's order."""
+    return _traced_once(model, *_shapes(args)).observed
 
 
 def _shapes(args: Any):
@@ -190,9 +188,16 @@ def _shapes(args: Any):
     return tree, tuple(jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x)) for x in leaves)
 
 
+class _Traced(NamedTuple):
+    """Latent sites, whether an observation does not belong to an image, and observed sites."""
+
+    sites: tuple[Site, ...]
+    observes_shared: bool
+    observed: tuple[tuple[str, tuple[int, ...]], ...]
+
+
 @lru_cache(maxsize=64)
-def _traced_once(model: Model, tree, shapes) -> tuple[tuple[Site, ...], bool]:
-    """The latent sites, and whether an observation does not belong to an image."""
+def _traced_once(model: Model, tree, shapes) -> _Traced:
     found: dict[str, Any] = {}
     args = jax.tree.unflatten(tree, shapes)
     jax.eval_shape(lambda args: found.update(traced(model, {}, args)), args)
@@ -207,7 +212,11 @@ def _traced_once(model: Model, tree, shapes) -> tuple[tuple[Site, ...], bool]:
         per_image, shape = in_image_plate(site), np.shape(site["value"])
         sites.append(Site(name, shape[1:] if per_image else shape, per_image, site["fn"].support))
     observed = [x for x in found.values() if x["type"] == "sample" and x["is_observed"]]
-    return tuple(sites), not all(in_image_plate(site) for site in observed)
+    return _Traced(
+        tuple(sites),
+        not all(in_image_plate(site) for site in observed),
+        tuple((site["name"], np.shape(site["value"])) for site in observed),
+    )
 
 
 def find_sites(model, args, init):

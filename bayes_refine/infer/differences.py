@@ -24,6 +24,7 @@ from .batches import finite_rows, one_by_one
 from .curvature import BlockHessian
 from .density import Model, Site
 from .programs import (
+    Expectations,
     compiled_expectations,
     compiled_prior,
     compiled_slope,
@@ -102,16 +103,21 @@ def fisher(model: Model, sites: tuple[Site, ...], apart: bool):
         slopes = fisher_slopes(expectations, theta, phi, scale, args)
         if slopes is None:
             return exact(model, sites, apart)(theta, phi, weight, share, scale, args)
-        used, k = (weight > 0)[:, None, None], theta.shape[1]
-        fisher = np.where(used, slopes @ np.swapaxes(slopes, 1, 2), 0.0)
-        of_prior = with_share(jax.tree.map(np.asarray, prior(theta, phi, weight, args)), share)
-        return BlockHessian(
-            fisher[:, :k, :k] + of_prior.blocks,
-            fisher[:, :k, k:] + of_prior.coupling,
-            fisher[:, k:, k:].sum(0) + of_prior.shared,
-        )
+        return _information(slopes, prior, theta, phi, weight, share, args)
 
     return curvature
+
+
+def _information(slopes, prior, theta, phi, weight, share, args) -> BlockHessian:
+    """S Sᵀ, and the curvature of the priors."""
+    used, k = (weight > 0)[:, None, None], theta.shape[1]
+    fisher = np.where(used, slopes @ np.swapaxes(slopes, 1, 2), 0.0)
+    of_prior = with_share(jax.tree.map(np.asarray, prior(theta, phi, weight, args)), share)
+    return BlockHessian(
+        fisher[:, :k, :k] + of_prior.blocks,
+        fisher[:, :k, k:] + of_prior.coupling,
+        fisher[:, k:, k:].sum(0) + of_prior.shared,
+    )
 
 
 def fisher_slopes(expectations, theta, phi, scale, args) -> np.ndarray | None:
@@ -123,11 +129,18 @@ def fisher_slopes(expectations, theta, phi, scale, args) -> np.ndarray | None:
     Args:
         expectations: ``programs.compiled_expectations`` of the model.
     """
-    (n, k), s = theta.shape, len(phi)
     found = expectations(theta, phi, args)
     if found is None:
         return None
     here = jax.tree.map(np.asarray, found)
+    slopes = _slopes(expectations, here, theta, phi, scale, args)
+    information = np.concatenate([here.information, here.of_df], axis=1)
+    return slopes * np.sqrt(np.maximum(information, 0.0))[:, None]
+
+
+def _slopes(expectations, here: Expectations, theta, phi, scale, args) -> np.ndarray:
+    """(n, k + s, rows) change of each row of :func:`fisher_slopes` with each unknown."""
+    (n, k), s = theta.shape, len(phi)
     n_rows, n_sites = here.with_df.shape
 
     def change(d_theta, d_phi) -> np.ndarray:
@@ -146,8 +159,33 @@ def fisher_slopes(expectations, theta, phi, scale, args) -> np.ndarray | None:
             changed = np.where(beyond[:, None], -change(-step[:k], -step[k:]), changed)
         slopes[:, c] = changed / along
     slopes[:, :, :n_rows] += slopes[:, :, n_rows:] @ here.with_df.T
-    information = np.concatenate([here.information, here.of_df], axis=1)
-    return slopes * np.sqrt(np.maximum(information, 0.0))[:, None]
+    return slopes
+
+
+@lru_cache(maxsize=16)
+def scored(model: Model, sites: tuple[Site, ...], apart: bool):
+    """Slope of −ln p of the observations along the unknowns of each image (n, k), and
+    :func:`fisher`'s curvature, both from expectations alone: no program for ln p is compiled.
+
+    Raises:
+        ValueError: a site is neither normal, Student-t nor Poisson.
+    """
+    expectations, prior = compiled_expectations(model, sites, True), compiled_prior(model, sites)
+
+    def found(theta, phi, weight, share, scale, args) -> tuple[np.ndarray, BlockHessian]:
+        args = jax.device_put(args)
+        here = expectations(theta, phi, args)
+        if here is None:
+            raise ValueError("expectations are known of normal, Student-t and Poisson sites only")
+        here, k = jax.tree.map(np.asarray, here), theta.shape[1]
+        slopes = _slopes(expectations, here, theta, phi, scale, args)
+        of_rows = slopes[:, :k, : here.score.shape[1]]  # ν is not an image's
+        slope = -np.einsum("nkr,nr->nk", of_rows, here.score)
+        information = np.concatenate([here.information, here.of_df], axis=1)
+        slopes *= np.sqrt(np.maximum(information, 0.0))[:, None]
+        return slope, _information(slopes, prior, theta, phi, weight, share, args)
+
+    return found
 
 
 @lru_cache(maxsize=16)

@@ -2,46 +2,15 @@
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro.distributions as dist
 
 from ..util.student_t import log_gamma_half_step
-from .density import Model, in_image_plate, prior_means, traced, unflatten
-
-
-def locations(model: Model, values: dict[str, np.ndarray], *args: Any) -> dict[str, Any]:
-    """Location and scale, arrays of the observations' shape, of each observed site at ``values``.
-
-    Sites that are neither normal, Student-t nor Poisson are left out.
-
-        mean, sd = locations(model, run.fit.values(), run.observations, run.priors)["intensity"]
-    """
-    found = _compiled_locations(model)(values, args)
-    return {name: tuple(map(np.asarray, pair)) for name, pair in found.items()}
-
-
-@lru_cache(maxsize=8)
-def _compiled_locations(model: Model):
-    @jax.jit
-    def of_observed(values, args):
-        trace = traced(model, {**prior_means(model, args), **values}, args)
-        observed = {k: s for k, s in trace.items() if s["type"] == "sample" and s["is_observed"]}
-        rows = {k: expected(_unwrapped(s["fn"])) for k, s in observed.items()}
-        return {k: (x.mean, jnp.exp(x.log_scale)) for k, x in rows.items() if x is not None}
-
-    return of_observed
-
-
-def _unwrapped(fn: dist.Distribution) -> dist.Distribution:
-    """The distribution below masks and expansions."""
-    while isinstance(fn, dist.MaskedDistribution | dist.ExpandedDistribution):
-        fn = fn.base_dist
-    return fn
+from .density import in_image_plate, traced, unflatten
 
 
 class Expected(NamedTuple):
@@ -52,6 +21,7 @@ class Expected(NamedTuple):
         log_df: ln ν of a Student-t, a scalar; 0 for other distributions.
         of_mean, of_scale, of_both, of_df: Fisher information of the mean, of ln scale, of ln scale
             with ln ν, and of ln ν; zero where masked.
+        score: ∂ln p/∂mean and ∂ln p/∂ln scale of what was observed; zero where masked.
     """
 
     mean: jax.Array
@@ -61,6 +31,7 @@ class Expected(NamedTuple):
     of_scale: jax.Array | float
     of_both: jax.Array | float
     of_df: jax.Array | float
+    score: tuple[jax.Array, jax.Array] | None = None
 
 
 def expectations(model, sites, theta, phi, args) -> list[Expected] | None:
@@ -83,7 +54,10 @@ def expectations(model, sites, theta, phi, args) -> list[Expected] | None:
         shape = jnp.broadcast_shapes(site["fn"].batch_shape, jnp.shape(site["value"]))
         mask = jnp.broadcast_to(mask, shape)
         mean, log_scale = (jnp.broadcast_to(x, shape) for x in row[:2])
-        found.append(Expected(mean, log_scale, row.log_df, *(x * mask for x in row[3:])))
+        of_mean, of_scale, of_both, of_df = (x * mask for x in row[3:7])
+        along, scaling = (jnp.where(mask, x, 0.0) for x in _score(fn, site["value"]))
+        information = of_mean, of_scale, of_both, of_df
+        found.append(Expected(mean, log_scale, row.log_df, *information, (along, scaling)))
     return found
 
 
@@ -107,3 +81,12 @@ def expected(fn: dist.Distribution) -> Expected | None:
     if isinstance(fn, dist.Poisson):
         return Expected(fn.rate, jnp.zeros_like(fn.rate), zero, 1 / fn.rate, 0.0, 0.0, 0.0)
     return None
+
+
+def _score(fn: dist.Distribution, value) -> tuple[jax.Array, jax.Array]:
+    """∂ln p/∂mean and ∂ln p/∂ln scale of a normal, Student-t or Poisson distribution."""
+    if isinstance(fn, dist.Poisson):
+        return (value - fn.rate) / fn.rate, jnp.zeros_like(fn.rate)
+    z = (value - fn.loc) / fn.scale
+    weight = (fn.df + 1) / (fn.df + z**2) if isinstance(fn, dist.StudentT) else 1.0
+    return weight * z / fn.scale, weight * z**2 - 1

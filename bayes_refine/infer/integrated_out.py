@@ -21,7 +21,6 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import minimize_scalar
 
-from . import differences
 from .batches import finite_rows
 from .density import Model, place_of
 from .laplace import Fit
@@ -62,8 +61,8 @@ def held_numbers(
     held = k[place_of(search.sites, name)[1]]
     names = [site.name for site in fit.sites if site.per_image]
     others = np.concatenate([k[place_of(search.sites, name)[1]] for name in names])
-    slope = search.slope(search.start).g_image[:n, held]
-    found = search.block_hessian(search.start, differences.fisher)
+    slope, found = search.scored(search.start)
+    slope = slope[:n, held]
     blocks, coupling = np.asarray(found.blocks)[:n], np.asarray(found.coupling)[:n]
     used = used & finite_rows(slope, blocks, coupling)
     some = used[:, None, None]

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .batches import side_by_side
 from .curvature import BlockHessian, hessian
-from .density import Model, Site, density, observes_shared, prior_density
+from .density import Model, Site, density, observed_shapes, observes_shared, prior_density
 from .expectations import expectations
 from .steps import Slope
 
@@ -89,6 +90,7 @@ class Expectations(NamedTuple):
             row alone. of_df: (n, sites) information of ln ν given the rows.
         with_df: (rows, sites) change of a row's effective value with ln ν: the information of
             ln scale with ln ν, over that of ln scale.
+        score: (n, rows) ∂ln p/∂row of what was observed, if wanted.
     """
 
     rows: Any
@@ -96,12 +98,17 @@ class Expectations(NamedTuple):
     information: Any
     of_df: Any
     with_df: Any
+    score: Any
 
 
 @lru_cache(maxsize=16)
-def compiled_expectations(model: Model, sites: tuple[Site, ...]):
+def compiled_expectations(model: Model, sites: tuple[Site, ...], scores: bool = False):
     """(theta, phi, args) → :class:`Expectations` of a batch; None where a site is neither normal,
-    Student-t nor Poisson."""
+    Student-t nor Poisson.
+
+    Args:
+        scores: whether these are wanted too.
+    """
 
     def by_image(x):
         return jnp.reshape(x, (len(x), -1))
@@ -111,12 +118,13 @@ def compiled_expectations(model: Model, sites: tuple[Site, ...]):
         sites_found = expectations(model, sites, theta, phi, args)
         if sites_found is None:
             return None
-        rows, information, of_df, with_df = [], [], [], []
+        rows, information, score, of_df, with_df = [], [], [], [], []
         for i, site in enumerate(sites_found):
             # the same for all reflections, below zero; 0 where masked
             share = jnp.min(site.of_both / jnp.maximum(site.of_scale, 1e-30))
             rows += [by_image(site.mean), by_image(site.log_scale)]
             information += [by_image(site.of_mean), by_image(site.of_scale)]
+            score += [by_image(x) for x in site.score]
             of_df.append(by_image(site.of_df - site.of_both * share).sum(1))
             own, width = jnp.arange(len(sites_found)) == i, rows[-1].shape[1]
             with_df += [jnp.zeros((width, len(own))), jnp.full((width, 1), share) * own]
@@ -126,9 +134,37 @@ def compiled_expectations(model: Model, sites: tuple[Site, ...]):
             information=jnp.concatenate(information, axis=1),
             of_df=jnp.stack(of_df, axis=1),
             with_df=jnp.concatenate(with_df),
+            score=jnp.concatenate(score, axis=1) if scores else None,
         )
 
     return found
+
+
+def locations(
+    model: Model, sites: tuple[Site, ...], theta: np.ndarray, phi: np.ndarray, *args: Any
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Location and scale, arrays of the observations' shape, of each observed site.
+
+    None are known of a model with a site that is neither normal, Student-t nor Poisson.
+
+        fit = run.fit
+        found = locations(model, fit.sites, fit.image, fit.shared, run.observations, run.priors)
+        mean, sd = found["intensity"]
+
+    Args:
+        theta: (n, k) unknowns of the images of ``args``; phi: (s,), unconstrained.
+    """
+    found = compiled_expectations(model, sites)(theta, phi, args)
+    if found is None:
+        return {}
+    rows, first, by_name = np.asarray(found.rows), 0, {}
+    for name, shape in observed_shapes(model, args):
+        end = first + int(np.prod(shape[1:]))
+        width = end - first
+        mean, log_scale = rows[:, first:end], rows[:, end : end + width]
+        by_name[name] = mean.reshape(shape), np.exp(log_scale).reshape(shape)
+        first = end + width
+    return by_name
 
 
 class PriorCurvature(NamedTuple):

@@ -17,6 +17,7 @@ import numpy as np
 from ..util.errors import InputError
 from ..util.status import Kind, Status, settled
 from ..util.store import Place, places
+from . import differences
 from .batches import Batches, finite_rows
 from .curvature import BlockHessian, no_wider, scaled, upward_inverse
 from .density import Model, compiled_prior_means, find_sites, flatten
@@ -237,20 +238,26 @@ class Search:
 
     def block_hessian(self, state: State, curvature: Curvature) -> BlockHessian:
         """The curvature at a state; unused places have a unit matrix."""
+        return self._whole_hessian(self._of_state(curvature, state))
+
+    def scored(self, state: State) -> tuple[np.ndarray, BlockHessian]:
+        """``differences.scored`` at a state: slope (n, k) of the observations, and curvature."""
+        slopes, curvatures = zip(*self._of_state(differences.scored, state), strict=True)
+        return np.concatenate(slopes), self._whole_hessian(curvatures)
+
+    def _of_state(self, make: Callable[..., Any], state: State) -> list:
+        """For each batch what a curvature, or a function with the same arguments, is at a state."""
         share, theta = 1 / len(self.data.parts), self._spared(state.theta)
-        parts = self.each(
-            curvature,
-            (self.model, self.sites, self.apart),
-            lambda w: (
-                theta[w],
-                state.phi,
-                self.weight[w],
-                share,
-                (self.scale[0][w], self.scale[1]),
-            ),
-        )
+        made_of, (of_image, of_shared) = (self.model, self.sites, self.apart), self.scale
+
+        def rows(w: slice) -> tuple:
+            return theta[w], state.phi, self.weight[w], share, (of_image[w], of_shared)
+
+        return self.each(make, made_of, rows)
+
+    def _whole_hessian(self, parts: Sequence[BlockHessian]) -> BlockHessian:
         blocks, coupling, shared = zip(*parts, strict=True)
-        room = (1 - self.weight)[:, None, None] * np.eye(state.theta.shape[1])
+        room = (1 - self.weight)[:, None, None] * np.eye(blocks[0].shape[1])
         self.shared_of_parts = np.array(shared)
         found = BlockHessian(
             np.concatenate(blocks) + room, np.concatenate(coupling), sum(shared[1:], shared[0])

@@ -14,7 +14,7 @@ from numpyro.infer.util import log_density
 from scipy.special import gammaln
 
 from bayes_refine.infer import StudentT, differences
-from bayes_refine.infer.density import density, find_sites, flatten, unflatten
+from bayes_refine.infer.density import density, find_sites, flatten, prior_density, unflatten
 from bayes_refine.infer.programs import compiled_slope, compiled_slope_of_each
 from bayes_refine.util.student_t import log_gamma_half_step
 
@@ -118,3 +118,18 @@ def test_gamma_functions_of_a_student_t():
     nu = np.geomspace(0.3, 1e3, 200)
     expected = gammaln((nu + 1) / 2) - gammaln(nu / 2)
     np.testing.assert_allclose(log_gamma_half_step(nu), expected, rtol=1e-11, atol=1e-13)
+
+
+def test_slope_from_expectations_is_that_of_ln_p(case):
+    scale = np.full(case.theta.shape, 0.3), np.full(case.phi.shape, 0.3)
+    rows = case.theta, case.phi, np.ones(N), 1.0, scale, (case.data,)
+    slope, curvature = differences.scored(decays, case.sites, True)(*rows)
+
+    def of_priors(t):
+        return -prior_density(decays, case.sites, t, case.phi, (case.data,))[0].sum()
+
+    whole = compiled_slope(decays, case.sites, True)(*rows[:3], (case.data,))
+    expected = whole.g_image - jax.grad(of_priors)(jnp.asarray(case.theta))
+    np.testing.assert_allclose(slope, expected, rtol=2e-6, atol=2e-6)
+    fisher = differences.fisher(decays, case.sites, True)(*rows)
+    np.testing.assert_array_equal(curvature.blocks, fisher.blocks)
