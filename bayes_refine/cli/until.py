@@ -1,10 +1,10 @@
-"""What a run is to reach, ``"cc_half>0.5@2.0"``: read, judged, and foretold.
+"""Conditions that a run is to reach, such as ``"cc_half>0.5@2.0"``: read, check and forecast them.
 
     conditions = condition {"," condition}
     condition  = name (">" | "<") number ["@" resolution]
 
-All conditions have to hold; a resolution is in Å and stands for the shell that has it, no
-resolution for all reflections together.
+All conditions have to hold.  A resolution, in Å, stands for the shell that contains it; a condition
+without a resolution is about all reflections together.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 
 from ..util.errors import InputError
 
-# by what it is called: the column of a shell table
+# name in a condition: column of a shell table
 NAMES = {
     "completeness": "completeness",
     "i_over_sigma": "mean_i_over_sigma",
@@ -36,7 +36,8 @@ Row = Mapping[str, Any]  # of ``agreement.shell_table`` or of ``forecast.forecas
 
 @dataclass(frozen=True)
 class Condition:
-    """One number that is wanted above (or below) a limit, at a resolution or of all (None)."""
+    """A limit that a number should pass, upwards or downwards, in the shell of a resolution ``d``
+    (Å), or over all reflections (None)."""
 
     name: str
     above: bool
@@ -48,7 +49,7 @@ class Condition:
         return f"{self.name}{'>' if self.above else '<'}{self.limit:g}{at}"
 
     def row(self, table: Sequence[Row]) -> Row:
-        """The row of a shell table that is meant.
+        """The row of a shell table that the condition is about.
 
         Raises:
             InputError: no shell has the resolution.
@@ -65,7 +66,7 @@ class Condition:
         )
 
     def value(self, table: Sequence[Row]) -> float:
-        """What a shell table has; NaN where it has nothing."""
+        """The number that the condition is about; NaN where the shell table lacks it."""
         value = self.row(table).get(NAMES[self.name])
         return math.nan if value is None else float(value)
 
@@ -77,7 +78,7 @@ class Condition:
         return value > self.limit if self.above else value < self.limit
 
     def images(self, table: Sequence[Row], n_images: int, forecast: Sequence[Row]) -> str:
-        """Between which numbers of images the condition will hold, by a forecast, in words."""
+        """The number of images from which the condition will hold, by a forecast, in words."""
         name, row = NAMES[self.name], self.row(table)
         coming = [f for f in forecast if f["shell"] == row.get("shell") and name in f]
         if not coming:
@@ -96,7 +97,7 @@ class Condition:
 
 
 def _crossing(counts: np.ndarray, values: Sequence[Any], limit: float, above: bool) -> float | None:
-    """Where values over ln n first pass a limit; None where they do not."""
+    """The number of images, linear in its logarithm, where values first pass a limit, or None."""
     sign = 1 if above else -1
     found = np.array([math.nan if v is None else v for v in values], float)
     for k in range(1, len(found)):
@@ -116,7 +117,7 @@ def conditions_of(text: str) -> tuple[Condition, ...]:
     'cc_half>0.5@2'
 
     Raises:
-        InputError: it cannot be read.
+        InputError: a part of the text is no condition.
     """
     found = []
     for part in text.split(","):

@@ -1,7 +1,7 @@
-"""``bayes-refine watch``: a fit that takes up images as they come, and says when there are enough.
+"""``bayes-refine watch``: add images to a fit as they come, and say when there are enough.
 
-Each time that files came, it runs ``fit --keep`` (the first time) or ``fit --add``: whatever is
-stopped here goes on with the next ``watch`` of the same ``--out``.
+When the first files have come, ``watch`` runs ``fit --keep``; for all later files, ``fit --add``.
+A ``watch`` that was stopped goes on where it was when it is given again with the same ``--out``.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from .app import app, err_console, out_console
 from .until import Condition, conditions_of
 
 POLL = 0.5  # s between looks at the folder
-SETTLED = 0.5  # s that a file has not been written to: it is complete, but for a stream
-DRAWS = 20  # in posterior.nc, which is written with each addition
-LATER = 10.0  # s until files that could not be fitted are tried again
-TAKEN = (".expt", ".stream", "_process.h5")  # ends of names of indexed stills
+SETTLED = 0.5  # s without a write after which a file counts as complete (a stream never does)
+DRAWS = 20  # in posterior.nc, which each addition writes anew
+LATER = 10.0  # s after which files that could not be fitted are tried again
+TAKEN = (".expt", ".stream", "_process.h5")  # names of files of indexed stills end so
 
 
 @app.command("watch", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -51,24 +51,24 @@ def watch_command(
         str | None,
         typer.Option(
             metavar="CONDITIONS",
-            help="End when they hold, such as 'cc_half>0.5@2.0,completeness>0.95': of "
-            "completeness, i_over_sigma, cc_half, cc_anom, multiplicity and r_split, at a "
-            "resolution in Å or of all.",
+            help="End when all conditions hold, such as 'cc_half>0.5@2.0,completeness>0.95': "
+            "limits of completeness, i_over_sigma, cc_half, cc_anom, multiplicity or r_split, in "
+            "the shell of a resolution (Å) or, without one, over all reflections.",
             show_default="none",
         ),
     ] = None,
     idle: Annotated[
         float,
         typer.Option(
-            min=0.0, metavar="S", help="End when no image has come for so long; inf for never."
+            min=0.0, metavar="S", help="End when no image has come for S seconds; inf for never."
         ),
     ] = math.inf,
     first: Annotated[
         int,
-        typer.Option(min=1, metavar="N", help="Images that the first fit waits for."),
+        typer.Option(min=1, metavar="N", help="The first fit waits for N images."),
     ] = 16,
 ) -> None:
-    """Fit images as they come (options of fit follow), and end when there are enough."""
+    """Fit images as they come, with the options of fit, and end when there are enough."""
     if where.startswith("-"):
         raise InputError("watch: give the folder or pattern first, then --out and the options")
     conditions = () if until is None else conditions_of(until)
@@ -93,10 +93,10 @@ def watch_command(
         started = time.monotonic()
         try:
             _update(out, new, rest, begun)
-        except NothingToAdd:  # they are those of an earlier watch
+        except NothingToAdd:  # an earlier watch has added these images
             folder.taken_up(new)
             continue
-        except InputError as error:  # what comes later may be better
+        except InputError as error:  # files that come later may mend it
             err_console.print(f"waiting for more images: {error}", markup=False, soft_wrap=True)
             folder.try_later(new)
             continue
@@ -118,7 +118,7 @@ def watch_command(
 
 
 class _File(NamedTuple):
-    """A file with images that are not in the fit: about how many, and its size and time (ns)."""
+    """A file with images that the fit lacks: about how many, and the file's size and time (ns)."""
 
     path: Path
     stills: int
@@ -126,7 +126,7 @@ class _File(NamedTuple):
 
 
 class _Folder:
-    """The files that are watched, each with its state when it was last taken up.
+    """The watched files, each with its size and time when its images were last taken up.
 
     Args:
         where: folder or pattern.
@@ -138,7 +138,7 @@ class _Folder:
         self._not_before: dict[Path, float] = {}
 
     def files(self) -> list[Path]:
-        """All that may hold indexed stills."""
+        """All files that may hold indexed stills."""
         if WILDCARDS & set(self._where):
             return sorted(Path(name) for name in glob.glob(self._where))
         if Path(self._where).is_file():
@@ -147,7 +147,7 @@ class _Folder:
         return sorted(f for f in found if f.is_file() and f.name.endswith(TAKEN))
 
     def new(self) -> list[_File]:
-        """Files that hold more than when they were taken up."""
+        """Files that have images which were not there when the file was last taken up."""
         found, now = [], time.monotonic()
         for path in self.files():
             before = self._done.get(path, (0, 0))
@@ -157,21 +157,21 @@ class _Folder:
                     continue
                 count = _count(path, before[0] if mark[0] > before[0] else 0)
             except OSError:
-                continue  # it is gone again
+                continue  # the file is gone again
             except InputError as error:
                 err_console.print(f"left out: {error}", markup=False, soft_wrap=True)
-                self._done[path] = mark  # until it is written anew
+                self._done[path] = mark  # until the file is written anew
                 continue
             if count > 0:
                 found.append(_File(path, count, mark))
         return found
 
     def taken_up(self, files: Sequence[_File]) -> None:
-        """These are in the fit, as they were when they were found."""
+        """Note that the fit has the images of these files, as the files were when found."""
         self._done |= {file.path: file.mark for file in files}
 
     def try_later(self, files: Sequence[_File]) -> None:
-        """These could not be fitted; their images may not have come yet."""
+        """Note that these files could not be fitted yet: their images may still be coming."""
         self._not_before |= {file.path: time.monotonic() + LATER for file in files}
 
 
@@ -181,11 +181,11 @@ def _mark(file: Path) -> tuple[int, int]:
 
 
 def _count(file: Path, before: int) -> int:
-    """How many stills a file has, of a stream in the bytes after ``before``; 0 of a file that is
-    still being written.
+    """Count the stills of a file: in a stream, those after byte ``before``; 0 while any other file
+    is being written.
 
     Raises:
-        InputError: it has none that can be used.
+        InputError: the file has no still that can be used.
     """
     if file.suffix != ".stream" and time.time() - file.stat().st_mtime < SETTLED:
         return 0
@@ -202,7 +202,7 @@ def _count(file: Path, before: int) -> int:
 
 
 def _check(rest: Sequence[str], out: Path) -> None:
-    """Options of the fit that are wrong are told before any image comes."""
+    """Raise for wrong options of ``fit`` before any image comes."""
     command: Any = typer.main.get_command(app)
     fit = command.commands["fit"]
     words = ["watched.expt", *rest, "--out", str(out)]
@@ -211,10 +211,10 @@ def _check(rest: Sequence[str], out: Path) -> None:
 
 
 def _go_on(out: Path, rest: Sequence[str]) -> bool:
-    """Whether a fit that images can be added to is in ``out``; one that was stopped goes on first.
+    """Whether ``out`` has a fit to which images can be added; a stopped fit is finished first.
 
     Raises:
-        InputError: it had other options.
+        InputError: the fit in ``out`` was given other options.
     """
     for folder in (KEPT, CHECKPOINT):
         record = read_record(out / WORK / folder)
@@ -233,7 +233,7 @@ def _go_on(out: Path, rest: Sequence[str]) -> bool:
 
 
 def _update(out: Path, files: Sequence[_File], rest: Sequence[str], begun: bool) -> None:
-    """Fit these files, or add them to the fit."""
+    """Fit the images of these files, or add the images to the fit that has ``begun``."""
     names = [str(file.path) for file in files]
     if begun:
         _run(["fit", "--add", *names, "--out", str(out), *_who(rest)])
@@ -242,7 +242,7 @@ def _update(out: Path, files: Sequence[_File], rest: Sequence[str], begun: bool)
 
 
 def _who(rest: Sequence[str]) -> list[str]:
-    """Options of who works and of what is shown, which are no part of a fit."""
+    """The options that say which processes work and what is printed: no result depends on them."""
     return [*place.chosen(rest), *(word for word in rest if word in resume.TALK)]
 
 
@@ -256,7 +256,7 @@ def _summary(out: Path) -> dict[str, Any]:
 
 
 def _enough(out: Path, conditions: Sequence[Condition]) -> bool:
-    """Whether all conditions hold; of those that do not, when they will is said."""
+    """Whether all conditions hold; for each that does not, print the forecast of when it will."""
     if not conditions:
         return False
     summary = _summary(out)

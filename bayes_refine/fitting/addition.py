@@ -1,11 +1,11 @@
-"""Images added to a finished fit: they start from what its images share, which keep their
-statistics.
+"""Add images to a finished fit.
 
-Of the images that are there a batch is, to the new ones, a parabola in the shared unknowns
-(``infer.summary``): its images follow the shared unknowns by their linear response.  Where a shared
-unknown has moved from where a batch was fitted by more than half of its posterior sd, the batch is
-measured and fitted again; without a reference, all are when the number of images has doubled, since
-the intensities that they were fitted to have become better.
+New images start from the shared unknowns of the fit.  The images of the fit keep their measured
+statistics: while the new images are fitted, each batch of the old ones is a parabola in the shared
+unknowns (``infer.summary``), and the unknowns of its images follow the shared ones linearly.  A
+batch is measured and fitted again where a shared unknown has since moved by more than half of its
+posterior sd.  Without a reference all batches are fitted again each time that the number of images
+has doubled, since the intensities to which they were fitted are better known by then.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from .problem import Run, Settings, Work, prepare_run
 from .start import BROAD_MARGIN, broadened, wavelengths
 from .state import State, geometry_of, moved
 
-RENEWED = 0.5  # posterior sd of a shared unknown: images fitted further away are fitted again
+RENEWED = 0.5  # posterior sd that a shared unknown may move before a batch is fitted again
 
 
 class NothingToAdd(InputError):
-    """All images are in the fit."""
+    """Every image that was given is in the fit already."""
 
 
 def add(
@@ -57,11 +57,11 @@ def add(
     *,
     kept: Kept,
 ) -> RunFit:
-    """Fit the images of a run that are not in a fit that was kept, and renew what they change.
+    """Fit those images of a run that a kept fit lacks, and renew the batches that they affect.
 
     Args:
-        prepared: the images of the fit first, in their places (``prepare_more``).
-        kept: the fit; the other arguments are those that it was made with.
+        prepared: the run, which begins with the images of the kept fit (``prepare_more``).
+        kept: the kept fit. The other arguments are those with which that fit was made.
 
     Raises:
         NothingToAdd: there is no new image.
@@ -88,7 +88,7 @@ def add(
 
 
 def _with_folds(run: Run, kept: Kept) -> Run:
-    """New images dealt out over the folds, and rings by the paths that images now have."""
+    """Deal new images out over the folds, and find ice rings by the images' present paths."""
     by_path = {
         (os.path.abspath(str(path)), frame): r for (path, frame), r in kept.saved.rings.items()
     }
@@ -104,7 +104,7 @@ def _with_folds(run: Run, kept: Kept) -> Run:
 
 
 def _alike(run: Run, kept: Kept, priors: Priors, progress: Listener) -> tuple[Run, Reindexing]:
-    """The run with its new images indexed as the others are."""
+    """The run with its new images indexed like the images of the kept fit."""
     ways, n_old = ambiguity(run.ref.cell, run.ref.space_group), len(kept.keys)
     if len(ways) == 1:
         return run, nothing_to_choose(ways, len(run.stills))

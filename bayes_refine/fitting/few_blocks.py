@@ -1,8 +1,9 @@
-"""Few mosaic blocks: what they do to many spots of an image at once (docs/theory.md, Few blocks).
+"""Few mosaic blocks displace all spots of an image together (docs/theory.md, Few blocks).
 
-A fit counts the errors of spots as independent.  Those of few blocks are not: the third moments of
-a crystal's blocks displace all its spots together, and its orientation with them.  These ten
-numbers are integrated out after the last round, which is cheaper than to search for them.
+A fit takes the errors of spots as independent.  The errors that few blocks cause are not: the third
+moments of a crystal's blocks, ten numbers, displace all spots of the crystal together, and thereby
+the orientation that is fitted to the spots.  The ten numbers are integrated out after the last
+round, since searching for them as unknowns would take longer.
 """
 
 from __future__ import annotations
@@ -21,17 +22,22 @@ SITE = "uneven_blocks"
 
 
 def uneven_blocks(priors: Priors) -> physics.Array:
-    """Coefficients (n, ·) of the blocks of each image, sampled."""
+    """Sample the coefficients (n, N_COEFFICIENTS) of the blocks of each image."""
     return infer.normal(SITE, 0.0, priors.uneven_blocks_sd, physics.N_COEFFICIENTS)[:, 0]
 
 
 def with_few_blocks(
     model: infer.Model, observations: infer.Batches, priors: Priors, fit: infer.Fit
 ) -> tuple[infer.Fit, Priors]:
-    """The fit with the coefficients of uneven blocks integrated out, and the priors with their sd.
+    """Integrate the coefficients of uneven blocks out of a fit, and estimate their sd.
 
     Args:
-        model: that was fitted; one without an argument ``blocks`` stays as it is.
+        model: the model that was fitted.
+
+    Returns:
+        The fit, and the priors with ``uneven_blocks_sd`` as the images say.  Both are returned
+        unchanged where the model has no argument ``blocks``, the prior sd is 0, or no image has
+        converged.
     """
     sd, used = priors.uneven_blocks_sd, fit.status == Kind.CONVERGED
     if sd == 0 or not used.any() or "blocks" not in inspect.signature(model).parameters:
@@ -39,7 +45,7 @@ def with_few_blocks(
     held = infer.held_numbers(_uneven(model), (observations, priors), fit, SITE, sd, used)
     width = infer.width_of_held(held, sd, priors.log_uneven_blocks_sd_sd)
     found = infer.held_integrated(fit, held, width)
-    if fit.by_batch is not None:  # what the shared unknowns' curvature loses, shared out evenly
+    if fit.by_batch is not None:  # each batch bears an even share of the shared unknowns' loss
         lost = np.linalg.inv(found.shared_covariance) - np.linalg.inv(fit.shared_covariance)
         curvature = fit.by_batch.curvature + lost / len(fit.by_batch.at)
         found = replace(found, by_batch=fit.by_batch._replace(curvature=curvature))
@@ -48,5 +54,5 @@ def with_few_blocks(
 
 @lru_cache
 def _uneven(model: infer.Model) -> infer.Model:
-    """One object for each model: code is compiled for it."""
+    """The model with uneven blocks: always the same object, so that it is compiled once."""
     return partial(model, blocks=uneven_blocks)

@@ -1,16 +1,17 @@
-"""Small unknowns that a fit held at zero, integrated out of its curvature.
+"""Small unknowns of each image that a fit left at zero, integrated out afterwards.
 
-A model may have more unknowns than it pays to search for: a few numbers c of an image, small and
-with the same prior N(0, s²), which displace the others a little.  About the mode of the model
-without c, −ln p of an image is a parabola.  With its slope g and its expected curvature H there,
-K = H_θθ⁻¹H_θc and
+Some unknowns cost more to search for than they are worth: a few numbers c of each image, all small
+and with the same prior N(0, s²), which displace the image's other unknowns θ a little.  Near the
+mode of the model without c, −ln p of an image is taken as a parabola in θ, c and the shared
+unknowns φ.  With its slope g and its expected curvature H at that mode, K = H_θθ⁻¹H_θc and
 
     F = H_cc − H_cθ K,   C = H_cφ − Kᵀ H_θφ,   M = (F + 1/s²)⁻¹,   ĉ = −M g_c,
 
-the image's unknowns move by −K ĉ, their covariance given the shared unknowns φ grows by K M Kᵀ, and
-the precision of φ loses CᵀMC.  s is where the density of the slopes g_c of all images, normal with
-covariance F + s²F², is largest (empirical Bayes).  The curvature is the one that is expected of the
-observations (Fisher's): along what was not searched for ln p may well bend upwards.
+integrating c out moves θ by −K ĉ, adds K M Kᵀ to the covariance of θ given φ, and takes CᵀMC from
+the precision of φ.  s maximises the density of the slopes g_c of all images, which are normal with
+covariance F + s²F² (empirical Bayes).  H is the curvature that is expected of the observations
+(Fisher's), which is never negative; the observed curvature along c may be, since the fit did not
+search along c for a maximum.
 """
 
 from __future__ import annotations
@@ -26,18 +27,19 @@ from .density import Model, place_of
 from .laplace import Fit
 from .search import Search
 
-RANGE = 5.0  # sd of ln s that are looked at, on either side
-LEAST = 1e-9  # of the largest curvature: directions with less say nothing
-LEFT = 0.01  # of the shared unknowns' precision, at least
+RANGE = 5.0  # s is sought within this many prior sd of ln s on either side
+LEAST = 1e-9  # directions of c with less than this fraction of the largest curvature are left out
+LEFT = 0.01  # fraction of the shared unknowns' precision that is left at least
 
 
 class Held(NamedTuple):
-    """What n images say of c numbers that were held at zero, each with its other unknowns at their
-    mode given c.
+    """Slope and curvature of −ln p of n images along c numbers that a fit held at zero.
+
+    Each image's other unknowns follow c: they are at their mode given c.
 
     Attributes:
         slope: (n, c) g_c; own: (n, c, c) F. shift: (n, k, c) K. shared: (n, c, s) C.
-        used: (n,) bool, images that are believed; of the others all are zero.
+        used: (n,) bool, images that count; the arrays are zero for all others.
     """
 
     slope: np.ndarray
@@ -50,11 +52,12 @@ class Held(NamedTuple):
 def held_numbers(
     model: Model, args: tuple, fit: Fit, name: str, sd: float, used: np.ndarray
 ) -> Held:
-    """Slope and information at the mode of a fit along ``name``, a site that the fit's model lacks.
+    """Differentiate −ln p along ``name``, a site that the fitted model lacks, at the fit's mode.
 
     Args:
-        model: the fit's, with the site in the plate of images, each number normal about 0 with
-            ``sd``. used: (n,) bool, images whose mode is known.
+        model: the fitted model with the site ``name`` added in the plate of images; each number of
+            the site is normal about 0 with ``sd``.
+        used: (n,) bool, images whose mode the fit found.
     """
     search = Search(model, args, {**fit.values(), name: np.zeros(1)})
     n, k = search.n_images, np.arange(search.start.theta.shape[1])
@@ -77,7 +80,7 @@ def held_numbers(
 
 
 def width_of_held(held: Held, sd: float, log_sd: float) -> float:
-    """s of the greatest density of the slopes, with ln s ~ N(ln sd, log_sd²)."""
+    """s that maximises the density of the slopes times its prior, ln s ~ N(ln sd, log_sd²)."""
     values, vectors = np.linalg.eigh(held.own)
     along = np.einsum("nic,ni->nc", vectors, held.slope)
     told = values > LEAST * max(float(values.max(initial=0.0)), 1e-300)
@@ -95,9 +98,9 @@ def width_of_held(held: Held, sd: float, log_sd: float) -> float:
 
 
 def held_integrated(fit: Fit, held: Held, s: float) -> Fit:
-    """The fit with numbers N(0, s²) integrated out.
+    """Integrate numbers c ~ N(0, s²) out of a fit (equations: module docstring).
 
-    Each image moves to its mode given the shared unknowns, which stay where they are.
+    Each image moves to its mode given the shared unknowns; the shared unknowns do not move.
     """
     inverse = np.linalg.inv(held.own + np.eye(held.own.shape[1]) / s**2)  # M
     mode = -inverse @ held.slope[:, :, None]
@@ -118,13 +121,13 @@ def held_integrated(fit: Fit, held: Held, s: float) -> Fit:
 
 
 def _upward(matrices: np.ndarray) -> np.ndarray:
-    """Curvatures (n, c, c) without their negative eigenvalues."""
+    """Curvatures (n, c, c) with negative eigenvalues set to zero."""
     values, vectors = np.linalg.eigh(matrices)
     return (vectors * np.maximum(values, 0.0)[:, None]) @ np.swapaxes(vectors, 1, 2)
 
 
 def _with_less(covariance: np.ndarray, lost: np.ndarray) -> np.ndarray:
-    """A covariance (s, s) whose precision loses a positive matrix, but no more than it has."""
+    """Covariance (s, s) after its precision has lost a positive matrix, down to ``LEFT`` of it."""
     if not len(covariance):
         return covariance
     root = np.linalg.cholesky(covariance)

@@ -1,24 +1,26 @@
 """Few mosaic blocks, which are unevenly spread about their mean orientation (JAX).
 
-In coordinates u in which the rotations of a crystal's blocks have mean 0 and covariance 1, the
-density of blocks is that of a normal distribution times
+Scale the rotations of a crystal's blocks to coordinates u of mean 0 and covariance 1.  The density
+of the blocks in u is a normal density times the series of Gram and Charlier,
 
     1 + Σ_α h_α He_α(u)/α!,   |α| = α_1 + α_2 + α_3 ≥ 3,
 
-with products He_α of Hermite's polynomials (the series of Gram and Charlier), and h_α of N blocks
-varies from crystal to crystal with the variance α!/N: h_α = c_α √(α!), c_α ~ N(0, 1/N).  With
-t_a the response of a relp along a to u (ω·(q×a) = u·t_a), R = R0_eff, D_n = k⁽ⁿ⁾/k the derivatives
-of the partiality curve along x = ε_r/R, r_i the slope of the centroid along e_i with x, and
+where He_α is a product of Hermite's polynomials.  Of N blocks, h_α varies from crystal to crystal
+with variance α!/N, so that h_α = c_α √(α!) with c_α ~ N(0, 1/N).
 
-    P_k(t) = Σ_{|α|=k} c_α t^α/√(α!),
+A rotation ω moves a relp along a direction a by ω·(q×a) = u·t_a, which defines t_a.  Write R for
+R0_eff, D_n = k⁽ⁿ⁾/k for the derivatives of the partiality curve along x = ε_r/R, r_i for the slope
+of the centroid along e_i with x, and
 
-partiality and centroid of a spot change by
+    P_k(t) = Σ_{|α|=k} c_α t^α/√(α!).
+
+Then partiality and centroid of a spot change by
 
     Δp/p = Σ_k P_k(t_r) D_k/R^k,
     Δε_i = Σ_k (t_i·∇)P_k(t_r) D_{k−1}/R^{k−1} − (r_i/2) P_k(t_r) (D_{k+1} − D_1 D_k)/R^k,
 
-the centroid to first order in c.  All spots of an image share these numbers: an orientation that is
-found from spots goes wrong with them, however many the spots are.
+the centroid to first order in c.  All spots of an image share the numbers c, so that their effect
+on the orientation does not average out, however many spots there are.
 """
 
 from __future__ import annotations
@@ -37,15 +39,15 @@ if TYPE_CHECKING:
     from .priors import Priors
     from .spot import Spot
 
-# The first two are the blocks' mean and covariance, unknowns of their own.  The fourth and the
-# fifth take ten times as long, and orientations and scales come out no better.
+# Orders 1 and 2 are the mean and the covariance of the blocks, which the model has as unknowns.
+# Orders 4 and 5 take ten times as long and make orientations and scales no better.
 ORDERS = (3,)
 POWERS = {k: [(i, j, k - i - j) for i in range(k + 1) for j in range(k + 1 - i)] for k in ORDERS}
 N_COEFFICIENTS = sum(map(len, POWERS.values()))
 
 
 def even_blocks(priors: Priors) -> None:
-    """No coefficients, the default of a model: blocks are a normal distribution."""
+    """None, the default of a model: blocks are normally distributed and need no coefficients."""
 
 
 def uneven(
@@ -55,10 +57,12 @@ def uneven(
     coefficients: Array,
     partiality: Partiality,
 ) -> Spot:
-    """The spot of blocks with coefficients c (n, N_COEFFICIENTS).
+    """Change a spot of evenly spread blocks into that of blocks with coefficients c.
 
     Args:
-        slopes: (n, m) r_i along e1 and e2. response: (n, 3, 3, m) t_a, a along ŝ, e1 and e2, Å⁻¹.
+        slopes: (n, m) r_i along e1 and e2.
+        response: (n, 3, 3, m) t_a for a along ŝ, e1 and e2, Å⁻¹.
+        coefficients: (n, N_COEFFICIENTS) c.
     """
     t = response / spot.R0_eff[:, None, None]
     curve = partiality.derivatives(spot, max(ORDERS) + 1)
@@ -82,7 +86,7 @@ def uneven(
 
 
 def polynomials(t: Array, coefficients: Array) -> Sequence[Array]:
-    """P_k (n, m) of t (n, 3, m) for each order."""
+    """P_k(t), (n, m), for each order k, of t (n, 3, m) and c (n, N_COEFFICIENTS)."""
     powers = [[jnp.ones_like(t[:, a])] for a in range(3)]
     for a in range(3):
         for _ in range(max(ORDERS)):
@@ -100,12 +104,12 @@ def polynomials(t: Array, coefficients: Array) -> Sequence[Array]:
 
 
 def of_uneven(p: Array, spot: Spot) -> Array:
-    """Partialities (n, m) of even blocks as they are of uneven ones."""
+    """p·(1 + Δp/p), (n, m), of p for evenly spread blocks; p where the spot has no Δp/p."""
     return p if spot.more is None else p * (1 + spot.more)
 
 
 def hermite_ratios(x: Array, order: int) -> list[Array]:
-    """Derivatives of exp(−x²) over it, from none to ``order``."""
+    """D_n of exp(−x²) for n = 0 … ``order``: its n-th derivative over exp(−x²) itself."""
     found = [jnp.ones_like(x), -2 * x]
     for n in range(1, order):
         found.append(-2 * x * found[n] - 2 * n * found[n - 1])
