@@ -145,10 +145,10 @@ def _add(run: Run, kept: Kept, priors: Priors, progress: Listener) -> _Whole:
 def _fit_new(
     run: Run, kept: Kept, before: Summary, priors: Priors, progress: Listener
 ) -> tuple[Round, np.ndarray]:
-    """The last of three rounds of the images that are not settled, and their statuses.
+    """Fit the images that are not settled in three rounds; return the last and their statuses.
 
-    The first has a broad partiality curve, as the first of a run has; shared unknowns are held
-    there by what the settled images say of them.
+    The first round has a broad partiality curve, as the first round of a run has.  In each round
+    the parabola of the settled images keeps the shared unknowns near their values.
     """
     images = np.arange(len(before.at) * run.size, len(run.stills))
     few, n = run.few(images), len(images)
@@ -198,7 +198,7 @@ def _fit_new(
 
 
 def _with_few_blocks(few: Run, found: Round, priors: Priors) -> Round:
-    """A last round with the moments of few blocks integrated out, by the prior of the whole run."""
+    """The round with the moments of few blocks integrated out; their prior sd is the run's."""
     fit, _ = with_few_blocks(few.model, found.measurements.observations, priors, found.fit)
     return replace(found, fit=fit, state=fit.values())
 
@@ -208,8 +208,9 @@ class _Whole:
     """All images of a run, each as it was fitted last.
 
     Attributes:
-        fit: its rows follow the shared unknowns. summary: by batch, each where it was fitted.
-        status: (n,). batches: where each lies. movement: of all rounds. log_G: see ``MeasuredRun``.
+        fit: of all images, whose unknowns have followed the shared ones.
+        summary: a parabola of each batch, about the shared unknowns at which the batch was fitted.
+        status: (n,). batches: where each batch is stored. movement: of all rounds.
         all_fitted: how many images there were when all were last fitted together.
     """
 
@@ -244,7 +245,7 @@ class _Whole:
         )
 
     def stale(self, settled: int) -> np.ndarray:
-        """Which of the settled batches were fitted too far away, or are gone."""
+        """The settled batches that were fitted too far from the shared unknowns, or are gone."""
         gone = np.array([not place.is_there() for place in self.batches[:settled]], bool)
         if self.summary is None:
             return np.flatnonzero(gone)
@@ -253,7 +254,7 @@ class _Whole:
         return np.flatnonzero(far.any(axis=1) | gone)
 
     def renewed(self, stale: np.ndarray, priors: Priors, plan, progress: Listener) -> _Whole:
-        """With some full batches measured and fitted again."""
+        """Measure and fit some full batches again."""
         run, size, fit = self.run, self.run.size, self.fit
         images = (stale[:, None] * size + np.arange(size)).ravel()
         few, values = run.few(images), fit.values()
@@ -292,7 +293,7 @@ class _Whole:
 
     @property
     def measurements(self) -> MeasuredRun:
-        """Of all images."""
+        """The measurements of all images."""
         run, stores = self.run, Joined(self.batches)
         batches = zip(stores.of("batch").places, run.batches(), strict=True)
         placed = Joined([_InRun(p.store, p.index, images) for p, images in batches])
@@ -303,7 +304,7 @@ class _Whole:
         return MeasuredRun(placed, observed, none, none, self.plan)  # type: ignore[arg-type]
 
     def with_intensities(self, priors: Priors) -> Run:
-        """The run with the estimate of intensities by all images."""
+        """The run with intensities as all images now say them."""
         return with_intensities(self.run, self.measurements, self.fit.values(), priors)
 
     def run_fit(self, reindexing: Reindexing, priors: Priors, kept: Kept) -> RunFit:

@@ -1,6 +1,7 @@
-"""Pieces of the model that are learned through its likelihood, as values in files.
+"""Pieces of the model that are learned through its likelihood, and kept in files.
 
-Needs the extra ``learn`` (equinox, optax): :func:`needed` says so before anything else is imported.
+The other modules of this folder need the extra ``learn`` (equinox, optax): call :func:`needed`,
+which says so, before importing any of them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from ..util.errors import InputError
 
 
 def needed() -> None:
-    """Check that what learned components are made with is installed.
+    """Check that the packages which learned components need are installed.
 
     Raises:
         InputError: equinox or optax is missing.

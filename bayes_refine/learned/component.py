@@ -1,4 +1,4 @@
-"""A learned component as a value: what it is, what it was trained on, and its file.
+"""A learned component as a value: its module, the run that trained it, and its file.
 
 The file is one line of JSON, then the leaves of the parameters as equinox serialises them.
 """
@@ -27,7 +27,7 @@ from .profile import Profile
 
 FORMAT = "bayes_refine component 1"
 MAX_HEADER = 1 << 20
-SAME = 0.01  # fraction by which distance and wavelength may differ
+SAME = 0.01  # fraction by which pixel size, distance and wavelength may differ
 
 
 Module = Curve | Factor | Profile
@@ -42,7 +42,12 @@ class Family(StrEnum):
 
 
 class Setup(msgspec.Struct, frozen=True):
-    """Where images were taken: number of panels, their pixels, mm, and the wavelength, Å."""
+    """Detector, distance and beam with which images were taken.
+
+    Attributes:
+        panels: how many. shape: (rows, columns) of a panel. pixel_mm, distance_mm: mm.
+        wavelength: Å.
+    """
 
     panels: int
     shape: tuple[int, int]
@@ -52,7 +57,7 @@ class Setup(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, stills: Sequence[Still]) -> Setup:
-        """That of a run."""
+        """The setup of a run: its first detector, medians of distance and wavelength."""
         detector = stills[0].detector
         return cls(
             detector.n_panels,
@@ -70,7 +75,7 @@ class Setup(msgspec.Struct, frozen=True):
         )
 
     def like(self, other: Setup) -> bool:
-        """Whether a component of one serves the other."""
+        """Whether a component that was trained with one setup serves images of the other."""
         near = all(
             abs(a / b - 1) < SAME
             for a, b in (
@@ -86,7 +91,8 @@ class Evidence(msgspec.Struct, frozen=True):
     """Held-out ln p of the component less that of the plain model.
 
     Attributes:
-        nats: of each image, by a member that did not see the image. epochs: of training.
+        nats: difference of ln p for each image, by a member that was trained without the image.
+        epochs: of training.
     """
 
     nats: tuple[float, ...]
@@ -104,7 +110,7 @@ class Evidence(msgspec.Struct, frozen=True):
 
     @property
     def recommended(self) -> bool:
-        """Whether the component predicts better by more than the standard error."""
+        """Whether the component predicts better than the plain model by over one standard error."""
         return self.total > self.se
 
     def __str__(self) -> str:
@@ -117,7 +123,7 @@ class Evidence(msgspec.Struct, frozen=True):
 
 
 class Origin(msgspec.Struct, frozen=True):
-    """What a component was trained on, and by what."""
+    """The run that trained a component, and the versions of the programs that did."""
 
     setup: Setup
     n_images: int
@@ -144,9 +150,11 @@ class Component:
     """A learned piece of a model.
 
     Attributes:
-        family: the piece. module: trained on all images. members: each trained without some
-            images; their spread, times ``widen``, is what other images would change.
-        draws: of the posterior about ``module``; none of a module of many numbers.
+        family: which piece. module: trained on all images.
+        members: modules, each trained without some images.  Their spread times ``widen`` is the sd
+            of the module from one set of images to another.
+        draws: modules drawn from the posterior about ``module``; none for a module with many
+            numbers.
     """
 
     family: Family
@@ -157,18 +165,19 @@ class Component:
 
     @property
     def widen(self) -> float:
-        """Square root of t/(K − t), of K members that trained on t of K parts each.
+        """√(t/(K − t)) for K members, each trained on t = K − 2 of K parts of the images.
 
-        A mean of K independent parts has t/(K − t) times the variance of means over t of them.
+        The variance of a mean over K independent parts is t/(K − t) times the variance, from subset
+        to subset, of means over t of the K parts.
         """
         K = len(self.members)
         return float(np.sqrt((K - 2) / 2))
 
     def band(self, function: Callable[[Any], jax.Array]) -> tuple[np.ndarray, np.ndarray]:
-        """A function of the module, and its sd: by the members, or by the draws where that is more.
+        """A function of the module, and its sd: the larger of the members' and the draws'.
 
-        Members that all saw nothing of a place agree there on the prior's mean: their spread says
-        what the images' scatter changes, and the draws' what no image says.
+        The members' spread measures the scatter between images.  Where no image says anything,
+        all members agree on the prior's mean; the spread of the draws measures that ignorance.
         """
         value = np.asarray(function(self.module))
         values = np.stack([np.asarray(function(member)) for member in self.members])
@@ -179,10 +188,10 @@ class Component:
         return value, sd
 
     def check_serves(self, stills: Sequence[Still], path: str | Path = "the component") -> None:
-        """Check that a run was taken as the images that trained the component.
+        """Check that a run was taken with the setup of the images that trained the component.
 
         Raises:
-            InputError: another detector, distance or wavelength.
+            InputError: detector, distance or wavelength differ.
         """
         here, there = Setup.of(stills), self.origin.setup
         if not here.like(there):
@@ -192,7 +201,7 @@ class Component:
             )
 
     def shown(self) -> dict[str, Any]:
-        """What a summary and a report show of the component, as plain numbers."""
+        """The plain numbers of the component that a summary and a report show."""
         evidence = self.origin.evidence
         found: dict[str, Any] = {
             "family": str(self.family),
@@ -219,7 +228,7 @@ class Component:
         return found | {name: a.tolist() for name, a in arrays.items()}
 
     def _shown_profile(self, module: Profile) -> dict[str, Any]:
-        """Cuts through the profile in the middle of the detector, and maps of it at nine places."""
+        """Cuts through the profile in the middle of the detector, and maps at nine places."""
         frame, sd = module.frame, module.core_px
         reach = float(np.max(np.abs(module.nodes))) + 2 * sd
         r = np.linspace(-reach, reach, 61)
@@ -270,7 +279,7 @@ def read_component(path: str | Path) -> Component:
     """Read a component.
 
     Raises:
-        InputError: not a component, or of a newer format, or damaged.
+        InputError: the file is no component, has another format, or is damaged.
     """
     try:
         with Path(path).open("rb") as file:
@@ -288,7 +297,7 @@ def read_component(path: str | Path) -> Component:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     except InputError:
         raise
-    except Exception as error:  # whatever a damaged file makes of its leaves
+    except Exception as error:  # a damaged file can raise anything while its leaves are read
         said = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: is damaged ({said}); train the component again") from None
     return Component(family, module, members, header.origin, draws)
@@ -305,7 +314,7 @@ def _skeleton(family: Family, header: _Header) -> Module:
 
 
 def with_components(model: Callable[..., None], components: Sequence[Component]):
-    """A model with components in place of its own pieces.
+    """The model with each component in place of the piece that the component replaces.
 
     Raises:
         InputError: two components are of one family.
@@ -321,7 +330,8 @@ def with_components(model: Callable[..., None], components: Sequence[Component])
 
 
 def settings_with(settings: Settings, components: Iterable[Component]) -> Settings:
-    """Settings of a fit with components: as far as their curves reach, with what they depend on."""
+    """Settings of a fit with components: the margin that a learned curve needs, its point spread,
+    and metadata where a component depends on them."""
     for component in components:
         module = component.module
         if isinstance(module, Curve):

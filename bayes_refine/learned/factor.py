@@ -2,9 +2,10 @@
 
     ln f = s·MLP(x, y, 1/d², order, ln E) − offset − slope/(4d²),
 
-each input scaled to −1…1; ln E, of the shot's pulse energy, is 0 where it is unknown.  A factor
-that all spots share is G's, and one that falls as exp(−b/(4d²)) is B's: over the reflections that
-trained it, ln f has neither mean nor slope against 1/(4d²), so that G and B keep their meaning.
+each input scaled to −1…1; ln E, the logarithm of the shot's pulse energy, is 0 where the energy is
+unknown.  G already describes a factor that all spots share, and B one that falls as exp(−b/(4d²)).
+Offset and slope therefore make mean and slope (against 1/(4d²)) of ln f zero over the reflections
+that trained it, so that G and B keep their meaning.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ SCALE = 0.5  # s: prior sd of ln f, about
 
 
 class Frame(NamedTuple):
-    """What inputs are scaled by: middle and half size of the detector, mm; largest 1/d², Å⁻²;
-    largest |ln E| about the run's median, 0 of a run without pulse energies."""
+    """Numbers that scale the inputs: middle and half size of the detector, mm; largest 1/d², Å⁻²;
+    largest |ln E| about the run's median, 0 for a run without pulse energies."""
 
     x_mm: float
     y_mm: float
@@ -40,7 +41,8 @@ class Factor(eqx.Module):
     """ln f as a small network.
 
     Attributes:
-        layers: of the network. offset, slope: gauge, not trained. frame: of the inputs.
+        layers: of the network. offset, slope: set after training (:meth:`pinned`), not trained.
+        frame: scales of the inputs.
     """
 
     layers: tuple[eqx.nn.Linear, ...]
@@ -52,8 +54,12 @@ class Factor(eqx.Module):
     rate: ClassVar[float] = 0.015  # of Adam
 
     def log_factor(self, x_mm, y_mm, norm_q, order, log_energy=None) -> jax.Array:
-        """ln f of places (mm), 1/d (Å⁻¹), order of the image (0 to 1) and ln of the pulse energy
-        over the run's median (None or NaN where unknown), broadcast together."""
+        """ln f, its arguments broadcast together.
+
+        Args:
+            x_mm, y_mm: places, mm. norm_q: 1/d, Å⁻¹. order: of the image in its run, 0 to 1.
+            log_energy: ln of the pulse energy over the run's median; None or NaN where unknown.
+        """
         frame, energy = self.frame, jnp.zeros(())
         if log_energy is not None and frame.log_energy > 0:
             known = jnp.where(jnp.isfinite(log_energy), log_energy, 0.0)
@@ -77,7 +83,7 @@ class Factor(eqx.Module):
         """The scale (n, m) times f.
 
         Raises:
-            InputError: the observations do not say where reflections are.
+            InputError: the observations lack ``metadata``, the places of reflections.
         """
         if (where := obs.metadata) is None:
             raise InputError("a learned correction needs Settings(metadata=True)")
@@ -88,11 +94,11 @@ class Factor(eqx.Module):
         return self.log_factor(where.x_mm, where.y_mm, *shot)
 
     def pieces(self) -> dict[str, Callable[..., Any]]:
-        """Arguments of a model."""
+        """The arguments of a model that this component replaces."""
         return {"correction": self}
 
     def log_prior(self) -> jax.Array:
-        """ln p of weights and biases, but for a constant; a weight's variance is 1/(its inputs)."""
+        """ln p of weights and biases, up to a constant; Var[weight] is 1/(inputs of its layer)."""
         total = jnp.zeros(())
         for layer in self.layers:
             assert layer.bias is not None
@@ -100,12 +106,12 @@ class Factor(eqx.Module):
         return -0.5 * total
 
     def plain(self) -> Factor:
-        """f = 1, as this module."""
+        """The module of f = 1, which is the plain model."""
         return jax.tree.map(jnp.zeros_like, self)
 
     @classmethod
     def start(cls, key: jax.Array, frame: Frame) -> Factor:
-        """Hidden layers drawn from their prior; f = 1."""
+        """A module to begin training with: hidden layers drawn from their prior, f = 1."""
         layers = []
         pairs = list(pairwise(LAYERS))
         for k, (n_in, n_out) in enumerate(pairs):
@@ -118,7 +124,8 @@ class Factor(eqx.Module):
         return cls(tuple(layers), jnp.zeros(()), jnp.zeros(()), frame)
 
     def pinned(self, observed: SpotStatistics) -> Factor:
-        """The same factor with its gauge fixed on the reflections that informed a fit."""
+        """The factor with offset and slope such that, over the reflections that informed a fit,
+        ln f has neither mean nor slope against 1/(4d²)."""
         where, fit = observed.metadata, np.asarray(observed.fit)
         assert where is not None
         value = self._of(observed, where)

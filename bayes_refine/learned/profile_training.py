@@ -1,14 +1,14 @@
-"""A profile through the pixels of strong spots, each spot's own numbers profiled out.
+"""Train a profile on the pixels of strong spots, with each spot's own numbers profiled out.
 
-The photons of a pixel are Poisson about μ = Bg + J·P.  A spot's J, centre and second moment are
-its own, whatever the physics says of them: near a state μ = Bg + Σ_k b_k D_k, with D the profile
-and its derivatives along centre and shape, which are linear in the profile's shares.  At given
-shares b̂ is a weighted least-squares fit, and by the envelope theorem
+The photons of a pixel are Poisson about μ = Bg + J·P.  J, centre and second moment of each spot are
+free here, whatever the physics says of them.  Near a state of the spots μ = Bg + Σ_k b_k D_k, where
+D_k are the profile and its derivatives along centre and shape, which are linear in the profile's
+shares s.  Given the shares, b̂ is a weighted least-squares fit, and by the envelope theorem
 
     d ln p(y, b̂ | s)/ds = ∂ ln p(y, b | s)/∂s   at b̂.
 
-A few epochs of Adam on the shares, then D anew at the spots' better states.  Spots that are held
-out are judged by their evidence, b integrated by Laplace.
+A few epochs of Adam move the shares; then D is computed anew at the improved states of the spots.
+The evidence of spots that are held out, with b integrated by Laplace's method, judges the profile.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from .factor import Frame
 from .profile import Profile, nodes_for
 from .strong_spots import StrongSpots
 
-RENEWED = 8  # epochs with one set of derivatives
-PATIENCE = 3  # looks at the spots held out without a new best one
-REWEIGHTED = 3  # least squares
-SETTLING = 4  # steps of spots to their modes
-BOUND = np.array([0.3, 0.3, 0.15, 0.1, 0.1])  # of a step along η
+RENEWED = 8  # epochs between new derivatives D
+PATIENCE = 3  # training ends after so many looks at the held-out spots without a new best one
+REWEIGHTED = 3  # iterations of reweighted least squares
+SETTLING = 4  # steps that take the spots to their modes
+BOUND = np.array([0.3, 0.3, 0.15, 0.1, 0.1])  # largest step along η
 LOOSE = 0.3  # prior sd of a step along η
-NARROWEST = 0.3  # sd of a spot, px
+NARROWEST = 0.3  # smallest sd of a spot, px
 
 
 class Taught(NamedTuple):
-    """What a profile is trained with: n spots, and how its nodes reach their pixels.
+    """The data that train a profile: n spots, and how the nodes map onto their pixels.
 
     Attributes:
         wide: (K', 2) pixels, px. place: (J, K) pixel less node among them (``point_spread``).
@@ -69,11 +69,11 @@ class Found(NamedTuple):
 def learn_profile(
     spots: StrongSpots, folds: int, epochs: int, seed: int, progress: Listener
 ) -> tuple[Profile, tuple[Profile, ...], Evidence]:
-    """Train a profile on all images, and as many members as folds, each without some of them.
+    """Train a profile on all images, and one member for each fold, without some of the images.
 
-    As ``training.learn`` does with images: of the folds that a member did not train on, one says
-    when to stop; on the other the member is compared with Gaussian spots.  Here ln p is that of
-    the pixels of strong spots.
+    Folds serve as in ``training.learn``: a member trains on all folds but two; one of the two says
+    when to stop, and on the other the member is compared with Gaussian spots.  ln p is that of the
+    pixels of strong spots.
     """
     n = int(np.max(spots.image)) + 1
     order = np.random.default_rng(seed).permutation(n)
@@ -109,7 +109,7 @@ def learn_profile(
 
 
 def first_profile(spots: StrongSpots, seed: int) -> Profile:
-    """A profile to begin with, for the places and the width of some spots."""
+    """A profile to begin training with, scaled to the places and the width of the spots."""
     places = [np.asarray(x) for x in (spots.x_mm, spots.y_mm)]
     x, y = (float(place.min() + place.max()) / 2 for place in places)
     half = max(float(np.ptp(x)) for x in places) / 2
@@ -129,7 +129,8 @@ def grow(
     """Train a profile on some spots until others are predicted no better.
 
     Args:
-        taught, held: (n,) bool; held None to take all epochs. state: of all spots, to begin with.
+        taught: (n,) bool, spots that train. held: (n,) bool, spots that say when to stop; None to
+            take all epochs. state: of all spots, at the beginning.
     """
     import optax
 
@@ -155,19 +156,19 @@ def grow(
 
 
 def start_of(spots: StrongSpots) -> State:
-    """The state of the plain fit."""
+    """The state that the plain fit found for the spots."""
     return State(*map(jnp.asarray, (spots.J, spots.centre, spots.moment)))
 
 
 def settled(data: Taught, profile: Profile, state: State) -> State:
-    """Spots at their modes given a profile."""
+    """Move the spots to their modes given a profile."""
     for _ in range(SETTLING):
         state = stepped(data, derivatives(data.wide, state), state, profile)
     return state
 
 
 def evidence(data: Taught, profile: Profile, state: State) -> np.ndarray:
-    """(n,) ln p of each spot's pixels, its own six numbers integrated out, but for a constant."""
+    """(n,) ln p of each spot's pixels with its six numbers integrated out, up to a constant."""
     return np.asarray(_evidence(data, derivatives(data.wide, state), state, profile))
 
 
@@ -204,12 +205,12 @@ def _fitted(spots: StrongSpots, D, J) -> tuple[jax.Array, jax.Array]:
 
 
 def _mean(spots: StrongSpots, D, b) -> jax.Array:
-    """Photons of pixels; at least part of the background, where a linear step goes too far."""
+    """Expected photons of pixels, at least 0.3 of the background: a linear step may go below."""
     return jnp.maximum(spots.background + jnp.einsum("na,nak->nk", b, D), 0.3 * spots.background)
 
 
 def _log_p(spots: StrongSpots, mean) -> jax.Array:
-    """(n,) ln p of the pixels, but for a constant."""
+    """(n,) ln p of the pixels, up to a constant."""
     return jnp.sum(jnp.where(spots.usable, spots.photons * jnp.log(mean) - mean, 0.0), axis=1)
 
 
@@ -231,7 +232,8 @@ def _evidence(data: Taught, big, state: State, profile: Profile):
     spots = data.spots
     D = _profile(data, big, profile)
     b, precision = _fitted(spots, D, state.J)
-    # in units of the plain fit's widths, one prior for both: η to lengths over these
+    # b is in units of J and of the present width: change to those of the plain fit's width, so that
+    # both profiles are compared under one prior
     was = spots.moment[:, 0] + spots.moment[:, 1]
     narrower = was / (state.moment[:, 0] + state.moment[:, 1])  # (ρ of the plain fit / ρ)²
     units = 5 * jnp.log(jnp.maximum(b[:, 0], 1.0)) + 4 * jnp.log(narrower)
@@ -241,7 +243,7 @@ def _evidence(data: Taught, big, state: State, profile: Profile):
 
 @jax.jit
 def stepped(data: Taught, big, state: State, profile: Profile) -> State:
-    """Spots a step nearer to their modes."""
+    """Move the spots one step towards their modes."""
     b, _ = _fitted(data.spots, _profile(data, big, profile), state.J)
     J = jnp.maximum(b[:, 0], 0.2 * state.J)
     eta = jnp.clip(b[:, 1:] / J[:, None], -BOUND, BOUND)

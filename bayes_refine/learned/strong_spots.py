@@ -1,4 +1,4 @@
-"""Pixels of the strong spots of a fitted run: what teaches a profile."""
+"""Pixels of the strong spots of a fitted run, which train a profile."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ..measuring.statistics import measure
 from ..physics import Array
 from ..util.errors import InputError
 
-STRONG = 20.0  # J over its counting error
-LONE = 0.02  # of a spot on pixels of neighbours, at most
-WHOLE = 0.9  # of the pixels of a spot that can be used, at least
-OF_IMAGE = 100  # the strongest spots
-IN_ALL = 2400
-FEWEST = 50
-WIDER = 1.5  # the shoebox over that of a fit: room for what is beside the core
+STRONG = 20.0  # least J of a strong spot, over its counting error
+LONE = 0.02  # largest fraction of a spot on pixels of its neighbours
+WHOLE = 0.9  # least fraction of a spot's pixels that are usable
+OF_IMAGE = 100  # so many of the strongest spots of each image, at most
+IN_ALL = 2400  # so many spots of the run, at most
+FEWEST = 50  # so many spots of the run, at least
+WIDER = 1.5  # width of the shoebox over that of a fit's: room for photons beside the core
 LEAST_BACKGROUND = 0.01  # photons a pixel
 
 
@@ -33,10 +33,12 @@ class StrongSpots:
     """n spots of K pixels each.
 
     Attributes:
-        photons, background: (n, K), both with the variance of the read-out noise added, so that
-            photons scatter by their mean. usable: (n, K) bool. centre: (n, 2) of the spot, from the
-            middle of its middle pixel, px. moment: (n, 3) xx, yy, xy, px². J: (n,) photons.
-        x_mm, y_mm: (n,) in the lab frame. image: (n,) from 0. offsets: (K, 2) px.
+        photons, background: (n, K), both with the variance of the read-out noise added, so that the
+            variance of photons is their mean. usable: (n, K) bool.
+        centre: (n, 2) of the spot, from the middle of its middle pixel, px.
+        moment: (n, 3) xx, yy and xy of the spot, px². J: (n,) photons.
+        x_mm, y_mm: (n,) place in the lab frame. image: (n,) number of the image, from 0.
+        offsets: (K, 2) pixels of a shoebox, from its middle pixel, px.
     """
 
     photons: Array
@@ -57,12 +59,12 @@ class StrongSpots:
 
 
 def strong_spots(run: RunFit) -> StrongSpots:
-    """Cut the strong spots of a run, with room for what is beside them.
+    """Cut the strong spots of a run out of its images, with room for photons beside their cores.
 
     The run's reader must still be open.
 
     Raises:
-        InputError: there are fewer than fifty.
+        InputError: the run has fewer than fifty strong spots.
     """
     r, noise = run.reflections, run.problem.settings.read_noise
     inverse = np.linalg.inv(r.frame.astype(float))
@@ -103,7 +105,7 @@ def strong_spots(run: RunFit) -> StrongSpots:
 
 
 def _strongest(rows: np.ndarray, image: np.ndarray, strength: np.ndarray) -> np.ndarray:
-    """The strongest of each image, and of the run, in their order."""
+    """The strongest spots of each image, and of those the strongest of the run, rows ascending."""
     order = rows[np.lexsort((-strength[rows], image[rows]))]
     starts = np.searchsorted(image[order], image[order])
     order = order[np.arange(len(order)) - starts < OF_IMAGE]
@@ -111,7 +113,7 @@ def _strongest(rows: np.ndarray, image: np.ndarray, strength: np.ndarray) -> np.
 
 
 def _of_batch(run: RunFit, batch, rows, local, moment, shoebox: Shoebox) -> dict[str, np.ndarray]:
-    """Arrays of ``StrongSpots`` for rows of a batch, and which of them are ``whole``."""
+    """Arrays of ``StrongSpots`` for rows of a batch; ``whole`` says whose pixels are usable."""
     p, settings = batch.predictions, run.problem.settings
     width = partiality_width(run.fit.values(), run.priors)
     stills = run.stills[batch.images]

@@ -1,4 +1,4 @@
-"""From a plain fit to a learned component, and whether it predicts images that it never saw."""
+"""Train a component from a plain fit, and judge it on images that it was not trained on."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from .factor import Factor, Frame
 from .profile_training import learn_profile
 from .strong_spots import strong_spots
 
-FOLDS = 5  # each member trains on all parts but two: one says when to stop, one is the test
-FEWEST = 6  # images
-LARGEST = 8  # images in a part
-OWN = 0.5  # of ``Training``, where each image's curve is its own
-DRAWS = 32  # of a curve's numbers from their posterior
+FOLDS = 5  # a member trains on all folds but two: one says when to stop, one is the test
+FEWEST = 6  # images that a component needs
+LARGEST = 8  # images in a batch, at most
+OWN = 0.5  # ``Training.own`` where each image has a curve of its own
+DRAWS = 32  # draws of a curve's numbers from their posterior
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Training:
     """How a component is trained.
 
     Attributes:
-        epochs: at most. seed: of folds and first weights. own: of a partiality, how much each
-            image's curve may be its own (``Curve``).
+        epochs: of training, at most. seed: of the folds and the first weights.
+        own: for a partiality, how much the curve may differ from image to image (``Curve.own``).
     """
 
     epochs: int = 150
@@ -50,11 +50,13 @@ class Training:
 
 @dataclass(frozen=True)
 class Material:
-    """What a component is trained with: n images.
+    """The data that train a component: n images.
 
     Attributes:
-        model: NumPyro program of ``(observations, priors)`` with a component's pieces as arguments.
-        observations: of the n images. values: sites of the plain fit, where training begins.
+        model: NumPyro program of ``(observations, priors)`` that takes a component's pieces as
+            further arguments.
+        observations: of the n images. values: the plain fit's values of its sites, at which
+            training begins.
     """
 
     model: Model
@@ -64,8 +66,8 @@ class Material:
 
 
 class Learned(NamedTuple):
-    """Modules and their evidence: trained on all images, and each without some; ``draws`` of a
-    curve's numbers from their posterior."""
+    """A module trained on all images, members each trained without some, their evidence, and draws
+    of a curve's numbers from their posterior."""
 
     module: Curve | Factor
     members: tuple[Curve | Factor, ...]
@@ -76,13 +78,13 @@ class Learned(NamedTuple):
 def train_component(
     run: RunFit, family: Family, training: Training | None = None, progress: Listener = SILENT
 ) -> Component:
-    """Train a component on the statistics of a fitted run, and judge it on images held out.
+    """Train a component on the statistics of a fitted run, and judge it on held-out images.
 
         found = train_component(run, Family.partiality)
         found.origin.evidence.recommended
 
     Args:
-        run: fitted with the plain model; ``Settings(metadata=True)`` for a correction.
+        run: fitted with the plain model; for a correction, with ``Settings(metadata=True)``.
 
     Raises:
         InputError: fewer than six images could be used.
@@ -99,7 +101,7 @@ def train_component(
 
 
 def _of_spots(run: RunFit, training: Training, progress: Listener) -> Component:
-    """A profile, from the pixels of the strong spots of a fitted run."""
+    """Train a profile on the pixels of the strong spots of a fitted run."""
     spots = strong_spots(run)
     n = int(np.max(spots.image)) + 1
     check_enough(n)
@@ -114,10 +116,10 @@ def _origin(run: RunFit, n_images: int, n_reflections: int, evidence: Evidence) 
 
 
 def check_enough(n_images: int) -> None:
-    """Check that images suffice for folds.
+    """Check that there are enough images to train on and to hold out.
 
     Raises:
-        InputError: fewer than six.
+        InputError: there are fewer than six images.
     """
     if n_images < FEWEST:
         raise InputError(
@@ -132,14 +134,14 @@ def learn(
     training: Training | None = None,
     progress: Listener = SILENT,
 ) -> Learned:
-    """Train a module on all images, and as many members as folds, each without some of them.
+    """Train a module on all images, and one member for each fold, without some of the images.
 
-    Images fall into folds at random.  A member trains on all folds but two: one says when to stop;
-    on the other the member is compared with the plain model, whose shared unknowns were fitted
-    to the same images as the member's.
+    Images are dealt into folds at random.  A member trains on all folds but two: one of the two
+    says when to stop, and on the other the member is compared with the plain model, whose shared
+    unknowns are fitted to the images that trained the member.
 
     Raises:
-        InputError: fewer than six images.
+        InputError: there are fewer than six images.
     """
     training = training or Training()
     n = len(material.observations.fit)
@@ -190,7 +192,7 @@ def _log_prior(weights: Any) -> jax.Array:
 
 @lru_cache(maxsize=8)
 def _learning(model: Model) -> Callable[..., None]:
-    """The model with its pieces as an argument: weights change, and nothing is compiled anew."""
+    """The model with its pieces as an argument, so that new weights need no new compilation."""
 
     def learning(obs: SpotStatistics, priors: Any, weights: Curve | Factor) -> None:
         model(obs, priors, **weights.pieces())
@@ -203,13 +205,13 @@ def _chosen(observed: SpotStatistics, images: np.ndarray) -> SpotStatistics:
 
 
 def _search(material: Material, order: np.ndarray, folds: int, weights: Curve | Factor) -> Search:
-    """The search over all images in some order, from the values of the plain fit."""
+    """A search over all images in a given order, which starts at the values of the plain fit."""
     n = len(order)
     size = max(1, min(LARGEST, n // folds))
     count = -(-n // size)
     rows = order[np.minimum(np.arange(count * size), n - 1)].reshape(count, size)
     parts = [_chosen(material.observations, r) for r in rows]
-    # sites of images have the axes of their plate, shared ones those of their event
+    # a site of images has the axes of its plate; a shared site has those of its event only
     init = {k: np.asarray(v)[order] if np.ndim(v) > 1 else v for k, v in material.values.items()}
     model = _learning(material.model)
     return Search(model, (Batches(parts, size, n), material.priors, weights), init)
@@ -223,7 +225,7 @@ def _first(family: Family, data: SpotStatistics, training: Training, member: int
 
 
 def frame_of(data: SpotStatistics) -> Frame:
-    """What a correction's inputs are scaled by."""
+    """The scales of a correction's inputs: the extent of the reflections that inform a fit."""
     where, fit = data.metadata, np.asarray(data.fit)
     if where is None:
         raise InputError("a correction is trained on a fit with Settings(metadata=True)")
@@ -238,7 +240,7 @@ def frame_of(data: SpotStatistics) -> Frame:
 
 
 def settings_for(settings: Settings, families: Iterable[Family]) -> Settings:
-    """Settings of a fit that components are trained on."""
+    """Settings of the fit on which components of the families are to be trained."""
     families = set(families)
     if Family.partiality in families:
         settings = replace(settings, margin=max(settings.margin, FARTHEST))

@@ -1,4 +1,4 @@
-"""What the loop asks of a model of stills, and one table of the unknowns that it knows by name."""
+"""The contract of a model of stills with the loop, and the table of unknowns known by name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PRIOR, MEASURED, FOUND = "prior", "measured", "found on a few images"
 
 
 class _Site(Protocol):
-    """What is asked of ``infer.Site``, which knows no crystallography."""
+    """The part of ``infer.Site`` that is needed here; ``infer`` knows no crystallography."""
 
     @property
     def name(self) -> str: ...
@@ -28,11 +28,12 @@ class Unknown(NamedTuple):
         name: of the site; tables show exp of a site ``log_x``.
         number: name of one number of the site in tables, with the unit; ``{}`` stands for a label.
         axis: name of the site's last axis; labels: names along that axis, 1, 2, ... for None.
-        of_image: True: each image has one; False: the run shares it; None: the model may choose.
-        size: numbers that the site has, None where that depends on the crystal or the model.
-        priors: fields of ``Priors`` that its prior is made of.
-        start: where a fit begins: at the prior, at the measured value, or at what the start of the
-            run found on a few images.
+        of_image: True where each image has the unknown, False where the run shares it, None where
+            the model may choose.
+        size: how many numbers the site has; None where the crystal or the model decides.
+        priors: fields of ``Priors`` that make up its prior.
+        start: the value at which a fit begins: that of the prior, a measured one, or the one that
+            the start of the run found on a few images.
     """
 
     name: str
@@ -127,7 +128,7 @@ _ROWS: tuple[Unknown, ...] = (
         size=2,
         priors=("position_error_fall_sd_angstrom",),
     ),
-    # these have their own names in tables, and stand there in alphabetical order
+    # the following have names of their own in tables, in alphabetical order
     Unknown(
         "uneven_blocks",
         "uneven_blocks",
@@ -194,7 +195,7 @@ def order(site: str) -> tuple[int, str]:
 
 
 def check_unknowns(sites: Iterable[_Site]) -> None:
-    """Check a model's unknowns against the table: whose they are, and how many numbers they have.
+    """Check a model's unknowns against the table: of each image or shared, and of what size.
 
     Raises:
         InputError: a site of a known name is shared where each image should have one, or the other

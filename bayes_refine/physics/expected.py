@@ -13,11 +13,11 @@ from .spot import Spot
 
 
 class ExpectedStatistics(NamedTuple):
-    """What a model expects of the first ``count`` statistics of each spot.
+    """Expected mean and variance of the first ``count`` statistics of each spot.
 
     Attributes:
         mean, variance: (n, count, m) of T_k, photons and photons².
-        relative_variance: (n, m) of the total, beyond counting, over J_model².
+        relative_variance: (n, m) variance of the total beyond counting, over J_model².
     """
 
     mean: Array
@@ -35,14 +35,15 @@ def expected_statistics(
 ) -> ExpectedStatistics:
     """Mean and variance of the frozen statistics of spots with J_model photons.
 
-    E[T_0] = J_model·E[T_0]/J and Var[T_0] = counting + (errors of J_model)·J_model².  Moments are
-    expected of the photons that are there: where J_model is uncertain, as where the total is an
-    outlier, J_model is drawn to the measured total (:func:`given_total`).
+    E[T_0] = J_model·r_0 with r_0 the total of one photon (:func:`profile_statistics`), and
+    Var[T_0] = counting + (relative variance of J_model)·J_model².  The moments are those of the
+    photons that are there: where J_model is uncertain, and more so where the total is an outlier,
+    the expected photons move from J_model towards the measured total (:func:`given_total`).
 
     Args:
         spot: as ``learned_errors.blurred`` returns it. J_model: (n, m) photons.
-        block_variance: (n, m) of the partiality at the spots.
-        count: 1 the total, 3 with the centroid, 4 with the spread, 6 with the quadrupoles.
+        block_variance: (n, m) relative variance of p by one block (``Partiality.block_variance``).
+        count: 1 for the total, 3 with the centroid, 4 with the spread, 6 with the quadrupoles.
     """
     profile = profile_statistics(obs, spot, count, errors.shape)
     response = variance_of_response(obs, errors, count)
@@ -73,7 +74,8 @@ def expected_statistics(
 def profile_statistics(
     obs: SpotStatistics, spot: Spot, count: int = 4, shape_variance: Array | float = 0.0
 ) -> Array:
-    """E[T_k]/J = r_k0 + Σ_j r_kj η_j (``measuring.statistics``) of the first, (n, count, m).
+    """E[T_k]/J = r_k0 + Σ_j r_kj η_j (``measuring.statistics``) of the first statistics,
+    (n, count, m).
 
     Displacing a template by δ adds δδᵀ to its second moment, to second order.  The response to
     the spread has the form η/(1 + cη), which stays positive however wrong the template's width is.
@@ -84,7 +86,7 @@ def profile_statistics(
         E[η/(1 + cη)] ≈ η/(1 + cη) − c Var[η]/(1 + cη)³.
 
     Args:
-        count: 1 the total, 3 with the centroid, 4 with the spread, 6 with the quadrupoles.
+        count: 1 for the total, 3 with the centroid, 4 with the spread, 6 with the quadrupoles.
         shape_variance: Var[η] of the spread, from spot to spot.
     """
     d1, d2 = spot.shift_1 / obs.width, spot.shift_2 / obs.width
@@ -111,7 +113,7 @@ def counting_variance(obs: SpotStatistics, J: Array, count: int = 4) -> Array:
 
 
 def given_total(J_model: Array, unsure: Array, J: Array, variance: Array) -> tuple[Array, Array]:
-    """Mean and variance of a spot's photons, given J_model and the J that was measured.
+    """Mean and variance of a spot's photons, given J_model and the measured J.
 
     N(J_model, unsure·J_model²) × N(J, variance) on photons ≥ 0.  Where J_model is certain the mean
     is J_model, however bright the spot.

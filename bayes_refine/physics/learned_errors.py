@@ -25,8 +25,8 @@ class Errors(NamedTuple):
         fraction: sd of J/J_model. speckle: 1/√(mosaic blocks); no speckle below 0.
         place_1, place_2: variance of a spot's centroid along e1 and e2, Å⁻².
         shape: variance of R1² over its square.
-        nu, nu_moments: degrees of freedom of the total's residual and of the moments';
-            ``math.inf`` for normal ones.
+        nu, nu_moments: degrees of freedom of the residuals of totals and of moments; ``math.inf``
+            for normal residuals.
     """
 
     fraction: Array | float
@@ -47,12 +47,12 @@ def at_resolution(error: Array, fall: Array, norm_q: Array) -> Array:
 
 
 def blurred(spot: Spot, errors: Errors) -> Spot:
-    """The mean spot of many displaced ones: errors of place add to its second moment."""
+    """The mean spot of many displaced spots: errors of place add to the second moment."""
     return spot._replace(m11=spot.m11 + errors.place_1, m22=spot.m22 + errors.place_2)
 
 
 def variance_of_J_model(errors: Errors, block_variance: Array) -> Array:
-    """Relative variance of J_model, (n, m), by the fraction and the speckle of few mosaic blocks.
+    """Relative variance of J_model, (n, m): fraction² + block_variance·speckle².
 
     Args:
         block_variance: (n, m), ``Partiality.block_variance``.
@@ -73,8 +73,8 @@ def variance_of_response(obs: SpotStatistics, errors: Errors, count: int) -> Arr
 
 
 def tail_factor(z2: Array, nu: Array | float) -> Array | float:
-    """Variance of a Student-t residual of square ``z2`` over its scale's; 1 for normal ones.
+    """(ν + z²)/(ν + 1), the variance of a Student-t residual z over its scale², given z.
 
-    It is one over :func:`~bayes_refine.util.student_t.normal_weight`.
+    1 for normal residuals.  One over :func:`~bayes_refine.util.student_t.normal_weight`.
     """
     return 1.0 if isinstance(nu, float) else (nu + z2) / (nu + 1)

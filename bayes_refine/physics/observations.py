@@ -1,4 +1,4 @@
-"""What the model of stills is conditioned on: statistics and geometry, padded by image (JAX)."""
+"""The data of the model of stills: statistics and geometry of spots, padded by image (JAX)."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class Metadata:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SpotStatistics:
-    """What a model is conditioned on: n images, up to m reflections each, padded.
+    """The data of a model of stills: n images, each with up to m reflections, padded to m.
 
-    Reflections are the last axis throughout, so that arithmetic on them is contiguous.  The current
-    state is the one at which images were predicted and measured.
+    Reflections are the last axis of every array, so that arithmetic on them is contiguous.  The
+    current state is the state at which the images were predicted and measured.
 
     Attributes:
         fit: (n, m) bool, reflections that inform the fit (padding and the free set do not).
@@ -56,16 +56,18 @@ class SpotStatistics:
         current_shift: (n, 3) shift of beam centre x, y and distance at the current state, mm.
         log_G0: ln of the run's first estimate of G.
         pixel_inv_angstrom: median size of a pixel in ε_t, Å⁻¹.
-        metadata: for pieces of a model that depend on them; None where none does.
+        metadata: places on the detector and order of images; None where no piece of the model
+            depends on them.
         half_turn: (n, 3, m) path of a relp along ŝ, e1 and e2 in half of the exposure, while the
-            crystal turns, Å⁻¹; None of stills.
+            crystal turns, Å⁻¹; None for stills.
         panel_group: (n, m) group of panels that a spot is on. panel_axes: (n, 2, 3, m) change of
             (ε_1, ε_2) at a fixed pixel, Å⁻¹ per px of the group's x and y and per mrad of its turn.
             current_panels: (n, g, 3) moves of the groups at the current state.  All three are None
             where panels stay in place.
-        wavelength: (n, 1) Å as stated, where each shot's is an unknown; else None.
+        wavelength: (n, 1) Å as the files state, where the wavelength of each shot is an unknown;
+            else None.
         log_pulse_energy: (n, 1) ln of the shot's energy over the run's median, NaN where unknown;
-            None for a run without.
+            None for a run without pulse energies.
     """
 
     fit: Array

@@ -21,17 +21,20 @@ MAX_BYTES = 1 << 20  # of a file of priors
 
 
 def number(default: float, low: float, high: float, unit: str = "") -> Any:
-    """A field of priors: its default, and the range outside which a value must be a mistake.
+    """A field of priors: its default, its range and its unit.
 
-    Ranges are those of the quantities themselves (a mosaic block of 10 Å to 1 mm, a B of 10⁴ Å²);
-    of the sd of a logarithm the range goes from "fixed" to "nothing is known".
+    A value outside the range must be a mistake: the range is what the quantity itself can be (a
+    mosaic block of 10 Å to 1 mm, a B of up to 10⁴ Å²).  For the sd of a logarithm the range goes
+    from "fixed" to "nothing is known".
     """
     return field(default=default, metadata={"range": (low, high, unit)})
 
 
 @dataclass(frozen=True)
 class Priors:
-    """Priors of the models (docs/theory.md, Priors).  ``log`` priors: normal in ln, median given.
+    """Priors of the models (docs/theory.md, Priors).
+
+    A field ``x`` with a field ``log_x_sd`` is the median of a prior that is normal in ln x.
 
     Each field states the range of values that :func:`check` lets pass.
 
@@ -44,16 +47,17 @@ class Priors:
         mosaic_spread_mrad, log_mosaic_spread_sd: η, in the exp(−x²/η²) convention, shared.
         log_mosaic_image_sd: of ln η from crystal to crystal.
         mosaic_shape_sd, log_mosaic_shape_sd_sd: sd of ln of the ratios of η about different axes;
-            the run says how large it is (``fitting.learned_priors``).
-        uneven_blocks_sd, log_uneven_blocks_sd_sd: 1/√(mosaic blocks of a crystal), which says how
-            unevenly they are spread; the run says how large it is (``fitting.few_blocks``); 0: as a
-            normal distribution.
+            estimated from the run (``fitting.learned_priors``).
+        uneven_blocks_sd, log_uneven_blocks_sd_sd: 1/√(mosaic blocks of a crystal), the sd of the
+            coefficients that say how unevenly the blocks are spread; estimated from the run
+            (``fitting.few_blocks``); 0: blocks are spread as a normal distribution.
         rotation_sd_mrad: orientation about the indexed one, each axis.
         strain_sd: cell strain about the indexed cell, each allowed component.
         distance_sd_mm, beam_center_sd_mm: detector about its nominal place, shared.
         panel_shift_sd_px, panel_turn_sd_mrad: shift of a panel (or group) along each of its axes,
             and turn about its normal, where a detector has several; 0 px: they stay in place.
-        wavelength_jitter: sd of ln λ from shot to shot, each an unknown; 0: λ is as stated.
+        wavelength_jitter: sd of ln λ from shot to shot, the wavelength of each shot then being an
+            unknown; 0: λ is as the files state.
         log_G_sd: ln G of an image about the run's first estimate.
         log_G_monitor_sd: ln G of an image about ln g + ln E where the pulse energy E is known.
         B_mean, B_sd: Debye–Waller B relative to the reference's, Å².
@@ -61,8 +65,8 @@ class Priors:
         stretch_sd: ln of the ratio of a spot's widths, each of two components (model tensor).
         model_error, log_model_error_sd: fractional error of J_model at d = 4 Å, shared.
         model_error_fall_sd_angstrom: sd about 0 of how fast ln model_error falls with 1/d, Å.
-        speckle, speckle_sd: 1/√(mosaic blocks that share the beam), shared; the fewer blocks, the
-            more uneven p is.  Normal; a value below zero is no speckle.
+        speckle, speckle_sd: 1/√(mosaic blocks in the beam), shared; the fewer blocks, the more p
+            varies from spot to spot.  The prior is normal; a value below zero is no speckle.
         position_error_px, log_position_error_sd: centroid error beyond counting at d = 4 Å,
             radial and tangential, shared.
         position_error_fall_sd_angstrom: sd about 0 of how fast ln of these errors falls with 1/d.
@@ -111,7 +115,8 @@ class Priors:
 
 
 def _register(cls: type[Priors]) -> None:
-    """Numbers are data of a compiled model; student_t_nu is not: it changes the density's form."""
+    """Make priors data of a compiled model, but for ``student_t_nu``: the density's form depends on
+    whether it is infinite."""
     names = [f.name for f in fields(cls) if f.name != "student_t_nu"]
     jax.tree_util.register_dataclass(cls, data_fields=names, meta_fields=["student_t_nu"])
 
@@ -123,7 +128,7 @@ SomePriors = TypeVar("SomePriors", bound=type[Priors])
 
 @dataclass_transform(frozen_default=True, field_specifiers=(number,))
 def declare_priors(cls: SomePriors) -> SomePriors:
-    """Decorate the priors of a model of one's own: those of ``Priors``, and what is added.
+    """Decorate a class that adds priors of one's own model to those of ``Priors``.
 
         @declare_priors
         class Priors(bayes_refine.Priors):
@@ -153,7 +158,7 @@ def load_priors(name_or_path: str | Path) -> Priors:
     """
     declared = getattr(load_file(name_or_path), "Priors", Priors)
     if not (isinstance(declared, type) and issubclass(declared, Priors)):
-        return Priors()  # of another kind of model, or of none
+        return Priors()  # the file is of another kind of model, or has no priors
     if declared.__dict__.get("__dataclass_fields__") is None:
         raise InputError(f"{name_or_path}: write @declare_priors above class Priors")
     return declared()

@@ -45,9 +45,9 @@ class Spot(NamedTuple):
         excitation_error: ε_r. R0_eff: width of the partiality curve.
         shift_1, shift_2: centroid less the predicted centre at the current state.
         m11, m22, m12: second moment. mosaic2: the part of R0_eff² that is mosaic spread.
-        swept: half of the path of a relp along ŝ while the crystal turns; 0 of a still.
-        log_curve: ln k over the turn; None of a still.
-        more: change of p over p by unevenly spread blocks; None where blocks are even.
+        swept: half of the path of a relp along ŝ while the crystal turns; 0 for a still.
+        log_curve: ln k averaged over the turn; None for a still.
+        more: Δp/p by unevenly spread blocks; None where blocks are evenly spread.
     """
 
     excitation_error: Array
@@ -99,8 +99,8 @@ def place_on_detector(
     Args:
         rotation_mrad: (n, 3) and strain (n, K): about the crystal as indexed.
         shift_mm: (3,) beam centre x, y and distance about nominal.
-        panels: (g, 3) moves of groups of panels, px and mrad; None where they stay in place.
-        log_wavelength: (n, 1) ln λ (Å) of each shot; None where it is as at the current state.
+        panels: (g, 3) moves of groups of panels, px and mrad; None where panels stay in place.
+        log_wavelength: (n, 1) ln λ (Å) of each shot; None where λ is that of the current state.
     """
     change = crystal_setting(obs.strain_basis, rotation_mrad, strain) - obs.current_setting
     dq = change @ obs.q  # (n, 3, m)
@@ -161,9 +161,10 @@ def smeared_spot(
             blocks' rotations, mrad²: η² for the same spread about all axes; R1_moment: (M11,
             M22, M12) of the spot without mosaic spread and bandwidth, broadcastable to (n, m),
             Å⁻²: R1²/2, R1²/2, 0 for round spots.
-        partiality: ``partiality.Partiality``, which says how far a spot moves with ε_r, how much
-            narrower the spot is than the smear, and what the turn of an exposure does.
-        uneven_blocks: (n, ·) coefficients (module :mod:`uneven_blocks`), or None.
+        partiality: ``partiality.Partiality``, which gives how far a spot moves with ε_r, how much
+            narrower the spot is than the smear, and the spot over the turn of an exposure.
+        uneven_blocks: (n, N_COEFFICIENTS) coefficients (module :mod:`uneven_blocks`); None for
+            evenly spread blocks.
     """
     q = obs.current_setting @ obs.q
     turned = jnp.stack([jnp.cross(q, a, axis=1) for a in (obs.s_hat, obs.e1, obs.e2)], 1) * 1e-3

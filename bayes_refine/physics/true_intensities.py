@@ -1,14 +1,14 @@
 """Posteriors of true intensities I = F², one dimension each, for all reflections at once.
 
-Given scales and variances, the m unique reflections are m independent problems (docs/theory.md,
+Given scales and variances, the m unique reflections are m independent integrals (docs/theory.md,
 True intensities),
 
     Z_h = ∫₀^∞ dF π(F) L_h(F),    ⟨Iᵏ⟩_h = Z_h⁻¹ ∫₀^∞ dF F²ᵏ π(F) L_h(F),
 
-solved by Gauss–Legendre quadrature in F (where Wilson's densities are smooth; in I they are not)
-on a bracket found anew for each reflection.  π is a prior density of F; L_h is either a Gaussian
-summary of all observations of h, or the product of many (Student-t) observations.  The nodes are
-held fixed in derivatives: ∂ ln Z is then exact for the quadrature.
+taken by Gauss–Legendre quadrature in F (Wilson's densities are smooth in F, not in I) on a bracket
+that is sought anew for each reflection.  π is a prior density of F; L_h is either a Gaussian
+summary of all observations of h, or the product of many (Student-t) observations.  Derivatives
+treat the nodes as constants, so that ∂ ln Z is the exact derivative of the quadrature.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from jax.scipy.special import i0e, i1e, logsumexp
 from ..util.student_t import log_student_t
 from .variance_of_J import variance_of_J
 
-BLOCK = 1 << 15  # observations whose likelihood is in memory at a time, each at all nodes
-DROP = 18.0  # a bracket ends where the integrand is e⁻¹⁸ of its maximum: six sd of a normal one
+BLOCK = 1 << 15  # observations whose likelihood, at all nodes, is in memory at a time
+DROP = 18.0  # a bracket ends where the integrand is e⁻¹⁸ of its maximum: six sd of a normal density
 
 
 @jax.tree_util.register_dataclass
@@ -184,7 +184,7 @@ def log_observations(F, J, g, variance: VarianceOfJ, nu, code, weight) -> Array:
         return jnp.pad(jnp.broadcast_to(x, (n,)), (0, spare), **how).reshape(-1, size)
 
     rows = [in_blocks(x, mode="edge") for x in (J, g, *variance, code)]
-    rows.append(in_blocks(weight))  # what fills the last block weighs nothing
+    rows.append(in_blocks(weight))  # rows that fill up the last block have weight 0
     total, _ = jax.lax.scan(
         lambda total, rows: (total + block(*rows), None), jnp.zeros_like(F), tuple(rows)
     )
@@ -201,12 +201,12 @@ def place_nodes(
     drop: float = DROP,
     rounds: int = 5,
 ) -> Nodes:
-    """Gauss–Legendre nodes where each integrand lives.
+    """Place Gauss–Legendre nodes on the bracket where each integrand is not negligible.
 
     Starting from [0, upper], each round evaluates the integrand on ``n_nodes`` even points and
     keeps the span of the points above e^−drop of the maximum, and half a step more.  A round
-    narrows a bracket up to n_nodes/3-fold; several maxima stay in the bracket.  Derivatives of what
-    follows treat the nodes as constants.
+    narrows a bracket up to n_nodes/3-fold; a bracket keeps all maxima.  Derivatives treat the nodes
+    as constants.
 
     Args:
         log_integrand: F (m, K) → ln π + ln L, (m, K).
@@ -224,7 +224,7 @@ def place_nodes(
         inside = values > values.max(1, keepdims=True) - drop
         first = jnp.argmax(inside, 1)
         last = n_nodes - 1 - jnp.argmax(inside[:, ::-1], 1)
-        # half a step beyond the outermost point kept, on top of the half step of its own cell
+        # a bracket ends one step beyond the outermost point kept: half a cell, and half a step more
         return (
             low + jnp.maximum(first - 0.5, 0) * step,
             low + jnp.minimum(last + 1.5, n_nodes) * step,
@@ -240,10 +240,10 @@ def place_nodes(
 
 
 def upper_amplitude(log_mean, intensity, sigma) -> Array:
-    """(m,) F beyond which neither prior nor likelihood has mass to speak of.
+    """(m,) F beyond which prior times likelihood is negligible.
 
-    The larger of 7·√S (e⁻²⁴ of a centric prior) and √(Î + 9·min(σ̂, S)): where σ̂ > S the prior
-    rules, where σ̂ < S the likelihood may lie far outside the prior and still win.
+    The larger of 7·√S (e⁻²⁴ of a centric prior) and √(Î + 9·min(σ̂, S)).  Where σ̂ > S the prior is
+    the narrower factor; where σ̂ < S the posterior may follow a likelihood far outside the prior.
     """
     S = jnp.exp(log_mean)
     return jnp.sqrt(jnp.maximum(49 * S, intensity + 9 * jnp.minimum(sigma, S)))

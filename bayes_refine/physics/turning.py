@@ -36,8 +36,8 @@ class Averaged(NamedTuple):
     """The Gaussian curve averaged over a box, any shape.
 
     Attributes:
-        log_curve: ln k. mean, variance: of −u·sign(v_r) given x, that of a normal distribution of
-            mean x/b and variance 1/(2b²) cut off at −1 and 1.
+        log_curve: ln k. mean, variance: of −u·sign(v_r) given x, whose law is a normal distribution
+            of mean x/b and variance 1/(2b²), cut off at −1 and 1.
     """
 
     log_curve: Array
@@ -46,7 +46,7 @@ class Averaged(NamedTuple):
 
 
 def averaged(x: Array, b: Array) -> Averaged:
-    """ln k, and mean and variance of the part of the turn at which a relp crosses the sphere.
+    """ln k, and mean and variance of the place in the turn at which a relp crosses the sphere.
 
     k = (√π/4b)·(erfc(|x| − b) − erfc(|x| + b)) loses no digits far from the sphere; beyond
     |x| − b = 25, p < 1e-270, ln erfc(z) is −z² − ln(z√π).  For b → 0 ln k is the still's −x².
