@@ -121,7 +121,7 @@ def partiality_curve(figure: Any, r: ObservedAndExpected, n_bins: int = 21) -> N
         ax.plot(middle[sure], fitted[sure], color=color, lw=1.3)
     ax.axhline(0, color="k", lw=0.5)
     ax.set(xlabel="excitation error ε_r (10⁻³ Å⁻¹)", ylabel="partiality p", ylim=(-0.1, None))
-    legend(ax, loc="upper left", title="points measured, lines fitted", alignment="left")
+    legend(ax, loc="upper left", title="points: measured\nlines: fitted", alignment="left")
 
 
 # -- residuals ------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from .spots import predicted_spots
 from .style import STYLE
 
 QUANTITIES = ("G",), ("B",), ("rot_x_mrad", "rot_y_mrad", "rot_z_mrad"), ("R1",)
-_MARGINS = {"left": 0.15, "right": 0.98, "bottom": 0.14, "top": 0.9}
+_MARGINS = {"left": 0.19, "right": 0.98, "bottom": 0.14, "top": 0.9}
 
 
 def overview(run: RunFit, reader: Images) -> Any:
@@ -46,7 +46,7 @@ def overview(run: RunFit, reader: Images) -> Any:
         grid = figure.add_gridspec(
             3, 4, height_ratios=[1, 1, 0.8], left=0, right=1, bottom=0, top=1
         )
-        ax = figure.add_subfigure(grid[:2, :2]).add_axes((0.06, 0.06, 0.92, 0.9))
+        ax = figure.add_subfigure(grid[:2, :2]).add_axes((0.08, 0.12, 0.9, 0.84))
         try:
             predicted_spots(ax, run, reader)
         except InputError as error:  # the image file was removed since the fit

@@ -46,9 +46,12 @@ def across_images(
         everything.append(value[rows])
     values = np.concatenate(everything)
     if names[0] == "G" and (values > 0).all() and values.max() > 3 * values.min():
+        from matplotlib.ticker import LogLocator
+
         ax.set_yscale("log")
+        ax.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
         ax.yaxis.set_major_formatter("{x:g}")
-        ax.yaxis.set_minor_formatter("{x:g}" if values.max() < 8 * values.min() else "")
+        ax.yaxis.set_minor_formatter("{x:g}")
     if bad.any():
         where = np.flatnonzero(bad)
         ax.plot(

@@ -59,7 +59,7 @@ def predicted_spots(
     ):
         ax.plot([], [], "o", mfc="none", color=color, ms=7, label=text)
     ax.plot([], [], "+", color=RED, label="predicted centre")
-    ax.legend(loc="upper right", framealpha=0.9, frameon=True, edgecolor="none")
+    ax.legend(loc="upper left", bbox_to_anchor=(0, -0.08), ncols=3)  # beside the image
     ax.set(xlabel="fast (px)", ylabel="slow (px)", xlim=extent[:2], ylim=extent[2:])
     where = f", panel {panel}" if len(pixels) > 1 else ""
     shades = f"white {low:.3g}, black {high:.3g} photons a pixel"
