@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import inspect
 import io
 import json
@@ -16,11 +18,14 @@ from typing import Any
 import h5py
 import jax
 import numpy as np
+import psutil
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 jax.config.update("jax_enable_x64", True)
 
+# Tracing makes many objects that stay: looking for cycles among them takes a tenth of the time.
+gc.set_threshold(100_000, 20, 100)
 
 TESTS = Path(__file__).resolve().parent
 
@@ -40,6 +45,24 @@ def pytest_xdist_make_scheduler(config, log):
             return "small_run" if file in share else file
 
     return ByFile(config, log)
+
+
+FULL = 1.7 * 2**30  # bytes of memory
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory() -> Iterator[None]:
+    """Forget the compiled programs of earlier files once a process has much memory.
+
+    Later files trace again what they share with earlier ones, and find it compiled on disk.
+    """
+    yield
+    if psutil.Process().memory_info().rss > FULL:
+        jax.clear_caches()
+        gc.collect()
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "malloc_trim"):  # glibc keeps what is freed unless asked
+            libc.malloc_trim(0)
 
 
 @pytest.fixture(scope="module")

@@ -95,11 +95,14 @@ def test_curvature_is_that_of_automatic_derivatives(case, kind):
 @pytest.mark.parametrize("program", [compiled_slope, compiled_slope_of_each])
 @pytest.mark.parametrize("apart", [True, False])
 def test_slopes_of_all_programs_are_the_same(case, program, apart):
+    @jax.jit
     def whole(t, p):
         return -sum(x.sum() for x in density(decays, case.sites, t, p, (case.data,)))
 
     found = program(decays, case.sites, apart)(case.theta, case.phi, np.ones(N), (case.data,))
-    g_image, g_shared = jax.grad(whole, (0, 1))(jnp.asarray(case.theta), jnp.asarray(case.phi))
+    g_image, g_shared = jax.jit(jax.grad(whole, (0, 1)))(
+        jnp.asarray(case.theta), jnp.asarray(case.phi)
+    )
     np.testing.assert_allclose(found.g_image, g_image, rtol=1e-10)
     np.testing.assert_allclose(found.g_shared, g_shared, rtol=1e-10)
     assert found.log_density == pytest.approx(-float(whole(case.theta, case.phi)), rel=1e-12)
@@ -107,10 +110,15 @@ def test_slopes_of_all_programs_are_the_same(case, program, apart):
 
 def test_density_is_numpyros(case):
     """Priors and Student-t laws are evaluated together; NumPyro does so site by site."""
-    values = unflatten(case.sites, jnp.asarray(case.theta), jnp.asarray(case.phi))
-    jacobian = jnp.log(values["floor"]) + jnp.log(values["length"]).sum()
-    expected = log_density(decays, (case.data,), {}, values)[0] + jacobian
-    found = sum(x.sum() for x in density(decays, case.sites, case.theta, case.phi, (case.data,)))
+
+    @jax.jit
+    def both(theta, phi):
+        values = unflatten(case.sites, theta, phi)
+        jacobian = jnp.log(values["floor"]) + jnp.log(values["length"]).sum()
+        expected = log_density(decays, (case.data,), {}, values)[0] + jacobian
+        return expected, sum(x.sum() for x in density(decays, case.sites, theta, phi, (case.data,)))
+
+    expected, found = both(case.theta, case.phi)
     assert found == pytest.approx(float(expected), rel=1e-13)
 
 
@@ -129,7 +137,7 @@ def test_slope_from_expectations_is_that_of_ln_p(case):
         return -prior_density(decays, case.sites, t, case.phi, (case.data,))[0].sum()
 
     whole = compiled_slope(decays, case.sites, True)(*rows[:3], (case.data,))
-    expected = whole.g_image - jax.grad(of_priors)(jnp.asarray(case.theta))
+    expected = whole.g_image - jax.jit(jax.grad(of_priors))(case.theta)
     np.testing.assert_allclose(slope, expected, rtol=2e-6, atol=2e-6)
     fisher = differences.fisher(decays, case.sites, True)(*rows)
     np.testing.assert_array_equal(curvature.blocks, fisher.blocks)

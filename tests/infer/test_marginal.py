@@ -45,6 +45,7 @@ def parabolas() -> Data:
     return Data((1.5 + rng.standard_normal((N, 3))) @ X.T + 0.5 * rng.standard_normal((N, M)))
 
 
+@jax.jit
 def minus_log_marginal(phi, y):
     """Of (level, ln τ, ln σ): y_i ~ N(X·level, τ²XXᵀ + σ²)."""
     level, log_tau, log_noise = phi
@@ -60,9 +61,12 @@ def test_mode_and_covariance_are_those_of_the_exact_marginal(parabolas):
     joint = map_fit(curves, parabolas)
     found = marginal_fit(curves, parabolas, fit=joint)
     exact = minimize(
-        minus_log_marginal, joint.shared, args=parabolas.y, jac=jax.grad(minus_log_marginal)
+        minus_log_marginal,
+        joint.shared,
+        args=parabolas.y,
+        jac=jax.jit(jax.grad(minus_log_marginal)),
     )
-    covariance = np.linalg.inv(jax.hessian(minus_log_marginal)(exact.x, parabolas.y))
+    covariance = np.linalg.inv(jax.jit(jax.hessian(minus_log_marginal))(exact.x, parabolas.y))
     sd = np.sqrt(np.diag(covariance))
     assert [site.name for site in found.sites if not site.per_image] == [
         "level",
@@ -164,7 +168,7 @@ def test_tails_that_are_not_normal_against_quadrature():
         return log_scale**2 / 2 + (log_nu - jnp.log(4.0)) ** 2 / 2 - of_images
 
     mode = minimize(jax.jit(exact), np.zeros(2), jac=jax.jit(jax.grad(exact))).x
-    covariance = np.linalg.inv(jax.hessian(exact)(mode))
+    covariance = np.linalg.inv(jax.jit(jax.hessian(exact))(mode))
     sd = np.sqrt(np.diag(covariance))
     joint = map_fit(heavy_tails, Data(y))
     found = marginal_fit(heavy_tails, Data(y), fit=joint)

@@ -42,6 +42,7 @@ def minus_log_marginal(phi, y):
     return 0.5 * square + 0.5 * len(y) * jnp.linalg.slogdet(covariance)[1]
 
 
+@jax.jit
 def with_priors(phi, y):
     level, log_tau, log_noise = phi
     prior = (level - 1) ** 2 / 8 + log_tau**2 / 0.5 + log_noise**2 / 8
@@ -65,10 +66,10 @@ def test_the_summary_of_a_batch_has_its_slope_and_curvature():
     summary = found.by_batch
     for b in range(5):
         of_batch = y[b * SIZE : (b + 1) * SIZE]
-        slope = jax.grad(minus_log_marginal)(found.shared, of_batch)
+        slope = jax.jit(jax.grad(minus_log_marginal))(found.shared, of_batch)
         np.testing.assert_allclose(summary.slope[b], slope, atol=0.02 * np.abs(slope).max())
     total = summary.total(found.shared)
-    exact = jax.hessian(minus_log_marginal)(found.shared, y)
+    exact = jax.jit(jax.hessian(minus_log_marginal))(found.shared, y)
     sd = np.sqrt(np.diag(found.shared_covariance))
     np.testing.assert_allclose(
         total.curvature * np.outer(sd, sd), exact * np.outer(sd, sd), atol=0.05
@@ -79,8 +80,9 @@ def test_images_fitted_after_others_end_where_all_together_do():
     y = simulated(10 * SIZE)
     first = fitted(y[: 8 * SIZE])
     then = fitted(y[8 * SIZE :], first.by_batch.total(first.shared))
-    exact = minimize(with_priors, first.shared, args=y, jac=jax.grad(with_priors))
-    covariance = np.linalg.inv(jax.hessian(with_priors)(exact.x, y))
+    slope = jax.jit(jax.grad(with_priors))
+    exact = minimize(with_priors, first.shared, args=y, jac=slope)
+    covariance = np.linalg.inv(jax.jit(jax.hessian(with_priors))(exact.x, y))
     sd = np.sqrt(np.diag(covariance))
     np.testing.assert_allclose((then.shared - exact.x) / sd, 0, atol=0.1)
     np.testing.assert_allclose(np.sqrt(np.diag(then.shared_covariance)), sd, rtol=0.06)

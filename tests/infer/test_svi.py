@@ -77,8 +77,9 @@ def test_the_density_of_a_guide_is_that_of_its_draws(lines, guide):
         k: v + 0.3 * jax.random.normal(next(keys), v.shape) for k, v in parameters.items()
     }
     keys = jax.random.split(jax.random.key(2), 20_000)
-    theta, phi = jax.vmap(lambda key: guide.draw(parameters, frame, key))(keys)
-    image, shared = jax.vmap(lambda t, p: guide.log_density(parameters, frame, t, p))(theta, phi)
+    theta, phi = jax.jit(jax.vmap(lambda key: guide.draw(parameters, frame, key)))(keys)
+    log_density = jax.vmap(lambda t, p: guide.log_density(parameters, frame, t, p))
+    image, shared = jax.jit(log_density)(theta, phi)
     log_q = np.asarray(image.sum(1) + shared)
     x = np.concatenate([np.asarray(theta).reshape(len(theta), -1), np.asarray(phi)], axis=1)
     covariance = np.cov(x.T)
