@@ -1,17 +1,18 @@
 """How much of a reflection diffracts, as a function of its excitation error, and B_term (JAX).
 
-A curve k is a function of x = ε_r/R0_eff with width one; its width grows with resolution,
+A curve k is a function of x = ε_r/R0_eff, in which its width is one; the width R0_eff of the
+curve in ε_r grows with resolution,
 
     R0_eff² = R0² + (η|q|)² + (β|q|²)²,   β = bλ/√2,
 
-by mosaic spread η and bandwidth b (docs/theory.md, One reflection).  p = (R0/R0_eff)·k(ε_r/R0_eff)
-conserves the volume under the curve: a reflection smeared over a wider shell is weaker on the
-sphere.
+through mosaic spread η and bandwidth b (docs/theory.md, One reflection).  p = (R0/R0_eff)·k(x)
+conserves the area under the curve: a reflection that is smeared over a wider range of ε_r is weaker
+on the sphere.
 
-A fit of stills takes ``gaussian``, a merge of integrated stills ``lorentzian``.  On a still the
-curve also says where the spot is, so that tails of the curve can be told from wrong orientations.
-With integrated intensities the curve also contains remaining errors of orientation and the tails
-of spectra, which fall as a power.
+A fit of stills takes ``gaussian``, a merge of integrated stills takes ``lorentzian``.  In a fit of
+stills the places of spots tell a wrong orientation from a tail of the curve.  A merge has
+intensities alone, so that its curve must also describe the errors of orientation that are left and
+the tails of spectra, which fall as a power.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from .observations import Array, SpotStatistics
 from .spot import Spot
 from .uneven_blocks import of_uneven
 
-MAX_POWER = 40.0  # of e, in the variance by few blocks; reached from |ε_r| = 6.3 R0_eff, p < 1e-17
+MAX_POWER = 40.0  # largest power of e in the variance by few blocks; reached where p < 1e-17
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class Partiality:
 
     Attributes:
         log_curve: ln k of x (any shape), 0 at x = 0.
-        block_variance: of a Spot with arrays (n, m): relative variance of p, times the number of
-            mosaic blocks, that their finite number causes.
+        block_variance: of a Spot with arrays (n, m), the relative variance of p in a crystal of one
+            mosaic block; in a crystal of N blocks the variance is 1/N of it.
         conserves: whether p on the sphere is R0/R0_eff rather than 1.
     """
 
@@ -65,11 +66,11 @@ class Partiality:
         return self
 
     def of(self, spot: Spot, R0: Array | float) -> Array:
-        """p (n, m) of spots."""
+        """p (n, m) of spots, with what unevenly spread blocks change."""
         return of_uneven(self(spot.excitation_error, R0, spot.R0_eff), spot)
 
     def derivatives(self, spot: Spot, order: int) -> list[Array]:
-        """D_n = k⁽ⁿ⁾/k, (n, m) each, from none to ``order``, with x = ε_r/R0_eff."""
+        """D_j = k⁽ʲ⁾/k, (n, m) each, for j = 0 … ``order``: derivatives along x = ε_r/R0_eff."""
         ratios: list[Callable[[Array], Array]] = [lambda x: jnp.ones_like(x)]
         for _ in range(order):
             ratios.append(self._next(ratios[-1]))
@@ -80,7 +81,8 @@ class Partiality:
         return lambda x: _slope_of(ratio)(x) + self._slope(x) * ratio(x)
 
     def exposed(self, spot: Spot, slopes: tuple[Array, Array], half_turn: Array | None) -> Spot:
-        """The spot over the exposure: that of a still (``turning.OverTurn`` for a turning crystal).
+        """The spot over the whole exposure.  Here it is the spot of a still; ``turning.OverTurn``
+        changes it for a crystal that turns.
 
         Args:
             slopes: (n, m) change of its centroid along e1 and e2 with ε_r/R0_eff.
@@ -89,15 +91,18 @@ class Partiality:
         return spot
 
     def displacement(self, x: Array) -> Array:
-        """−½ d ln k/dx: mean of a smear s given ε_r, over 2·Var[s]/R0_eff; x for a Gaussian.
+        """−½ d ln k/dx; x for a Gaussian curve.
 
-        Where ε_r is the sum of a part c of any distribution and of a Gaussian s,
-        E[s | ε_r] = −Var[s]·(ln p)′ (Tweedie's formula).
+        Where ε_r is the sum of a part of any distribution and a Gaussian smear s, Tweedie's formula
+        E[s | ε_r] = −Var[s]·(ln p)′ gives the mean of s, 2·Var[s]/R0_eff times this number.
         """
         return -0.5 * self._slope(x)
 
     def narrowing(self, x: Array) -> Array:
-        """−½ d² ln k/dx², as Var[s | ε_r] = Var[s] + Var[s]²·(ln p)″; 1 for a Gaussian curve."""
+        """−½ d² ln k/dx²; 1 for a Gaussian curve.
+
+        It gives the variance of the smear s: Var[s | ε_r] = Var[s] + Var[s]²·(ln p)″.
+        """
         return -0.5 * _slope_of(self._slope)(x)
 
     def _slope(self, x: Array) -> Array:
@@ -131,8 +136,8 @@ def _gaussian_blocks(spot: Spot) -> Array:
         E[k²]/E[k]² = R_eff²/(R_k √(R_k² + 2m²)) · exp(2ε_r²(1/R_eff² − 1/(R_k² + 2m²))).
 
     The variance is zero at low resolution and large in the tails, where few blocks diffract.  The
-    power of e is cut at 40, since no larger one is safe in single precision; p² < e⁻⁸⁰ there, so
-    that the variance of J is zero all the same.
+    power of e is cut at 40, which single precision still holds; p² < e⁻⁸⁰ there, so that the
+    variance of J is zero all the same.
     """
     eff2 = spot.R0_eff**2
     k2, twice = eff2 - spot.mosaic2, eff2 + spot.mosaic2
@@ -141,7 +146,7 @@ def _gaussian_blocks(spot: Spot) -> Array:
 
 
 def _lorentzian_blocks(spot: Spot) -> Array:
-    """Relative variance of p by one block, as :func:`_gaussian_blocks`, for Lorentzian blocks.
+    """Relative variance of p by one block, for blocks with Lorentzian curves.
 
     The curves k = 1/(1 + (ε_r − x)²/R_k²) lie about places x of a Cauchy distribution of width
     R_eff − R_k, so that the mean curve is a Lorentzian of width R_eff:
