@@ -203,7 +203,7 @@ def fit_command(
         bool,
         typer.Option(
             "--keep",
-            help="Keep what was measured, about 0.5 MB an image, so that images can be added.",
+            help="Keep the statistics of all images, 0.5 MB each, so that --add can add more.",
         ),
     ] = False,
     add: Annotated[
@@ -232,7 +232,10 @@ def fit_command(
     given = given_from(space_group, cell)
     found = usable_experiments(experiments, given.space_group, geometry, names, growing=keep)
     if kept is not None and monitor is not None:
-        raise InputError("--add with --monitor: energies are those of one run; fit all again")
+        raise InputError(
+            "--add with --monitor: pulse energies are relative to one run; fit all images again "
+            "without --add"
+        )
     if image_folder is not None:
         found = images_in(found, image_folder)
     if polarisation is not None:

@@ -1,4 +1,4 @@
-"""``--workers``, ``--scheduler`` and ``--work``: who works on batches, and where data lie."""
+"""``--workers``, ``--scheduler`` and ``--work``: processes for batches, and the folder of data."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def work_of(
     default: Path,
     made_of: Mapping[str, Any],
 ) -> Iterator[Work]:
-    """The place where batches are worked on, for as long as a fit lasts.
+    """The processes that work on batches, and their folder, for as long as a fit lasts.
 
     Args:
         folder: that of ``--work``. default: in its place.

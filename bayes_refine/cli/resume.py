@@ -19,13 +19,13 @@ TALK = ("--quiet", "-q", "--verbose", "-v")  # no result depends on what is show
 
 
 def expanded(command: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The command as first given, and the arguments to run now.
+    """The command as it was first given, and the arguments to run now.
 
-    ``fit --resume --out DIR`` stands for the command that was stopped in DIR.  Options for workers
-    and for what is shown may be given anew.
+    ``fit --resume --out DIR`` stands for the command that was stopped in DIR.  Options that say
+    which processes work and what is printed may be given anew.
 
     Raises:
-        InputError: there is no stopped fit in DIR.
+        InputError: DIR has no stopped fit.
     """
     if command[1:2] == ["fit"] and ADD in command:
         return _added(command)
@@ -44,10 +44,10 @@ def expanded(command: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _added(command: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The command of the fit that is kept with more files, and the arguments to run now.
+    """The command of the kept fit with more files, and the arguments to run now.
 
     Raises:
-        InputError: no fit was kept there, or there are options of a fit.
+        InputError: ``--out`` has no kept fit, or the command has options of a fit.
     """
     out, shown = folder_of(command), [word for word in command if word in TALK]
     record = None if out is None else read_record(out / WORK / KEPT)
@@ -82,7 +82,7 @@ def folder_of(command: Sequence[str]) -> Path | None:
 
 
 def stopped_in(command: Sequence[str]) -> Path | None:
-    """The folder of a fit that can be continued, since a round of it is finished; else None."""
+    """The folder of a stopped fit with a finished round, from which it can go on; else None."""
     out = folder_of(command) if command[1:2] == ["fit"] else None
     if out is None or not any((out / WORK / CHECKPOINT).glob(STATE.format("*"))):
         return None
@@ -90,7 +90,7 @@ def stopped_in(command: Sequence[str]) -> Path | None:
 
 
 def made_of(command: Sequence[str], stills: Iterable[Still]) -> dict[str, Any]:
-    """What a fit depends on: command, folder, files by size and time, versions."""
+    """The things that a fit depends on: command, folder, size and time of its files, versions."""
     files = {Path(word) for word in command[2:]} | {still.image_path for still in stills}
     return {
         COMMAND: place.without([word for word in command if word not in TALK]),
@@ -101,7 +101,7 @@ def made_of(command: Sequence[str], stills: Iterable[Still]) -> dict[str, Any]:
 
 
 def same_place() -> dict[str, Any]:
-    """What of :func:`made_of` an addition has in common with the fit that it adds to."""
+    """The part of :func:`made_of` that an addition shares with the fit to which it adds."""
     return {"the working folder": os.getcwd(), "a version": versions()}
 
 

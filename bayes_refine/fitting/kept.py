@@ -1,7 +1,7 @@
-"""A finished fit that images can be added to: its state, its curvature and what was measured.
+"""A finished fit to which images can be added: its state, its curvature and its statistics.
 
-It lies as a checkpoint does (:mod:`checkpoint`), with the fit besides, and names the files of the
-batches; it is replaced when an addition is complete.
+The fit is saved as a checkpoint (:mod:`checkpoint`) that has the curvature too and names the files
+of the batches.  A complete addition replaces the checkpoint by its own.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Kept:
 
     @property
     def progress(self) -> Progress:
-        """Its state, statuses, plan and movement."""
+        """State, statuses, plan and movement of the fit."""
         return self.saved.progress
 
     @cached_property
@@ -50,12 +50,12 @@ class Kept:
         return {key.decode(): k for k, key in enumerate(self.saved.more.arrays["key"].tolist())}
 
     def array(self, name: str) -> np.ndarray:
-        """One of the arrays of :func:`keep`."""
+        """One of the arrays that :func:`keep` saved."""
         return self.saved.more.arrays[name]
 
     @property
     def told(self) -> Mapping[str, Any]:
-        """Numbers and words of :func:`keep`."""
+        """The numbers and words that :func:`keep` saved."""
         return self.saved.more.told
 
     def fit(self, sites: tuple[infer.Site, ...]) -> infer.Fit:
@@ -65,7 +65,10 @@ class Kept:
             InputError: the model has other unknowns.
         """
         if [site.name for site in sites] != self.told["sites"]:
-            raise InputError("the model has other unknowns than the fit that is added to")
+            raise InputError(
+                "the model has other unknowns than the fit in --out; put its file back as it was, "
+                "or leave out --add to fit all images again"
+            )
         arrays = {name: self.array(name) for name in (*OF_IMAGES, *OF_RUN)}
         return infer.Fit(
             sites=sites,
@@ -78,7 +81,7 @@ class Kept:
         )
 
     def batches(self) -> Joined:
-        """The batches, where they lie."""
+        """The places of the batches on disk."""
         return Joined([Place(Store(k + 1, Path(folder)), k) for folder, k in self.told["batches"]])
 
     def choice_status(self) -> np.ndarray:
@@ -86,11 +89,11 @@ class Kept:
         return np.array(self.told["choice_status"], object)
 
     def noise(self) -> DetectorNoise:
-        """Of the detector."""
+        """Gain and read-out noise that the fit took."""
         return DetectorNoise(*self.told["noise"])
 
     def bad_pixels(self) -> BadPixels:
-        """Of the detector."""
+        """Hot and dead pixels that the fit left out."""
         shape, n_images = self.told["bad_pixels"]
         hot, dead = np.zeros((2, *shape), bool)
         for mask, name in ((hot, "hot"), (dead, "dead")):
@@ -99,7 +102,7 @@ class Kept:
 
 
 def key_of(still: Still) -> str:
-    """What an image is known by, as indexed: its file, frame and orientation."""
+    """A name for an image as indexed: a hash of file, frame and orientation."""
     what = (os.path.abspath(still.image_path), still.frame, still.crystal.A.tobytes())
     return hashlib.sha1(repr(what).encode("utf-8", "surrogateescape")).hexdigest()
 
@@ -118,7 +121,7 @@ def keep(
     """
     fit, choice = run.fit, run.reindexing
     summary = fit.by_batch
-    if summary is None:  # nothing stands for images that are not looked at again
+    if summary is None:  # no parabolas: an addition then fits all images again
         s = len(fit.shared)
         summary = Summary(np.zeros((0, s)), np.zeros((0, s)), np.zeros((0, s, s)))
     arrays = {
@@ -147,7 +150,7 @@ def keep(
         "room": run.observed.size,
         "uneven_blocks_sd": run.priors.uneven_blocks_sd,
     }
-    before = Checkpoint(checkpoint.folder, {}).read()  # of the fit that was added to
+    before = Checkpoint(checkpoint.folder, {}).read()  # the fit to which images were added
     done = Progress(
         1 + (0 if before is None else before.progress.rounds),
         run.fit.values(),
@@ -160,7 +163,7 @@ def keep(
     _forget(set(files), before)
     left = {Path(folder) for folder, _ in files}
     for folder in (checkpoint.folder.parent / MEASURED).glob("*-*"):
-        if folder not in left:  # of an addition that was stopped
+        if folder not in left:  # a stopped addition left it
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -172,7 +175,7 @@ def _store_of(place: Place) -> Store:
 
 
 def _forget(batches: set[tuple[str, int]], before: Saved | None) -> None:
-    """Delete files of batches that are no longer of the fit."""
+    """Delete the files of batches that the fit no longer has."""
     if before is None:
         return
     for folder, k in before.more.told["batches"]:
@@ -181,25 +184,25 @@ def _forget(batches: set[tuple[str, int]], before: Saved | None) -> None:
 
 
 def read_kept(checkpoint: Checkpoint) -> Kept:
-    """The fit that was kept.
+    """Read the fit that was kept.
 
     Raises:
-        InputError: there is none, or it is damaged or of other versions.
+        InputError: no fit was kept, or the kept fit is damaged or was made by other versions.
     """
     saved = checkpoint.read()
     if saved is None:
         raise InputError(
-            f"{checkpoint.folder.parent.parent}: no fit was kept there that images can be added to;"
-            " fit with --keep first"
+            f"{checkpoint.folder.parent.parent}: has no fit to which images can be added; fit with "
+            "--keep first"
         )
     return Kept(saved)
 
 
 def kept_first(stills: Iterable[Still], kept: Kept) -> tuple[Still, ...]:
-    """The stills of a fit that was kept in their places, the others after them in their order.
+    """Order stills: those of the kept fit first, in their places there, then all others.
 
     Raises:
-        InputError: one that was fitted is not there.
+        InputError: a still of the kept fit is missing.
     """
     order = kept.keys
     known: dict[int, Still] = {}

@@ -27,7 +27,7 @@ T = TypeVar("T")
 def all_reflections(
     run: Run, measurements: MeasuredRun, state: State, priors: Priors
 ) -> Reflections:
-    """The reflections of a run, all together in memory: about 130 bytes each."""
+    """All reflections of a run in memory, about 130 bytes each."""
     return together(_each(_as_they_are, run, measurements, state, priors))
 
 
@@ -42,12 +42,12 @@ def claims_of_run(run: Run, measurements: MeasuredRun, state: State, priors: Pri
 def judged_images(
     run: Run, measurements: MeasuredRun, state: State, priors: Priors, fit: infer.Fit
 ) -> np.ndarray:
-    """(n,) statuses: the fit's, or that of an image that is not what it claims (``claims``)."""
+    """(n,) statuses: the fit's, or that of an image which is not what its indexing claims."""
     return judged(fit, claims_of_run(run, measurements, state, priors))
 
 
 def with_intensities(run: Run, measurements: MeasuredRun, state: State, priors: Priors) -> Run:
-    """A run without a reference with its images' estimate of intensities after a round."""
+    """A run without a reference, with intensities as its images say them after a round."""
     assert run.crosswise is not None
     r = all_reflections(run, measurements, state, priors)
     rows = np.flatnonzero(r.informs)
@@ -65,7 +65,7 @@ def _each(
     priors: Priors,
     own: Sequence[Any] | None = None,
 ) -> list[T]:
-    """``use`` of each batch's reflections, of which images count from 0, and of its ``own``."""
+    """``use(reflections, own)`` for each batch; the batch's images count from 0."""
     executor, images = run.work.executor, run.batches()
     here = [images_of(state, w, run.size) for w in images]
     parts = zip(

@@ -1,8 +1,8 @@
-"""What images that are not looked at again say of the unknowns that all images share.
+"""Parabolas in the shared unknowns that stand for images which were fitted earlier.
 
 With an image's own unknowns integrated out, −ln p of its data is a function of the shared unknowns
-alone.  Near the place where the image was fitted this function is a parabola, which is all that
-need be kept: later images add their own, and nothing of the earlier ones is computed anew.
+alone.  Near the values at which the image was fitted this function is a parabola.  Later images add
+their own parabolas, and nothing of the earlier images has to be computed anew.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import numpy as np
 
 
 class Summary(NamedTuple):
-    """−ln p(φ) ≈ gᵀ(φ − φ₀) + ½(φ − φ₀)ᵀ H (φ − φ₀) of some images, but for a constant.
+    """−ln p(φ) ≈ gᵀ(φ − φ₀) + ½(φ − φ₀)ᵀ H (φ − φ₀) of some images, up to a constant.
 
-    Arrays may have a first axis in common, of one summary for each batch of images.
+    The arrays may have a first axis with one parabola for each batch of images.
 
     Attributes:
         at: (..., s) φ₀, unconstrained. slope: (..., s) g. curvature: (..., s, s) H.
@@ -30,7 +30,7 @@ class Summary(NamedTuple):
         return self.slope + np.einsum("...st,...t->...s", self.curvature, phi - self.at)
 
     def value_at(self, phi: np.ndarray) -> float:
-        """−ln p at φ (s,), less its value at φ₀; of one summary."""
+        """−ln p at φ (s,) less −ln p at φ₀, of a summary without the axis of batches."""
         d = phi - self.at
         return float(self.slope @ d + 0.5 * d @ self.curvature @ d)
 
@@ -44,5 +44,5 @@ class Summary(NamedTuple):
 
     @classmethod
     def joined(cls, parts: list[Summary]) -> Summary:
-        """The batches of several summaries."""
+        """One summary with the batches of several."""
         return cls(*(np.concatenate(x) for x in zip(*parts, strict=True)))
