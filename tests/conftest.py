@@ -34,8 +34,10 @@ TESTS = Path(__file__).resolve().parent
 def pytest_xdist_make_scheduler(config, log):
     """Tests of a file run in one process; all files that look at ``small_run`` in the same one.
 
-    Only that process then has to make ``small_run``.
+    Only that process then has to make ``small_run``.  Files are taken in the order of their names:
+    those of ``cli`` take longest, though they have few tests, and must not come last.
     """
+    config.option.loadscopereorder = False  # not by the number of tests
     files = TESTS.rglob("test_*.py")
     share = {f.relative_to(TESTS.parent).as_posix() for f in files if "small_run" in f.read_text()}
 
@@ -71,6 +73,27 @@ def small_batches() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bayes_refine.fitting.problem.BATCH", 4)
         patch.setattr("bayes_refine.fitting.start.BATCH", 4)
+        yield
+
+
+@pytest.fixture(scope="module")
+def empty_pictures() -> Iterator[None]:
+    """Frames without pictures, for tests of small runs that do not look at the pictures.
+
+    The report is still written, with all its sections and tables.
+    """
+
+    def frame(name, draw, caption, size=(5.2, 3.5), images=None):
+        return f'<figure id="{name}"></figure>'
+
+    def write_overview(path, run, reader):
+        path.write_bytes(b"")
+        return []
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("images", "learned", "run", "sections"):
+            patch.setattr(f"bayes_refine.report.{module}.chart", frame)
+        patch.setattr("bayes_refine.results.fit.write_overview", write_overview)
         yield
 
 

@@ -19,7 +19,7 @@ from bayes_refine.simulation.files import simulate_run
 from bayes_refine.simulation.truth import Simulation
 from bayes_refine.util.folder import WORK
 
-pytestmark = pytest.mark.usefixtures("small_batches")
+pytestmark = pytest.mark.usefixtures("small_batches", "empty_pictures")
 
 
 def status(*arguments) -> int:

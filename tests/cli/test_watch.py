@@ -15,13 +15,13 @@ from bayes_refine.simulation.files import simulate_run
 from bayes_refine.simulation.truth import Simulation
 from bayes_refine.util.folder import WORK
 
-pytestmark = pytest.mark.usefixtures("small_batches")
+pytestmark = pytest.mark.usefixtures("small_batches", "empty_pictures")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    simulate_run(Simulation(n_images=14, n_pixels=256, distance_mm=60, seed=3), folder)
+    simulate_run(Simulation(n_images=10, n_pixels=256, distance_mm=60, seed=3), folder)
     return folder
 
 
@@ -43,7 +43,7 @@ def status(*arguments) -> int:
     return end.value.code or 0
 
 
-FIT = ("--d-min", "2.5", "--draws", "4", "--gain", "1", "--read-noise", "0", "--rounds", "3")
+FIT = ("--d-min", "2.5", "--draws", "4", "--gain", "1", "--read-noise", "0", "--rounds", "1")
 
 
 def test_a_run_that_arrives_in_pieces(data, tmp_path, capsys):

@@ -10,6 +10,9 @@ from scipy import integrate, stats
 
 from bayes_refine.physics import true_intensities
 
+# compiled as a whole: operation by operation takes several times as long
+wilson_posterior = jax.jit(true_intensities.wilson_posterior)
+
 RATIOS = [-4.0, -1.0, 0.0, 1.0, 4.0, 30.0, 1e3, 1e4]
 
 
@@ -51,7 +54,7 @@ def test_wilson_matches_brute_force(centric, mean):
     sigma = np.where(ratio > 10, mean / np.abs(ratio).clip(1), 1.0)
     intensity = ratio * sigma
     n = len(ratio)
-    post = true_intensities.wilson_posterior(
+    post = wilson_posterior(
         jnp.array(intensity), jnp.array(sigma), jnp.full(n, math.log(mean)), jnp.full(n, centric)
     )
     got = np.stack([post.intensity, post.intensity_sd, post.amplitude, post.amplitude_sd], 1)
@@ -64,7 +67,7 @@ def test_wilson_matches_brute_force(centric, mean):
 def test_acentric_is_a_truncated_normal():
     # French & Wilson (1978): I | Î is N(Î − σ²/Σ, σ²) cut at zero
     intensity, sigma, mean = np.array([-3.0, 0.0, 2.0, 9.0]), np.ones(4), 2.5
-    post = true_intensities.wilson_posterior(
+    post = wilson_posterior(
         jnp.array(intensity), jnp.array(sigma), jnp.full(4, math.log(mean)), jnp.zeros(4, bool)
     )
     shifted = intensity - 1 / mean
@@ -76,7 +79,7 @@ def test_acentric_is_a_truncated_normal():
 def test_limits_of_strong_and_absent_data():
     mean = 3.0
     for centric, variance in ((False, mean**2), (True, 2 * mean**2)):  # exponential, χ²₁
-        post = true_intensities.wilson_posterior(
+        post = wilson_posterior(
             jnp.array([0.0, 5.0]),
             jnp.array([1e6, 1e-3]),
             jnp.full(2, math.log(mean)),
@@ -119,10 +122,10 @@ def test_slopes_of_the_rice_density_are_its_derivatives():
     def density(u):
         return true_intensities.log_rice(F, jnp.exp(u[0]), u[1], centric)
 
-    first, second = true_intensities.rice_slopes(F, jnp.exp(u[0]), u[1], centric)
+    first, second = jax.jit(true_intensities.rice_slopes)(F, jnp.exp(u[0]), u[1], centric)
     at = jnp.arange(6)
-    slopes = jax.jacobian(density)(u)[at, :, :, at]  # each row depends on its own u alone
-    bends = jax.hessian(density)(u)[at, :, :, at, :, at]
+    slopes = jax.jit(jax.jacobian(density))(u)[at, :, :, at]  # each row depends on its own u alone
+    bends = jax.jit(jax.hessian(density))(u)[at, :, :, at, :, at]
     np.testing.assert_allclose(first, jnp.moveaxis(slopes, 2, 0), rtol=1e-9, atol=1e-9)
     for got, (a, b) in zip(second, [(0, 0), (0, 1), (1, 1)], strict=True):
         np.testing.assert_allclose(got, bends[:, :, a, b], rtol=1e-6, atol=1e-6)
@@ -159,8 +162,12 @@ def test_many_observations_match_brute_force(nu):
             F, J, g, true_intensities.VarianceOfJ(variance, 0.2), nu, code, jnp.ones(200)
         )
 
-    nodes = true_intensities.place_nodes(integrand, jnp.full(40, 12.0), n_nodes=64)
-    post = true_intensities.posterior(integrand(nodes.amplitude), nodes)
+    @jax.jit
+    def found():
+        nodes = true_intensities.place_nodes(integrand, jnp.full(40, 12.0), n_nodes=64)
+        return true_intensities.posterior(integrand(nodes.amplitude), nodes)
+
+    post = found()
     F = np.linspace(1e-9, 12, 20001)
     for h in range(40):
         mine = code == h
@@ -182,6 +189,7 @@ def test_gradient_of_the_evidence_matches_finite_differences():
     J, g, variance, code = observations(np.random.default_rng(2), 4.0)
     centric = jnp.arange(40) % 3 == 0
 
+    @jax.jit
     def evidence(parameters):
         log_g, log_s, log_S = parameters
 
@@ -202,7 +210,7 @@ def test_gradient_of_the_evidence_matches_finite_differences():
         return true_intensities.log_evidence(integrand(nodes.amplitude), nodes).sum()
 
     at = jnp.array([0.1, -0.2, 0.6])
-    gradient = jax.grad(evidence)(at)
+    gradient = jax.jit(jax.grad(evidence))(at)
     for k in range(3):
         step = jnp.zeros(3).at[k].set(1e-4)
         slope = (evidence(at + step) - evidence(at - step)) / 2e-4
