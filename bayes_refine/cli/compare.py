@@ -19,7 +19,7 @@ from ..physics.priors import Priors
 from ..util import folder
 from ..util.errors import InputError
 from . import options
-from .app import app, out_console, progress
+from .app import out_console, progress
 from .inputs import (
     mask_for,
     priors_from,
@@ -28,9 +28,10 @@ from .inputs import (
     some_images,
     usable_experiments,
 )
+from .long_command import long_command
 
 
-@app.command("compare")
+@long_command("compare")
 def compare_command(
     context: typer.Context,
     experiments: options.ExperimentsFiles,

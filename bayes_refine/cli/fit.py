@@ -33,7 +33,7 @@ from ..util import folder
 from ..util.errors import InputError
 from ..util.status import Kind
 from . import options, place
-from .app import app, log_to, out_console, progress
+from .app import log_to, out_console, progress
 from .components import with_components
 from .export import exported
 from .inputs import (
@@ -47,13 +47,14 @@ from .inputs import (
     some_images,
     usable_experiments,
 )
+from .long_command import long_command
 from .methods import GuideName, MethodName, method_of
 from .options import DETECTOR, INFERENCE
 from .resume import made_of, same_place
 from .settings import write_settings
 
 
-@app.command("fit")
+@long_command("fit")
 def fit_command(
     context: typer.Context,
     experiments: options.ExperimentsFiles,
@@ -216,8 +217,6 @@ def fit_command(
     workers: place.Workers = None,
     scheduler: place.Scheduler = None,
     work: place.WorkFolder = None,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
     config: options.Config = None,
 ) -> None:
     """Fit a run of indexed stills; write refined geometry, intensities, posterior and a report."""

@@ -22,9 +22,10 @@ from ..results.merge import write_merge
 from ..util import folder
 from ..util.errors import InputError
 from . import options
-from .app import app, err_console, log_to, out_console, progress
+from .app import err_console, log_to, out_console, progress
 from .export import exported
 from .inputs import given_from, priors_from, reference_from
+from .long_command import long_command
 from .settings import write_settings
 
 
@@ -36,7 +37,7 @@ class Prior(StrEnum):
     reference = "reference"
 
 
-@app.command("merge")
+@long_command("merge")
 def merge_command(
     context: typer.Context,
     unmerged: Annotated[
@@ -89,8 +90,6 @@ def merge_command(
             "--refit-halves", help="Also fit each half of the images alone (three times the time)."
         ),
     ] = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
     config: options.Config = None,
 ) -> None:
     """Scale and merge integrated stills: true intensities with their uncertainties."""

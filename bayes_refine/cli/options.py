@@ -11,7 +11,6 @@ import typer
 
 from ..results.exports import Export
 from ..util.errors import InputError
-from .app import Talk, talk
 from .settings import read_settings
 
 DETECTOR, INFERENCE = "Beam and detector", "Model and inference"
@@ -110,33 +109,6 @@ Config = Annotated[
 ]
 
 
-def _talk(level: Talk) -> Callable[[bool], bool]:
-    def chosen(value: bool) -> bool:
-        if value:
-            talk(level)
-        return value
-
-    return chosen
-
-
-Quiet = Annotated[
-    bool,
-    typer.Option(
-        "--quiet",
-        "-q",
-        callback=_talk(Talk.quiet),
-        help="Print errors and warnings only; log.txt has all lines.",
-    ),
-]
-Verbose = Annotated[
-    bool,
-    typer.Option(
-        "--verbose",
-        "-v",
-        callback=_talk(Talk.verbose),
-        help="Keep each step on the terminal and in log.txt, with time and memory.",
-    ),
-]
 Out = Annotated[
     Path,
     typer.Option(

@@ -22,12 +22,13 @@ from ..simulation.layouts import Layout, write_layout
 from ..simulation.truth import Simulation
 from ..util import folder
 from . import options
-from .app import app, out_console, progress
+from .app import out_console, progress
 from .fit import fit_and_write
+from .long_command import long_command
 from .options import number_option as number
 
 
-@app.command("simulate")
+@long_command("simulate")
 def simulate_command(
     out: options.Out,
     images: Annotated[
@@ -82,7 +83,7 @@ def simulate_command(
     out_console.print(f"now: {shlex.join([*line, '--out', str(data / 'fit')])}", soft_wrap=True)
 
 
-@app.command("demo")
+@long_command("demo")
 def demo_command(
     context: typer.Context,
     out: options.Out,

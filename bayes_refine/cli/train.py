@@ -18,7 +18,7 @@ from ..learned import needed
 from ..physics.priors import Priors
 from ..util.errors import InputError
 from . import options
-from .app import app, out_console, progress
+from .app import out_console, progress
 from .inputs import (
     in_order,
     mask_for,
@@ -28,6 +28,7 @@ from .inputs import (
     some_images,
     usable_experiments,
 )
+from .long_command import long_command
 from .options import INFERENCE
 
 
@@ -39,7 +40,7 @@ class FamilyName(StrEnum):
     profile = "profile"
 
 
-@app.command("train")
+@long_command("train")
 def train_command(
     experiments: options.ExperimentsFiles,
     component: Annotated[

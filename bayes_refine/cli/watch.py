@@ -25,6 +25,7 @@ from ..util.errors import InputError
 from ..util.folder import CHECKPOINT, KEPT, WORK
 from . import options, place, resume
 from .app import app, err_console, out_console
+from .long_command import long_command
 from .until import Condition, conditions_of
 
 POLL = 0.5  # s between looks at the folder
@@ -34,7 +35,7 @@ LATER = 10.0  # s after which files that could not be fitted are tried again
 TAKEN = (".expt", ".stream", "_process.h5")  # names of files of indexed stills end so
 
 
-@app.command("watch", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@long_command("watch", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def watch_command(
     context: typer.Context,
     where: Annotated[
@@ -221,13 +222,12 @@ def _go_on(out: Path, rest: Sequence[str]) -> bool:
         if record is None:
             continue
         known = list(map(str, record["made_of"][resume.COMMAND]))[2:]
-        asked = place.without([word for word in rest if word not in resume.TALK])
-        if other := [word for word in (*asked, "--keep") if word not in known]:
+        if other := [word for word in (*place.without(rest), "--keep") if word not in known]:
             raise InputError(
                 f"{out}: has a fit without {' '.join(other)}; give its options or another --out"
             )
         if folder == CHECKPOINT:
-            _run(["fit", "--resume", "--out", str(out), *_who(rest)])
+            _run(["fit", "--resume", "--out", str(out), *place.chosen(rest)])
         return True
     return False
 
@@ -236,14 +236,9 @@ def _update(out: Path, files: Sequence[_File], rest: Sequence[str], begun: bool)
     """Fit the images of these files, or add the images to the fit that has ``begun``."""
     names = [str(file.path) for file in files]
     if begun:
-        _run(["fit", "--add", *names, "--out", str(out), *_who(rest)])
+        _run(["fit", "--add", *names, "--out", str(out), *place.chosen(rest)])
     else:
         _run(["fit", *names, *rest, "--keep", "--out", str(out)])
-
-
-def _who(rest: Sequence[str]) -> list[str]:
-    """The options that say which processes work and what is printed: no result depends on them."""
-    return [*place.chosen(rest), *(word for word in rest if word in resume.TALK)]
 
 
 def _run(words: Sequence[str]) -> None:

@@ -9,10 +9,11 @@ import warnings
 from types import SimpleNamespace
 
 import pytest
+import typer
 
 from bayes_refine import cli
-from bayes_refine.cli import merge
-from bayes_refine.cli.app import progress
+from bayes_refine.cli import merge, simulate
+from bayes_refine.cli.app import app, progress
 from bayes_refine.cli.resume import COMMAND, expanded, made_of
 from bayes_refine.util.errors import InputError
 
@@ -63,6 +64,36 @@ def test_the_next_command_talks_again(talkative, tmp_path, capfd):
     capfd.readouterr()
     status("merge", "a.mtz", "--out", tmp_path)
     assert "7 observations" in capfd.readouterr().err
+
+
+def test_every_long_command_can_be_quiet_or_verbose():
+    commands = typer.main.get_command(app).commands
+    options = {
+        name: {option for parameter in command.params for option in parameter.opts}
+        for name, command in commands.items()
+    }
+    both = {
+        name for name, found in options.items() if found >= {"--quiet", "-q", "--verbose", "-v"}
+    }
+    assert both == set(commands) - {"inspect", "export"}  # which take no time
+
+
+@pytest.mark.parametrize(
+    ("option", "line", "step"),
+    [((), True, False), (("--quiet",), False, False), (("-v",), True, True)],
+)
+def test_what_a_simulation_shows(monkeypatch, tmp_path, capfd, option, line, step):
+    def simulated(_simulation, _out, listener):
+        listener.say("images of 3 stills")
+        listener.update(1 / 3, "image 1 of 3")
+        raise InputError("far enough")
+
+    monkeypatch.setattr(simulate, "simulate_run", simulated)
+    assert status("simulate", "--out", tmp_path, *option) == 2
+    shown = capfd.readouterr().err
+    assert ("images of 3 stills" in shown) == line
+    assert (" GiB] image 1 of 3" in shown) == step
+    assert "bayes-refine: far enough" in shown
 
 
 def test_a_stopped_fit_goes_on_however_much_it_says():
