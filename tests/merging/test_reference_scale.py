@@ -92,7 +92,7 @@ def smooth_changes():
     s = hkl @ np.array(CELL.frac.mat)
     scale_and_B = 0.01 * np.exp(-20 / (4 * d**2))
     anisotropic_B = np.exp(-6 * s[:, 2] ** 2 / 4)
-    along_c = 1 + 0.05 * (s[:, 2] * d) ** 2
+    along_c = np.exp(0.15 * (s[:, 2] * d) ** 2)
     no_bulk_solvent = 1 / (1 - 0.7 * np.exp(-170 / (4 * d**2)))
     return scale_and_B * anisotropic_B * along_c * no_bulk_solvent
 
