@@ -12,6 +12,7 @@ from ..physics.priors import Priors
 from ..util.status import Kind
 
 SITE = "mosaic_shape"
+TOLD = 0.1  # of a number's precision: where the likelihood has less, a search's tolerance matters
 
 
 def learned_from(fit: infer.Fit, priors: Priors, used: Priors) -> Priors:
@@ -22,6 +23,9 @@ def learned_from(fit: infer.Fit, priors: Priors, used: Priors) -> Priors:
 
         ln N(ln τ; ln τ_prior, sd) + Σ ln N(m·v/s²; 0, τ² + v).
 
+    A search ends a fraction of a posterior sd from the mode m, which m·v/s² multiplies by v/s²:
+    numbers whose likelihood has less than a tenth of the precision are left out.
+
     Args:
         fit: of a round. priors: as given; τ_prior is its ``mosaic_shape_sd``, sd its
             ``log_mosaic_shape_sd_sd``. used: of the round, with τ₀.
@@ -31,7 +35,7 @@ def learned_from(fit: infer.Fit, priors: Priors, used: Priors) -> Priors:
     good = fit.status == Kind.CONVERGED
     mean, sd = (np.asarray(x, float)[good].ravel() for x in (fit.values()[SITE], fit.sd(SITE)))
     information = sd**-2.0 - used.mosaic_shape_sd**-2.0
-    told = np.isfinite(information) & (information > 1e-3 * sd**-2.0) & np.isfinite(mean)
+    told = np.isfinite(information) & (information > TOLD * sd**-2.0) & np.isfinite(mean)
     variance = 1 / information[told]
     centre2 = (mean[told] * variance / sd[told] ** 2) ** 2
     middle, width = np.log(priors.mosaic_shape_sd), priors.log_mosaic_shape_sd_sd
