@@ -15,6 +15,8 @@ from bayes_refine.simulation.files import simulate_run
 from bayes_refine.simulation.truth import Simulation
 from bayes_refine.simulation.unmerged import UnmergedSimulation, simulate_unmerged
 
+pytestmark = pytest.mark.usefixtures("empty_pictures")
+
 MTZ = {"merged.mtz", "posterior.mtz", "half1.mtz", "half2.mtz"}
 MERGE = MTZ | {
     "unmerged_scaled.mtz",
@@ -75,8 +77,10 @@ def test_merge(tmp_path, group, c, by):
 
 def test_fit(tmp_path):
     data, out = tmp_path / "run", tmp_path / "out"
-    simulate_run(Simulation(n_images=4, seed=5, hall="P 4w"), data)
+    few = {"n_pixels": 256, "distance_mm": 60.0}  # reflections, to 2.5 Å
+    simulate_run(Simulation(n_images=4, seed=5, hall="P 4w", **few), data)
     line = ["fit", data / "indexed.expt", "--reference", data / "reference.mtz", "--out", out]
+    line += ["--d-min", 2.5, "--gain", 1, "--read-noise", 0]
     assert status(*line, "--rounds", 1, "--draws", 4) == 0
     assert {f.name for f in out.iterdir()} == FIT
     found = rows(out)
