@@ -40,3 +40,25 @@ def find(wanted: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def rows_of(hkl: np.ndarray, among: np.ndarray) -> np.ndarray:
     """(k,) row of each of ``hkl`` (k, 3) in ``among`` (m, 3), which is sorted and has them all."""
     return np.searchsorted(pack_hkl(among), pack_hkl(hkl))
+
+
+def numbered(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different values of integers (n,) that are not negative, and where each is among these.
+
+    The same as ``np.unique`` with its inverse, by a table instead of sorting, where the largest
+    value is not beyond the number of values by far.
+
+    >>> numbered(np.array([7, 5, 7]))
+    (array([5, 7]), array([1, 0, 1], dtype=int32))
+
+    Returns:
+        used: (m,) ascending. place: (n,) int32.
+    """
+    values = np.asarray(values)
+    most = int(values.max(initial=0))
+    if most > 2 * len(values) + 1000 or values.min(initial=0) < 0:
+        used, place = np.unique(values, return_inverse=True)
+        return used, place.astype(np.int32)
+    there = np.zeros(most + 1, bool)
+    there[values] = True
+    return np.flatnonzero(there), (np.cumsum(there, dtype=np.int32) - 1)[values]

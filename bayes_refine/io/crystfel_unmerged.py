@@ -19,7 +19,7 @@ COLUMNS = {
     "hkl": (np.int32, 3),
     "J": (float, 1),
     "sigma": (float, 1),
-    "batch": (int, 1),
+    "batch": (np.int32, 1),
     "excitation_error": (float, 1),
     "xy_px": (float, 2),
 }

@@ -91,7 +91,11 @@ def whole_indices(hkl: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     A valid index has whole numbers below 10⁵ and is not 0 0 0; an invalid one becomes 0 0 0.
     """
-    hkl = np.asarray(hkl, float).reshape(-1, 3)
+    hkl = np.asarray(hkl).reshape(-1, 3)
+    if np.issubdtype(hkl.dtype, np.integer):  # no copy as floats of what may be long
+        good = np.all((hkl < 1e5) & (hkl > -1e5), axis=1) & np.any(hkl, axis=1)
+        return np.where(good[:, None], hkl, 0).astype(np.int32), good
+    hkl = hkl.astype(float)
     good = (np.abs(hkl) < 1e5).all(axis=1) & hkl.any(axis=1)
     good &= (hkl == np.rint(np.where(good[:, None], hkl, 0.0))).all(axis=1)
     return np.where(good[:, None], hkl, 0).astype(np.int32), good

@@ -14,6 +14,7 @@ from ..geometry.symmetry import asu_map
 from ..util.errors import InputError
 from ..util.text import ascii_title
 
+BLOCK = 1 << 16  # rows that are compared at a time
 # Columns of unmerged.mtz and their MTZ types.
 UNMERGED_TYPES = {
     "BATCH": "B",
@@ -169,11 +170,17 @@ def _write(
         if np.shape(values) != (len(hkl),):
             raise ValueError(f"column {label} has shape {np.shape(values)}, not ({len(hkl)},)")
         mtz.add_column(label, kind, dataset_id=1)
-    table = np.empty((len(hkl), 3 + len(columns)), np.float32)  # filled in place: it can be long
-    table[:, :3] = hkl[order]
-    for k, (_, values) in enumerate(columns.values(), 3):
+    save_mtz(mtz, path, _table(hkl, [values for _, values in columns.values()], order))
+
+
+def _table(hkl: np.ndarray, columns: Sequence[ArrayLike], order: np.ndarray) -> np.ndarray:
+    """(n, 3 + columns) float32, filled in place: it can be long."""
+    table = np.empty((len(hkl), 3 + len(columns)), np.float32)
+    for k in range(3):
+        table[:, k] = hkl[order, k]
+    for k, values in enumerate(columns, 3):
         table[:, k] = np.asarray(values)[order]
-    save_mtz(mtz, path, table)
+    return table
 
 
 def save_mtz(mtz: gemmi.Mtz, path: str | Path, table: ArrayLike) -> None:
@@ -182,15 +189,26 @@ def save_mtz(mtz: gemmi.Mtz, path: str | Path, table: ArrayLike) -> None:
     Raises:
         InputError: the file cannot be written completely.
     """
-    data = np.ascontiguousarray(table, dtype=np.float32)
-    mtz.set_data(data)
+    mtz.set_data(np.ascontiguousarray(table, dtype=np.float32))
+    del table  # gemmi has a copy
     try:
         mtz.write_to_file(str(path))
     except (RuntimeError, OSError) as error:
         raise InputError(f"{path}: cannot be written: {error}") from None
-    try:  # gemmi does not check that the last bytes reached the disk
-        whole = np.array_equal(gemmi.read_mtz_file(str(path)).array, data, equal_nan=True)
-    except (RuntimeError, ValueError, OSError):
-        whole = False
-    if not whole:
+    if not _is_complete(path, mtz.array):  # gemmi does not check that the last bytes are there
         raise InputError(f"{path}: was not written completely; make room on the disk")
+
+
+def _is_complete(path: str | Path, data: np.ndarray) -> bool:
+    """Whether a file holds this table after its first 80 bytes, and a header that can be read."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(80)
+            for start in range(0, len(data), BLOCK):
+                some = data[start : start + BLOCK]
+                there = np.fromfile(file, np.float32, some.size).reshape(-1, data.shape[1])
+                if not np.array_equal(there, some, equal_nan=True):
+                    return False
+        return gemmi.read_mtz_file(str(path), with_data=False).nreflections == len(data)
+    except (RuntimeError, ValueError, OSError):
+        return False

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import gemmi
 import numpy as np
 
-from ..geometry.miller import resolution
+from ..geometry.miller import numbered, resolution
 from ..geometry.symmetry import asu_map
 from ..util.errors import InputError
 from .gemmi_files import whole_indices
@@ -26,8 +26,8 @@ class Unmerged:
         hkl: (n, 3) int32 indices as observed, not reduced.
         hkl_asu, isym: (n, 3), (n,) int32, as ``symmetry.asu_map`` returns them.
         J, sigma: (n,) float64, on the scale of the file.
-        batch: (n,) int, batch numbers of the file.
-        image: (n,) int, index of the image, 0..n_images − 1, in the order of batch numbers.
+        batch: (n,) int32, batch numbers of the file.
+        image: (n,) int32, index of the image, 0..n_images − 1, in the order of batch numbers.
         excitation_error: (n,) Å⁻¹; None if the file has no such column.
         xy_px: (n, 2) detector position as in the file, or None.
         cell: Å and degrees. space_group: of the file. source: the file.
@@ -67,7 +67,7 @@ class Unmerged:
         Indices in the asymmetric unit and image numbers without gaps are computed here.
         """
         asu, isym = asu_map(hkl, space_group)
-        image = np.unique(batch, return_inverse=True)[1]
+        image = numbered(batch)[1]
         columns: dict[str, Any] = {"hkl": hkl, "hkl_asu": asu, "isym": isym}
         columns |= {"batch": batch, "image": image}
         return cls(**columns, space_group=space_group, **rest)
@@ -85,12 +85,12 @@ class Unmerged:
             for f in fields(self)
             if f.name != "empty" and isinstance(value := getattr(self, f.name), np.ndarray)
         }
-        left, image = np.unique(rows["batch"], return_inverse=True)
+        left, image = numbered(rows["batch"])
         return replace(
             self,
             **(rows | {"image": image}),
             left_out={**self.left_out, reason: int((~keep).sum())},
-            empty=np.union1d(self.empty, np.setdiff1d(self.batch, left)),
+            empty=np.union1d(self.empty, np.setdiff1d(numbered(self.batch)[0], left)),
         )
 
     def describe(self) -> str:
@@ -112,12 +112,13 @@ def usable(data: Unmerged) -> Unmerged:
         name: getattr(data, name)
         for name in ("hkl", "J", "sigma", "batch", "excitation_error", "xy_px")
     }
-    every = np.union1d(data.empty, data.batch)
-    found = usable_observations(
-        columns, data.cell, data.space_group, data.source, data.wavelength, every
-    )
-    if len(found) == len(data):
+    good = _good_rows(columns, data.cell, data.source, data.wavelength)
+    if good.keep.all() and (good.offset is None) == (data.excitation_error is None):
         return data
+    every = np.union1d(data.empty, numbered(data.batch)[0])
+    found = _selected(
+        columns, good, data.cell, data.space_group, data.source, data.wavelength, every
+    )
     left_out = {**data.left_out, **found.left_out}
     return replace(found, left_out=left_out, names=data.names)
 
@@ -146,13 +147,29 @@ def usable_observations(
     Raises:
         InputError: no row is usable, or most rows show that a column holds something else.
     """
+    good = _good_rows(columns, cell, source, wavelength)
+    return _selected(columns, good, cell, space_group, source, wavelength, batches)
+
+
+class _Good(NamedTuple):
+    """Which rows (n,) are observations, those with a batch number, how many are not, and why."""
+
+    keep: np.ndarray
+    whole: np.ndarray
+    left_out: dict[str, int]
+    offset: np.ndarray | None
+
+
+def _good_rows(
+    columns: Mapping[str, np.ndarray | None], cell: gemmi.UnitCell, source: str, wavelength: float
+) -> _Good:
     hkl, good = whole_indices(np.asarray(columns["hkl"]))
     J, sigma, batch = (np.asarray(columns[name], float) for name in ("J", "sigma", "batch"))
-    offset, xy = columns.get("excitation_error"), columns.get("xy_px")
+    offset = columns.get("excitation_error")
     if offset is not None and not np.isfinite(offset).any():
         offset = None  # the column has no value
     norm_q = 1 / np.where(good, resolution(hkl, cell), np.inf).clip(1e-9)
-    keep, left_out = np.ones(len(hkl), bool), {}
+    keep, left_out = np.ones(len(hkl), bool), dict[str, int]()
 
     def set_aside(bad: np.ndarray, reason: str, most: str = "") -> None:
         nonlocal keep
@@ -192,23 +209,40 @@ def usable_observations(
     if not keep.any():
         why = ", ".join(f"{n} {reason}" for reason, n in left_out.items())
         raise InputError(f"{source}: no reflection with an intensity and a positive sigma ({why})")
-    asu, isym = asu_map(hkl[keep], space_group)
-    used, image = np.unique(batch[keep].astype(int), return_inverse=True)
-    named = np.union1d(np.asarray(batches, int), batch[whole].astype(int))
+    return _Good(keep, whole, left_out, offset)
+
+
+def _selected(
+    columns: Mapping[str, np.ndarray | None],
+    good: _Good,
+    cell: gemmi.UnitCell,
+    space_group: gemmi.SpaceGroup,
+    source: str,
+    wavelength: float,
+    batches: np.ndarray | tuple[int, ...],
+) -> Unmerged:
+    keep, xy = good.keep, columns.get("xy_px")
+    hkl = whole_indices(np.asarray(columns["hkl"]))[0][keep]
+    J, sigma = (np.asarray(columns[name], float)[keep] for name in ("J", "sigma"))
+    numbers = np.asarray(columns["batch"])
+    batch = numbers[keep].astype(np.int32)
+    asu, isym = asu_map(hkl, space_group)
+    used, image = numbered(batch)
+    named = np.union1d(np.asarray(batches, int), np.unique(numbers[good.whole].astype(int)))
     return Unmerged(
-        hkl=hkl[keep],
+        hkl=hkl,
         hkl_asu=asu,
         isym=isym,
-        J=J[keep],
-        sigma=sigma[keep],
-        batch=batch[keep].astype(int),
+        J=J,
+        sigma=sigma,
+        batch=batch,
         image=image,
-        excitation_error=None if offset is None else offset[keep],
+        excitation_error=None if good.offset is None else good.offset[keep],
         xy_px=None if xy is None else np.asarray(xy, float)[keep],
         cell=cell,
         space_group=space_group,
         source=source,
         wavelength=wavelength,
-        left_out=left_out,
+        left_out=good.left_out,
         empty=np.setdiff1d(named, used),
     )

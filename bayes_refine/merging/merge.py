@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from .. import infer
-from ..geometry.miller import find, pack_hkl, resolution, unique_hkl
+from ..geometry.miller import find, numbered, pack_hkl, resolution, unique_hkl
 from ..geometry.predict import MAX_CANDIDATES
 from ..geometry.symmetry import asu_keys
 from ..indexing.reindex import Reindexing
@@ -215,7 +215,7 @@ def image_table(run: MergeRun) -> dict[str, np.ndarray]:
     parts = np.split(order, np.searchsorted(image[order], np.arange(1, n)))
     G, width = np.exp(s.log_G), np.exp(s.log_width)
     columns: dict[str, np.ndarray] = {
-        "identifier": np.array([run.data.name(b) for b in np.unique(run.data.batch)], object),
+        "identifier": np.array([run.data.name(b) for b in numbered(run.data.batch)[0]], object),
         "status": s.fit.status,
         "n_reflections": np.bincount(image, minlength=n),
         "G": G,
@@ -236,7 +236,7 @@ def all_images(run: MergeRun, table: Mapping[str, np.ndarray]) -> dict[str, np.n
     numbers.
     """
     empty = run.data.empty
-    fitted = np.unique(run.data.batch)
+    fitted = numbered(run.data.batch)[0]
     order = np.argsort(np.r_[fitted, empty], kind="stable")
     none = Status(Kind.TOO_FEW, "no usable row")
     blank: dict[str, object] = {"status": none, "n_reflections": 0, "reindex": ""}

@@ -158,8 +158,8 @@ def prepare(
     excitation = np.zeros(len(data)) if excitation is None else excitation
     n_images, image = int(data.image.max()) + 1, data.image[rows]
     J = data.J[rows]
-    smooth = wilson_mean(d[rows], J / epsilon[code], np.r_[d[rows], knots])
-    expected, at_knots = smooth[: len(rows)] * epsilon[code], smooth[len(rows) :]
+    smooth = wilson_mean(d[rows], J / epsilon[code], np.r_[d[rows][first], knots])
+    expected, at_knots = (smooth[: len(first)] * epsilon)[code], smooth[len(first) :]
     share = np.bincount(image, J, n_images) / np.maximum(
         np.bincount(image, expected, n_images), 1e-30
     )

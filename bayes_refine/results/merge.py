@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..geometry.miller import find, pack_hkl
+from ..geometry.miller import find, numbered, pack_hkl
 from ..io.mtz import new_batch, write_merged, write_observations
 from ..io.posterior import About, Variable, pointwise_draws, write_posterior
 from ..merging.agreement import pearson, shell_edges, shell_index, shell_table
@@ -126,22 +126,23 @@ def _write_scaled(path: Path, run: MergeRun, settings: MergeSettings) -> None:
     data, scale = run.data, np.asarray(run.scaled.measured.scale)
     rows = rows_by_reflection(data, settings.d_min, settings.anomalous)
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        scaled, sigma = data.J[rows] / scale, run.intensities.merged.weight**-0.5
-    good = np.isfinite(np.float32(scaled)) & np.isfinite(np.float32(sigma))
+        scaled = (data.J[rows] / scale).astype(np.float32)
+        sigma = (run.intensities.merged.weight**-0.5).astype(np.float32)
+    good = np.isfinite(scaled) & np.isfinite(sigma)
     rows = rows[good]
     columns = {
         "BATCH": data.batch[rows],
         "I": scaled[good],
         "SIGI": sigma[good],
-        "PARTIALITY": run.scaled.partiality[good],
-        "SCALEUSED": 1 / scale[good],
+        "PARTIALITY": run.scaled.partiality[good].astype(np.float32),
+        "SCALEUSED": (1 / scale[good]).astype(np.float32),
         "FREE": free_set(data.hkl[rows], settings.free_fraction, settings.seed, data.space_group),
     }
     if data.excitation_error is not None:
-        columns["EPSILON_R"] = data.excitation_error[rows]
+        columns["EPSILON_R"] = data.excitation_error[rows].astype(np.float32)
     if data.xy_px is not None and np.isfinite(data.xy_px).all():
-        columns["XDET"], columns["YDET"] = data.xy_px[rows].T
-    numbers = np.union1d(data.batch, data.empty)
+        columns["XDET"], columns["YDET"] = (data.xy_px[rows, k].astype(np.float32) for k in (0, 1))
+    numbers = np.union1d(numbered(data.batch)[0], data.empty)
     batches = [new_batch(int(b), data.name(b), data.cell, data.wavelength) for b in numbers]
     write_observations(path, data.hkl[rows], columns, data.cell, data.space_group, batches)
 
@@ -183,7 +184,7 @@ def _write_draws(
     }
     F = latent.draws(len(next(iter(draws.values()))), seed=seed)
     hkl = run.intensities.latent_hkl
-    labels = {"batch": ("image", np.unique(data.batch))}
+    labels = {"batch": ("image", numbered(data.batch)[0])}
     if with_intensities:
         posterior["F"] = Variable(F.astype(np.float32)[None], ("unique",))
         posterior["I"] = Variable((F**2).astype(np.float32)[None], ("unique",))

@@ -1,5 +1,6 @@
 """MTZ files read back by gemmi and by reciprocalspaceship."""
 
+import tracemalloc
 from pathlib import Path
 
 import gemmi
@@ -11,6 +12,7 @@ from bayes_refine.geometry.crystal import Crystal, rotation_matrix
 from bayes_refine.geometry.detector import Beam, Detector
 from bayes_refine.geometry.experiments import Still
 from bayes_refine.io.mtz import write_merged, write_unmerged
+from bayes_refine.io.unmerged import Unmerged, usable
 from bayes_refine.io.unmerged_mtz import read_unmerged
 from bayes_refine.util.errors import InputError
 
@@ -178,3 +180,29 @@ def test_bad_files_are_named(tmp_path, shared_data):
     none = {label: values[:0] for label, values in one.items()}
     with pytest.raises(InputError, match=r"none\.mtz: no reflection to write"):
         write_unmerged(tmp_path / "none.mtz", hkl[:0], none, CELL, GROUP, [])
+
+
+def test_usable_observations_are_not_copied():
+    """The check of n rows takes less memory than the columns of n rows have, 84 B a row."""
+    n, rng = 100_000, np.random.default_rng(0)
+    data = Unmerged.observed(
+        hkl=rng.integers(1, 12, (n, 3)).astype(np.int32),
+        batch=np.arange(n) // 100 + 1,
+        space_group=GROUP,
+        J=rng.normal(100, 10, n),
+        sigma=np.ones(n),
+        excitation_error=rng.normal(0, 1e-4, n),
+        xy_px=rng.uniform(0, 100, (n, 2)),
+        cell=CELL,
+        source="rows",
+    )
+    tracemalloc.start()
+    try:
+        assert usable(data) is data
+        assert tracemalloc.get_traced_memory()[1] < 70 * n
+    finally:
+        tracemalloc.stop()
+    data.J[3] = np.nan
+    left = usable(data)
+    assert len(left) == n - 1 and left.left_out == {"without an intensity": 1}
+    np.testing.assert_array_equal(left.image, data.image[np.arange(n) != 3])
