@@ -64,8 +64,9 @@ def model(
     variance = (sigma_factor * obs.sigma) ** 2
     numpyro.deterministic("scale", g)
 
-    # each reflection: prior × likelihood at the nodes of F, summed; the nodes are scaled with Σ(d)
-    nodes = true_intensities.stretch(obs.nodes, prior.log_mean)
+    # each reflection: prior × likelihood at the nodes of F, summed; where the data do not determine
+    # F, its nodes are scaled with Σ(d)
+    nodes = true_intensities.stretch(obs.nodes, obs.follows * prior.log_mean)
     F = nodes.amplitude
     observed = true_intensities.log_observations(
         F,

@@ -18,13 +18,15 @@ import numpy as np
 
 from ..util.progress import SILENT, Listener
 from ..util.status import settled
-from .curvature import BlockHessian
+from .curvature import BlockHessian, no_wider
 from .density import Model, Site, density, find_sites, flatten, prior_density, unflatten
+from .krylov import block_solver, inverse_columns
 from .laplace import Fit
 from .lbfgs import Minimum, minimise
 
 DIFFERENCE = 1e-4  # step of unconstrained unknowns, for second derivatives from gradients
 REACH = 0.5  # longest step of each unknown, in prior sd
+ALONG = 1e-6  # step along a vector in prior sd; flat directions ask for less than ``DIFFERENCE``
 
 
 class Climb(NamedTuple):
@@ -40,7 +42,8 @@ class Climb(NamedTuple):
 
 # The last tolerance is small: along the common scale of all images and of the reference the block
 # Hessian is steep where the density is flat, so that L-BFGS is slow and promises too little there.
-STAGES = (Climb(25, 100.0), Climb(35, 10.0), Climb(50, 1.0), Climb(400, 1e-3))
+# Frozen nodes hold a common scale back, so that the last nodes are placed where it has settled.
+STAGES = (Climb(25, 100.0), Climb(35, 10.0), Climb(50, 1.0), Climb(400, 1e-2), Climb(400, 1e-3))
 DAMPING = 0.1  # of the curvature that is the preconditioner
 
 
@@ -61,7 +64,10 @@ def coupled_fit(
         progress: updated at every evaluation of the gradient.
 
     Returns:
-        The fit, whose covariances neglect the coupling of images, and the last ``obs``.
+        The fit, and the last ``obs``.  Covariances of the shared unknowns, and those of an image
+        with the shared unknowns, are of the true Hessian; ``fit.coupling`` is −A_i·Cov(θ_i, φ)·
+        Cov(φ)⁻¹ with A_i the ``fit.image_precision``.  The covariance of an image given the shared
+        unknowns, A_i⁻¹, is with all other images held.
 
     Raises:
         ValueError: JAX is in single precision.
@@ -80,7 +86,7 @@ def coupled_fit(
         progress.update(None, f"gradient {next(count)}: ln p = {-float(value):.0f}")
         return float(value), np.concatenate([np.ravel(by_image), by_shared])
 
-    reach = REACH * _prior_sd(model, sites, unravel, x, (obs, priors))
+    prior_sd = _prior_sd(model, sites, unravel, x, (obs, priors))
     for stage in stages:
         obs = refresh(obs, unflatten(sites, *map(jnp.asarray, unravel(x))))
         block_hessian = finite_differences(gradient_at, x, *_sizes(unravel, x))
@@ -88,14 +94,20 @@ def coupled_fit(
             gradient_at,
             x,
             _preconditioner(block_hessian),
-            reach,
+            REACH * prior_sd,
             stage.evaluations,
             stage.tolerance,
         )
         x, evaluations = last.x, evaluations + last.evaluations
     assert last is not None
     theta, phi = unravel(x)
-    return _fit(sites, theta, phi, block_hessian, last, evaluations, stage.tolerance), obs
+
+    def product(v):
+        step = ALONG / np.max(np.abs(v) / prior_sd)
+        return (gradient_at(x + step * v)[1] - last.gradient) / step
+
+    curved = _covariances(product, block_hessian, prior_sd, next(count) // 3)
+    return _fit(sites, (theta, phi), curved, last, evaluations, stage.tolerance), obs
 
 
 def _prior_sd(model, sites, unravel, x, args) -> np.ndarray:
@@ -187,28 +199,46 @@ def _preconditioner(block_hessian: BlockHessian) -> Callable[[np.ndarray], np.nd
     return precondition
 
 
-def _fit(
-    sites, theta, phi, block_hessian: BlockHessian, last: Minimum, evaluations, tolerance
-) -> Fit:
-    n, k = theta.shape
-    blocks = _positive_inverse(np.asarray(block_hessian.blocks), 0.0)
-    schur = block_hessian.shared - np.einsum(
-        "nks,nkt->st", block_hessian.coupling, blocks @ block_hessian.coupling
+class _Covariances(NamedTuple):
+    """Inverse blocks (n, k, k); coupling (n, k, s) and covariance (s, s) as ``laplace.Fit`` has."""
+
+    inverse: np.ndarray
+    coupling: np.ndarray
+    shared: np.ndarray
+
+
+def _covariances(product, block_hessian: BlockHessian, prior_sd, most: int) -> _Covariances:
+    """Of the true Hessian, by at most so many products of it with a vector."""
+    coupling = np.asarray(block_hessian.coupling)
+    n, k, s = coupling.shape
+    inverse = _positive_inverse(np.asarray(block_hessian.blocks), 0.0)
+    schur = block_hessian.shared - np.einsum("nks,nkt->st", coupling, inverse @ coupling)
+    precondition = block_solver(inverse, coupling, _positive_inverse(schur[None], 0.0)[0])
+    columns = inverse_columns(product, precondition, n * k + s, s, most)
+    shared = (columns[n * k :] + columns[n * k :].T) / 2
+    follow = np.linalg.solve(shared, columns[: n * k].T).T.reshape(n, k, s)  # ∂θ/∂φ
+    return _Covariances(
+        inverse, -np.linalg.solve(inverse, follow), no_wider(shared, prior_sd[n * k :])
     )
-    shared = _positive_inverse(schur[None], 0.0)[0]
+
+
+def _fit(sites, at, curved: _Covariances, last: Minimum, evaluations, tolerance) -> Fit:
+    theta, phi = at
+    n, k = theta.shape
     by_image = last.gradient[: n * k].reshape(n, k)
-    distance = np.sqrt(np.maximum(np.einsum("ni,nij,nj->n", by_image, blocks, by_image), 0))
+    distance = np.einsum("ni,nij,nj->n", by_image, curved.inverse, by_image)
+    distance = np.sqrt(np.maximum(distance, 0))
     by_shared = last.gradient[n * k :]
     at_mode = (distance < 0.3) & (last.promise < 10 * tolerance)
     return Fit(
         sites=sites,
         image=theta,
         shared=phi,
-        image_precision=np.linalg.inv(blocks),
-        coupling=np.asarray(block_hessian.coupling),
-        shared_covariance=shared,
+        image_precision=np.linalg.inv(curved.inverse),
+        coupling=curved.coupling,
+        shared_covariance=curved.shared,
         distance=distance,
-        shared_distance=float(np.sqrt(max(by_shared @ shared @ by_shared, 0.0))),
+        shared_distance=float(np.sqrt(max(by_shared @ curved.shared @ by_shared, 0.0))),
         status=settled(at_mode),
         iterations=evaluations,
         log_density=-last.value,

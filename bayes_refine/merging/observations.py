@@ -89,8 +89,10 @@ class IntegratedObservations:
         knot_weight: (m, K) ln Σ(d) = knot_weight @ ln Σ at K knots, linear in 1/d² between.
         departure_sd: (K,) of ln Σ at knots where no reference informs.
         log_G0: (n_images,) and log_Sigma0 (K,), first estimates.
-        nodes: of the quadrature, over normalised amplitudes E = F/√(ε·Σ(d)), so that the nodes of F
-            follow Σ(d); renewed as scales change.
+        follows: (m,) w, by how much the posterior of F follows the prior's scale: 1 where the data
+            say nothing, 0 where they determine F.
+        nodes: of the quadrature, over F·(ε·Σ(d))^(−w/2), so that the nodes of F move with their
+            posterior as Σ(d) changes; renewed, with w, as scales change.
         n_images: static.
     """
 
@@ -110,6 +112,7 @@ class IntegratedObservations:
     departure_sd: Array
     log_G0: Array
     log_Sigma0: Array
+    follows: Array
     nodes: Nodes
     n_images: int
 
@@ -183,6 +186,7 @@ def prepare(
         departure_sd=amplitudes.departure_sd(knot_weight),
         log_G0=np.log(np.maximum(share, 0.05)),
         log_Sigma0=log_Sigma0,
+        follows=np.ones(len(hkl)),
     )
     return IntegratedObservations(
         **{name: jnp.asarray(a) for name, a in arrays.items()},

@@ -127,7 +127,7 @@ def compiled_renewal(model: infer.Model, n_nodes: int, drop: float):
 
     def renew(obs, priors, values):
         def log_integrand(E):
-            here = replace(obs, nodes=Nodes(E, jnp.zeros_like(E)))
+            here = replace(obs, nodes=Nodes(E, jnp.zeros_like(E)), follows=follows)
             return _deterministic(model, here, priors, values)["log_integrand"]
 
         S = _deterministic(model, obs, priors, values)
@@ -138,11 +138,15 @@ def compiled_renewal(model: infer.Model, n_nodes: int, drop: float):
         total = jax.ops.segment_sum(obs.weight * g * obs.J / obs.sigma**2, obs.code, len(obs.hkl))
         safe = jnp.maximum(information, 1e-30)
         upper = true_intensities.upper_amplitude(log_mean, total / safe, safe**-0.5)
+        prior = AmplitudePrior(log_mean, obs.centric, S.get("centre"), S.get("log_variance"))
         if "centre" in S:
-            prior = AmplitudePrior(log_mean, obs.centric, S["centre"], S["log_variance"])
             upper = jnp.maximum(upper, prior.reach)
-        upper = upper * jnp.exp(-0.5 * log_mean)
-        return replace(obs, nodes=true_intensities.place_nodes(log_integrand, upper, n_nodes, drop))
+        centre, log_V = prior.centre_and_variance
+        of_prior = jnp.exp(log_V) * (jnp.exp(log_V) + 2 * centre**2)  # variance of I
+        follows = 1 / (1 + of_prior * information)
+        upper = upper * jnp.exp(-0.5 * follows * log_mean)
+        nodes = true_intensities.place_nodes(log_integrand, upper, n_nodes, drop)
+        return replace(obs, nodes=nodes, follows=follows)
 
     return jax.jit(renew)
 

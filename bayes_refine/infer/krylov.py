@@ -1,0 +1,82 @@
+"""The covariance of shared unknowns from products with the true Hessian.
+
+The block Hessian (:mod:`curvature`) has no elements between images.  A change of all images
+together may undo the change of a shared unknown; the block Hessian, in which an image moves alone,
+is then far too steep.  The true Hessian H is too large to be formed, but H·v is the change of the
+gradient along v.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from .curvature import upward_root
+
+MISSING = 1e-3  # of a variance, what a combination of columns must promise to be added
+
+
+def inverse_columns(
+    product: Callable[[np.ndarray], np.ndarray],
+    precondition: Callable[[np.ndarray], np.ndarray],
+    size: int,
+    s: int,
+    most: int,
+) -> np.ndarray:
+    """X (size, s) ≈ H⁻¹E, where E selects the last s unknowns; their covariance is EᵀX.
+
+    By block conjugate gradients: in the span of columns V, the best X is V(VᵀHV)⁻¹VᵀE.  V begins
+    as PE, with P a guess at H⁻¹.  The residual is R = E − HX; to V are added those combinations of
+    PR that promise more than ``MISSING`` of a variance, and so on.  EᵀX grows towards its limit,
+    and its error is the square of that of X, so that few products suffice.
+
+    Args:
+        product: v (size,) → Hv.
+        precondition: R (size, m) → PR, with P positive definite.
+        most: products, at least s.
+    """
+    E = np.zeros((size, s))
+    E[-s:] = np.eye(s)
+    V, HV = np.zeros((size, 0)), np.zeros((size, 0))
+    X = precondition(E)
+    more = X @ _whitening(X[-s:])  # so that VᵀP⁻¹V = 1, here and below
+    while more.shape[1]:
+        V = np.concatenate([V, more], axis=1)
+        HV = np.concatenate([HV, np.stack([product(v) for v in more.T], axis=1)], axis=1)
+        projected = V.T @ HV
+        root = upward_root((projected + projected.T)[None] / 2)[0]
+        combined = root @ (root.T @ V[-s:].T)
+        X, R = V @ combined, E - HV @ combined
+        more, white = precondition(R), _whitening(X[-s:])
+        promised, axes = np.linalg.eigh(white.T @ (R.T @ more) @ white)
+        room = max(most - V.shape[1], 0)
+        enough = (promised > MISSING) & (np.arange(s)[::-1] < room)  # promised ascends
+        more = more @ (white @ axes[:, enough] / np.sqrt(promised[enough]))
+    return X
+
+
+def block_solver(
+    inverse: np.ndarray, coupling: np.ndarray, covariance: np.ndarray
+) -> Callable[[np.ndarray], np.ndarray]:
+    """R (n k + s, m) → the product with the inverse of a block Hessian.
+
+    Args:
+        inverse: (n, k, k) of the blocks. coupling: (n, k, s).
+        covariance: (s, s) of the shared unknowns, the inverse of the Schur complement.
+    """
+    n, k, s = coupling.shape
+    follow = (inverse @ coupling).reshape(n * k, s)
+
+    def solve(right: np.ndarray) -> np.ndarray:
+        image, shared = right[: n * k], right[n * k :]
+        moved = covariance @ (shared - follow.T @ image)
+        alone = inverse @ image.reshape(n, k, -1)
+        return np.concatenate([alone.reshape(n * k, -1) - follow @ moved, moved])
+
+    return solve
+
+
+def _whitening(covariance: np.ndarray) -> np.ndarray:
+    """W (s, s) with WᵀCW = 1."""
+    return np.linalg.inv(np.linalg.cholesky((covariance + covariance.T) / 2)).T

@@ -1,0 +1,101 @@
+"""Covariances of a run whose images are coupled, against exact ones."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+
+from bayes_refine.infer.coupled import coupled_fit
+from bayes_refine.infer.krylov import inverse_columns
+
+N_IMAGES, N_REFLECTIONS, NOISE = 10, 40, 0.3
+SPREAD = 2.0  # prior sd of an image's scale
+
+
+class Data(NamedTuple):
+    """(reflection, image) of observations, and the same indices of reflections."""
+
+    y: np.ndarray
+    x: np.ndarray
+
+
+def levels(data, priors):
+    """y_hi = c_i + I_h + noise, I_h ~ N(level + slope·x_h, 1) integrated out."""
+    level = numpyro.sample("level", dist.Normal(0.0, 10.0))
+    slope = numpyro.sample("slope", dist.Normal(0.0, 10.0))
+    with numpyro.plate("image", N_IMAGES):
+        c = numpyro.sample("c", dist.Normal(0.0, SPREAD))
+    off = data.y - c - (level + slope * data.x)[:, None]
+    covariance = NOISE**2 * jnp.eye(N_IMAGES) + jnp.ones((N_IMAGES, N_IMAGES))
+    numpyro.factor("y", -0.5 * jnp.einsum("hi,ij,hj->", off, jnp.linalg.inv(covariance), off))
+
+
+def exact_covariance(x: np.ndarray) -> np.ndarray:
+    """Of (c, level, slope), which is normal: y = A·(c, level, slope) + I + noise."""
+    A = np.concatenate([np.ones((N_REFLECTIONS, 1)), x[:, None]], axis=1)
+    A = np.concatenate(
+        [
+            np.tile(np.eye(N_IMAGES), (N_REFLECTIONS, 1, 1)),
+            np.tile(A[:, None], (1, N_IMAGES, 1)),
+        ],
+        axis=2,
+    )
+    W = np.linalg.inv(NOISE**2 * np.eye(N_IMAGES) + 1.0)
+    prior = np.diag(np.r_[np.full(N_IMAGES, SPREAD**-2), [0.01, 0.01]])
+    return np.linalg.inv(prior + np.einsum("hia,ij,hjb->ab", A, W, A))
+
+
+@pytest.fixture(scope="module")
+def fit():
+    rng = np.random.default_rng(0)
+    x = rng.uniform(0, 1, N_REFLECTIONS)
+    c, truth = rng.normal(0, SPREAD, N_IMAGES), 3 + 2 * x + rng.normal(size=N_REFLECTIONS)
+    data = Data(c + truth[:, None] + NOISE * rng.normal(size=(N_REFLECTIONS, N_IMAGES)), x)
+    found, _ = coupled_fit(levels, data, jnp.zeros(()), {}, lambda obs, at: obs)
+    return found, exact_covariance(x)
+
+
+def test_the_sd_of_shared_unknowns_knows_that_images_move_together(fit):
+    """The block Hessian, with no elements between images, would be wrong by a fifth."""
+    found, exact = fit
+    np.testing.assert_allclose(found.shared_covariance, exact[-2:, -2:], rtol=0.01)
+    blocks = np.linalg.inv(exact)
+    blocks[:-2, :-2] = np.diag(np.diag(blocks[:-2, :-2]))
+    neglected = np.diag(np.linalg.inv(blocks))[-2:]
+    assert np.abs(np.log(neglected / np.diag(exact)[-2:])).max() > 0.2
+
+
+def test_an_image_moves_with_the_shared_unknowns_as_all_images_do(fit):
+    found, exact = fit
+    slope = -np.linalg.solve(found.image_precision, found.coupling)[:, 0]
+    np.testing.assert_allclose(slope @ found.shared_covariance, exact[:-2, -2:], rtol=0.01)
+    assert np.abs(exact[:-2, -2]).min() > 0.1
+
+
+def test_columns_of_an_inverse_and_their_number_of_products():
+    """A matrix with a few flat directions across all unknowns, and its diagonal as the guess."""
+    rng = np.random.default_rng(1)
+    size, s = 200, 4
+    H = np.diag(rng.uniform(1, 100, size))
+    low = np.linalg.qr(rng.normal(size=(size, 3)))[0]
+    root = np.sqrt(np.diag(H))
+    H -= 0.99 * root[:, None] * (low @ low.T) * root
+    taken = []
+
+    def product(v):
+        taken.append(1)
+        return H @ v
+
+    guess = 1 / np.diag(H)[:, None]
+    X = inverse_columns(product, lambda R: guess * R, size, s, 100)
+    exact = np.linalg.inv(H)[:, -s:]
+    np.testing.assert_allclose(np.diag(X[-s:]), np.diag(exact[-s:]), rtol=2e-3)
+    assert len(taken) < 40
+    # from few products the variances are too small, never too large
+    few = inverse_columns(product, lambda R: guess * R, size, s, s)
+    assert (np.diag(few[-s:]) < np.diag(X[-s:]) * (1 + 1e-9)).all()
