@@ -79,4 +79,4 @@ def block_solver(
 
 def _whitening(covariance: np.ndarray) -> np.ndarray:
     """W (s, s) with WᵀCW = 1."""
-    return np.linalg.inv(np.linalg.cholesky((covariance + covariance.T) / 2)).T
+    return upward_root((covariance + covariance.T)[None] / 2)[0]
