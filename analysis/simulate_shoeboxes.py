@@ -20,7 +20,7 @@ from bayes_refine import infer
 from bayes_refine.fitting.measure_batch import Batch, Plan
 from bayes_refine.fitting.measure_run import MeasuredRun
 from bayes_refine.fitting.one_round import Movement, one_round
-from bayes_refine.fitting.problem import Run
+from bayes_refine.fitting.problem import Candidates, Run
 from bayes_refine.geometry import predict
 from bayes_refine.geometry.crystal import strain_basis
 from bayes_refine.physics.observations import SpotStatistics
@@ -301,7 +301,7 @@ def run_of(setup: Setup, stills, images: np.ndarray) -> Run:
     """What the loop wants, with the pixels in memory."""
     hkl = predict.candidate_indices(stills[0].crystal.cell, setup.known.space_group, 3.9)
     hkl = hkl[setup.known.lookup(hkl) != 0]
-    near = tuple(predict.near_sphere(s, hkl, 3.9, lambda d: 4e-3 + 0 * d) for s in stills)
+    near = Candidates(hkl, 3.9 / 0.98, lambda d, beam: 4e-3 / 3 + 0 * d, margin=1.0)
     return Run(stills, setup.known, InMemory(images), setup.model, setup.settings, near)
 
 
