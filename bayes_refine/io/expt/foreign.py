@@ -20,7 +20,8 @@ def as_experiments(
     left out, with a sentence each.
 
     Args:
-        path: where the stills were read from. left_out: what its reader left out already.
+        path: the file that the stills were read from, a ``Path``.
+        left_out: what its reader left out already.
 
     Raises:
         InputError: a beam or detector that cannot be, or no crystal that can.
