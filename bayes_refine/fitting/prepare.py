@@ -69,7 +69,7 @@ def prepare(
             from the experiments, or estimated from the images, and set on the reader.
         d_min: Å; by default that of the reference.
         read_noise: photons rms a pixel; by default estimated from the images.
-        bandwidth: rms fraction; by default that of the files.
+        bandwidth: rms fraction; by default that of the image files, else that of the beams.
         sensor: thickness (mm) and attenuation (per mm); None for those of the experiments.
         work: where images are read; by default this process.
 
@@ -180,13 +180,16 @@ def described(
     thickness_mm: float | None = None,
     mu_per_mm: float | None = None,
 ) -> tuple[Still, ...]:
-    """The stills with the wavelength of each shot and the bandwidth that their file states, or the
-    bandwidth given, and with the sensor given."""
+    """The stills with the wavelength of each shot, the bandwidth and the sensor.
+
+    A bandwidth that is given counts before that of the image file, and this before the beam's own
+    (of a CrystFEL geometry).
+    """
 
     def one(still: Still, said: FileBeam) -> Still:
         width = bandwidth
         if width is None:
-            width = said.bandwidth or 0.0
+            width = said.bandwidth or still.beam.bandwidth
         still = replace(still, beam=replace(still.beam, bandwidth=width))
         return with_sensor(still, thickness_mm, mu_per_mm)
 

@@ -93,3 +93,15 @@ def test_what_is_no_beam_is_refused_by_name(experiments, values):
     with pytest.raises(InputError, match="incident_wavelength"):
         read_bandwidth(experiments.stills[2])
     assert described(experiments.stills)[2].beam.wavelength == 1.0
+
+
+def test_a_beams_own_bandwidth_counts_where_the_image_file_has_none(experiments):
+    """That of a CrystFEL geometry was lost, and the prior's taken."""
+    own = [replace(s, beam=replace(s.beam, bandwidth=2e-3)) for s in experiments.stills]
+    of_file = read_bandwidth(own[0])
+    assert of_file is not None and of_file != pytest.approx(2e-3)
+    assert {s.beam.bandwidth for s in described(own)} == {of_file}
+    with h5py.File(own[0].image_path, "a") as file:
+        del file[BEAM]["incident_wavelength_spread"]
+    assert {s.beam.bandwidth for s in described(own)} == {2e-3}
+    assert {s.beam.bandwidth for s in described(own, bandwidth=1e-3)} == {1e-3}

@@ -12,7 +12,7 @@ from .read import parse
 
 
 def as_experiments(
-    stills: Sequence[Still], path: Path, left_out: tuple[str, ...] = ()
+    stills: Sequence[Still], path: str | Path, left_out: tuple[str, ...] = ()
 ) -> Experiments:
     """The stills with a document of their own, checked as one that is read.
 
@@ -20,13 +20,13 @@ def as_experiments(
     left out, with a sentence each.
 
     Args:
-        path: the file that the stills were read from, a ``Path``.
+        path: the file that the stills were read from.
         left_out: what its reader left out already.
 
     Raises:
         InputError: a beam or detector that cannot be, or no crystal that can.
     """
-    document = document_of(stills)
+    document, path = document_of(stills), Path(path)
     contents = parse(document, path)
     named = tuple(
         replace(stills[n], identifier=still.identifier)
