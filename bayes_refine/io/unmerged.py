@@ -58,6 +58,11 @@ class Unmerged:
     def __len__(self) -> int:
         return len(self.hkl)
 
+    @property
+    def intensity(self) -> np.ndarray:
+        """``J`` by its name before, which scripts of others have."""
+        return self.J
+
     @classmethod
     def observed(
         cls, hkl: np.ndarray, batch: np.ndarray, space_group: gemmi.SpaceGroup, **rest: Any

@@ -122,3 +122,12 @@ def test_files_that_hold_no_integrated_stills(tmp_path, shared_data):
     shutil.copy(shared_data / "formats" / "thermolysin_3crystals.expt", tmp_path / "a.expt")
     with pytest.raises(InputError, match=r"needs a\.refl beside it"):
         open_unmerged([tmp_path / "a.expt"])
+
+
+def test_observations_have_intensities_by_the_name_before(tmp_path):
+    """Scripts of others read ``data.intensity``."""
+    path = tmp_path / "XDS_ASCII.HKL"
+    path.write_text(XDS)
+    data = open_unmerged([path])
+    np.testing.assert_array_equal(data.intensity, data.J)
+    assert len(data.J) == 2
