@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,16 @@ from ..util.folder import CHECKPOINT, KEPT, WORK
 from ..util.output import versions
 from . import place
 
-RESUME, ADD, COMMAND = "--resume", "--add", "the command"
+RESUME, ADD, COMMAND, FOLDER = "--resume", "--add", "the command", "the working folder"
 TALK = ("--quiet", "-q", "--verbose", "-v")  # no result depends on what is shown
 
 
 def expanded(command: Sequence[str]) -> tuple[list[str], list[str]]:
     """The command as it was first given, and the arguments to run now.
 
-    ``fit --resume --out DIR`` stands for the command that was stopped in DIR.  Options that say
-    which processes work and what is printed may be given anew.
+    ``fit --resume --out DIR`` stands for the command that was stopped in DIR, and is run in the
+    folder where that command was given, since its paths may be relative to this folder.  Options
+    that say which processes work and what is printed may be given anew.
 
     Raises:
         InputError: DIR has no stopped fit.
@@ -39,6 +41,8 @@ def expanded(command: Sequence[str]) -> tuple[list[str], list[str]]:
         if record is None:
             raise InputError(f"{out}: no stopped fit to continue; give the whole command")
         more = place.chosen(first)
+        with suppress(OSError):  # the folder may be gone, and all paths absolute
+            os.chdir(record["made_of"][FOLDER])
         first = [*map(str, record["made_of"][COMMAND]), *more, *shown]
     return first, [*first[1:], RESUME]
 
@@ -94,7 +98,7 @@ def made_of(command: Sequence[str], stills: Iterable[Still]) -> dict[str, Any]:
     files = {Path(word) for word in command[2:]} | {still.image_path for still in stills}
     return {
         COMMAND: place.without([word for word in command if word not in TALK]),
-        "the working folder": os.getcwd(),
+        FOLDER: os.getcwd(),
         "an input file": {str(p): _mark(p) for p in sorted(files) if p.is_file()},
         "a version": versions(),
     }
@@ -102,7 +106,7 @@ def made_of(command: Sequence[str], stills: Iterable[Still]) -> dict[str, Any]:
 
 def same_place() -> dict[str, Any]:
     """The part of :func:`made_of` that an addition shares with the fit to which it adds."""
-    return {"the working folder": os.getcwd(), "a version": versions()}
+    return {FOLDER: os.getcwd(), "a version": versions()}
 
 
 def _mark(path: Path) -> list[int]:

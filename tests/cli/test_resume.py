@@ -91,7 +91,9 @@ def test_a_stopped_fit_goes_on(data, whole, tmp_path, monkeypatch, capsys, round
     offered = f"bayes-refine fit --resume --out {out}" in capsys.readouterr().err
     assert offered == (round_ > 1)  # with no round finished there is nothing to spare
     assert sorted(f.name for f in out.iterdir()) == [WORK, "log.txt"]
-    assert status("fit", "--resume", "--out", out) == 0
+    with monkeypatch.context() as patch:
+        patch.chdir(data)  # as somebody who begins in another folder
+        assert status("fit", "--resume", "--out", out) == 0
     said = capsys.readouterr().err
     assert ("continuing after round" in said) == (round_ > 1)
     same(whole, out)
