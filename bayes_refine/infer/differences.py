@@ -133,9 +133,13 @@ def fisher_slopes(expectations, theta, phi, scale, args) -> np.ndarray | None:
     if found is None:
         return None
     here = jax.tree.map(np.asarray, found)
-    slopes = _slopes(expectations, here, theta, phi, scale, args)
+    return _slopes(expectations, here, theta, phi, scale, args) * _root(here)
+
+
+def _root(here: Expectations) -> np.ndarray:
+    """(n, 1, rows) roots of the information of each row of :func:`fisher_slopes`."""
     information = np.concatenate([here.information, here.of_df], axis=1)
-    return slopes * np.sqrt(np.maximum(information, 0.0))[:, None]
+    return np.sqrt(np.maximum(information, 0.0))[:, None]
 
 
 def _slopes(expectations, here: Expectations, theta, phi, scale, args) -> np.ndarray:
@@ -181,8 +185,7 @@ def scored(model: Model, sites: tuple[Site, ...], apart: bool):
         slopes = _slopes(expectations, here, theta, phi, scale, args)
         of_rows = slopes[:, :k, : here.score.shape[1]]  # ν is not an image's
         slope = -np.einsum("nkr,nr->nk", of_rows, here.score)
-        information = np.concatenate([here.information, here.of_df], axis=1)
-        slopes *= np.sqrt(np.maximum(information, 0.0))[:, None]
+        slopes *= _root(here)
         return slope, _information(slopes, prior, theta, phi, weight, share, args)
 
     return found

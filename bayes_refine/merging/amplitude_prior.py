@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from typing import NamedTuple
 
 import jax
@@ -134,21 +133,7 @@ def _blurred(x, covariance, fixed) -> AmplitudePrior:
 def _climb(
     prior_of, x, parts: Callable[[], Iterator[_Part]], reach: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """x of the greatest Π_h Z_h·N(x; 0, 1), and the Hessian of −ln of that product.
-
-    The start is far from there, and every pass through all pieces takes time: the first passes are
-    through one piece.
-    """
-    middle = sum(1 for _ in parts()) // 2
-    if middle:
-        x, _ = _newton(prior_of, x, lambda: islice(parts(), middle, middle + 1), reach)
-    return _newton(prior_of, x, parts, reach)
-
-
-def _newton(
-    prior_of, x, parts: Callable[[], Iterator[_Part]], reach: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """As :func:`_climb`, of the reflections of ``parts``."""
+    """x of the greatest Π_h Z_h·N(x; 0, 1), and the Hessian of −ln of that product."""
     for _ in range(PASSES):
         at = []
         for part in parts():

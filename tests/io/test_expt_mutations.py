@@ -217,7 +217,7 @@ def check_case(documents: list[dict[str, Any]], seed: str, folder: Path) -> str:
 @pytest.mark.parametrize("block", range(6))
 def test_mutated_lists(documents, tmp_path, block):
     outcomes = [check_case(documents, f"0-{block}-{n}", tmp_path) for n in range(10)]
-    assert outcomes
+    assert set(outcomes) <= {"refused", "left out", "read"}
 
 
 @pytest.mark.slow
