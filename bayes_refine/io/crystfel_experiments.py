@@ -6,17 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import gemmi
-import h5py
 import numpy as np
 
 from ..geometry.crystal import Crystal
 from ..geometry.detector import Beam, Detector
 from ..geometry.experiments import Experiments, Still
 from ..util.errors import InputError
+from .boundary import regular_file
 from .crystfel_geometry import HC_EV_ANGSTROM, Geometry, Mask, lab_region_mask
 from .crystfel_geometry_text import parse_geometry
 from .crystfel_stream import Chunk, read_stream
 from .expt.foreign import as_experiments
+from .hdf5_links import follow, open_hdf5, read_numbers, whole_numbers
 
 UP = np.array([0.0, 1.0, 0.0])  # normal of a horizontal plane of polarisation, CrystFEL's default
 
@@ -124,40 +125,51 @@ def usable_pixels(geometry: Geometry, folder: Path, image: Path | None = None) -
     """
     shape = np.max([p.shape for p in geometry.panels], axis=0)
     good = np.ones((len(geometry.panels), *shape), bool)
-    arrays: dict[Mask, np.ndarray | None] = {}
+    arrays: dict[tuple[Mask, tuple[int, ...]], np.ndarray | None] = {}
     for k, panel in enumerate(geometry.panels):
         ny, nx = panel.shape
         good[k, :ny, :nx] &= ~lab_region_mask(geometry, panel)
         for _, mask in panel.masks:
-            if mask not in arrays:
-                arrays[mask] = _mask_array(mask, folder, image)
-            array = arrays[mask]
+            index = tuple(int(a) for a in panel.axes if a.isdigit())
+            if (mask, index) not in arrays:
+                arrays[mask, index] = _mask_array(mask, index, folder, image)
+            array = arrays[mask, index]
             if array is None:
                 continue
             (y0, y1), (x0, x1) = panel.ss_range, panel.fs_range
-            index = tuple(int(a) for a in panel.axes if a.isdigit())
-            while array.ndim > 2:  # take the first of an axis of frames
-                at = index[-(array.ndim - 2)] if len(index) >= array.ndim - 2 else 0
-                array = array[at]
             if array.shape[0] < y1 or array.shape[1] < x1:
                 raise InputError(
                     f"{mask.file or image}: the mask {mask.path} of {array.shape} pixels does not"
                     f" hold panel {panel.name}"
                 )
-            bits = array[y0:y1, x0:x1].astype(np.int64)
+            bits = array[y0:y1, x0:x1]
             good[k, :ny, :nx] &= ((bits & mask.bad) == 0) & ((bits & mask.good) == mask.good)
     return None if good.all() else good
 
 
-def _mask_array(mask: Mask, folder: Path, image: Path | None) -> np.ndarray | None:
+def _mask_array(
+    mask: Mask, index: tuple[int, ...], folder: Path, image: Path | None
+) -> np.ndarray | None:
+    """(ny, nx) int64 flags: the last two axes of a mask, at ``index`` of those before, or 0."""
     file = folder / mask.file if mask.file else image
     if file is None or not mask.path:
         return None
-    try:
-        with h5py.File(file, "r") as opened:
-            return np.asarray(opened[mask.path][()])
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"{file}: no mask {mask.path} can be read there ({error})") from None
+    what = f"the mask {mask.path}"
+    if not regular_file(file):
+        raise InputError(f"{file}: no such file, so no mask {mask.path}; correct the geometry")
+    with open_hdf5(file) as opened:
+        found = follow(opened, mask.path, file)
+        if found is None:
+            raise InputError(f"{file}: there is no mask {mask.path}; correct the geometry")
+        found = whole_numbers(found, file, what)
+        before = found.ndim - 2
+        at = ((0,) * before + index)[-before:] if before > 0 else ()
+        if before < 0 or any(k >= n for k, n in zip(at, found.shape, strict=False)):
+            raise InputError(f"{file}: {what} has shape {found.shape}, and no panel {index} in it")
+        bits = read_numbers(found, file, what, at)
+    if bits.dtype.kind == "f" and not (np.abs(bits) < 2.0**53).all():
+        raise InputError(f"{file}: {what} has numbers that are no flags; correct the geometry")
+    return bits.astype(np.int64)
 
 
 def _energy(chunk: Chunk, geometry: Geometry) -> float:

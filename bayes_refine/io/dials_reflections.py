@@ -31,6 +31,7 @@ TYPES: dict[str, tuple[str, tuple[int, ...]]] = {
     "int6": ("<i4", (6,)),
 }
 INTEGRATED_SUM, INTEGRATED_PROFILE = 256, 512  # bits of ``flags``
+FAR_PX = 1e6  # no pixel is so far from the first one
 
 
 @dataclass(frozen=True)
@@ -198,19 +199,19 @@ def unmerged_of_dials(
 
 
 def _experiment_of(table: ReflectionTable, stills: Sequence[Still], expt: Path) -> np.ndarray:
-    """(n,) index in ``stills`` of each row's experiment; −1 for rows of none (id −1)."""
+    """(n,) index in ``stills`` of each row's experiment; −1 for rows of none (id below 0)."""
     ids = table.column("id").astype(int)
-    top = int(ids.max(initial=-1))
-    place = np.full(top + 2, -1)  # index −1 reads the last entry
+    used, which = np.unique(ids, return_inverse=True)
+    place = np.full(len(used), -1)
     names = {still.identifier: i for i, still in enumerate(stills)}
-    for k in range(top + 1):
+    for n, k in enumerate(used.tolist()):
         if k in table.identifiers and table.identifiers[k] in names:
-            place[k] = names[table.identifiers[k]]
-        elif not table.identifiers and k < len(stills):
-            place[k] = k
-        elif (ids == k).any():
+            place[n] = names[table.identifiers[k]]
+        elif not table.identifiers and 0 <= k < len(stills):
+            place[n] = k
+        elif k >= 0:
             raise InputError(f"{table.source}: reflections of experiment {k}, which {expt} lacks")
-    return place[ids]
+    return place[which.reshape(ids.shape)]
 
 
 def _excitation(table: ReflectionTable, which: np.ndarray, stills: Sequence[Still]) -> np.ndarray:
@@ -221,12 +222,13 @@ def _excitation(table: ReflectionTable, which: np.ndarray, stills: Sequence[Stil
 
 
 def _lab_mm(table: ReflectionTable, which: np.ndarray, stills: Sequence[Still]) -> np.ndarray:
-    """(n, 2) lab x and y of the predicted centres, mm; NaN if the table has none."""
+    """(n, 2) lab x and y of the predicted centres, mm; NaN where the table has none."""
     xy = np.full((len(table), 2), np.nan)
     if "xyzcal.px" not in table.columns or "panel" not in table.columns:
         return xy
     px, panel = table.columns["xyzcal.px"][:, :2], table.columns["panel"].astype(int)
+    there = (panel >= 0) & (np.abs(px) < FAR_PX).all(axis=1)  # False for NaN
     for i, still in enumerate(stills):
-        rows = np.flatnonzero((which == i) & (panel < still.detector.n_panels))
+        rows = np.flatnonzero((which == i) & there & (panel < still.detector.n_panels))
         xy[rows] = pixel_to_lab(still.detector, panel[rows], px[rows])[:, :2]
     return xy

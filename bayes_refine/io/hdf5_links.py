@@ -6,16 +6,19 @@ virtual data set whose source is absent with zeros; in neither case it names the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 
 from ..util.errors import InputError
 from .boundary import refusing, regular_file
 
 _MOST_OBJECTS = 10_000  # objects that are looked at in a file of unknown layout
+MOST_NUMBERS = 2**27  # of a data set that is read whole
 DEEPEST = 8  # levels of virtual data sets made of virtual data sets
 
 
@@ -47,7 +50,8 @@ def child(group: h5py.Group, name: str, path: Path) -> Any:
     Raises:
         InputError: a link points to a file or an object that does not exist; the message names it.
     """
-    link = group.get(name, getlink=True)
+    with refusing(path, "an HDF5 file"):
+        link = group.get(name, getlink=True)
     if link is None:
         return None
     if isinstance(link, h5py.ExternalLink):
@@ -161,6 +165,20 @@ def whole_numbers(dataset: Any, path: Path, what: str) -> h5py.Dataset:
     with refusing(path, what):
         _check_sources(found, path, what, 0)
     return found
+
+
+def read_numbers(dataset: Any, path: Path, what: str, at: tuple[int, ...] = ()) -> np.ndarray:
+    """All numbers of a data set, or those at an index of its first axes.
+
+    Raises:
+        InputError: as :func:`whole_numbers`, or these are more than 2²⁷ numbers, which is found
+            before any is read.
+    """
+    found = whole_numbers(dataset, path, what)
+    if (n := math.prod(found.shape[len(at) :])) > MOST_NUMBERS:
+        raise InputError(f"{path}: {what} has {n} numbers, too many to be read; write it anew")
+    with refusing(path, what):
+        return np.asarray(found[at])
 
 
 def _check_sources(dataset: h5py.Dataset, path: Path, what: str, depth: int) -> None:

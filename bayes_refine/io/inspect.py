@@ -11,6 +11,7 @@ import numpy as np
 
 from ..geometry.experiments import Experiments
 from ..util.errors import InputError
+from .boundary import refusing
 from .crystfel_experiments import experiments_of_stream
 from .crystfel_geometry import Geometry, Quantity
 from .crystfel_geometry_text import parse_geometry
@@ -39,8 +40,9 @@ def inspect(path: str | Path) -> Iterator[str]:
     jungfraujoch = kind is Kind.HDF5 and is_jungfraujoch(path)
     yield f"{path}: {'a file of Jungfraujoch' if jungfraujoch else kind.value}"
     describe = _jungfraujoch if jungfraujoch else _DESCRIBE.get(kind, _nothing)
-    for line in describe(path):
-        yield f"  {line}"
+    with refusing(path, kind.value):
+        for line in describe(path):
+            yield f"  {line}"
 
 
 def _experiments(path: Path) -> Iterator[str]:

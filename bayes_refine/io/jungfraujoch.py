@@ -23,7 +23,8 @@ from ..geometry.experiments import Experiments, Still
 from ..util.errors import InputError
 from .boundary import refusing
 from .expt.foreign import as_experiments
-from .hdf5_links import open_hdf5
+from .gemmi_files import whole_indices
+from .hdf5_links import child, follow, open_hdf5, read_numbers
 from .unmerged import Unmerged
 
 UP = np.array([0.0, 1.0, 0.0])  # normal of a horizontal plane of polarisation
@@ -56,18 +57,32 @@ def read_names(path: str | Path | None = None) -> Names:
                 raise InputError(f"{path}: unknown name {section}.{key}; known are {known}")
             if isinstance(names[section][key], list) and isinstance(value, str):
                 value = [value]
-            if type(value) is not type(names[section][key]):
-                raise InputError(f"{path}: {section}.{key} must not be {value!r}")
+            if not _like(value, names[section][key]):
+                raise InputError(f"{path}: {section}.{key} must not be {repr(value)[:200]}")
             names[section][key] = value
     return names
+
+
+def _like(value: Any, packaged: Any) -> bool:
+    """Whether a value can stand for one of the table: a number, names, or a name with a number."""
+    if isinstance(packaged, list):
+        return isinstance(value, list) and all(isinstance(x, str) for x in value)
+    if isinstance(packaged, float):
+        return type(value) in (int, float) and abs(value) <= 1
+    if type(value) is not str or not value:
+        return False
+    try:
+        return "%" not in packaged or value % 0 != value % 1
+    except (TypeError, ValueError):  # another number of %, or something else after it
+        return False
 
 
 def is_jungfraujoch(path: Path, names: Names | None = None) -> bool:
     """Whether an HDF5 file has lattices at one of their names."""
     try:
         with open_hdf5(path) as file:
-            return _dataset(file, (names or read_names())["crystal"]["lattice"]) is not None
-    except (InputError, OSError):
+            return _dataset(file, (names or read_names())["crystal"]["lattice"], path) is not None
+    except InputError:
         return False
 
 
@@ -78,7 +93,7 @@ class _Source:
         self.file, self.path, self.names = file, path, names
 
     def find(self, section: str, key: str) -> h5py.Dataset | None:
-        return _dataset(self.file, self.names[section][key])
+        return _dataset(self.file, self.names[section][key], self.path)
 
     def need(self, section: str, key: str) -> np.ndarray:
         found = self.find(section, key)
@@ -87,17 +102,20 @@ class _Source:
             raise InputError(
                 f"{self.path}: no {section}.{key} at {tried}; name it with --names FILE.toml"
             )
-        return np.asarray(found[()])
+        return read_numbers(found, self.path, f"{section}.{key}")
 
     def number(self, section: str, key: str, default: float | None = None) -> float:
         if default is not None and self.find(section, key) is None:
             return default
-        return float(self.need(section, key).ravel()[0])
+        found = self.need(section, key).ravel()
+        if not len(found):
+            raise InputError(f"{self.path}: {section}.{key} is empty; write the file anew")
+        return float(found[0])
 
 
-def _dataset(file: h5py.File, places: list[str]) -> h5py.Dataset | None:
+def _dataset(file: h5py.File, places: list[str], path: Path) -> h5py.Dataset | None:
     for place in places:
-        found = file.get(place)
+        found = follow(file, place, path)
         if isinstance(found, h5py.Dataset):
             return found
     return None
@@ -152,18 +170,25 @@ def unmerged_of_jungfraujoch(
         source = _Source(file, path, names or read_names())
         group = space_group or _space_group(source)
         at = source.names["reflections"]
-        top = next((file[p] for p in at["group"] if isinstance(file.get(p), h5py.Group)), None)
+        tops = (follow(file, place, path) for place in at["group"])
+        top = next((group for group in tops if isinstance(group, h5py.Group)), None)
         wavelengths = _wavelengths(source)
         parts: list[tuple[np.ndarray, ...]] = []
         cells: list[tuple[float, ...]] = []
         for n, axes in _lattices(source):
-            table = None if top is None else top.get(at["image"] % n)
+            table = None if top is None else child(top, at["image"] % n, path)
             if not isinstance(table, h5py.Group) or at["h"] not in table:
                 continue
-            hkl = np.stack([np.asarray(table[at[k]][()]) for k in "hkl"], axis=1).astype(np.int32)
+            read = {
+                key: read_numbers(child(table, at[key], path), path, f"{table.name}/{at[key]}")
+                for key in ("h", "k", "l", "intensity", "sigma", "x_px", "y_px")
+            }
+            if {column.shape for column in read.values()} != {(len(read["h"].ravel()),)}:
+                raise InputError(f"{path}: columns of {table.name} differ in length; copy it anew")
+            hkl = whole_indices(np.stack([read[k] for k in "hkl"], axis=1))[0]
             wavelength = float(wavelengths[n] if n < len(wavelengths) else wavelengths[0])
             s = hkl @ np.linalg.inv(axes).T + np.array([0, 0, 1 / wavelength])
-            columns = [table[at[k]][()] for k in ("intensity", "sigma", "x_px", "y_px")]
+            columns = [read[k] for k in ("intensity", "sigma", "x_px", "y_px")]
             excitation = np.linalg.norm(s, axis=1) - 1 / wavelength
             parts.append((hkl, np.full(len(hkl), len(cells)), excitation, *columns))
             cells.append(cell_from_real_axes(axes).parameters)
@@ -191,8 +216,16 @@ def _lattices(source: _Source) -> list[tuple[int, np.ndarray]]:
     """For each indexed image its index and its axes a, b, c, the rows of (3, 3), Å."""
     lattices = source.need("crystal", "lattice").reshape(-1, 9).astype(float)
     indexed = source.find("crystal", "indexed")
-    good = np.ones(len(lattices), bool) if indexed is None else np.asarray(indexed[()]) != 0
-    good = good[: len(lattices)] & np.isfinite(lattices).all(axis=1)
+    good = np.ones(len(lattices), bool)
+    if indexed is not None:
+        said = read_numbers(indexed, source.path, "crystal.indexed").ravel() != 0
+        if len(said) != len(lattices):
+            raise InputError(
+                f"{source.path}: {len(said)} images are indexed or not, and {len(lattices)} have "
+                "lattices; write the file anew"
+            )
+        good = said
+    good = good & np.isfinite(lattices).all(axis=1)
     volume = np.abs(np.linalg.det(np.where(good[:, None], lattices, 1.0).reshape(-1, 3, 3)))
     return [(int(n), lattices[n].reshape(3, 3)) for n in np.flatnonzero(good & (volume > 1.0))]
 
@@ -200,21 +233,20 @@ def _lattices(source: _Source) -> list[tuple[int, np.ndarray]]:
 def _wavelengths(source: _Source) -> np.ndarray:
     """Wavelengths, Å: one for all images, or one for each."""
     found = source.need("geometry", "wavelength_angstrom").astype(float).ravel()
-    if not len(found) or not (found > 0).all():
+    if not len(found) or not ((found > 0) & np.isfinite(found)).all():
         raise InputError(f"{source.path}: a wavelength must be positive")
     return found
 
 
 def _space_group(source: _Source) -> gemmi.SpaceGroup:
     found = source.find("crystal", "space_group")
-    value = None if found is None else found[()]
-    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
     group = None
-    if found is not None:
-        number = text.strip("[] ")
+    if found is not None and found.size == 1:
+        value = np.ravel(found[()])[0]
+        text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
         group = (
-            gemmi.find_spacegroup_by_number(int(number))
-            if number.isdigit()
+            gemmi.find_spacegroup_by_number(int(text))
+            if text.isdecimal() and len(text) < 4
             else gemmi.find_spacegroup_by_name(text)
         )
     if group is None:

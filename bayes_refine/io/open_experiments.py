@@ -11,6 +11,7 @@ import gemmi
 
 from ..geometry.experiments import Experiments
 from ..util.errors import InputError
+from .boundary import refusing
 from .crystfel_experiments import experiments_of_stream
 from .expt import read_experiments
 from .expt.foreign import as_experiments
@@ -46,12 +47,14 @@ def open_experiments(
     if geometry is not None and Kind.STREAM not in kinds:
         raise InputError(f"{geometry}: only a stream takes a geometry; {files[0]} has its own")
     read = read_experiments if len(files) == 1 else _read_again
-    found = [
-        _in_group(read(file), space_group)
-        if kind is Kind.EXPERIMENTS
-        else _open(file, kind, space_group, geometry, names, growing)
-        for file, kind in zip(files, kinds, strict=True)
-    ]
+    found = []
+    for file, kind in zip(files, kinds, strict=True):
+        with refusing(file, kind.value):
+            found.append(
+                _in_group(read(file), space_group)
+                if kind is Kind.EXPERIMENTS
+                else _open(file, kind, space_group, geometry, names, growing)
+            )
     return found[0] if len(found) == 1 else _together(found)
 
 

@@ -10,10 +10,12 @@ import gemmi
 import numpy as np
 
 from ..util.errors import InputError
+from .boundary import refusing
 from .crystfel_unmerged import unmerged_of_stream
 from .dials_reflections import unmerged_of_dials
 from .jungfraujoch import Names, is_jungfraujoch, unmerged_of_jungfraujoch
 from .recognise import Kind, expanded, kind_of
+from .reference import Given
 from .unmerged import Unmerged
 from .unmerged_mtz import Columns, read_unmerged
 from .xds_unmerged import unmerged_of_xds
@@ -46,27 +48,36 @@ def open_unmerged(
     kinds = {file: kind_of(file) for file in files}
     parts = []
     if pairs := _dials_pairs(files, kinds):
-        parts.append(unmerged_of_dials(pairs, space_group, cell))
+        with refusing(pairs[0][1], Kind.REFLECTIONS.value):
+            parts.append(unmerged_of_dials(pairs, space_group, cell))
     for file, kind in kinds.items():
-        if kind is Kind.MTZ:
-            parts.append(read_unmerged(file, space_group, cell, labels))
-        elif kind is Kind.XDS:
-            parts.append(unmerged_of_xds(file, space_group, cell))
-        elif kind is Kind.STREAM:
-            if space_group is None:
-                raise InputError(
-                    f"{file}: a stream has no space group; give --space-group (a point group such"
-                    " as 4/mmm is enough)"
-                )
-            parts.append(unmerged_of_stream(file, space_group, cell))
-        elif kind is Kind.HDF5 and is_jungfraujoch(file, names):
-            parts.append(unmerged_of_jungfraujoch(file, space_group, cell, names))
-        elif kind not in (Kind.EXPERIMENTS, Kind.REFLECTIONS):
-            raise InputError(
-                f"{file}: {kind.value}, and no integrated stills; give an MTZ, a .stream, an XDS"
-                " file, or .expt with .refl (--names says where a Jungfraujoch file has them)"
-            )
+        if kind not in (Kind.EXPERIMENTS, Kind.REFLECTIONS):
+            with refusing(file, kind.value):
+                parts.append(_open(file, kind, Given(cell, space_group), labels, names))
     return parts[0] if len(parts) == 1 else _together(parts)
+
+
+def _open(
+    file: Path, kind: Kind, given: Given, labels: Columns | None, names: Names | None
+) -> Unmerged:
+    """The observations in a file of any program but DIALS."""
+    if kind is Kind.MTZ:
+        return read_unmerged(file, given.space_group, given.cell, labels)
+    if kind is Kind.XDS:
+        return unmerged_of_xds(file, given.space_group, given.cell)
+    if kind is Kind.STREAM:
+        if given.space_group is None:
+            raise InputError(
+                f"{file}: a stream has no space group; give --space-group (a point group such as"
+                " 4/mmm is enough)"
+            )
+        return unmerged_of_stream(file, given.space_group, given.cell)
+    if kind is Kind.HDF5 and is_jungfraujoch(file, names):
+        return unmerged_of_jungfraujoch(file, given.space_group, given.cell, names)
+    raise InputError(
+        f"{file}: {kind.value}, and no integrated stills; give an MTZ, a .stream, an XDS"
+        " file, or .expt with .refl (--names says where a Jungfraujoch file has them)"
+    )
 
 
 def _dials_pairs(files: Sequence[Path], kinds: dict[Path, Kind]) -> list[tuple[Path, Path]]:

@@ -16,7 +16,7 @@ from ..geometry.experiments import Still
 from ..util.errors import InputError
 from .boundary import content, refusing, regular_file
 from .hdf5_images import is_hdf5
-from .hdf5_links import data_sets, follow, numbers, open_hdf5
+from .hdf5_links import data_sets, follow, open_hdf5, whole_numbers
 
 _MAX_BYTES = 2**28
 _MAX_SHOTS = 10_000_000
@@ -101,7 +101,7 @@ def _of_hdf5(file: Path, inside: str) -> np.ndarray:
                     f"{file}: {len(arrays)} arrays may be the pulse energies; give {file}:/path"
                 )
             found = arrays[0]
-        array = numbers(found, file, "pulse energies")
+        array = whole_numbers(found, file, "pulse energies")
         if array.ndim != 1 or array.shape[0] > _MAX_SHOTS:
             raise InputError(f"{file}: {array.name} is no list of pulse energies; give another")
         return np.asarray(array[()], float)

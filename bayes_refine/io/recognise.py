@@ -8,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from ..util.errors import InputError
+from .boundary import refusing, regular_file
 from .crystfel_stream import FIRST_LINE, is_stream
 from .dials_reflections import is_refl
 from .xds_unmerged import is_xds
@@ -48,8 +49,9 @@ def kind_of(path: str | Path) -> Kind:
             start = file.read(4096)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"{str(path)!r}: cannot be read ({why})") from None
     if start.startswith(HDF5_SIGNATURE):
         return Kind.HDF5
     if start.startswith(b"MTZ "):
@@ -76,7 +78,7 @@ def _kind_of_text(text: str, path: Path) -> Kind:
     names = [line.split("=")[0] for line in code if "=" in line]
     if len(names) > 0.9 * len(code) and any("/" in name for name in names):  # panel/key = value
         return Kind.GEOMETRY
-    if code and "\0" not in text and _listed(code[0], path).is_file():
+    if code and "\0" not in text and regular_file(_listed(code[0], path)):
         return Kind.LIST
     return Kind.UNKNOWN
 
@@ -84,6 +86,20 @@ def _kind_of_text(text: str, path: Path) -> Kind:
 def _listed(line: str, path: Path) -> Path:
     """The first file that a line of a list names, relative to the folder of the list."""
     return path.parent / line.split()[0]
+
+
+def _of_list(path: Path) -> Iterator[Path]:
+    """The files that a list names.
+
+    Raises:
+        InputError: the list is no text, or a file does not exist.
+    """
+    with refusing(path, Kind.LIST.value):
+        words = path.read_text(encoding="utf-8").split()
+    for word in words:
+        if not regular_file(path.parent / word):
+            raise InputError(f"{path}: lists {word[:200]!r}, which does not exist")
+        yield path.parent / word
 
 
 def expanded(paths: Iterable[str | Path]) -> Iterator[Path]:
@@ -94,17 +110,12 @@ def expanded(paths: Iterable[str | Path]) -> Iterator[Path]:
     """
     for path in paths:
         text = str(path)
-        if WILDCARDS & set(text) and not Path(text).exists():
+        if WILDCARDS & set(text) and not regular_file(Path(text)):
             found = sorted(glob.glob(text))
             if not found:
                 raise InputError(f"{text}: no file matches this pattern")
             yield from expanded(found)
         elif kind_of(text) is Kind.LIST:
-            for line in Path(text).read_text(encoding="utf-8").splitlines():
-                if line.strip():
-                    for word in line.split():
-                        if not (Path(text).parent / word).is_file():
-                            raise InputError(f"{text}: lists {word}, which does not exist")
-                        yield Path(text).parent / word
+            yield from _of_list(Path(text))
         else:
             yield Path(text)

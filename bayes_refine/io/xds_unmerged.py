@@ -44,12 +44,13 @@ def unmerged_of_xds(
     group = space_group or gemmi.find_spacegroup_by_number(xds.spacegroup_number)
     if group is None or (xds.spacegroup_number == 0 and space_group is None):
         raise InputError(f"{path}: no space group in this file; give --space-group")
-    sigma = np.array(xds.sigma_array, float)
-    keep = np.isfinite(sigma) & (sigma > 0)
+    sigma, zd = np.array(xds.sigma_array, float), np.array(xds.zd_array, float)
+    positive = np.isfinite(sigma) & (sigma > 0)
+    keep = positive & (np.abs(zd) < 2.0**31)  # False for NaN
     if not keep.any():
-        raise InputError(f"{path}: no reflection with a positive sigma")
+        raise InputError(f"{path}: no reflection with a positive sigma and an image")
     hkl = np.array(xds.miller_array, np.int32)[keep]
-    frame = np.floor(np.array(xds.zd_array, float)[keep]).astype(int)
+    frame = np.floor(zd[keep]).astype(int)
     if (frame == frame[0]).all() and len(np.unique(hkl, axis=0)) == len(hkl):
         raise InputError(f"{path}: merged intensities (MERGE=TRUE); give the unmerged ones")
     dataset = np.array(xds.iset_array, int)[keep]  # nXDS, XSCALE: a number each
@@ -65,4 +66,5 @@ def unmerged_of_xds(
         space_group=group,
         source=str(path),
         wavelength=float(xds.wavelength),
+        left_out={"without an image": n} if (n := int((positive & ~keep).sum())) else {},
     )

@@ -1,25 +1,21 @@
-"""Damaged image files of every kind: an image or one sentence, nothing else, and in time.
-
-The cases are read in a process of their own, so that a crash or a hang of a library in C is seen as
-what it is.  ``python test_image_mutations.py SEED N FOLDER`` reads N cases of a seed.
-"""
+"""Damaged image files of every kind: an image or one sentence, nothing else, and in time."""
 
 from __future__ import annotations
 
 import bz2
 import gzip
-import json
-import os
-import subprocess
-import sys
 import warnings
+from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ..damage import damage_objects, damaged_bytes
+from ..outcomes import check_inspected, check_outcomes, check_sentence, in_another_process
+
 NY, NX, IMAGES = 24, 16, 3
-SECONDS = 10  # for one case
 
 
 # -- sound files ----------------------------------------------------------------------------
@@ -156,30 +152,6 @@ def bitshuffle():
 # -- damage ---------------------------------------------------------------------------------
 
 
-def damage_bytes(path: Path, rng: np.random.Generator) -> str:
-    """One of: cut, flip, blank, repeat, insert, append."""
-    data = bytearray(path.read_bytes())
-    n = len(data)
-    kind = rng.choice(["cut", "flip", "flip in the header", "blank", "repeat", "insert", "append"])
-    at = int(rng.integers(n))
-    size = int(rng.integers(1, max(n // 4, 2)))
-    if kind == "cut":
-        del data[at:]
-    elif kind.startswith("flip"):
-        for k in rng.integers(min(n, 1024) if "header" in kind else n, size=rng.integers(1, 12)):
-            data[k] = rng.integers(256)
-    elif kind == "blank":
-        data[at : at + size] = bytes([rng.choice([0, 255])]) * len(data[at : at + size])
-    elif kind == "repeat":
-        data[at:at] = data[at : at + size]
-    elif kind == "insert":
-        data[at:at] = rng.bytes(size)
-    else:
-        data += rng.bytes(size)
-    path.write_bytes(data)
-    return str(kind)
-
-
 OBJECTS = (
     "entry/data/data",
     "entry/data",
@@ -191,114 +163,16 @@ OBJECTS = (
 )
 
 
-def replacements(path: Path):
-    """Name → what may stand where numbers are expected."""
-    import h5py
-
-    pixels = stack()
-    fifo = path.with_name("fifo.h5")
-    if not fifo.exists():
-        os.mkfifo(fifo)
-    shape = (IMAGES, NY, NX)
-    return {
-        "text": lambda f, k: f.create_dataset(k, data="words"),
-        "texts": lambda f, k: f.create_dataset(k, data=[b"a", b"b", b"c"]),
-        "compound": lambda f, k: f.create_dataset(k, data=np.zeros(shape, "i4,f8")),
-        "complex": lambda f, k: f.create_dataset(k, data=pixels.astype(complex)),
-        "group": lambda f, k: f.create_group(k),
-        "empty": lambda f, k: f.create_dataset(k, data=h5py.Empty("i4")),
-        "no images": lambda f, k: f.create_dataset(k, data=pixels[:0]),
-        "no pixels": lambda f, k: f.create_dataset(k, data=pixels[:, :, :0]),
-        "a number": lambda f, k: f.create_dataset(k, data=7),
-        "not a number": lambda f, k: f.create_dataset(k, data=np.full(shape, np.nan)),
-        "infinite": lambda f, k: f.create_dataset(k, data=np.full(shape, -np.inf)),
-        "huge numbers": lambda f, k: f.create_dataset(k, data=np.full(shape, 1e300)),
-        "a row": lambda f, k: f.create_dataset(k, data=pixels[0, 0]),
-        "five dimensions": lambda f, k: f.create_dataset(k, data=pixels[None, None]),
-        "another shape": lambda f, k: f.create_dataset(k, data=pixels[:, 1:]),
-        "one image": lambda f, k: f.create_dataset(k, data=pixels[0]),
-        "big-endian": lambda f, k: f.create_dataset(k, data=pixels.astype(">i8")),
-        "half precision": lambda f, k: f.create_dataset(k, data=pixels.astype("f2")),
-        "long double": lambda f, k: f.create_dataset(k, data=pixels.astype(np.longdouble)),
-        "truth values": lambda f, k: f.create_dataset(k, data=pixels > 500),
-        "lists": lambda f, k: f.create_dataset(k, (3,), h5py.vlen_dtype("i4")),
-        "references": lambda f, k: f.create_dataset(k, (3,), h5py.ref_dtype),
-        "opaque": lambda f, k: f.create_dataset(k, data=np.zeros(3, "V7")),
-        "10⁹ images": lambda f, k: f.create_dataset(
-            k, (10**9, NY, NX), "i4", chunks=(1, NY, NX)
-        ),
-        "200,000²": lambda f, k: f.create_dataset(k, (200_000,) * 2, "i4", chunks=(1, 100)),
-        "one chunk for all": lambda f, k: f.create_dataset(
-            k, (10**6, NY, NX), "i4", chunks=(10**6, NY, NX), maxshape=(None, NY, NX)
-        ),
-        "never written": lambda f, k: f.create_dataset(k, shape, "i4"),
-        "link to nowhere": lambda f, k: f.__setitem__(k, h5py.SoftLink("/nowhere")),
-        "link to itself": lambda f, k: f.__setitem__(k, h5py.SoftLink("/" + k)),
-        "link to the root": lambda f, k: f.__setitem__(k, h5py.SoftLink("/")),
-        "absent file": lambda f, k: f.__setitem__(k, h5py.ExternalLink("absent.h5", k)),
-        "own file": lambda f, k: f.__setitem__(k, h5py.ExternalLink(path.name, k)),
-        "a folder": lambda f, k: f.__setitem__(k, h5py.ExternalLink(".", k)),
-        "a pipe": lambda f, k: f.__setitem__(k, h5py.ExternalLink("fifo.h5", k)),
-        "own source": lambda f, k: f.create_virtual_dataset(
-            k, over(h5py, ".", "/" + k, shape)
-        ),
-        "absent source": lambda f, k: f.create_virtual_dataset(
-            k, over(h5py, "absent.h5", "data", shape)
-        ),
-        "source of another shape": lambda f, k: f.create_virtual_dataset(
-            k, over(h5py, ".", "/entry/instrument/detector/pixel_mask", (NY, NX))
-        ),
-    }  # fmt: skip
-
-
-def over(h5py, name: str, key: str, shape):
-    layout = h5py.VirtualLayout((IMAGES, NY, NX), np.int32)
-    source = h5py.VirtualSource(name, key, shape=shape)
-    if len(shape) == 3:
-        layout[...] = source
+def damaged(name: str, rng: np.random.Generator, folder: Path) -> Path:
+    """A damaged file of a kind of :data:`SOUND`."""
+    path = SOUND[name](folder / name)
+    part = folder / "piece.h5"
+    if name.endswith(".h5") and rng.random() < 0.7:
+        damage_objects(path, rng, OBJECTS, stack())
     else:
-        layout[0] = source
-    return layout
-
-
-def damage_objects(path: Path, rng: np.random.Generator) -> str:
-    """Replace an object of an HDF5 file, or an attribute."""
-    import h5py
-
-    name = str(rng.choice(OBJECTS))
-    with h5py.File(path, "a") as file:
-        if rng.random() < 0.2:
-            values = [7, [1.5, 2.5], "x" * 60_000, b"\xff\xfe", "data_1", h5py.Empty("f4"), "../.."]
-            k = int(rng.integers(len(values)))
-            attribute = str(rng.choice(["signal", "NX_class", "units", "image_nr_low"]))
-            if name in file:
-                file[name].attrs[attribute] = values[k]
-            return f"attribute {attribute} of {name}: {str(values[k])[:10]!r}"
-        choices = replacements(path)
-        kind = str(rng.choice(list(choices)))
-        if name in file:
-            del file[name]
-        elif file.get(name, getlink=True) is not None:
-            del file[name]
-        choices[kind](file, name)
-    return f"{kind} for {name}"
-
-
-def cases(seed: int, n: int, folder: Path):
-    """(what was done, path) of n damaged files."""
-    for k in range(n):
-        rng = np.random.default_rng([seed, k])
-        here = folder / str(k)
-        here.mkdir()
-        name = list(SOUND)[k % len(SOUND)]
-        path = SOUND[name](here / name)
-        if name.endswith(".h5") and rng.random() < 0.7:
-            done = damage_objects(path, rng)
-        elif (here / "piece.h5").exists() and rng.random() < 0.5:
-            done = "piece: " + damage_bytes(here / "piece.h5", rng)
-        else:
-            done = damage_bytes(path, rng)
-        yield f"{name}: {done}", path
+        where = part if part.exists() and rng.random() < 0.5 else path
+        where.write_bytes(damaged_bytes(rng, where.read_bytes()))
+    return path
 
 
 # -- reading --------------------------------------------------------------------------------
@@ -326,79 +200,37 @@ def still(path: Path, frame: int):
     return Still("x", path, frame, beam, detector, Crystal(A=np.eye(3) / 50, hall="P 1"))
 
 
-def outcome(path: Path) -> str:
-    """``image``, ``refused``, or what is wrong with how the file was read."""
+def outcome(name: str, rng: np.random.Generator, folder: Path) -> str:
+    """What became of a damaged file: its first images are read, or refused in a sentence."""
     from bayes_refine.io.images import ImageReader, read_bandwidth
     from bayes_refine.util.errors import InputError
 
-    said = "image"
-    for frame in (0, 1):
+    path, said = damaged(name, rng, folder), "read"
+    for frame in (0, 1) if name.endswith(".h5") else (0,):
         with ImageReader() as reader:
             try:
                 pixels, valid = reader.read(still(path, frame))
-                shapes = pixels.shape == valid.shape == (1, NY, NX)
-                if not (shapes and pixels.dtype == np.float32 and np.isfinite(pixels).all()):
-                    return f"an image of {pixels.shape} {pixels.dtype}, finite or not"
+                assert pixels.shape == valid.shape == (1, NY, NX) and pixels.dtype == np.float32
+                assert np.isfinite(pixels).all()
                 read_bandwidth(still(path, frame))
             except InputError as error:
-                named = path.name in str(error) or "piece.h5" in str(error)
-                if not named or "\n" in str(error) or len(str(error)) > 1000:
-                    return f"not a sentence with the file: {error}"
+                check_sentence(error, path.name, "piece.h5")
                 said = "refused"
+    check_inspected(path, "piece.h5")
     return said
 
 
-def main(seed: int, n: int, folder: Path) -> None:
-    import faulthandler
-    import logging
-
-    import bayes_refine  # noqa: F401  warnings of third parties at import are not the matter here
-
-    logging.disable()
-    warnings.simplefilter("error")
-    for what, path in cases(seed, n, folder):
-        print(json.dumps([what, None]), flush=True)
-        faulthandler.dump_traceback_later(SECONDS, exit=True)
-        try:
-            said = outcome(path)
-        except BaseException as error:
-            said = f"{type(error).__name__}: {error}"
-        faulthandler.cancel_dump_traceback_later()
-        print(json.dumps([what, said]), flush=True)
-
-
-def results(seed: int, n: int, folder: Path) -> dict[str, list[str]]:
-    """What was said → the cases; a case that crashed or hung was not finished."""
-    done = subprocess.run(
-        [sys.executable, __file__, str(seed), str(n), str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=60 + SECONDS + n,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-    )
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert lines, done.stderr
-    found: dict[str, list[str]] = {}
-    for what, said in lines:
-        if said is not None:
-            found.setdefault(said, []).append(what)
-    if lines[-1][1] is None:
-        found[f"crash or hang: {done.stderr[-600:]}"] = [lines[-1][0]]
-    return found
+KINDS = {name: partial(outcome, name) for name in SOUND}
 
 
 def test_damaged_files_give_an_image_or_a_sentence(tmp_path):
-    found = results(seed=1, n=52, folder=tmp_path)
-    assert set(found) == {"image", "refused"}, found
-    assert len(found["refused"]) > 15 and len(found["image"]) > 5  # neither is all there is
+    found = in_another_process(__file__, seed=1, n=4, folder=tmp_path)
+    check_outcomes(found)
+    total = sum(found.values(), Counter())
+    assert total["refused"] > 15 and total["read"] > 5  # neither is all there is
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2, 6))
 def test_many_damaged_files_give_an_image_or_a_sentence(tmp_path, seed):
-    found = results(seed=seed, n=400, folder=tmp_path)
-    assert set(found) == {"image", "refused"}, found
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    check_outcomes(in_another_process(__file__, seed=seed, n=30, folder=tmp_path))

@@ -7,7 +7,9 @@ default, the rest marked slow.
 from __future__ import annotations
 
 import gzip
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import gemmi
@@ -20,7 +22,8 @@ from bayes_refine.physics.priors import Priors, read_priors
 from bayes_refine.physics.reference import check_usable
 from bayes_refine.util.errors import InputError
 
-from ..damage import damaged_bytes, damaged_numbers, damaged_text, time_limit
+from ..damage import damaged_bytes, damaged_numbers, damaged_text
+from ..outcomes import Case, check_inspected, check_sentence, here
 
 CELL, GROUP = gemmi.UnitCell(30, 30, 40, 90, 90, 90), gemmi.SpaceGroup("P 41 21 2")
 HKL = gemmi.make_miller_array(CELL, GROUP, 4.0)
@@ -161,7 +164,7 @@ def packed(rng: np.random.Generator, path: Path, damage: str) -> Path:
 
 
 Maker = Callable[[np.random.Generator, Path, str], Path]
-KINDS: tuple[tuple[Maker, str], ...] = (
+SOURCES: tuple[tuple[Maker, str], ...] = (
     *((mtz, damage) for damage in ("bytes", "numbers", "columns", "header")),
     *((maker, damage) for maker in (cif, pdb, model_cif) for damage in ("bytes", "text")),
     (atoms, "numbers"),
@@ -170,36 +173,40 @@ KINDS: tuple[tuple[Maker, str], ...] = (
 )
 
 
-def read(tmp_path: Path, seed: int) -> str:
-    """The outcome of one case: "refused" or "read"; anything else raises."""
-    rng = np.random.default_rng(seed)
-    make, damage = KINDS[seed % len(KINDS)]
-    path = make(rng, tmp_path / f"{seed}.dat", damage)
+def outcome(make: Maker, damage: str, rng: np.random.Generator, folder: Path) -> str:
+    """What became of a damaged reference."""
+    path = make(rng, folder / "in.dat", damage)
+    check_inspected(path)
     column = (None, None, None, "F", "I")[rng.integers(5)]
     try:
-        with time_limit(60):
-            found = read_reference(path, column, 4.0, MADE if rng.integers(2) else None)
-            assert len(found.hkl) == len(found.intensity) > 0
-            assert np.isfinite(found.intensity).all() and np.isfinite(found.d).all()
-            assert (found.d >= 4.0 - 1e-4).all() and (found.d < 1e5).all()
-            assert "\n" not in found.describe() and "nan" not in found.describe().split(": ", 1)[1]
-            check_usable(found)
+        found = read_reference(path, column, 4.0, MADE if rng.integers(2) else None)
+        assert len(found.hkl) == len(found.intensity) > 0
+        assert np.isfinite(found.intensity).all() and np.isfinite(found.d).all()
+        assert (found.d >= 4.0 - 1e-4).all() and (found.d < 1e5).all()
+        assert "\n" not in found.describe() and "nan" not in found.describe().split(": ", 1)[1]
+        check_usable(found)
     except InputError as error:
-        assert path.name in str(error) and "\n" not in str(error) and len(str(error)) < 900, error
+        check_sentence(error, path.name)
         return "refused"
     return "read"
 
 
-@pytest.mark.parametrize("seed", range(5 * len(KINDS)))
-def test_a_damaged_reference_is_read_or_refused(tmp_path, seed):
-    assert read(tmp_path, seed) in ("read", "refused")
+REFERENCES = {
+    f"reference {make.__name__}, {damage}": partial(outcome, make, damage)
+    for make, damage in SOURCES
+}
+
+
+def test_a_damaged_reference_is_read_or_refused(tmp_path):
+    found = sum(here(REFERENCES, 0, 5, tmp_path).values(), Counter())
+    assert set(found) == {"read", "refused"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", range(20))
+@pytest.mark.parametrize("block", range(1, 13))
 def test_many_damaged_references(tmp_path, block):
-    found = [read(tmp_path, 1000 + 100 * block + k) for k in range(100)]
-    assert {"read", "refused"} == set(found)  # neither everything nor nothing
+    found = sum(here(REFERENCES, block, 13, tmp_path).values(), Counter())
+    assert set(found) == {"read", "refused"}  # neither everything nor nothing
 
 
 # -- priors and options ------------------------------------------------------------------------
@@ -207,29 +214,34 @@ def test_many_damaged_references(tmp_path, block):
 GOOD = "R0_inv_angstrom = 5e-4\nB_mean = 3.0\nB_sd = 20\nstudent_t_nu = inf\nbandwidth = 1e-3\n"
 
 
-def prior_outcome(tmp_path: Path, seed: int) -> str:
-    rng = np.random.default_rng(seed)
-    path = tmp_path / "p.toml"
-    if seed % 3 == 0:
+def prior_outcome(rng: np.random.Generator, folder: Path) -> str:
+    """What became of a damaged file of priors."""
+    path = folder / "p.toml"
+    if rng.integers(3) == 0:
         path.write_bytes(damaged_bytes(rng, GOOD.encode()))
     else:
         path.write_text(damaged_text(rng, GOOD), encoding="utf-8")
+    check_inspected(path)
     try:
         found = read_priors(path, Priors())
     except InputError as error:
-        assert str(error).startswith(str(path)) and "\n" not in str(error)
+        check_sentence(error, path.name)
         return "refused"
     assert 0 < found.R0_inv_angstrom <= 0.1 and abs(found.B_mean) <= 1e3
     return "read"
 
 
+PRIORS: dict[str, Case] = {"priors": prior_outcome}
+KINDS = REFERENCES | PRIORS
+
+
 def test_damaged_priors(tmp_path):
-    assert {prior_outcome(tmp_path, seed) for seed in range(60)} == {"read", "refused"}
+    assert set(here(PRIORS, 0, 60, tmp_path)["priors"]) == {"read", "refused"}
 
 
 @pytest.mark.slow
 def test_many_damaged_priors(tmp_path):
-    assert {prior_outcome(tmp_path, seed) for seed in range(100, 2100)} == {"read", "refused"}
+    assert set(here(PRIORS, 1, 2000, tmp_path)["priors"]) == {"read", "refused"}
 
 
 def test_damaged_cells_and_space_groups():
