@@ -26,7 +26,7 @@ class Run(NamedTuple):
     """What the run shares: R0 (Å⁻¹), rms bandwidth, mosaic spread (mrad), shift (3,) of the beam
     centre along x and y and of the distance (mm); moves (g, 3) of groups of panels (px, px, mrad),
     None where they stay in place; ln g of the scale at the median pulse energy, None where pulse
-    energies are unknown."""
+    energies are unknown; what frames of each sweep share, None where there are no sweeps."""
 
     R0: jax.Array
     bandwidth: jax.Array
@@ -34,6 +34,7 @@ class Run(NamedTuple):
     shift_mm: jax.Array
     panels: jax.Array | None
     log_g: jax.Array | None
+    sweeps: physics.OfSweeps | None
 
 
 class Image(NamedTuple):
@@ -62,7 +63,24 @@ def what_the_run_shares(obs: SpotStatistics, priors: Priors) -> Run:
     log_g = None
     if obs.log_pulse_energy is not None:
         log_g = numpyro.sample("log_g", dist.Normal(obs.log_G0, priors.log_G_sd))
-    return Run(R0, bandwidth, mosaic, shift, panel_moves(obs, priors), log_g)
+    moves, sweeps = panel_moves(obs, priors), what_frames_share(obs, priors)
+    return Run(R0, bandwidth, mosaic, shift, moves, log_g, sweeps)
+
+
+def what_frames_share(obs: SpotStatistics, priors: Priors) -> physics.OfSweeps | None:
+    """Sample smooth scale and B, cell and mosaic blocks of each crystal with several frames."""
+    if obs.sweeps is None:
+        return None
+    r, s, K = obs.sweeps.smooth.shape[1], obs.sweeps.member.shape[1], obs.strain_basis.shape[1]
+    log_G = (obs.log_G0, priors.log_G_sd), priors.log_G_change_sd
+    B = (priors.B_mean, priors.B_sd), priors.B_change_sd
+    return physics.OfSweeps(
+        log_G=normal("log_G_sweep", *physics.smooth_prior(obs, *log_G), r),
+        B=normal("B_sweep", *physics.smooth_prior(obs, *B), r),
+        strain=normal("strain_sweep", 0.0, priors.strain_sd, s * K),
+        log_mosaic=normal("log_mosaic_sweep", 0.0, priors.log_mosaic_image_sd, s),
+        mosaic_shape=normal("mosaic_shape_sweep", 0.0, priors.mosaic_shape_sd, 5 * s),
+    )
 
 
 def panel_moves(obs: SpotStatistics, priors: Priors) -> jax.Array | None:
@@ -82,14 +100,23 @@ def what_an_image_has(
     blocks: Callable[..., physics.Array | None] = physics.even_blocks,
 ) -> Image:
     """Sample scale, B, orientation, cell, mosaic spread and spot width, in the plate of images."""
-    log_G = numpyro.sample("log_G", scale_of_a_shot(obs, priors, run.log_g))
-    B = numpyro.sample("B", dist.Normal(priors.B_mean, priors.B_sd))
+    about = physics.About(
+        log_G=scale_of_a_shot(obs, priors, run.log_g),
+        B=(priors.B_mean, priors.B_sd),
+        strain=(0.0, priors.strain_sd),
+        mosaic_mrad=(run.mosaic_mrad, priors.log_mosaic_image_sd),
+        mosaic_shape=(0.0, priors.mosaic_shape_sd),
+    )
+    about = physics.about_sweeps(obs, priors, about, run.sweeps)
+    log_G = numpyro.sample("log_G", dist.Normal(*about.log_G))
+    B = numpyro.sample("B", dist.Normal(*about.B))
     rotation = normal("rotation_mrad", 0.0, priors.rotation_sd_mrad, 3)
-    strain = normal("strain", 0.0, priors.strain_sd, obs.strain_basis.shape[1])
-    mosaic = log_normal("mosaic_image_mrad", run.mosaic_mrad, priors.log_mosaic_image_sd)
-    shape = normal("mosaic_shape", 0.0, priors.mosaic_shape_sd, 5)
+    strain = normal("strain", *about.strain, obs.strain_basis.shape[1])
+    mosaic = log_normal("mosaic_image_mrad", *about.mosaic_mrad)
+    shape = normal("mosaic_shape", *about.mosaic_shape, 5)
     R1 = log_normal("R1", priors.R1_px * obs.pixel_inv_angstrom, priors.log_R1_sd)
     mosaic_mrad2 = physics.mosaic_covariance(mosaic[:, 0], shape[:, 0])
+    mosaic_mrad2 = physics.turned_with_crystal(obs, mosaic_mrad2)
     log_wavelength = None
     if obs.wavelength is not None:
         of_shot = dist.Normal(jnp.log(obs.wavelength), priors.wavelength_jitter)
@@ -99,15 +126,13 @@ def what_an_image_has(
     )
 
 
-def scale_of_a_shot(
-    obs: SpotStatistics, priors: Priors, log_g: jax.Array | None
-) -> dist.Distribution:
-    """Prior of ln G: about ln g + ln E where the pulse energy E is known."""
+def scale_of_a_shot(obs: SpotStatistics, priors: Priors, log_g: jax.Array | None) -> tuple:
+    """Mean and sd of the prior of ln G: about ln g + ln E where the pulse energy E is known."""
     if obs.log_pulse_energy is None or log_g is None:
-        return dist.Normal(obs.log_G0, priors.log_G_sd)
+        return obs.log_G0, priors.log_G_sd
     known = jnp.isfinite(obs.log_pulse_energy)
     mean = log_g + jnp.where(known, obs.log_pulse_energy, 0.0)
-    return dist.Normal(mean, jnp.where(known, priors.log_G_monitor_sd, priors.log_G_sd))
+    return mean, jnp.where(known, priors.log_G_monitor_sd, priors.log_G_sd)
 
 
 def placed(obs: SpotStatistics, image: Image, run: Run) -> physics.Place:

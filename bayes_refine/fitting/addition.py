@@ -78,11 +78,15 @@ def add(
         raise NothingToAdd("every image that can be read is in the fit already: nothing to add")
     program = model_of(model, stills)
     run = prepare_run(stills, prepared.reference, prepared.reader, program, priors, settings, work)
+    if run.stills[0].sweep is not None:
+        raise InputError(
+            "images cannot be added where frames share the unknowns of a sweep: leave out --add to "
+            "fit all again"
+        )
     run = _with_folds(kept.saved.onto(run), kept)
     run, reindexing = _alike(run, kept, priors, progress)
     priors = replace(priors, uneven_blocks_sd=kept.told["uneven_blocks_sd"])
-    if kept.progress.mosaic_shape_sd is not None:
-        priors = replace(priors, mosaic_shape_sd=kept.progress.mosaic_shape_sd)
+    priors = replace(priors, **kept.progress.learned)
     whole = _add(run, kept, priors, progress)
     return replace(whole.run_fit(reindexing, priors, kept), unread=prepared.unread)
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Hashable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class Progress:
         rounds: number of finished rounds. state: at which the next round measures.
         status: (n,) of images so far. kept: numbers that later rounds use.
         movement: one entry for each round.
-        mosaic_shape_sd: for the next round; the prior's for None.
+        learned: numbers of the priors for the next round (``learned_priors``).
     """
 
     rounds: int
@@ -42,7 +42,7 @@ class Progress:
     status: np.ndarray
     plan: Plan
     movement: tuple[Movement, ...]
-    mosaic_shape_sd: float | None = None
+    learned: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Checkpoint:
             "rounds": progress.rounds,
             "status": [str(s) for s in progress.status],
             "plan": progress.plan._asdict(),
-            "mosaic_shape_sd": progress.mosaic_shape_sd,
+            "learned": dict(progress.learned),
             "movement": [asdict(m) for m in progress.movement],
             "ice": [[str(path), frame, v] for (path, frame), v in run.ice.found.items()],
         }
@@ -147,7 +147,7 @@ class Checkpoint:
                 status,
                 Plan(**record["plan"]),
                 tuple(Movement(**m) for m in record["movement"]),
-                record["mosaic_shape_sd"],
+                record["learned"],
             )
             rings: dict[tuple[Hashable, int], tuple[Ring, ...]] = {
                 (Path(path), frame): tuple(Ring(*ring) for ring in rings)

@@ -114,7 +114,7 @@ def renewed(old: CrosswiseReference, measured: Measured) -> CrosswiseReference:
     fold = np.zeros_like(old.fold)
     fold[used] = np.arange(len(used)) % n_folds
     found = np.repeat(whole[:, None], 1 + n_folds, axis=1)
-    of, without, some = leave_fold_out(measured, fold[image], lambda x: _prior(x, now.reference))
+    of, without, some = leave_fold_out(measured, fold[image], lambda x: prior_of(x, now.reference))
     hkl = np.asarray(measured.hkl)[of]
     found[:, 1 + without, of] = _or_wilson(some, hkl, now.reference)
     return replace(_knowing(now, measured, found), fold=fold)
@@ -127,14 +127,15 @@ def _knowing(old: CrosswiseReference, measured: Measured, found: np.ndarray) -> 
     return replace(now, reference=replace(now.reference, intensity=intensity))
 
 
-def _prior(hkl: np.ndarray, reference: Reference) -> AmplitudePrior:
+def prior_of(hkl: np.ndarray, reference: Reference) -> AmplitudePrior:
+    """Wilson's prior of the amplitudes of ``hkl`` (m, 3), by the mean of a reference."""
     mean, centric = wilson_of(hkl, reference)
     return AmplitudePrior(np.log(mean), centric)
 
 
 def _moments(measured: Measured, reference: Reference) -> np.ndarray:
     """Mean and sd (2, m) of I."""
-    found = moments(measured, lambda hkl: _prior(hkl, reference))
+    found = moments(measured, lambda hkl: prior_of(hkl, reference))
     return _or_wilson(found, np.asarray(measured.hkl), reference)
 
 

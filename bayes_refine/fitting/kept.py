@@ -26,6 +26,7 @@ from ..util.errors import InputError
 from ..util.folder import MEASURED
 from ..util.store import Joined, Place, Store, places
 from .checkpoint import Checkpoint, More, Progress, Saved
+from .learned_priors import learned_numbers
 from .loop import RunFit
 
 OF_IMAGES = ("image", "image_precision", "coupling", "distance", "image_shift")
@@ -157,7 +158,7 @@ def keep(
         run.status,
         run.plan,
         run.movement,
-        run.priors.mosaic_shape_sd,
+        learned_numbers(run.priors),
     )
     checkpoint.save(done, run.problem, More(arrays, told))
     _forget(set(files), before)

@@ -22,7 +22,7 @@ from ..util.store import Store
 from .checkpoint import Progress
 from .few_blocks import with_few_blocks
 from .index_alike import stills_alike
-from .learned_priors import learned_from
+from .learned_priors import learned_from, learned_numbers
 from .measure_batch import Batch, Plan
 from .measure_run import MeasuredRun
 from .one_round import Movement, Round, one_round
@@ -32,6 +32,8 @@ from .readable import Unread
 from .reflections import Reflections
 from .start import BROAD_MARGIN, find_start
 from .state import State, geometry_of, moved
+from .sweep_scales import joint_sweep_scales
+from .sweeps import said
 
 SET_ASIDE = (Kind.NO_SIGNAL, Kind.DOUBTFUL)  # left out of the last round
 LEARNING_ROUNDS = 2  # additional rounds where the intensities are learned too
@@ -115,6 +117,8 @@ def fit_run(
     """
     priors, settings = priors or Priors(), settings or Settings()
     run = prepare_run(stills, ref, reader, model, priors, settings, work)
+    if sentence := said(run.stills):
+        progress.say(sentence)
     alike, reindexing = stills_alike(run, priors, progress, by_reference=ref is not None)
     if reindexing.changed.any():
         run = prepare_run(alike, ref, reader, model, priors, settings, work)
@@ -148,8 +152,7 @@ def refine(
     earlier = checkpoint.load(run) if checkpoint is not None else None
     if earlier is not None:
         done, run = earlier
-        if done.mosaic_shape_sd is not None:
-            now = replace(priors, mosaic_shape_sd=done.mosaic_shape_sd)
+        now = replace(priors, **done.learned)
         progress.say(f"continuing after round {done.rounds} of {rounds}")
     else:
         start = find_start(run, priors, progress)
@@ -179,14 +182,17 @@ def refine(
             wrong = (status == "") & np.isin([s.kind for s in said], SET_ASIDE)
             status[wrong] = said[wrong]
         if run.crosswise is not None:
-            state = state if last else _pinned(state, found.measurements)
+            state = state if last else _pinned(state, found.measurements, run.stills)
+            if (scales := joint_sweep_scales(run, found.measurements, state, now)) is not None:
+                state = scales.moved(state)
+                found = replace(found, fit=scales.of_fit(found.fit)) if last else found
             run = with_intensities(run, found.measurements, state, priors)
         if round_ == 1 and not last:
             state = {**state, **after}
         if not last:
-            now, margin = learned_from(found.fit, priors, now), settings.margin
+            now, margin = learned_from(found.fit, priors, now, run.stills), settings.margin
         if checkpoint is not None and not last:
-            done = Progress(round_, state, status, plan, tuple(movement), now.mosaic_shape_sd)
+            done = Progress(round_, state, status, plan, tuple(movement), learned_numbers(now))
             checkpoint.save(done, run)
 
     assert found is not None, "a fit has at least one round"
@@ -210,7 +216,7 @@ def refine(
     return fitted, found
 
 
-def _pinned(state: State, measurements: MeasuredRun) -> State:
+def _pinned(state: State, measurements: MeasuredRun, stills: Sequence[Still]) -> State:
     """The state with the means of ln G and B over images fixed: without a reference a common scale
     and a common B cannot be told from the intensities."""
     usable = measurements.counts > 0
@@ -221,4 +227,6 @@ def _pinned(state: State, measurements: MeasuredRun) -> State:
             pinned[name] = state[name] + moved_by
             if name == "log_G" and "log_g" in state:
                 pinned["log_g"] = state["log_g"] + moved_by
+            if (sweep := stills[0].sweep) is not None and f"{name}_sweep" in state:
+                pinned[f"{name}_sweep"] = state[f"{name}_sweep"] + moved_by * sweep.starts
     return pinned

@@ -36,13 +36,14 @@ def measured_of(
     nu: float,
     anomalous: bool = False,
     stills: Sequence[Still] = (),
+    common_sd: np.ndarray | float = 0.0,
 ) -> Measured:
     """The reflections ``rows`` of a fit, sorted by unique reflection.
 
     Variances, as functions of I, are those of counting and of the model.  The uncertainty of the
     scale g (``scale_sd``, fractional, (N,) or a number) is added to the model's fractional error.
     Frames of one crossing of the sphere are one sum, in which that error is the same for all and
-    the errors of scales are independent.
+    the errors of scales are independent, but for the part ``common_sd`` of ``scale_sd``.
 
     Args:
         nu: degrees of freedom of the residuals, ``state.tails``.
@@ -65,7 +66,9 @@ def measured_of(
     if (partials := partials_of(r, rows, code, stills)) is not None:
         columns = _summed(columns, partials)
         fraction2 = partials.mean(np.sqrt(fraction2)) ** 2
-        sd = np.sqrt(partials.total((partials.share * sd) ** 2))
+        common = np.minimum(np.broadcast_to(common_sd, len(r))[rows], sd)
+        own2 = partials.total(partials.share**2 * (sd**2 - common**2))
+        sd = np.sqrt(own2 + partials.mean(common) ** 2)
         start = np.unique(partials.group, return_index=True)[1]
         code, image = code[start], image[start]
     columns["fraction"] = np.sqrt(fraction2 + sd**2)

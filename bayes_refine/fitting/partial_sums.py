@@ -11,13 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..geometry.crystal import rotation_matrix
 from ..geometry.experiments import Still
 from ..geometry.miller import pack_hkl
 from ..physics.variance_of_J import variance_of_J
 from .reflections import Reflections
+from .sweeps import crystals_of
 
-_ALIKE = 0.05  # largest change of an index, beyond the turn, between frames of one crystal
 _GAP = 2  # frames from one partial to the next of the same crossing
 
 
@@ -41,29 +40,6 @@ class Partials(NamedTuple):
     def mean(self, values: np.ndarray) -> np.ndarray:
         """Means of values (n,) by share over each group."""
         return self.total(self.share * values)
-
-
-def crystals_of(stills: Sequence[Still]) -> tuple[np.ndarray, np.ndarray]:
-    """Which crystal each still is of, (n,), and (n, 3, 3) from its indices to the crystal's first.
-
-    A still is of the crystal of the still before it if both turn, lie in one file or series, and
-    their orientations differ by the turn between them but for a change of indices M, as two
-    equivalent ways of indexing do: A_k M⁻¹ ≈ R A_{k−1}.
-    """
-    n = len(stills)
-    crystal, change = np.arange(n), np.tile(np.eye(3, dtype=int), (n, 1, 1))
-    for k in range(1, n):
-        one, two = stills[k - 1], stills[k]
-        if one.turn_mrad is None or two.turn_mrad is None or not np.any(two.turn_mrad):
-            continue
-        frames = two.frame - one.frame if two.image_path == one.image_path else 1
-        for turn in (two.turn_mrad, -two.turn_mrad):  # the sign of a spindle may be unknown
-            turned = rotation_matrix(frames * turn) @ one.crystal.A
-            M = np.linalg.solve(turned, two.crystal.A)
-            if np.abs(M - np.round(M)).max() < _ALIKE and abs(np.linalg.det(M) - 1) < _ALIKE:
-                crystal[k], change[k] = crystal[k - 1], change[k - 1] @ np.round(M).astype(int)
-                break
-    return crystal, change
 
 
 def partials_of(

@@ -30,6 +30,7 @@ from . import crosswise_reference
 from .beams import of_one_cell
 from .crosswise_reference import CrosswiseReference
 from .state import Width, of_one_bandwidth, partiality_width
+from .sweeps import in_sweeps
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
@@ -201,6 +202,7 @@ def prepare_run(
     stills, learned = of_one_bandwidth(stills, priors), None
     if priors.wavelength_jitter > 0:
         stills = of_one_cell(stills)
+    stills = in_sweeps(stills)
     if settings.metadata:
         n = len(stills)
         stills = tuple(replace(still, order=(i + 0.5) / n) for i, still in enumerate(stills))

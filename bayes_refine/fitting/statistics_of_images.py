@@ -15,6 +15,7 @@ from ..physics.priors import Priors
 from . import padding
 from .problem import Run
 from .state import State, geometry_of, images_of, moved, partiality_width
+from .sweeps import sweeps_at
 
 
 def predictions_of(
@@ -61,6 +62,8 @@ def geometry_at(
     obs = padding.geometry_observations(
         list(some), predictions, where, geometry, pixel_inv_angstrom
     )
+    if (sweeps := sweeps_at(some, run.size)) is not None:
+        obs = replace(obs, sweeps=sweeps)
     if some[0].stated_wavelength is not None:
         stated = np.array([still.stated_wavelength for still in some])
         obs = replace(obs, wavelength=_padded(stated, run.size))

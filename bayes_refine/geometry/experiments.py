@@ -14,6 +14,24 @@ from .detector import Beam, Detector
 
 
 @dataclass(frozen=True)
+class InSweep:
+    """The place of a frame among those of one turning crystal, a sweep; S sweeps are in the run.
+
+    Attributes:
+        member: (S,) 1 for the frame's sweep, else 0; all are 0 of a frame that is in none.
+        smooth: (r,) weights of r numbers in a quantity that varies smoothly along each sweep: its
+            value at the first knot, and its changes from knot to knot.
+        starts: (r,) 1 for values at a first knot, 0 for changes.
+        turned: (3, 3) rotation of the crystal since the first frame of the sweep.
+    """
+
+    member: np.ndarray
+    smooth: np.ndarray
+    starts: np.ndarray
+    turned: np.ndarray
+
+
+@dataclass(frozen=True)
 class Still:
     """One crystal on one image.
 
@@ -27,6 +45,7 @@ class Still:
         log_pulse_energy: ln of the shot's energy over the run's median; NaN where unknown.
         order: place in the run, from 0 to 1; NaN where nothing depends on it.
         dataset: path of the images in an HDF5 file; "" where the file itself says.
+        sweep: place among frames of one turning crystal; None where no image has one.
     """
 
     identifier: str
@@ -40,6 +59,7 @@ class Still:
     log_pulse_energy: float = math.nan
     order: float = math.nan
     dataset: str = ""
+    sweep: InSweep | None = None
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,9 @@ class Search:
         prior = self._prior(self.start)
         one = upward_inverse(prior.blocks[:1], np.zeros(1), np)[0]
         slope = one @ prior.coupling[0]
-        schur = prior.shared + prior.own - len(prior.blocks) * prior.coupling[0].T @ slope
+        every = upward_inverse(prior.blocks, np.zeros(len(prior.blocks)), np)
+        followed = np.einsum("nks,nkl,nlt->st", prior.coupling, every, prior.coupling)
+        schur = prior.shared + prior.own - followed
         shared = upward_inverse(schur[None], np.zeros(1), np)[0]  # a prior may curve upwards here
         return np.sqrt(np.diag(one + slope @ shared @ slope.T)), np.sqrt(np.diag(shared))
 

@@ -17,13 +17,19 @@ def log_normal(name: str, median, log_sd, size: tuple[int, ...] = ()) -> jax.Arr
         median: in the unknown's unit. log_sd: sd of its natural logarithm.
         size: shape of one event.
     """
-    prior = dist.Normal(jnp.log(median), log_sd).expand(size).to_event(len(size))
+    prior = _expanded(dist.Normal(jnp.log(median), log_sd), size)
     return jnp.exp(numpyro.sample(f"log_{name}", prior))
 
 
 def normal(name: str, mean, sd, size: int) -> jax.Array:
-    """A vector of ``size`` independent normal unknowns."""
-    return numpyro.sample(name, dist.Normal(mean, sd).expand([size]).to_event(1))
+    """A vector of ``size`` independent normal unknowns; mean and sd may be arrays (..., size)."""
+    return numpyro.sample(name, _expanded(dist.Normal(mean, sd), (size,)))
+
+
+def _expanded(prior: dist.Distribution, size: tuple[int, ...]) -> dist.Distribution:
+    """A prior with one event of the shape ``size``."""
+    shape = jnp.broadcast_shapes(prior.batch_shape, size)
+    return prior.expand(shape).to_event(len(size))
 
 
 class StudentT(dist.StudentT):

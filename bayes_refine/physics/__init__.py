@@ -28,6 +28,7 @@ from .spot import (
     rotation_matrix_mrad,
     smeared_spot,
 )
+from .sweeps import About, OfSweeps, about_sweeps, smooth_prior, turned_with_crystal
 from .turning import gaussian_over_turn
 from .uneven_blocks import N_COEFFICIENTS, even_blocks
 
@@ -35,14 +36,17 @@ __all__ = [
     "N_COEFFICIENTS",
     "PERFECT",
     "STATISTICS",
+    "About",
     "Array",
     "Errors",
     "ExpectedStatistics",
     "Metadata",
+    "OfSweeps",
     "Partiality",
     "Place",
     "Spot",
     "SpotStatistics",
+    "about_sweeps",
     "at_resolution",
     "bandwidth_width",
     "blurred",
@@ -62,5 +66,7 @@ __all__ = [
     "profile_statistics",
     "rotation_matrix_mrad",
     "smeared_spot",
+    "smooth_prior",
+    "turned_with_crystal",
     "uncorrected",
 ]

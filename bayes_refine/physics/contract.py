@@ -58,8 +58,14 @@ _OF_IMAGE: dict[str, Any] = {"of_image": True}
 _SHARED: dict[str, Any] = {"of_image": False, "start": FOUND}
 # In the order of the tables; unknowns that are not listed follow under their own names.
 _ROWS: tuple[Unknown, ...] = (
-    Unknown("log_G", "G", **_OF_IMAGE, priors=("log_G_sd", "log_G_monitor_sd"), start=MEASURED),
-    Unknown("B", "B", **_OF_IMAGE, priors=("B_mean", "B_sd")),
+    Unknown(
+        "log_G",
+        "G",
+        **_OF_IMAGE,
+        priors=("log_G_sd", "log_G_monitor_sd", "frame_log_G_sd", "log_frame_log_G_sd_sd"),
+        start=MEASURED,
+    ),
+    Unknown("B", "B", **_OF_IMAGE, priors=("B_mean", "B_sd", "frame_B_sd")),
     Unknown("log_R1", "R1", **_OF_IMAGE, priors=("R1_px", "log_R1_sd"), start=MEASURED),
     Unknown(
         "rotation_mrad",
@@ -76,7 +82,7 @@ _ROWS: tuple[Unknown, ...] = (
         "strain_component",
         of_image=True,
         size=None,
-        priors=("strain_sd",),
+        priors=("strain_sd", "frame_strain_sd"),
         start=FOUND,
     ),
     Unknown(
@@ -141,7 +147,11 @@ _ROWS: tuple[Unknown, ...] = (
     Unknown(
         "log_model_error", "model_error", **_SHARED, priors=("model_error", "log_model_error_sd")
     ),
-    Unknown("log_mosaic_image_mrad", "mosaic_image_mrad", priors=("log_mosaic_image_sd",)),
+    Unknown(
+        "log_mosaic_image_mrad",
+        "mosaic_image_mrad",
+        priors=("log_mosaic_image_sd", "frame_log_mosaic_sd"),
+    ),
     Unknown(
         "log_mosaic_mrad",
         "mosaic_mrad",
@@ -166,9 +176,49 @@ _ROWS: tuple[Unknown, ...] = (
         "mosaic_shape",
         **_OF_IMAGE,
         size=5,
-        priors=("mosaic_shape_sd", "log_mosaic_shape_sd_sd"),
+        priors=("mosaic_shape_sd", "log_mosaic_shape_sd_sd", "frame_mosaic_shape_sd"),
     ),
     Unknown("curve_shape", "curve_shape", of_image=True, size=None),
+    Unknown(
+        "log_G_sweep",
+        "G_sweep_{}",
+        "sweep_knot",
+        of_image=False,
+        size=None,
+        priors=("log_G_sd", "log_G_change_sd"),
+    ),
+    Unknown(
+        "B_sweep",
+        "B_sweep_{}",
+        "sweep_knot",
+        of_image=False,
+        size=None,
+        priors=("B_mean", "B_sd", "B_change_sd"),
+    ),
+    Unknown(
+        "strain_sweep",
+        "strain_sweep_{}",
+        "sweep_strain",
+        of_image=False,
+        size=None,
+        priors=("strain_sd",),
+    ),
+    Unknown(
+        "log_mosaic_sweep",
+        "mosaic_sweep_{}",
+        "sweep",
+        of_image=False,
+        size=None,
+        priors=("log_mosaic_image_sd",),
+    ),
+    Unknown(
+        "mosaic_shape_sweep",
+        "mosaic_shape_sweep_{}",
+        "sweep_shape",
+        of_image=False,
+        size=None,
+        priors=("mosaic_shape_sd",),
+    ),
     Unknown("speckle", "speckle", **_SHARED, priors=("speckle", "speckle_sd")),
     Unknown("stretch_diagonal", "stretch_diagonal", **_OF_IMAGE, priors=("stretch_sd",)),
     Unknown("stretch_fast", "stretch_fast", **_OF_IMAGE, priors=("stretch_sd",)),

@@ -33,6 +33,21 @@ class Metadata:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class Sweeps:
+    """Which frames are of one turning crystal: rows of images, as ``geometry.experiments.InSweep``.
+
+    Attributes:
+        member: (n, S). smooth, starts: (n, r). turned: (n, 3, 3).
+    """
+
+    member: Array
+    smooth: Array
+    starts: Array
+    turned: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class SpotStatistics:
     """The data of a model of stills: n images, each with up to m reflections, padded to m.
 
@@ -68,6 +83,7 @@ class SpotStatistics:
             else None.
         log_pulse_energy: (n, 1) ln of the shot's energy over the run's median, NaN where unknown;
             None for a run without pulse energies.
+        sweeps: frames of one turning crystal; None where each image has a crystal of its own.
     """
 
     fit: Array
@@ -104,3 +120,4 @@ class SpotStatistics:
     current_panels: Array | None = None
     wavelength: Array | None = None
     log_pulse_energy: Array | None = None
+    sweeps: Sweeps | None = None

@@ -62,6 +62,13 @@ class Priors:
         log_G_monitor_sd: ln G of an image about ln g + ln E where the pulse energy E is known.
         B_mean, B_sd: Debye–Waller B relative to the reference's, Å².
         R1_px, log_R1_sd: spot width in pixels (beyond the pixel's own size) and its spread.
+        log_G_change_sd, B_change_sd: change of ln G and B (Å²) from knot to knot along a sweep,
+            about ten frames: absorption and the illuminated volume change by tens of percent; a
+            dose of 1 MGy raises B by about 1 Å².
+        frame_log_G_sd, log_frame_log_G_sd_sd: ln G of a frame about the smooth one of its sweep;
+            estimated from the run (``fitting.learned_priors``).
+        frame_B_sd, frame_strain_sd, frame_log_mosaic_sd, frame_mosaic_shape_sd: B, strain, ln η and
+            mosaic shape of a frame about those of its sweep.
         stretch_sd: ln of the ratio of a spot's widths, each of two components (model tensor).
         model_error, log_model_error_sd: fractional error of J_model at d = 4 Å, shared.
         model_error_fall_sd_angstrom: sd about 0 of how fast ln model_error falls with 1/d, Å.
@@ -97,6 +104,14 @@ class Priors:
     log_G_sd: float = number(2.0, 1e-4, 20)
     B_mean: float = number(0.0, -1e3, 1e3, "Å²")
     B_sd: float = number(20.0, 0.001, 1e4, "Å²")
+    log_G_change_sd: float = number(0.3, 1e-4, 20)
+    B_change_sd: float = number(1.0, 1e-4, 1e4, "Å²")
+    frame_log_G_sd: float = number(0.05, 1e-4, 20)
+    log_frame_log_G_sd_sd: float = number(1.0, 1e-4, 20)
+    frame_B_sd: float = number(0.3, 1e-4, 1e4, "Å²")
+    frame_strain_sd: float = number(1e-4, 1e-7, 0.5)
+    frame_log_mosaic_sd: float = number(0.03, 1e-4, 20)
+    frame_mosaic_shape_sd: float = number(0.03, 1e-4, 10)
     R1_px: float = number(0.8, 0.001, 1e3, "px")
     log_R1_sd: float = number(0.7, 1e-4, 20)
     stretch_sd: float = number(0.3, 1e-4, 10)

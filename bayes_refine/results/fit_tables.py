@@ -17,6 +17,7 @@ from ..fitting.partial_sums import partials_of
 from ..fitting.posterior_draws import of_batch
 from ..fitting.problem import Settings
 from ..fitting.state import tails
+from ..fitting.sweep_scales import smooth_scale_sd
 from ..fitting.tables import image_table, lab_positions, mean_cell, usable_images
 from ..geometry.experiments import Experiments
 from ..geometry.miller import unique_hkl
@@ -85,6 +86,7 @@ def merged_of(
         tails(run.fit.values(), priors),
         anomalous,
         run.stills,
+        smooth_scale_sd(run.reflections, run.fit, run.stills),
     )
     return intensities_of_fit(
         measured,

@@ -13,6 +13,7 @@ import pytest
 
 from bayes_refine import infer
 from bayes_refine.fitting.learned_priors import learned_from
+from bayes_refine.geometry.experiments import InSweep
 from bayes_refine.infer import normal
 from bayes_refine.physics.priors import Priors
 from bayes_refine.util.status import Kind, Status
@@ -80,3 +81,32 @@ def test_it_reads_a_fit():
     found = learned_from(infer.map_fit(model, jnp.asarray(y), priors), priors, priors)
     expected = np.sqrt(np.mean(y**2) - 0.04)
     assert found.mosaic_shape_sd == pytest.approx(expected, rel=0.02)
+
+
+def test_the_scatter_of_frames_about_a_smooth_scale_is_found():
+    """200 frames with ln G 3 % about a line, each known to 2 %: the sd to 1/√400 and the error."""
+    n, rng, priors = 200, np.random.default_rng(2), replace(Priors(), log_frame_log_G_sd_sd=3.0)
+    used, error = 0.05, 0.02
+    smooth = np.stack([np.ones(n), np.linspace(0, 1, n)], axis=1)
+    seen = 0.03 * rng.standard_normal(n) + error * rng.standard_normal(n)
+    variance = 1 / (error**-2 + used**-2)
+    line = np.array([2.0, -0.7])
+    values = {
+        "log_G": (smooth @ line + seen * variance / error**2)[:, None],
+        "log_G_sweep": line,
+        "mosaic_shape": np.zeros((n, 1, 5)),
+    }
+    sites = [
+        SimpleNamespace(name=name, per_image=name == "log_G", size=1)
+        for name in ("log_G", "mosaic_shape", "mosaic_shape_sweep")
+    ]
+    fit = SimpleNamespace(
+        sites=sites,
+        status=np.array([Status(Kind.CONVERGED)] * n, dtype=object),
+        values=lambda: values,
+        image_precision=np.full((n, 1, 1), 1 / variance),
+    )
+    places = [SimpleNamespace(sweep=InSweep(np.ones(1), row, row, np.eye(3))) for row in smooth]
+    found = learned_from(fit, priors, replace(priors, frame_log_G_sd=used), places)
+    assert found.frame_log_G_sd == pytest.approx(0.03, rel=0.12)
+    assert found.mosaic_shape_sd == priors.mosaic_shape_sd

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from bayes_refine.fitting.merge_fit import measured_of
-from bayes_refine.fitting.partial_sums import crystals_of, partials_of
+from bayes_refine.fitting.partial_sums import partials_of
 from bayes_refine.fitting.reflections import Reflections
+from bayes_refine.fitting.sweeps import crystals_of
 from bayes_refine.geometry.crystal import Crystal, rotation_matrix
 from bayes_refine.geometry.detector import Beam
 from bayes_refine.geometry.experiments import Still
