@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 import shutil
-import zipfile
 from collections.abc import Hashable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -93,10 +94,11 @@ class Checkpoint:
         name = STATE.format(progress.rounds)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / name).open("wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
+            content = io.BytesIO()
+            np.savez(content, **arrays)  # type: ignore[arg-type]
+            (self.folder / name).write_bytes(content.getbuffer())
             flush_to_disk(self.folder / name)
-            self._record(record)
+            self._record(record | {"state_sha256": _sha256(content.getbuffer())})
             for old in self.folder.glob(STATE.format("*")):
                 if old.name != name:
                     old.unlink()
@@ -108,7 +110,8 @@ class Checkpoint:
     def _record(self, record: Mapping[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         part = self.folder / f"{RECORD}.part"
-        part.write_text(json.dumps(record), encoding="utf-8")
+        told = {**record, "sha256": _sha256(json.dumps(record).encode())}
+        part.write_text(json.dumps(told), encoding="utf-8")
         flush_to_disk(part)
         os.replace(part, self.folder / RECORD)
         flush_to_disk(self.folder)
@@ -136,8 +139,10 @@ class Checkpoint:
         if record["rounds"] == 0:
             return None
         try:
-            path = self.folder / STATE.format(record["rounds"])
-            with path.open("rb") as stream, np.load(stream) as file:
+            content = (self.folder / STATE.format(record["rounds"])).read_bytes()
+            if _sha256(content) != record["state_sha256"]:
+                raise ValueError("the state was changed since it was written")
+            with np.load(io.BytesIO(content)) as file:
                 arrays = dict(file)
             state = {k[6:]: v for k, v in arrays.items() if k.startswith("state/")}
             status = np.array([s and Status.parse(s) for s in record["status"]], dtype=object)
@@ -155,7 +160,7 @@ class Checkpoint:
             }
             more = {k[5:]: v for k, v in arrays.items() if k.startswith("more/")}
             return Saved(progress, arrays, rings, More(more, record.get("more", {})))
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{self.folder}: is damaged ({error}); leave out {self.option} to begin again"
             ) from None
@@ -192,10 +197,25 @@ def _knowing(run: Run, crosswise: CrosswiseReference, arrays: Mapping[str, np.nd
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """The content of ``record.json``; None if there is no such file."""
+    """The content of ``record.json``; None if there is no such file.
+
+    Raises:
+        InputError: the file is damaged: its content is not what its checksum says.
+    """
+    path = folder / RECORD
     try:
-        return json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
+        said = record.pop("sha256")
+        if _sha256(json.dumps(record).encode()) != said:
+            raise ValueError("it was changed since it was written")
+        return record
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder / RECORD}: cannot be read ({error})") from None
+    except (OSError, ValueError, RecursionError, LookupError, AttributeError, TypeError) as error:
+        raise InputError(
+            f"{path}: cannot be read ({error}); leave out --resume or --add to begin again"
+        ) from None
+
+
+def _sha256(content: bytes | memoryview) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,10 +1,13 @@
 """A learned component as a value: its module, the run that trained it, and its file.
 
-The file is one line of JSON, then the leaves of the parameters as equinox serialises them.
+The file is one line of JSON, then the leaves of the parameters as equinox serialises them, then the
+SHA-256 of all bytes before.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -25,8 +28,8 @@ from .curve import Curve
 from .factor import Factor, Frame
 from .profile import Profile
 
-FORMAT = "bayes_refine component 1"
-MAX_HEADER = 1 << 20
+FORMAT = "bayes_refine component 2"
+MAX_BYTES = 1 << 30
 SAME = 0.01  # fraction by which pixel size, distance and wavelength may differ
 
 
@@ -267,10 +270,11 @@ def write_component(path: str | Path, component: Component) -> None:
         len(component.draws),
         module.own if isinstance(module, Curve) else 0.0,
     )
+    content = io.BytesIO(msgspec.json.encode(header) + b"\n")
+    content.seek(0, io.SEEK_END)
+    eqx.tree_serialise_leaves(content, (module, component.members, component.draws))
     try:
-        with Path(path).open("wb") as file:
-            file.write(msgspec.json.encode(header) + b"\n")
-            eqx.tree_serialise_leaves(file, (module, component.members, component.draws))
+        Path(path).write_bytes(content.getvalue() + hashlib.sha256(content.getvalue()).digest())
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
 
@@ -283,16 +287,19 @@ def read_component(path: str | Path) -> Component:
     """
     try:
         with Path(path).open("rb") as file:
-            line = file.readline(MAX_HEADER)
-            if FORMAT.encode() not in line:
-                raise InputError(
-                    f"{path}: not a learned component; give a file that `bayes-refine train` wrote"
-                )
-            header = msgspec.json.decode(line, type=_Header)
-            family = Family(header.family)
-            like = _skeleton(family, header)
-            trees = like, (like,) * header.members, (like,) * header.draws
-            module, members, draws = eqx.tree_deserialise_leaves(file, trees)
+            content = file.read(MAX_BYTES)
+        if FORMAT.encode() not in content[:100]:
+            raise InputError(
+                f"{path}: not a learned component; give a file that `bayes-refine train` wrote"
+            )
+        if hashlib.sha256(content[:-32]).digest() != content[-32:]:
+            raise ValueError("its checksum is that of another content")
+        leaves = io.BytesIO(content)
+        header = msgspec.json.decode(leaves.readline(), type=_Header)
+        family = Family(header.family)
+        like = _skeleton(family, header)
+        trees = like, (like,) * header.members, (like,) * header.draws
+        module, members, draws = eqx.tree_deserialise_leaves(leaves, trees)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     except InputError:

@@ -1,8 +1,10 @@
 """A dataclass of arrays as an HDF5 file, which any program can read.
 
-A dataclass or a dictionary becomes a group, and an array a data set with a checksum (Fletcher 32).
-Everything else (numbers, strings, slices, None) becomes JSON in the group's attribute ``values``.
-The group's attribute ``class`` names the class.
+A dataclass or a dictionary becomes a group, and an array a data set.  Everything else (numbers,
+strings, slices, None) becomes JSON in the group's attribute ``values``.  The group's attribute
+``class`` names the class; ``crc32`` is JSON with the CRC-32 of the data sets and of ``values``.
+Texts have a fixed length: HDF5 has no checksum for texts of variable length, and can hang at a
+damaged one.
 """
 
 from __future__ import annotations
@@ -14,11 +16,12 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import h5py
 import numpy as np
 
-VERSION = 1
+VERSION = 2
 _PACKAGE = __name__.split(".")[0]
 
 
@@ -39,8 +42,9 @@ def write(path: Path, item: Any, attributes: Mapping[str, str]) -> int:
     try:
         # in memory first: on a full disk HDF5 fails in a way that Python cannot catch
         with h5py.File(part, "w", driver="core", backing_store=False, libver="latest") as file:
-            file.attrs["format"], file.attrs["version"] = _PACKAGE, VERSION
-            file.attrs.update(attributes)
+            file.attrs["version"] = VERSION
+            for name, value in {"format": _PACKAGE, **attributes}.items():
+                _put_text(file, name, value)
             _put(file, item)
             file.flush()
             content = file.id.get_file_image()
@@ -67,29 +71,45 @@ def read(path: Path, attributes: Mapping[str, str] | None = None, field: str = "
         raise FileNotFoundError(path)
     try:
         with h5py.File(path, "r") as file:
-            wanted = {"format": _PACKAGE, "version": VERSION, **(attributes or {})}
-            if other := [name for name, value in wanted.items() if file.attrs.get(name) != value]:
-                raise Damaged(f"{path}: its {', '.join(other)} is another")
+            wanted = {"format": _PACKAGE, **(attributes or {})}
+            other = [name for name, value in wanted.items() if _text(file, name) != value]
+            if other or file.attrs.get("version") != VERSION:
+                raise Damaged(f"{path}: its {', '.join(other) or 'version'} is another")
             return _get(file[field] if field else file)
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, ImportError) as error:
+    except Damaged:
+        raise
+    except Exception as error:  # HDF5 and a class that is given damaged values can raise anything
         raise Damaged(f"{path}: {error}") from None
 
 
 def _put(group: h5py.Group, item: Any) -> None:
     kind = type(item)
-    group.attrs["class"] = "dict" if kind is dict else f"{kind.__module__}:{kind.__qualname__}"
+    of = "dict" if kind is dict else f"{kind.__module__}:{kind.__qualname__}"
+    _put_text(group, "class", of)
     values = item if kind is dict else {f.name: getattr(item, f.name) for f in fields(item)}
-    others = {}
+    others, checks = {}, {}
     for name, value in values.items():
         if isinstance(value, dict) or is_dataclass(value):
             _put(group.create_group(name), value)
         elif isinstance(value, np.ndarray | np.generic) or hasattr(value, "__array__"):
             array = np.asarray(value)
-            checked = {"fletcher32": True, "chunks": array.shape} if array.size > 1 else {}
-            group.create_dataset(name, data=array, **checked)
+            group.create_dataset(name, data=array)
+            checks[name] = crc32(array.tobytes())
         else:
             others[name] = _plain(value)
-    group.attrs["values"] = json.dumps(others)
+    text = json.dumps(others)
+    _put_text(group, "values", text)
+    _put_text(group, "crc32", json.dumps({"values": crc32(text.encode()), "data": checks}))
+
+
+def _put_text(group: h5py.Group, name: str, text: str) -> None:
+    data = text.encode()
+    group.attrs.create(name, data, dtype=h5py.string_dtype("utf-8", max(len(data), 1)))
+
+
+def _text(group: h5py.Group, name: str) -> str:
+    found = group.attrs.get(name, b"")
+    return found.decode() if isinstance(found, bytes) else str(found)
 
 
 def _plain(value: Any) -> Any:
@@ -103,12 +123,22 @@ def _plain(value: Any) -> Any:
 
 
 def _get(group: h5py.Group) -> Any:
-    values = {name: _lively(value) for name, value in json.loads(group.attrs["values"]).items()}
+    text, checks = _text(group, "values"), json.loads(_text(group, "crc32"))
+    if crc32(text.encode()) != checks["values"]:
+        raise ValueError(f"the values of {group.name} were changed")
+    values = {name: _lively(value) for name, value in json.loads(text).items()}
     for name, child in group.items():
-        values[name] = _get(child) if isinstance(child, h5py.Group) else child[()]
-    if group.attrs["class"] == "dict":
+        if isinstance(child, h5py.Group):
+            values[name] = _get(child)
+            continue
+        values[name] = child[()]
+        if crc32(values[name].tobytes()) != checks["data"].pop(name):
+            raise ValueError(f"{child.name} was changed")
+    if checks["data"]:
+        raise ValueError(f"{', '.join(checks['data'])} of {group.name} is gone")
+    if _text(group, "class") == "dict":
         return values
-    module, name = group.attrs["class"].split(":")
+    module, name = _text(group, "class").split(":")
     if module.split(".")[0] != _PACKAGE:
         raise ValueError(f"{module} is not of {_PACKAGE}")
     return getattr(importlib.import_module(module), name)(**values)

@@ -15,6 +15,7 @@ import pytest
 
 from bayes_refine import cli
 from bayes_refine.fitting import addition
+from bayes_refine.fitting.checkpoint import Checkpoint
 from bayes_refine.simulation.files import simulate_run
 from bayes_refine.simulation.truth import Simulation
 from bayes_refine.util.folder import WORK
@@ -113,10 +114,8 @@ def test_what_cannot_be_added_is_said(data, tmp_path, capsys):
     assert "images can be added to a fit that had --keep" in capsys.readouterr().err
     assert status("fit", "--add", data / "more.expt") == 2
     assert "--add: give --out" in capsys.readouterr().err
-    kept = tmp_path / WORK / "kept"
-    kept.mkdir(parents=True)
-    known = {"made_of": {"the command": ["bayes-refine", "fit", "first.expt"]}, "rounds": 1}
-    (kept / "record.json").write_text(json.dumps(known))
+    known = {"the command": ["bayes-refine", "fit", "first.expt"]}
+    Checkpoint(tmp_path / WORK / "kept", known).begin()
     assert status("fit", "--add", data / "more.expt", "--out", tmp_path, "--seed", "3") == 2
     assert "--seed with --add: the options are those of the fit" in capsys.readouterr().err
 

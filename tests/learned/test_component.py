@@ -69,7 +69,7 @@ def test_a_profile_goes_into_the_settings_and_leaves_the_model_as_it_is():
     assert other["point_spread"] != told["point_spread"]
 
 
-@pytest.mark.parametrize("content", [b"", b"not one", b'{"format": "bayes_refine component 2"}\n'])
+@pytest.mark.parametrize("content", [b"", b"not one", b'{"format": "bayes_refine component 1"}\n'])
 def test_another_file_is_no_component(content, tmp_path):
     path = tmp_path / "other.eqx"
     path.write_bytes(content)

@@ -6,7 +6,8 @@ import json
 import pickle
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
+from zlib import crc32
 
 import h5py
 import numpy as np
@@ -45,8 +46,9 @@ def test_what_is_read_is_what_was_put(tmp_path):
 def test_any_program_can_read_it(tmp_path):
     both(tmp_path / "s")
     with h5py.File(tmp_path / "s" / "000" / "000001.h5") as file:
-        assert file.attrs["state"] == "1" and file.attrs["version"] == 1
-        assert file["said/log_G"].fletcher32 and file["said/log_G"][1, 0] == 1 / 3
+        assert file.attrs["state"] == b"1" and file.attrs["version"] == 2
+        assert file["said/log_G"][1, 0] == 1 / 3
+        assert json.loads(file["said"].attrs["crc32"])["data"]["counts"] == crc32(SAID.counts)
         assert json.loads(file["batch"].attrs["values"]) == {"shape": {"tuple": [2, 32]}}
 
 
@@ -56,6 +58,20 @@ def test_only_what_was_made_of_the_same_is_found(tmp_path):
     assert same.find(1) is not None and same.find(0) is None and other.find(1) is None
     with pytest.raises(InputError, match=r"000001\.h5: what was measured is gone or damaged"):
         other[1]
+
+
+def test_long_texts_and_zeros(tmp_path):
+    """More text than HDF5 puts beside its object, and a part of the file that a disk lost."""
+    store: Store[Said] = Store(1, tmp_path / "s")
+    said = replace(SAID, status=("x" * 100_000, ""), log_G=np.ones((4000, 1)))
+    store.put(0, said)
+    assert store.find(0).status == said.status
+    path = tmp_path / "s" / "000" / "000000.h5"
+    content = path.read_bytes()
+    ones = content.index(np.ones(8).tobytes())
+    for start in (ones, content.index(b"x" * 64)):
+        path.write_bytes(content[:start] + bytes(16_000) + content[start + 16_000 :])
+        assert store.find(0) is None
 
 
 @pytest.mark.parametrize("at", [0.2, 0.5, 0.9])
