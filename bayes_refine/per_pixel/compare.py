@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import h5py
 import numpy as np
 
 from .. import infer
@@ -20,6 +19,7 @@ from ..fitting.state import State
 from ..geometry.crystal import rotation_vector_mrad
 from ..geometry.experiments import Still
 from ..geometry.symmetry import asu_map
+from ..io.hdf5_links import follow, open_hdf5, read_numbers
 from ..io.protocols import Images
 from ..merging.agreement import pearson, r1_intensity
 from ..merging.average import merge
@@ -92,18 +92,24 @@ def read_truth(path: str | Path, images: slice) -> TrueImages:
     Raises:
         InputError: no HDF5 file, or none with a data set ``A`` of these images.
     """
-    try:
-        with h5py.File(path) as file:
-            found = {name: file[name][()][images] for name in ("A", "G", "B") if name in file}
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read as HDF5 ({error})") from None
+    path, n = Path(path), images.stop - images.start
+    with open_hdf5(path) as file:
+        there = {name: follow(file, name, path) for name in ("A", "G", "B")}
+        found = {
+            name: read_numbers(thing, path, name)[images]
+            for name, thing in there.items()
+            if thing is not None and thing.shape
+        }
     if "A" not in found or found["A"].shape[1:] != (3, 3):
         raise InputError(f"{path}: has no data set 'A' of true setting matrices, (images, 3, 3)")
-    if len(found["A"]) != images.stop - images.start:
-        raise InputError(
-            f"{path}: knows {len(found['A'])} of these {images.stop - images.start} stills; "
-            "give the truth of the run itself"
-        )
+    for name, values in found.items():
+        if len(values) != n or (name != "A" and values.ndim > 1):
+            raise InputError(
+                f"{path}: knows {name} of {len(values)} of these {n} stills; "
+                "give the truth of the run itself"
+            )
+        if not np.isfinite(values).all():
+            raise InputError(f"{path}: {name} has numbers that are not finite; write it anew")
     return TrueImages(found["A"], found.get("G"), found.get("B"))
 
 

@@ -74,10 +74,10 @@ def test_truth_that_is_none(tmp_path):
     with h5py.File(short, "w") as file:
         file["A"] = np.zeros((5, 3, 3))
     for path, words in (
-        (text, "cannot be read"),
-        (tmp_path / "nowhere.h5", "cannot be read"),
+        (text, "not a readable HDF5 file"),
+        (tmp_path / "nowhere.h5", "does not exist"),
         (other, "no data set 'A'"),
-        (short, "knows 3 of these 6"),
+        (short, "knows A of 3 of these 6"),
     ):
         with pytest.raises(InputError, match=words):
             compare.read_truth(path, slice(2, 8))
