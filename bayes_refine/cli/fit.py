@@ -256,6 +256,7 @@ def fit_command(
         free_fraction=free_fraction,
         seed=seed,
         metadata=loading.needs_metadata(model),
+        sweeps=not (keep or add),
     )
     program, settings, learned = with_components(program, settings, component, run_of.stills)
     if gain_map is not None and gain is not None:

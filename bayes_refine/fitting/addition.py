@@ -80,8 +80,8 @@ def add(
     run = prepare_run(stills, prepared.reference, prepared.reader, program, priors, settings, work)
     if run.stills[0].sweep is not None:
         raise InputError(
-            "images cannot be added where frames share the unknowns of a sweep: leave out --add to "
-            "fit all again"
+            "images cannot be added where frames of one crystal share unknowns: fit with --keep, "
+            "or with Settings(sweeps=False)"
         )
     run = _with_folds(kept.saved.onto(run), kept)
     run, reindexing = _alike(run, kept, priors, progress)

@@ -27,12 +27,18 @@ def uneven_blocks(priors: Priors) -> physics.Array:
 
 
 def with_few_blocks(
-    model: infer.Model, observations: infer.Batches, priors: Priors, fit: infer.Fit
+    model: infer.Model,
+    observations: infer.Batches,
+    priors: Priors,
+    fit: infer.Fit,
+    crystal: np.ndarray | None = None,
 ) -> tuple[infer.Fit, Priors]:
     """Integrate the coefficients of uneven blocks out of a fit, and estimate their sd.
 
     Args:
         model: the model that was fitted.
+        crystal: (n,) number of the crystal of each image, whose frames have the same blocks; None
+            where each image has a crystal of its own.
 
     Returns:
         The fit, and the priors with ``uneven_blocks_sd`` as the images say.  Both are returned
@@ -43,6 +49,8 @@ def with_few_blocks(
     if sd == 0 or not used.any() or "blocks" not in inspect.signature(model).parameters:
         return fit, priors
     held = infer.held_numbers(_uneven(model), (observations, priors), fit, SITE, sd, used)
+    if crystal is not None:
+        held = held.shared_by(crystal)
     width = infer.width_of_held(held, sd, priors.log_uneven_blocks_sd_sd)
     found = infer.held_integrated(fit, held, width)
     if fit.by_batch is not None:  # each batch bears an even share of the shared unknowns' loss

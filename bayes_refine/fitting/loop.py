@@ -33,7 +33,7 @@ from .reflections import Reflections
 from .start import BROAD_MARGIN, find_start
 from .state import State, geometry_of, moved
 from .sweep_scales import joint_sweep_scales
-from .sweeps import said
+from .sweeps import crystals_in_sweeps, said
 
 SET_ASIDE = (Kind.NO_SIGNAL, Kind.DOUBTFUL)  # left out of the last round
 LEARNING_ROUNDS = 2  # additional rounds where the intensities are learned too
@@ -117,7 +117,7 @@ def fit_run(
     """
     priors, settings = priors or Priors(), settings or Settings()
     run = prepare_run(stills, ref, reader, model, priors, settings, work)
-    if sentence := said(run.stills):
+    if settings.sweeps and (sentence := said(run.stills)):
         progress.say(sentence)
     alike, reindexing = stills_alike(run, priors, progress, by_reference=ref is not None)
     if reindexing.changed.any():
@@ -172,7 +172,8 @@ def refine(
         found = step(run, state, now, status, plan, margin, last, progress)
         if last:
             data = found.measurements.observations
-            fit, now = with_few_blocks(run.model, data, now, found.fit)
+            crystal = crystals_in_sweeps(run.stills)
+            fit, now = with_few_blocks(run.model, data, now, found.fit, crystal)
             found = replace(found, fit=fit)
         state, plan = found.state, found.measurements.plan
         movement.append(found.movement)

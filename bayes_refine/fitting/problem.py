@@ -52,6 +52,8 @@ class Settings:
         weights: ``weights.score_weights`` or ``weights.moment_weights``.
         metadata: whether observations have ``Metadata``, for models that depend on them.
         point_spread: of spots over pixels beside them; None for Gaussian spots.
+        sweeps: whether frames of one crystal share unknowns (``sweeps``); no image can be added to
+            such a fit.
     """
 
     d_min: float = 2.0
@@ -63,6 +65,7 @@ class Settings:
     weights: Weights = score_weights
     metadata: bool = False
     point_spread: PointSpread | None = None
+    sweeps: bool = True
 
     def shown(self) -> dict[str, Any]:
         """The settings as plain numbers and words; of a point spread the SHA-256."""
@@ -202,7 +205,8 @@ def prepare_run(
     stills, learned = of_one_bandwidth(stills, priors), None
     if priors.wavelength_jitter > 0:
         stills = of_one_cell(stills)
-    stills = in_sweeps(stills)
+    if settings.sweeps:
+        stills = in_sweeps(stills)
     if settings.metadata:
         n = len(stills)
         stills = tuple(replace(still, order=(i + 0.5) / n) for i, still in enumerate(stills))

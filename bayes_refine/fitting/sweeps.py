@@ -81,6 +81,16 @@ def said(stills: Sequence[Still]) -> str:
     return f"{frames} frames of {sweeps} share cell, mosaic blocks, and smooth G and B"
 
 
+def crystals_in_sweeps(stills: Sequence[Still]) -> np.ndarray | None:
+    """(n,) number of each image's crystal: frames of a sweep have the same; None without sweeps."""
+    places = [still.sweep for still in stills if still.sweep is not None]
+    if not places:
+        return None
+    member = np.stack([place.member for place in places])
+    own = member.shape[1] + np.arange(len(places))
+    return np.unique(np.where(member.any(1), member.argmax(1), own), return_inverse=True)[1]
+
+
 def sweeps_at(stills: Sequence[Still], size: int) -> Sweeps | None:
     """``Sweeps`` of some images, the last one repeated up to ``size``; None without sweeps."""
     places = [still.sweep for still in stills if still.sweep is not None]

@@ -40,6 +40,7 @@ class Held(NamedTuple):
     Attributes:
         slope: (n, c) g_c; own: (n, c, c) F. shift: (n, k, c) K. shared: (n, c, s) C.
         used: (n,) bool, images that count; the arrays are zero for all others.
+        weight: (n,) 1/k of each of k images that share their c (:meth:`shared_by`), else 1.
     """
 
     slope: np.ndarray
@@ -47,6 +48,22 @@ class Held(NamedTuple):
     shift: np.ndarray
     shared: np.ndarray
     used: np.ndarray
+    weight: np.ndarray | float = 1.0
+
+    def shared_by(self, group: np.ndarray) -> Held:
+        """The same where images of one ``group`` (n,) have the same c: g_c, F and C are sums."""
+
+        def total(values: np.ndarray) -> np.ndarray:
+            sums = np.zeros((int(group.max()) + 1, *values.shape[1:]))
+            np.add.at(sums, group, values)
+            return sums[group]
+
+        return self._replace(
+            slope=total(self.slope),
+            own=total(self.own),
+            shared=total(self.shared),
+            weight=1 / np.bincount(group)[group],
+        )
 
 
 def held_numbers(
@@ -84,12 +101,13 @@ def width_of_held(held: Held, sd: float, log_sd: float) -> float:
     values, vectors = np.linalg.eigh(held.own)
     along = np.einsum("nic,ni->nc", vectors, held.slope)
     told = values > LEAST * max(float(values.max(initial=0.0)), 1e-300)
+    weight = np.broadcast_to(np.reshape(held.weight, (-1, 1)), values.shape)[told]
     values, squares = values[told], along[told] ** 2
 
     def lost(log_s: float) -> float:
         variance = np.exp(2 * log_s)
         grown = 1 + variance * values
-        evidence = 0.5 * np.sum(variance * squares / grown - np.log(grown))
+        evidence = 0.5 * np.sum(weight * (variance * squares / grown - np.log(grown)))
         return float(0.5 * ((log_s - np.log(sd)) / log_sd) ** 2 - evidence)
 
     limits = (np.log(sd) - RANGE * log_sd, np.log(sd) + RANGE * log_sd)
@@ -100,7 +118,8 @@ def width_of_held(held: Held, sd: float, log_sd: float) -> float:
 def held_integrated(fit: Fit, held: Held, s: float) -> Fit:
     """Integrate numbers c ~ N(0, s²) out of a fit (equations: module docstring).
 
-    Each image moves to its mode given the shared unknowns; the shared unknowns do not move.
+    Each image moves to its mode given the shared unknowns; the shared unknowns do not move.  Of
+    images that share c, each has the variance that c causes; their covariances are not kept.
     """
     inverse = np.linalg.inv(held.own + np.eye(held.own.shape[1]) / s**2)  # M
     mode = -inverse @ held.slope[:, :, None]
@@ -115,7 +134,8 @@ def held_integrated(fit: Fit, held: Held, s: float) -> Fit:
         image_precision=np.where(touched, precision, fit.image_precision),
         coupling=np.where(touched, precision @ pull, fit.coupling),
         shared_covariance=_with_less(
-            fit.shared_covariance, np.einsum("ncs,nct->st", held.shared, followed)
+            fit.shared_covariance,
+            np.einsum("ncs,nct->st", held.shared, followed * np.reshape(held.weight, (-1, 1, 1))),
         ),
     )
 

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from .observations import Array, SpotStatistics
+from .sweeps import root_of_blocks
 from .uneven_blocks import uneven
 
 
@@ -189,7 +190,7 @@ def smeared_spot(
     spot = partiality.exposed(spot, (r1, r2), obs.half_turn)
     if uneven_blocks is None:
         return spot
-    root = jnp.linalg.cholesky(mosaic_mrad2 / 2)
+    root = root_of_blocks(obs, mosaic_mrad2 / 2)
     response = jnp.einsum("nji,najm->naim", root, turned)
     return uneven(spot, (r1, r2), response, uneven_blocks, partiality)
 

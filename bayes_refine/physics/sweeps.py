@@ -86,6 +86,19 @@ def about_sweeps(
     )
 
 
+def root_of_blocks(obs: SpotStatistics, covariance: Array) -> Array:
+    """W (n, 3, 3) with W Wᵀ the covariance; of a sweep's frames W turns with the crystal.
+
+    W is R·chol(Rᵀ C R), R the crystal's turn since the first frame, so that numbers along the
+    columns of W mean the same in all frames.
+    """
+    if obs.sweeps is None:
+        return jnp.linalg.cholesky(covariance)
+    turned = jnp.asarray(obs.sweeps.turned)
+    back = jnp.swapaxes(turned, 1, 2)
+    return turned @ jnp.linalg.cholesky(back @ covariance @ turned)
+
+
 def turned_with_crystal(obs: SpotStatistics, covariance: Array) -> Array:
     """R C Rᵀ (n, 3, 3): a covariance in the axes of the sweep's first frame, R its turn since."""
     if obs.sweeps is None:

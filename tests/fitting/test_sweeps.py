@@ -8,7 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bayes_refine.fitting.sweeps import along, crystals_of, in_sweeps, said, sweeps_at
+from bayes_refine.fitting.sweeps import (
+    along,
+    crystals_in_sweeps,
+    crystals_of,
+    in_sweeps,
+    said,
+    sweeps_at,
+)
 from bayes_refine.geometry.crystal import Crystal, rotation_matrix
 from bayes_refine.geometry.detector import Beam
 from bayes_refine.geometry.experiments import Still
@@ -58,6 +65,8 @@ def test_a_run_of_sweeps_and_single_frames():
     # a common value of ln G, and what other sweeps do does not reach a frame
     np.testing.assert_allclose(smooth[:26] @ starts, 1.0)
     assert not smooth[:20, 3:].any() and not smooth[20:26, :3].any() and not smooth[26:].any()
+    crystal = crystals_in_sweeps(found)
+    assert crystal.tolist() == [0] * 20 + [1] * 6 + [2, 3]
     rows = sweeps_at(found[20:], 10)
     assert rows.member.shape == (10, 2) and rows.turned.shape == (10, 3, 3)
     np.testing.assert_allclose(rows.smooth[8:], smooth[[27, 27]])
@@ -67,6 +76,7 @@ def test_stills_few_frames_and_many_sweeps_stay_as_they_are():
     stills = [frame(k, turn=None) for k in range(8)]
     assert all(still.sweep is None for still in in_sweeps(stills))
     assert sweeps_at(stills, 8) is None and said(stills) == ""
+    assert crystals_in_sweeps(stills) is None
     assert all(still.sweep is None for still in in_sweeps([frame(k) for k in range(4)]))
     many = [frame(k, crystal=c) for c in range(11) for k in range(5)]
     assert len(set(crystals_of(many)[0])) == 11

@@ -105,3 +105,31 @@ def test_images_that_say_nothing_leave_the_prior():
     np.testing.assert_allclose(same.image, fit.image)
     np.testing.assert_allclose(same.image_precision, fit.image_precision)
     np.testing.assert_allclose(same.shared_covariance, fit.shared_covariance)
+
+
+def test_images_of_one_group_share_their_numbers():
+    """Five groups of eight images: modes and variances of the whole model, all unknowns in it."""
+    s, group = 0.4, np.arange(N) % 5
+    rng = np.random.default_rng(2)
+    a, c = 1 + rng.standard_normal((N, 2)), s * rng.standard_normal((5, 2))
+    data = Data(a @ X.T + c[group] @ Z.T + NOISE * rng.standard_normal((N, M)))
+    fit = map_fit(line, data, tolerance=1e-4)
+    held = held_numbers(cubic, (data,), fit, "held", 0.7, np.ones(N, bool)).shared_by(group)
+    found = held_integrated(fit, held, s)
+    # unknowns: the level, a of each image, c of each group
+    H = np.zeros((N * M, 1 + 2 * N + 10))
+    for i in range(N):
+        rows, g = slice(i * M, (i + 1) * M), 1 + 2 * N + 2 * group[i]
+        H[rows, 1 + 2 * i : 3 + 2 * i], H[rows, g : g + 2] = X, Z
+    about_level = np.concatenate([-np.ones((2 * N, 1)), np.eye(2 * N), np.zeros((2 * N, 10))], 1)
+    precision = H.T @ H / NOISE**2 + about_level.T @ about_level
+    precision[0, 0] += LEVEL_SD**-2
+    precision[-10:, -10:] += np.eye(10) / s**2
+    whole = np.linalg.inv(precision)
+    assert found.shared_covariance[0, 0] == pytest.approx(whole[0, 0], rel=1e-5)
+    np.testing.assert_allclose(found.sd("a").ravel() ** 2, np.diag(whole)[1 : 1 + 2 * N], rtol=1e-5)
+    given = np.linalg.inv(precision[1:, 1:])  # the level stays at its mode
+    pull = H[:, 1:].T @ data.y.ravel() / NOISE**2 - precision[1:, 0] * fit.shared[0]
+    np.testing.assert_allclose(found.image.ravel(), (given @ pull)[: 2 * N], atol=1e-3)
+    # the sd of c from the sums: 10 numbers, ln s to 1/√20
+    assert np.log(width_of_held(held, 0.1, 3.0) / s) == pytest.approx(0, abs=0.6)
