@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
 import tempfile
 from dataclasses import replace
 from functools import lru_cache
@@ -59,19 +61,14 @@ INTEGRATE = """\
 
 
 @lru_cache
-def _folder() -> tempfile.TemporaryDirectory[str]:
-    """Removed when the process ends."""
-    return tempfile.TemporaryDirectory()
-
-
-@lru_cache
 def sound() -> Path:
     """The folder of a simulated run of three images, in the files of all programs.
 
     ``master.h5``, ``indexed.expt`` and ``indexed.refl``, ``run.stream``, ``run.geom`` and
     ``run.cell``, ``run_process.h5``, ``XDS_ASCII.HKL`` and ``INTEGRATE.HKL``.
     """
-    folder = Path(_folder().name)
+    folder = Path(tempfile.mkdtemp(prefix="sound-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     run = Simulation(n_images=N_IMAGES, seed=1, n_pixels=N_PIXELS, d_min=8.0)
     experiments = read_experiments(simulate_run(run, folder))
     rng = np.random.default_rng(0)

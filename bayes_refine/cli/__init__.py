@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import shlex
 import sys
@@ -24,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``bayes-refine``; an error ends in one sentence and an exit status."""
     command = ["bayes-refine", *(sys.argv[1:] if arguments is None else arguments)]
     warnings.showwarning = lambda message, *_args, **_kw: complain(f"warning: {message}")
+    logging.getLogger("fabio").setLevel(logging.CRITICAL + 1)  # readers say it in one sentence
     talk(Talk.usual)
     _set_up_jax()
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may have any characters

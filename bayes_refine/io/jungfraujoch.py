@@ -98,7 +98,7 @@ class _Source:
     def need(self, section: str, key: str) -> np.ndarray:
         found = self.find(section, key)
         if found is None:
-            tried = ", ".join(self.names[section][key])
+            tried = ", ".join(self.names[section][key])[:200]
             raise InputError(
                 f"{self.path}: no {section}.{key} at {tried}; name it with --names FILE.toml"
             )
@@ -135,7 +135,7 @@ def experiments_of_jungfraujoch(
         InputError: a needed data set is at none of its names, or no image was indexed.
     """
     path = Path(path)
-    with open_hdf5(path) as file, refusing(path):
+    with open_hdf5(path) as file, refusing(path, "a file of Jungfraujoch"):
         source = _Source(file, path, names or read_names())
         group = space_group or _space_group(source)
         detector, wavelengths = _detector(source), _wavelengths(source)
@@ -166,7 +166,7 @@ def unmerged_of_jungfraujoch(
         InputError: as :func:`experiments_of_jungfraujoch`, or nothing was integrated.
     """
     path = Path(path)
-    with open_hdf5(path) as file, refusing(path):
+    with open_hdf5(path) as file, refusing(path, "a file of Jungfraujoch"):
         source = _Source(file, path, names or read_names())
         group = space_group or _space_group(source)
         at = source.names["reflections"]
@@ -261,7 +261,7 @@ def _detector(source: _Source) -> Detector:
     distance = 1e3 * source.number("geometry", "distance_m")
     images = source.find("geometry", "images")
     if images is None or images.ndim != 3:
-        tried = ", ".join(source.names["geometry"]["images"])
+        tried = ", ".join(source.names["geometry"]["images"])[:200]
         raise InputError(f"{source.path}: no stack of images at {tried}; --names can say where")
     middle = float(source.names["conventions"]["first_pixel_middle"])
     corner = (middle - 0.5 - np.array(center)) * size

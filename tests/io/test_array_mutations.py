@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tomllib
 from collections.abc import Callable
@@ -21,9 +22,10 @@ from bayes_refine.io.open_experiments import open_experiments
 from bayes_refine.io.open_unmerged import open_unmerged
 from bayes_refine.io.pixel_maps import read_mask, read_pixel_map
 from bayes_refine.io.pulse_energies import with_pulse_energies
+from bayes_refine.per_pixel.compare import read_truth
 from bayes_refine.util.errors import InputError
 
-from ..damage import damage_objects, damaged_bytes, damaged_numbers, damaged_text
+from ..damage import damage_objects, damaged_bytes, damaged_numbers, damaged_text, time_limit
 from ..outcomes import Case, check_inspected, check_outcomes, check_sentence, in_another_process
 from ..sane import check_experiments, check_unmerged
 from ..sound import GROUP, N_IMAGES, N_PIXELS, sound
@@ -149,6 +151,22 @@ def crystfel_images(rng: np.random.Generator, folder: Path) -> str:
     return said
 
 
+def truth(rng: np.random.Generator, folder: Path) -> str:
+    """A damaged ``--truth``."""
+    path = Path(shutil.copy(sound() / "truth.h5", folder))
+    damage_hdf5(rng, path, ["A", "G", "B"])
+    check_inspected(path, "absent.h5")
+    try:
+        found = read_truth(path, slice(0, N_IMAGES))
+    except InputError as error:
+        check_sentence(error, path.name, "absent.h5")
+        return "refused"
+    assert found.A.shape == (N_IMAGES, 3, 3) and np.isfinite(found.A).all()
+    for values in (found.G, found.B):
+        assert values is None or (values.shape == (N_IMAGES,) and np.isfinite(values).all())
+    return "read"
+
+
 # -- arrays with a number a pixel -----------------------------------------------------------
 
 
@@ -247,9 +265,31 @@ KINDS: dict[str, Case] = {
     "_process.h5, merge": partial(jungfraujoch, merged),
     "names of data sets": names_table,
     "CrystFEL images": crystfel_images,
+    "truth of compare": truth,
     **{f"mask or map .{kind}": partial(pixel_map, kind) for kind in ("npy", "tif", "h5", "cbf")},
     **{f"pulse energies .{kind}": partial(energies, kind) for kind in ("csv", "toml", "h5")},
 }
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("entry/MX/latticeIndexed", "9000000000 numbers, too many"),
+        ("entry/reflections", r"reflections in .*fifo\.h5, which does not exist"),
+    ],
+)
+def test_what_is_too_large_or_a_pipe_is_not_opened(tmp_path, name, says):
+    """A data set of 36 GB, and a link to a pipe, which would block for ever."""
+    path = Path(shutil.copy(sound() / "run_process.h5", tmp_path))
+    os.mkfifo(tmp_path / "fifo.h5")
+    with h5py.File(path, "r+") as file:
+        del file[name]
+        if name == "entry/reflections":
+            file[name] = h5py.ExternalLink("fifo.h5", "/")
+        else:
+            file.create_dataset(name, (10**9, 9), "f4", chunks=(1000, 9))
+    with time_limit(10), pytest.raises(InputError, match=says):
+        open_unmerged([path], GROUP)
 
 
 def test_damaged_arrays(tmp_path):

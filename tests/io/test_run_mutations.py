@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import shutil
+import tracemalloc
 from functools import partial
 from pathlib import Path
 
@@ -19,13 +20,14 @@ from bayes_refine.io.crystfel_experiments import usable_of_stream
 from bayes_refine.io.dials_reflections import read_refl, refl_bytes
 from bayes_refine.io.open_experiments import open_experiments
 from bayes_refine.io.open_unmerged import open_unmerged
-from bayes_refine.io.recognise import expanded
+from bayes_refine.io.recognise import Kind, expanded, kind_of
 from bayes_refine.util.errors import InputError
 
 from ..damage import damaged_bytes, damaged_numbers, damaged_text
 from ..outcomes import Case, check_inspected, check_sentence, here
 from ..sane import check_experiments, check_unmerged
 from ..sound import (
+    EACH,
     GROUP,
     INTEGRATE,
     N_IMAGES,
@@ -236,6 +238,49 @@ def test_the_sound_files_are_read(tmp_path):
         assert through_fit(sound() / name) == "read"
     for name in ("indexed.refl", "run.stream", "run_process.h5", "XDS_ASCII.HKL", "INTEGRATE.HKL"):
         assert len(check_unmerged(open_unmerged([sound() / name], GROUP))) > 60
+
+
+def test_texts_that_are_no_list(tmp_path):
+    """A word that is too long for a name of a file, and bytes that are no text."""
+    (tmp_path / "a.txt").write_text("x" * 5000 + "\n")
+    assert kind_of(tmp_path / "a.txt") is Kind.UNKNOWN
+    (tmp_path / "a.lst").write_bytes(b"a.txt\n\xff\n")
+    with pytest.raises(InputError, match=r"a\.lst cannot be read as a list of files"):
+        list(expanded([tmp_path / "a.lst"]))
+    with pytest.raises(InputError, match="cannot be read"):
+        kind_of("nul\0nul")
+
+
+def test_a_number_far_from_all_experiments_takes_no_memory(tmp_path):
+    """An id of 2³⁰, for which a table of all ids would have taken 8 GiB."""
+    shutil.copy(sound() / "indexed.expt", tmp_path)
+    table = read_refl(sound() / "indexed.refl")
+    columns = {name: np.array(values) for name, values in table.columns.items()}
+    columns["id"][-1] = 2**30
+    (tmp_path / "indexed.refl").write_bytes(refl_bytes(columns, table.identifiers))
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="reflections of experiment 1073741824"):
+            open_unmerged([tmp_path / "indexed.refl"])
+        assert tracemalloc.get_traced_memory()[1] < 2**28
+    finally:
+        tracemalloc.stop()
+    columns["id"][-1], columns["panel"][-2] = -7, 2**64 - 1  # of none, and on no panel
+    (tmp_path / "indexed.refl").write_bytes(refl_bytes(columns, table.identifiers))
+    found = open_unmerged([tmp_path / "indexed.refl"])
+    assert len(found) == len(table) - 1 and np.isnan(found.xy_px[-1]).all()
+
+
+def test_an_observation_of_no_image_is_left_out(tmp_path):
+    """ZD is NaN, beyond 2³¹, or a number."""
+    text = (sound() / "XDS_ASCII.HKL").read_text().splitlines()
+    first = text.index("!END_OF_HEADER") + 1
+    for k, word in enumerate(("nan", "1e30")):
+        words = text[first + k].split()
+        text[first + k] = " ".join([*words[:7], word, *words[8:]])
+    (tmp_path / "a.HKL").write_text("\n".join(text) + "\n")
+    found = open_unmerged([tmp_path / "a.HKL"])
+    assert found.left_out == {"without an image": 2} and len(found) == N_IMAGES * EACH - 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
