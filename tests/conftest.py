@@ -22,6 +22,8 @@ import psutil
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
+from bayes_refine.util.kept_programs import forget_programs, keep_programs
+
 jax.config.update("jax_enable_x64", True)
 
 # Tracing makes many objects that stay: looking for cycles among them takes a tenth of the time.
@@ -61,6 +63,7 @@ def memory() -> Iterator[None]:
     yield
     if psutil.Process().memory_info().rss > FULL:
         jax.clear_caches()
+        forget_programs()
         gc.collect()
         libc = ctypes.CDLL(None)
         if hasattr(libc, "malloc_trim"):  # glibc keeps what is freed unless asked
@@ -115,6 +118,7 @@ def cache() -> Iterator[None]:
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = base / "bayes_refine_tests"
     jax.config.update("jax_compilation_cache_dir", str(folder / "bayes_refine" / "jax"))
+    keep_programs(folder / "bayes_refine" / "programs")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))

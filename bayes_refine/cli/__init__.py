@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jax
 
+from ..util.kept_programs import keep_programs
 from . import fit  # noqa: F401  the commands register themselves: fit is the first in the help
 
 # isort: split
@@ -51,4 +52,5 @@ def _set_up_jax() -> None:
     jax.config.update("jax_enable_x64", True)
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     jax.config.update("jax_compilation_cache_dir", str(Path(base) / "bayes_refine" / "jax"))
+    keep_programs(Path(base) / "bayes_refine" / "programs")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

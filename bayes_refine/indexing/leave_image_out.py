@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import gemmi
-import jax
 import numpy as np
 from scipy.special import softmax
 
@@ -25,6 +24,7 @@ from ..geometry.symmetry import asu_map, epsilon_centric
 from ..physics import true_intensities
 from ..physics.reference import wilson_mean
 from ..physics.variance_of_J import variance_of_J
+from ..util.kept_programs import kept
 from ..util.student_t import log_student_t, normal_weight
 from .ambiguity import Ambiguity, transformed
 
@@ -221,7 +221,7 @@ def normal_moments(precision, total, S, centric):
     return (total + S * prior) * variance, variance
 
 
-_quadrature = jax.jit(true_intensities.wilson_posterior)
+_quadrature = kept(true_intensities.wilson_posterior)
 
 
 def wilson_moments(precision, total, S, centric):

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..util.kept_programs import kept
 from ..util.progress import SILENT, Listener
 from ..util.status import settled
 from .curvature import BlockHessian, no_wider
@@ -169,7 +170,7 @@ def compiled_objective(model: Model, sites: tuple[Site, ...]):
     def objective(theta, phi, obs, priors):
         return -sum(part.sum() for part in density(model, sites, theta, phi, (obs, priors)))
 
-    return jax.jit(jax.value_and_grad(objective, argnums=(0, 1)))
+    return kept(jax.value_and_grad(objective, argnums=(0, 1)))
 
 
 def _positive_inverse(matrices: np.ndarray, damping: float) -> np.ndarray:

@@ -21,6 +21,7 @@ from numpyro.distributions import biject_to
 from numpyro.distributions.transforms import IdentityTransform
 
 from ..util.errors import InputError
+from ..util.kept_programs import kept
 from ..util.student_t import log_student_t
 from .sites import StudentT
 
@@ -60,7 +61,7 @@ def evaluate(model: Model, values: dict[str, np.ndarray], *args: Any) -> dict[st
 
 @lru_cache(maxsize=8)
 def _compiled_deterministic(model: Model):
-    @jax.jit
+    @kept
     def deterministic(values, args):
         trace = traced(model, values, args)
         return {k: site["value"] for k, site in trace.items() if site["type"] == "deterministic"}
@@ -161,7 +162,7 @@ def prior_means(model, args):
 @lru_cache(maxsize=8)
 def compiled_prior_means(model: Model):
     """:func:`prior_means`, compiled: op by op it would take seconds."""
-    return jax.jit(partial(prior_means, model))
+    return kept(partial(prior_means, model))
 
 
 def sites_of(model: Model, args: Any) -> tuple[Site, ...]:

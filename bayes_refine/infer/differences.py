@@ -20,6 +20,7 @@ from functools import lru_cache
 import jax
 import numpy as np
 
+from ..util.kept_programs import kept
 from .batches import finite_rows, one_by_one
 from .curvature import BlockHessian
 from .density import Model, Site
@@ -208,7 +209,7 @@ def compiled(function, model: Model, sites: tuple[Site, ...], apart: bool):
         blocks, coupling, shared = one_by_one(one, args[0], theta, weight)
         return BlockHessian(blocks[:, 0], coupling[:, 0], shared.sum(0))
 
-    find = jax.jit(one_after_another if apart else together)
+    find = kept(one_after_another if apart else together)
 
     def curvature(theta, phi, weight, share, scale, args) -> BlockHessian:
         return jax.tree.map(np.asarray, find(theta, phi, weight, share, args))

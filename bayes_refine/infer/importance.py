@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import gammaln
 
+from ..util.kept_programs import kept
 from .density import Model, Site, density, unflatten
 from .diagnostics import psis
 from .laplace import Fit
@@ -121,7 +122,7 @@ def _weighted(
 def _compiled_one(model: Model, sites: tuple[Site, ...], n_image: int):
     """For one φ: ln weights (M, n) of proposals, ln p of the shared priors, and a weighted draw."""
 
-    @jax.jit
+    @kept
     def one(white, key, frame: Whitening, volume, args):
         shape = (n_image, *frame.image.shape)
         of_place, of_length, of_choice = jax.random.split(key, 3)
@@ -135,8 +136,8 @@ def _compiled_one(model: Model, sites: tuple[Site, ...], n_image: int):
         image, shared = jax.lax.map(at, z, batch_size=16)
         log_weights = image - (_log_t(z, shape[2]) - volume)
         chosen = jax.random.categorical(of_choice, log_weights, axis=0)  # (n,)
-        kept = jnp.take_along_axis(z, chosen[None, :, None], axis=0)[0]
-        return log_weights, shared[0], *coloured(frame, kept, white)
+        taken = jnp.take_along_axis(z, chosen[None, :, None], axis=0)[0]
+        return log_weights, shared[0], *coloured(frame, taken, white)
 
     return one
 

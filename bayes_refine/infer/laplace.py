@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
+from ..util.kept_programs import kept
 from .density import Model, Site, place_of, traced, unflatten
 from .summary import Summary
 
@@ -110,7 +111,7 @@ def predictive_draws(
 
 @lru_cache(maxsize=8)
 def _compiled_predictive(model: Model):
-    @jax.jit
+    @kept
     def one(key, values, args):
         observed = {k: s for k, s in traced(model, values, args).items() if s["type"] == "sample"}
         observed = {k: s for k, s in observed.items() if s["is_observed"]}

@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 
+from ..util.kept_programs import kept
 from .density import Model, traced
 from .diagnostics import psis
 from .importance import Nested
@@ -76,7 +76,7 @@ def log_likelihoods(
         where: mask in the shape of an observed site, (n, m).
     """
 
-    @jax.jit
+    @kept
     def one(values, args):
         sites = traced(model, values, args).items()
         return {

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from ..util.kept_programs import kept
 from . import differences
 from .curvature import BlockHessian, upward_root
 from .density import Model, Site, density
@@ -190,7 +191,7 @@ def log_evidence(
 def _compiled_slope(model: Model, sites: tuple[Site, ...], log_prior: Callable):
     """Slope of −ln p along the weights, from one of ``n_parts`` batches of images."""
 
-    @jax.jit
+    @kept
     def slope(theta, phi, weight, n_parts, args):
         def negative(weights):
             image, _ = density(model, sites, theta, phi, (*args[:-1], weights))

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..util.kept_programs import kept
 from .batches import side_by_side
 from .curvature import BlockHessian, hessian
 from .density import Model, Site, density, observed_shapes, observes_shared, prior_density
@@ -59,7 +60,7 @@ def compiled_slope(model: Model, sites: tuple[Site, ...], apart: bool):
         (g_image, g_shared), (image, shared) = jax.grad(whole, (0, 1), has_aux=True)(theta, phi)
         return Slope(image, shared, g_image, jnp.zeros((len(theta), len(phi))), g_shared)
 
-    return jax.jit(image_by_image if apart else together)
+    return kept(image_by_image if apart else together)
 
 
 @lru_cache(maxsize=16)
@@ -77,7 +78,7 @@ def compiled_slope_of_each(model: Model, sites: tuple[Site, ...], apart: bool):
         of_each, of_prior = jax.jacfwd(lambda p: density(model, sites, theta, p, args))(phi)
         return Slope(image, shared, g_image, -of_each, -of_prior)
 
-    return jax.jit(slope)
+    return kept(slope)
 
 
 class Expectations(NamedTuple):
@@ -113,7 +114,7 @@ def compiled_expectations(model: Model, sites: tuple[Site, ...], scores: bool = 
     def by_image(x):
         return jnp.reshape(x, (len(x), -1))
 
-    @jax.jit
+    @kept
     def found(theta, phi, args):
         sites_found = expectations(model, sites, theta, phi, args)
         if sites_found is None:
@@ -191,7 +192,7 @@ def compiled_prior(model: Model, sites: tuple[Site, ...]):
 
         return PriorCurvature(*hessian(of_images, theta, phi), jax.hessian(of_shared)(phi))
 
-    return jax.jit(curvature)
+    return kept(curvature)
 
 
 def with_share(prior: PriorCurvature, share: float) -> BlockHessian:

@@ -23,6 +23,7 @@ import numpy as np
 from ..measuring.point_spread import summed, wider
 from ..measuring.template import template_gradient_bend
 from ..physics import Array
+from ..util.kept_programs import kept
 from ..util.progress import Listener
 from .component import Evidence
 from .factor import Frame
@@ -172,7 +173,7 @@ def evidence(data: Taught, profile: Profile, state: State) -> np.ndarray:
     return np.asarray(_evidence(data, derivatives(data.wide, state), state, profile))
 
 
-@jax.jit
+@kept
 def derivatives(wide, state: State) -> jax.Array:
     """(n, 6, K') Gaussian template of spots, and its derivatives along η, on pixels (K', 2)."""
     width = jnp.sqrt(state.moment[:, 0] + state.moment[:, 1])
@@ -214,7 +215,7 @@ def _log_p(spots: StrongSpots, mean) -> jax.Array:
     return jnp.sum(jnp.where(spots.usable, spots.photons * jnp.log(mean) - mean, 0.0), axis=1)
 
 
-@jax.jit
+@kept
 def _slope(data: Taught, big, state: State, profile: Profile, weight):
     """Slope of −ln p along the profile's numbers."""
     spots = data.spots
@@ -227,7 +228,7 @@ def _slope(data: Taught, big, state: State, profile: Profile, weight):
     return jax.grad(negative)(profile)
 
 
-@jax.jit
+@kept
 def _evidence(data: Taught, big, state: State, profile: Profile):
     spots = data.spots
     D = _profile(data, big, profile)
@@ -241,7 +242,7 @@ def _evidence(data: Taught, big, state: State, profile: Profile):
     return _log_p(spots, _mean(spots, D, b)) - 0.5 * log_det - units
 
 
-@jax.jit
+@kept
 def stepped(data: Taught, big, state: State, profile: Profile) -> State:
     """Move the spots one step towards their modes."""
     b, _ = _fitted(data.spots, _profile(data, big, profile), state.J)

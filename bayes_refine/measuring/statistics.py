@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..util.kept_programs import kept
 from .background import ring_background, ring_slope
 from .point_spread import Shares, spread_template
 from .shoebox import Boxes, Shoebox
@@ -93,7 +94,7 @@ class _Spots(NamedTuple):
     spread: Shares | None
 
 
-@partial(jax.jit, static_argnames=("shoebox", "weights"))
+@partial(kept, static=("shoebox", "weights"))
 def _statistics(boxes, start, spots: _Spots, read_variance, *, shoebox: Shoebox, weights: Weights):
     frame, moment, expected, spread = spots
     offsets = jnp.asarray(shoebox.signal_offsets, frame.dtype)

@@ -19,6 +19,7 @@ from jax import Array
 
 from ..physics import true_intensities
 from ..physics.reference import wilson_mean
+from ..util.kept_programs import kept
 from .latent import AmplitudePrior, Measured, likelihood_at_nodes
 from .pieces import in_pieces, joined, rows_of
 from .reference_scale import N_SCALE, ReferenceAmplitudes
@@ -113,7 +114,7 @@ def _double_wilson(x, weights, level, log_epsilon, centric, reference, departure
     return reference.double_wilson(numbers, log_beta, departure, log_epsilon, centric)
 
 
-@jax.jit
+@kept
 def _blurred(x, covariance, fixed) -> AmplitudePrior:
     """The prior at x, with the variance added that ``covariance`` of x gives to the scale."""
     prior, _ = _double_wilson(x, *fixed)
@@ -160,19 +161,19 @@ def _cost(prior_of, x, at) -> float:
     return 0.5 * x @ x - sum(float(_log_evidence(prior_of, x, *here)) for here in at)
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(kept, static=("prior_of",))
 def _prior_at(prior_of, x, *fixed) -> AmplitudePrior:
     return prior_of(x, *fixed)[0]
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(kept, static=("prior_of",))
 def _log_evidence(prior_of, x, log_likelihood, nodes, counts, *fixed) -> Array:
     """Σ_h ln Z_h at x."""
     values = log_likelihood + prior_of(x, *fixed)[0].log_density(nodes.amplitude)
     return true_intensities.log_evidence(values, nodes) @ counts
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(kept, static=("prior_of",))
 def _derivatives(prior_of, x, log_likelihood, nodes, counts, *fixed) -> tuple[Array, Array, Array]:
     """Σ_h ln Z_h at x, its gradient and its Hessian.
 

@@ -23,6 +23,7 @@ from jax import Array
 from scipy.optimize import minimize
 
 from ..physics import true_intensities
+from ..util.kept_programs import kept
 
 OUTER, INNER = 24, 20  # nodes over the better known mate, and over the other one given it
 BLOCK = 256  # pairs in memory at a time, each with OUTER·INNER nodes
@@ -130,7 +131,7 @@ def _cost(x, pairs, along):
     return -(jax.lax.map(one, (pairs, along)).sum() + ln_p)
 
 
-_compiled_cost = jax.jit(jax.value_and_grad(_cost))
+_compiled_cost = kept(jax.value_and_grad(_cost))
 
 
 def _one_block(pairs: Pairs, correlation: Array) -> PairPosterior:
@@ -194,4 +195,4 @@ def _one_block(pairs: Pairs, correlation: Array) -> PairPosterior:
     )
 
 
-_compiled_blocks = jax.jit(lambda pairs, rho: jax.lax.map(lambda x: _one_block(*x), (pairs, rho)))
+_compiled_blocks = kept(lambda pairs, rho: jax.lax.map(lambda x: _one_block(*x), (pairs, rho)))

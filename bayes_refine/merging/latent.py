@@ -16,6 +16,7 @@ from jax import Array
 from ..physics import true_intensities
 from ..physics.true_intensities import Nodes, Posterior
 from ..physics.variance_of_J import variance_of_J
+from ..util.kept_programs import kept
 from .average import Merged, merge, split_images
 from .pieces import in_pieces, joined, rows_of
 
@@ -175,8 +176,8 @@ def _posteriors(measured: Measured, prior: AmplitudePrior, nu, n_nodes: int):
     return true_intensities.posterior(values, nodes), nodes, values
 
 
-_compiled_likelihood = jax.jit(_likelihood, static_argnames="n_nodes")
-_compiled_posteriors = jax.jit(_posteriors, static_argnames="n_nodes")
+_compiled_likelihood = kept(_likelihood, static=("n_nodes",))
+_compiled_posteriors = kept(_posteriors, static=("n_nodes",))
 
 
 # -- without a prior ------------------------------------------------------------------------

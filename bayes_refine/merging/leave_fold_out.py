@@ -19,6 +19,7 @@ from jax import Array
 
 from ..physics import true_intensities
 from ..physics.true_intensities import Nodes, Posterior
+from ..util.kept_programs import kept
 from .latent import NEARLY_NORMAL, NODES, AmplitudePrior, Measured, intensity_posteriors
 from .pieces import in_pieces, padded
 
@@ -94,7 +95,7 @@ def taken(measured: Measured, rows: np.ndarray) -> Measured:
     return replace(measured, **{name: np.asarray(getattr(measured, name))[rows] for name in names})
 
 
-@jax.jit
+@kept
 def _shared(
     d: Measured, prior: AmplitudePrior, nu: Array, pair: Array, of: Array
 ) -> tuple[Posterior, Array]:

@@ -20,6 +20,7 @@ from ..geometry.miller import rows_of
 from ..infer.coupled import coupled_fit
 from ..physics import true_intensities
 from ..physics.true_intensities import Nodes, Posterior
+from ..util.kept_programs import kept
 from ..util.progress import SILENT, Listener
 from .amplitude_prior import fit_prior
 from .average import Merged, split_images
@@ -148,7 +149,7 @@ def compiled_renewal(model: infer.Model, n_nodes: int, drop: float):
         nodes = true_intensities.place_nodes(log_integrand, upper, n_nodes, drop)
         return replace(obs, nodes=nodes, follows=follows)
 
-    return jax.jit(renew)
+    return kept(renew)
 
 
 def _deterministic(
@@ -166,7 +167,7 @@ def compiled_sites(model: infer.Model):
         found = _deterministic(model, obs, priors, values)
         return {name: value for name, value in found.items() if name != "log_integrand"}
 
-    return jax.jit(sites)
+    return kept(sites)
 
 
 def pinned_draws(fit: infer.Fit, seed: int, n_draws: int) -> dict[str, np.ndarray]:

@@ -19,6 +19,7 @@ from ..measuring.shoebox import Shoebox
 from ..physics.observations import SpotStatistics
 from ..physics.priors import Priors
 from ..physics.spot import Spot
+from ..util.kept_programs import kept
 from . import profile
 
 Array = jax.Array | np.ndarray
@@ -128,7 +129,7 @@ def frozen(pixels: Pixels, spots: Array) -> Pixels:
     return replace(pixels, variance=variance.astype(np.float32))
 
 
-_expected = jax.jit(Pixels.expected)
+_expected = kept(Pixels.expected)
 
 
 def _of_batch(run: Run, batch: Batch, stills: Sequence[Still], width, shoebox: Shoebox):

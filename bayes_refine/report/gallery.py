@@ -14,6 +14,7 @@ from ..fitting.tables import lab_positions, usable_images
 from ..io.protocols import Images
 from ..measuring.point_spread import spread_template
 from ..measuring.template import template_and_gradient
+from ..util.kept_programs import kept
 from .spots import shoebox_of
 from .style import STYLE
 
@@ -111,9 +112,8 @@ def _boxes_of(
 
 @lru_cache(maxsize=1)
 def _compiled_template():
-    import jax
 
-    return jax.jit(lambda *where: template_and_gradient(*where)[0])
+    return kept(lambda *where: template_and_gradient(*where)[0])
 
 
 def _residuals(run: RunFit) -> tuple[np.ndarray, np.ndarray]:

@@ -33,6 +33,7 @@ from ..physics.reference import Reference, free_set
 from ..physics.variance_of_J import variance_of_J
 from ..report import Content, ObservedAndExpected, run_report
 from ..util.folder import all_or_none
+from ..util.kept_programs import kept
 from ..util.output import jsonable, versions, write_summary, write_table
 from ..util.progress import SILENT, Listener
 from ..util.student_t import log_student_t
@@ -237,7 +238,7 @@ def _pointwise(run: MergeRun, model, priors, draws, F, *, rng) -> Iterator[dict[
         yield {"intensity": tuple(np.stack([t[k][:width] for t in terms])[None] for k in (0, 1))}
 
 
-@jax.jit
+@kept
 def _term(key, obs, g, intensity, values):
     """ln t_ν(J; gI, s²) and a draw of J; s² as in ``true_intensities.log_observations``."""
     nu, expected = jnp.exp(values["log_nu"]), g * intensity
