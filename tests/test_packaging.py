@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 RECIPE = "packaging/recipe.yaml"
-OTHER_NAMES = {"matplotlib": "matplotlib-base"}  # on conda-forge, without Qt
+# on conda-forge; the one of matplotlib is without Qt
+OTHER_NAMES = {"matplotlib": "matplotlib-base", "flatbuffers": "python-flatbuffers"}
 
 
 def text(name: str) -> str:

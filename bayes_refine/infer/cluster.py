@@ -30,6 +30,7 @@ from distributed.diagnostics.plugin import WorkerPlugin
 
 from .. import loading
 from ..util.errors import InputError
+from ..util.kept_programs import folder_of_programs, keep_programs
 from ..util.progress import peak_memory
 from ..util.store import hold_in_memory
 from .executor import tree_sum
@@ -267,7 +268,8 @@ class Cluster:
                 "jax_persistent_cache_min_compile_time_secs",
             )
         }
-        self.client.register_plugin(_Setup(settings, files), name="bayes-refine")
+        setup = _Setup(settings, folder_of_programs(), files)
+        self.client.register_plugin(setup, name="bayes-refine")
 
 
 @contextmanager
@@ -346,14 +348,19 @@ def _read(path: Path) -> Any:
 
 
 class _Setup(WorkerPlugin):
-    """Makes a worker ready: the settings of JAX, models by the files they are in, and memory."""
+    """Makes a worker ready: the settings of JAX, the folder of programs, models by the files they
+    are in, and memory."""
 
-    def __init__(self, settings: dict[str, Any], files: tuple[Path, ...]) -> None:
-        self.settings, self.files = settings, [str(file) for file in files]
+    def __init__(
+        self, settings: dict[str, Any], programs: Path | None, files: tuple[Path, ...]
+    ) -> None:
+        self.settings, self.programs = settings, programs
+        self.files = [str(file) for file in files]
 
     def setup(self, worker: Any) -> None:
         for name, value in self.settings.items():
             jax.config.update(name, value)
+        keep_programs(self.programs)
         for file in self.files:
             loading.load_file(file)
         limit = getattr(worker.memory_manager, "memory_limit", None)

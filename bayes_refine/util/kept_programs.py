@@ -44,6 +44,11 @@ def keep_programs(folder: Path | None) -> None:
     _folder = folder
 
 
+def folder_of_programs() -> Path | None:
+    """The folder that programs are kept in, if any."""
+    return _folder
+
+
 def forget_programs() -> None:
     """Free what this process has loaded; it is loaded anew when it is needed."""
     for program in _programs:
@@ -90,7 +95,7 @@ class Program:
             return self._jitted(*args, **kwargs)
         kinds = tuple(map(_kind, leaves))
         static = tuple(fixed.items()), tuple(sorted(named.items()))
-        signature = tree, kinds, static, jax.config.jax_enable_x64
+        signature = tree, kinds, static, _double()
         if signature not in self._ready:
             told = repr((_told(self._function), _told(static), str(tree), kinds))
 
@@ -115,16 +120,16 @@ def _found(told: str, flat: Callable, leaves: list) -> Callable | None:
     assert _folder is not None
     if UNTOLD in told or " at 0x" in told:  # an address stands for what is not known
         return None
-    name = f"{told} {jax.config.jax_enable_x64} {jax.default_backend()}"
+    name = f"{told} {_double()} {jax.default_backend()}"
     path = _folder / _sources() / hashlib.sha256(name.encode()).hexdigest()
     with suppress(Exception):  # it is not there, or of whatever kind a damaged file makes it
-        text, shape = pickle.loads(path.read_bytes())
-        return _called(jax.export.deserialize(bytearray(text)), shape)
-    shape: list = []
+        text, results = pickle.loads(path.read_bytes())
+        return _called(jax.export.deserialize(bytearray(text)), results)
+    places: list = []
 
     def traced(*leaves):
         found, tree = jax.tree.flatten(flat(*leaves))
-        shape.append(jax.tree.unflatten(tree, range(len(found))))
+        places.append(jax.tree.unflatten(tree, range(len(found))))
         return found
 
     try:
@@ -132,14 +137,19 @@ def _found(told: str, flat: Callable, leaves: list) -> Callable | None:
     except Exception:  # not to be exported; or the function raises, and does so again
         return None
     with suppress(Exception):  # a type that cannot be written, a full disk: nothing is lost
-        _put(path, pickle.dumps((bytes(program.serialize()), shape[0])))
-    return _called(program, shape[0])
+        _put(path, pickle.dumps((bytes(program.serialize()), places[0])))
+    return _called(program, places[0])
 
 
-def _called(program: jax.export.Exported, shape: Any) -> Callable:
-    """The function of flat arguments; results in the structure of ``shape``."""
-    call, tree = jax.jit(program.call), jax.tree.structure(shape)
+def _called(program: jax.export.Exported, results: Any) -> Callable:
+    """The function of flat arguments, with results in the structure of ``results``."""
+    call, tree = jax.jit(program.call), jax.tree.structure(results)
     return lambda leaves: jax.tree.unflatten(tree, call(*leaves))
+
+
+def _double() -> bool:
+    """Whether JAX computes in double precision."""
+    return bool(getattr(jax.config, "jax_enable_x64"))  # noqa: B009  mypy knows no such name
 
 
 def _kind(leaf: Any) -> tuple:

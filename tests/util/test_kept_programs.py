@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bayes_refine.util import kept_programs
-from bayes_refine.util.kept_programs import keep_programs, kept
+from bayes_refine.util.kept_programs import folder_of_programs, keep_programs, kept
 
 traced: list[str] = []
 SHIFT = 1.0
@@ -48,7 +48,7 @@ def first(how, x, *rest):
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     """An empty folder of programs, to which functions of this file may go."""
-    before = kept_programs._folder
+    before = folder_of_programs()
     monkeypatch.setattr(kept_programs, "_is_known", lambda module: module is not None)
     traced.clear()
     keep_programs(tmp_path)
