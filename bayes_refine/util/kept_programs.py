@@ -13,10 +13,10 @@ import dataclasses
 import functools
 import hashlib
 import inspect
-import os
 import pickle
 import shutil
 import sys
+import tempfile
 import types
 import weakref
 from collections.abc import Callable, Sequence
@@ -230,6 +230,6 @@ def _put(path: Path, data: bytes) -> None:
         others = sorted(folder.parent.iterdir(), key=lambda f: f.stat().st_mtime, reverse=True)
         for old in others[_VERSIONS:]:
             shutil.rmtree(old, ignore_errors=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}")
-    part.write_bytes(data)
-    part.replace(path)
+    with tempfile.NamedTemporaryFile(dir=folder, delete=False) as part:
+        part.write(data)
+    Path(part.name).replace(path)
