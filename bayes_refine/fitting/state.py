@@ -13,6 +13,7 @@ from ..geometry.detector import Beam, Detector, beam_frame
 from ..geometry.experiments import Still
 from ..geometry.panel_groups import moved_groups
 from ..physics.priors import Priors
+from ..physics.spot import mosaic_covariance
 
 State = dict[str, np.ndarray]  # the model's sites, constrained, by name
 PANELS = "panel_x_px", "panel_y_px", "panel_turn_mrad"
@@ -131,8 +132,18 @@ class PartialityWidth:
         return np.sqrt(self.R0**2 + smeared**2 + (self.eta / d) ** 2)
 
 
+def _widest_axis(state: State) -> float:
+    """Mosaic spread about the widest axis of any sweep, over that of the run; 1 without sweeps."""
+    if "mosaic_shape_sweep" not in state:
+        return 1.0
+    shape = np.reshape(state["mosaic_shape_sweep"], (-1, 5))
+    spread = np.exp(np.asarray(state["log_mosaic_sweep"]))
+    return float(np.sqrt(np.linalg.eigvalsh(mosaic_covariance(spread, shape)).max()))
+
+
 def partiality_width(state: State, priors: Priors) -> Width:
     """R0_eff (Å⁻¹) at a state, a function of d (Å) and of the beam."""
     R0, mosaic_mrad = widths(state, priors)
+    mosaic_mrad *= _widest_axis(state)
     bandwidth = float(np.exp(state["log_bandwidth"])) if "log_bandwidth" in state else None
     return PartialityWidth(R0, 1e-3 * mosaic_mrad, bandwidth)

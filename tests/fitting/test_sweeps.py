@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bayes_refine.fitting.state import partiality_width
 from bayes_refine.fitting.sweeps import (
     along,
     crystals_in_sweeps,
@@ -19,6 +20,7 @@ from bayes_refine.fitting.sweeps import (
 from bayes_refine.geometry.crystal import Crystal, rotation_matrix
 from bayes_refine.geometry.detector import Beam
 from bayes_refine.geometry.experiments import Still
+from bayes_refine.physics.priors import Priors
 
 BEAM = Beam(1.0, np.array([0.0, 0.0, 1.0]), np.array([0.0, 1.0, 0.0]))
 TURN = 1e3 * np.radians([0.1, 0, 0])
@@ -99,3 +101,13 @@ def test_smooth_weights_follow_what_changes_slowly():
     assert np.abs(at_frames(wave(knots)) - wave(numbers)).max() < 0.01
     assert along(np.arange(6.0)).shape == (6, 2)
     assert along(np.arange(3600.0)).shape == (3600, 12)
+
+
+def test_reflections_are_sought_as_far_as_the_widest_axis_of_a_sweep_smears_them():
+    """Blocks spread by e^0.3 about x, e^0.1 about y: η·1.2·e^0.3, without R0 and bandwidth."""
+    state = {"log_R0": np.log(1e-9), "log_bandwidth": np.log(1e-9), "log_mosaic_mrad": np.log(0.5)}
+    d = np.array([2.0, 4.0])
+    assert partiality_width(state, Priors())(d, BEAM) == pytest.approx(0.5e-3 / d)
+    state |= {"log_mosaic_sweep": np.log([1.2, 1.0])}
+    state |= {"mosaic_shape_sweep": np.array([0.3, 0.1, 0, 0, 0, 0, 0, 0, 0, 0])}
+    assert partiality_width(state, Priors())(d, BEAM) == pytest.approx(0.6e-3 * np.exp(0.3) / d)
