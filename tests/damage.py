@@ -108,7 +108,8 @@ def damaged_numbers(rng: np.random.Generator, table: np.ndarray) -> np.ndarray:
     elif kind == 3:
         table[rng.random((n, k)) < rng.choice([0.01, 0.3])] = number
     else:
-        table[:, rng.integers(k)] *= rng.choice([-1.0, 1e-30, 1e30, 0.0])
+        with np.errstate(all="ignore"):
+            table[:, rng.integers(k)] *= rng.choice([-1.0, 1e-30, 1e30, 0.0])
     return table
 
 

@@ -12,11 +12,11 @@ import gemmi
 import numpy as np
 
 from ..geometry.experiments import Experiments, Still
-from ..io.boundary import regular_file
+from ..io.boundary import refusing, regular_file
 from ..io.crystfel_experiments import usable_of_stream
 from ..io.crystfel_stream import is_stream
 from ..io.crystfel_unmerged import cell_of_header
-from ..io.gemmi_files import cell_of, is_cell, space_group_of
+from ..io.gemmi_files import cell_of, space_group_of
 from ..io.jungfraujoch import read_names
 from ..io.open_experiments import open_experiments
 from ..io.pixel_maps import mask_files, read_mask, read_pixel_map
@@ -158,11 +158,9 @@ def _cell(text: str) -> gemmi.UnitCell:
     file = Path(text)
     if not regular_file(file):
         return cell_of(text)
-    try:
+    with refusing(file, "a CrystFEL unit cell file"):
         found = cell_of_header(file.read_text(encoding="utf-8", errors="replace"))
-    except (OSError, ValueError):
-        found = None
-    if found is None or not is_cell(found):
+    if found is None:
         raise InputError(f"--cell {text}: no CrystFEL unit cell file; write six numbers")
     return found
 

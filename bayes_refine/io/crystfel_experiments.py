@@ -167,7 +167,7 @@ def _mask_array(
         if before < 0 or any(k >= n for k, n in zip(at, found.shape, strict=False)):
             raise InputError(f"{file}: {what} has shape {found.shape}, and no panel {index} in it")
         bits = read_numbers(found, file, what, at)
-    if bits.dtype.kind == "f" and not (np.abs(bits) < 2.0**53).all():
+    if bits.dtype.kind == "f" and not (np.abs(bits.astype(float)) < 2.0**53).all():
         raise InputError(f"{file}: {what} has numbers that are no flags; correct the geometry")
     return bits.astype(np.int64)
 

@@ -12,6 +12,7 @@ from ..util.errors import InputError
 from .crystfel_geometry import HC_EV_ANGSTROM, Geometry
 from .crystfel_geometry_text import parse_geometry
 from .crystfel_stream import StreamCrystal, read_stream
+from .gemmi_files import cell_of
 from .growing_columns import GrowingColumns
 from .unmerged import Unmerged
 
@@ -123,11 +124,19 @@ class LabFrame:
 
 
 def cell_of_header(text: str) -> gemmi.UnitCell | None:
-    """The cell, Å and degrees, in the text of a CrystFEL unit-cell file; None if it has none."""
+    """The cell, Å and degrees, in the text of a CrystFEL unit-cell file; None if it has none, or
+    numbers that no cell has.
+    """
     found = {}
     for line in text.splitlines():
         name, equals, value = (part.strip() for part in line.partition("="))
         if equals and name in AXIS_NM:
-            number, _, unit = value.partition(" ")
-            found[name] = float(number) * (10.0 if unit.strip() == "nm" else 1.0)
-    return gemmi.UnitCell(*(found[k] for k in AXIS_NM)) if set(found) == set(AXIS_NM) else None
+            found[name] = value.partition(" ")
+    try:
+        numbers = [
+            float(number) * (10.0 if unit.strip() == "nm" else 1.0)
+            for number, _, unit in (found[k] for k in AXIS_NM)
+        ]
+        return cell_of(" ".join(map(repr, numbers)))
+    except (ValueError, KeyError):  # of numbers, or of ``cell_of``
+        return None

@@ -96,9 +96,9 @@ def read_truth(path: str | Path, images: slice) -> TrueImages:
     with open_hdf5(path) as file:
         there = {name: follow(file, name, path) for name in ("A", "G", "B")}
         found = {
-            name: read_numbers(thing, path, name)[images]
+            name: np.atleast_1d(read_numbers(thing, path, name))[images]
             for name, thing in there.items()
-            if thing is not None and thing.shape
+            if thing is not None
         }
     if "A" not in found or found["A"].shape[1:] != (3, 3):
         raise InputError(f"{path}: has no data set 'A' of true setting matrices, (images, 3, 3)")

@@ -105,16 +105,14 @@ FRAME = Frame(1.0, -2.0, 40.0, 0.25)
 
 @lru_cache
 def component(family: Family) -> Component:
-    def module(seed: int) -> Curve | Factor | Profile:
-        key = jax.random.key(seed)
-        if family is Family.partiality:
-            return Curve.start(key)
-        if family is Family.profile:
-            return Profile.start(key, nodes_for(1.2), 1.2, FRAME)
-        return Factor.start(key, FRAME)
-
-    draws = (module(6), module(7)) if family is Family.partiality else ()
-    return Component(family, module(0), tuple(module(k) for k in range(1, 4)), ORIGIN, draws)
+    key = jax.random.key(0)
+    module: Curve | Factor | Profile = Factor.start(key, FRAME)
+    if family is Family.partiality:
+        module = Curve.start(key)
+    elif family is Family.profile:
+        module = Profile.start(key, nodes_for(1.2), 1.2, FRAME)
+    draws = (module,) * 2 if family is Family.partiality else ()
+    return Component(family, module, (module,) * 3, ORIGIN, draws)
 
 
 def damaged_component(family: Family, rng: np.random.Generator, folder: Path) -> str:
