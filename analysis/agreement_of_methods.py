@@ -1,7 +1,7 @@
 """Do all methods give the same answer, and what does each cost?
 
 Laplace about the joint mode, three guides, and Laplace with importance weights, beside NUTS, on
-the same frozen statistics of 20 `lysosim` images: distance of the means in NUTS's sd, ratio of
+the same frozen statistics of 20 images of `plain`: distance of the means in NUTS's sd, ratio of
 the sds, wall time, independent draws a second.
 
     python analysis/agreement_of_methods.py --images 20 --out agreement_of_methods.png
@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
-from lysosim import SHARED, load
+from known_run import SHARED, load
 
 import bayes_refine as br
 from bayes_refine import infer

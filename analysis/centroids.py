@@ -21,7 +21,7 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 from fisher import expected
-from lysosim import SHARED, load
+from known_run import LYSOSIM, SHARED, load
 from pixel_start import thermolysin
 
 import bayes_refine as br
@@ -100,7 +100,7 @@ def main() -> None:
     settings = br.Settings(d_min=options.d_min)
     runs = {}
     with br.ImageReader() as reader:
-        stills, reference, _ = load(options.data, options.images)
+        stills, reference, _ = load(options.data, options.images, LYSOSIM)
         runs["lysosim"] = br.fit_run(stills, reference, reader, model, priors, settings)
     with br.ImageReader() as reader:
         stills, reference, read_noise = thermolysin(options.data, reader)

@@ -1,6 +1,6 @@
 """How do time and memory grow with the number of images, 10 to 10⁴?
 
-Each size in a process of its own.  The whole loop, from pixels: `lysosim` images, the same ones
+Each size in a process of its own.  The whole loop, from pixels: images of `plain`, the same ones
 again where there are not enough.  The joint MAP alone: the statistics of 16 of them again and
 again, read from disk as in the loop, so that no pixels need be measured for 10⁴ images; it
 starts two posterior sd from the mode.  A first fit of few images pays for compilation.
@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from lysosim import SHARED, load
+from known_run import SHARED, load
 
 import bayes_refine as br
 from bayes_refine import infer
@@ -48,7 +48,7 @@ class Again(Sequence):
 
 
 def few(data: Path, n: int, d_min: float) -> br.RunFit:
-    """A run of ``n`` images, some of them again where lysosim has too few."""
+    """A run of ``n`` images, some of them again where the run has too few."""
     stills, reference, _ = load(data, n)
     stills = (stills * (n // len(stills) + 1))[:n]
     with br.ImageReader() as reader:

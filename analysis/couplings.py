@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
-from lysosim import SHARED, load
+from known_run import SHARED, load
 from map_vs_per_pixel import simulated
 from pixel_start import at_mode, thermolysin
 
@@ -217,7 +217,7 @@ def main() -> None:
     settings, found = br.Settings(d_min=2.3), {}
     with br.ImageReader() as reader:
         stills, reference, _ = load(options.data, options.images)
-        found["lysosim"] = of_run("lysosim", stills, reference, reader, settings)
+        found["plain"] = of_run("plain", stills, reference, reader, settings)
     with br.ImageReader() as reader:
         stills, reference, _ = simulated(options.folder, n_images=options.images)
         found["simulated"] = of_run("simulated", stills, reference, reader, settings)

@@ -2,7 +2,7 @@
 
 Fisher information of the four statistics at the mode, image by image: which statistic an
 unknown is known from, and the normalised off-diagonals F_ab/√(F_aa F_bb) between the blocks
-(G, B, R0, η | R1 | geometry), for the score statistics and the textbook moments, on `lysosim`
+(G, B, R0, η | R1 | geometry), for the score statistics and the textbook moments, on `plain`
 and `thermolysin_xfel`.
 
     python analysis/fisher.py --images 20 --out fisher.png
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import numpyro
-from lysosim import SHARED, load
+from known_run import SHARED, load
 
 import bayes_refine as br
 from bayes_refine.fitting.state import tails
@@ -184,9 +184,9 @@ def main() -> None:
     for kind, weights in (("scores", score_weights), ("moments", moment_weights)):
         with br.ImageReader() as reader:
             settings = br.Settings(d_min=2.3, weights=weights)
-            lysosim = br.fit_run(stills, reference, reader, model, priors, settings)
+            plain = br.fit_run(stills, reference, reader, model, priors, settings)
         for name, run in (
-            (f"lysosim, {kind}", lysosim),
+            (f"plain, {kind}", plain),
             (f"thermolysin_xfel, {kind}", thermolysin(options.data, model, weights)),
         ):
             used = run.status == "converged"

@@ -25,7 +25,7 @@ NO_DEVICE = 3  # exit status of a process that finds no device of its kind
 def measure(data: Path, n: int, out: Path) -> None:
     """Fit n images twice on this process's device; time the second fit and keep its mode."""
     import jax
-    from lysosim import load
+    from known_run import load
 
     import bayes_refine as br
 
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=None)
     parser.add_argument("--measure", type=Path, help="fit on one device, and write the mode here")
     options = parser.parse_args()
-    from lysosim import SHARED
+    from known_run import SHARED
 
     data = options.data or SHARED
     if options.measure is not None:

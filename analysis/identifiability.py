@@ -1,6 +1,6 @@
 """What does each of the three statistics constrain?
 
-The frozen statistics of `lysosim` fitted with the total alone (1), with the position (1+2), with
+The frozen statistics of `plain` fitted with the total alone (1), with the position (1+2), with
 the spread (1+3), and with all three: posterior sd of every unknown as a share of its prior sd, and
 errors against truth.
 
@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
-from lysosim import SHARED, load
+from known_run import SHARED, load
 from robustness import near_sphere_rms
 
 import bayes_refine as br

@@ -1,9 +1,9 @@
 """Do posterior intensities hold the truth as often as they say, and do they beat French–Wilson?
 
-    python analysis/intensity_calibration.py {integrated,simulated,lysosim} --out FOLDER
+    python analysis/intensity_calibration.py {integrated,simulated,foreign} --out FOLDER
 
 ``integrated``: stills drawn from the scaling model, scaled and merged without a reference.
-``simulated``: pixels from known truth; ``lysosim``: pixels of an independent simulator; both
+``simulated``: pixels from known truth; ``foreign``: pixels of an independent simulator; both
 through ``fit_run`` without a reference.  The truth is brought to the scale of each set of
 intensities by one factor and one B, which nothing fixes.
 
@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
-from lysosim import SHARED, gauge, load
+from known_run import LYSOSIM, PLAIN, SHARED, gauge, load
 
 import bayes_refine as br
 from bayes_refine import infer
@@ -93,9 +93,9 @@ def simulated(args):
     return from_pixels(stills, br.read_reference(folder / "reference.mtz"), simulation.d_min)
 
 
-def lysosim(args):
+def foreign(args):
     """Mosaic blocks, another program's pixels."""
-    stills, reference, _ = load(args.data, args.images)
+    stills, reference, _ = load(args.data, args.images, args.run)
     return from_pixels(stills, reference, 2.3)
 
 
@@ -183,15 +183,16 @@ def plain_means(measured: Measured):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data_set", choices=["integrated", "simulated", "lysosim"])
+    parser.add_argument("data_set", choices=["integrated", "simulated", "foreign"])
     parser.add_argument("--images", type=int, default=50)
     parser.add_argument("--photons", type=float, default=100.0, help="mean I_ref (simulated)")
     parser.add_argument("--data", type=Path, default=SHARED)
+    parser.add_argument("--run", choices=[PLAIN, LYSOSIM], default=PLAIN)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
     args.out.mkdir(parents=True, exist_ok=True)
-    made = {"integrated": integrated, "simulated": simulated, "lysosim": lysosim}[args.data_set]
+    made = {"integrated": integrated, "simulated": simulated, "foreign": foreign}[args.data_set]
     measured, prior, reference = made(args)
 
     hkl = np.asarray(measured.hkl)

@@ -2,7 +2,7 @@
 
 (a) summation and averaging, (b) profile fit and averaging, (c) + scale and B of each image, (d) +
 partiality at the indexed geometry, (e) + the fit: refined geometry, scales and widths, (f) latent
-intensities.  No reference informs any of them; `lysosim` knows the truth.
+intensities.  No reference informs any of them; the run has its truth.
 
     python analysis/ladder.py --images 10 25 50 100 200 --out ladder.png
 """
@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from lysosim import SHARED, gauge, load
+from known_run import LYSOSIM, PLAIN, SHARED, gauge, load
 
 import bayes_refine as br
 from bayes_refine import infer
@@ -127,13 +127,14 @@ def largest(r, rows, bins=20):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=SHARED)
+    parser.add_argument("--run", choices=[PLAIN, LYSOSIM], default=PLAIN)
     parser.add_argument("--images", type=int, nargs="+", default=[10, 25, 50, 100, 200])
     parser.add_argument("--out", type=Path, default=Path("ladder.png"))
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
     table = {}
     for n in sorted(options.images):
-        stills, reference, _ = load(options.data, n)
+        stills, reference, _ = load(options.data, n, options.run)
         with br.ImageReader() as reader:
             found, keys, order, latent = steps(
                 stills, reader, reference.space_group, stills[0].crystal.cell
@@ -173,7 +174,9 @@ def main() -> None:
         ax.set(xscale="log", xlabel="images", ylabel=name)
     axes[0].set_yscale("log")
     axes[0].legend(fontsize=8)
-    figure.suptitle("lysosim to 2.3 Å, no reference: all reflections near the sphere on some image")
+    figure.suptitle(
+        f"{options.run}, no reference: all reflections to 2.3 Å near the sphere on some image"
+    )
     figure.savefig(options.out, dpi=150)
 
 

@@ -1,6 +1,6 @@
 """Is the factored likelihood as good as that of every pixel, and what does each cost?
 
-The same run fitted to factored statistics and to its pixels, on `lysosim`, `thermolysin_xfel` and
+The same run fitted to factored statistics and to its pixels, on `plain`, `thermolysin_xfel` and
 a run simulated from the model itself, bright and faint; then CPU time of one fit from one start to
 one hundredth of a posterior sd, of each likelihood by the same search.
 
@@ -20,7 +20,7 @@ import h5py
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
-from lysosim import SHARED, load
+from known_run import SHARED, load
 from pixel_start import at_start, thermolysin
 
 import bayes_refine as br
@@ -126,8 +126,8 @@ def main() -> None:
     stills, reference, true = load(options.data, options.images)
     with br.ImageReader() as reader:
         truth = compare.TrueImages(true.A, true.G, true.B)
-        tables["lysosim"] = table_of(stills, reference, truth, reader, settings, options.times)
-        show("lysosim", tables, options.out)
+        tables["plain"] = table_of(stills, reference, truth, reader, settings, options.times)
+        show("plain", tables, options.out)
 
     with tempfile.TemporaryDirectory() as folder:
         for name, photons, background in (("simulated", 400.0, 6.0), ("faint", 40.0, 0.3)):
@@ -156,7 +156,7 @@ def main() -> None:
 
 def draw(tables, raced):
     figure, axes = plt.subplots(2, 4, figsize=(17, 8), layout="constrained")
-    methods = list(tables["lysosim"])
+    methods = list(tables["plain"])
     runs = [name for name in tables if name != "thermolysin"]
     for axis, quantity in zip(axes.flat, SHOWN, strict=False):
         for k, method in enumerate(methods):
@@ -177,7 +177,7 @@ def draw(tables, raced):
     axis = axes.flat[7]
     axis.barh(range(len(raced)), [x[0] for x in raced.values()])
     axis.set_yticks(range(len(raced)), [name.replace(", ", "\n", 1) for name in raced], fontsize=7)
-    axis.set_title("one fit from one start, ms CPU an image (lysosim)", fontsize=9)
+    axis.set_title("one fit from one start, ms CPU an image (plain)", fontsize=9)
     return figure
 
 

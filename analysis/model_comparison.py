@@ -24,7 +24,7 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 from fisher import thermolysin
-from lysosim import SHARED, load
+from known_run import LYSOSIM, PLAIN, SHARED, load
 
 import bayes_refine as br
 from bayes_refine import infer, physics
@@ -137,15 +137,16 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=20)
     parser.add_argument("--draws", type=int, default=400)
     parser.add_argument("--data", type=Path, default=SHARED)
+    parser.add_argument("--run", choices=[PLAIN, LYSOSIM], default=PLAIN)
     parser.add_argument("--out", type=Path, default=Path("model_comparison.png"))
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
     model = br.load_model("still")
-    stills, reference, _ = load(options.data, options.images)
+    stills, reference, _ = load(options.data, options.images, options.run)
     with br.ImageReader() as reader:
         settings = br.Settings(d_min=2.3)
-        lysosim = br.fit_run(stills, reference, reader, model, br.Priors(), settings)
-    results = {"lysosim": comparisons("lysosim", lysosim, options.draws)}
+        fitted = br.fit_run(stills, reference, reader, model, br.Priors(), settings)
+    results = {options.run: comparisons(options.run, fitted, options.draws)}
     measured = thermolysin(options.data, model, score_weights)
     results["thermolysin_xfel"] = comparisons("thermolysin_xfel", measured, options.draws)
     draw(results, options.out)

@@ -21,7 +21,7 @@ from pathlib import Path
 import h5py
 import matplotlib.pyplot as plt
 import numpy as np
-from lysosim import SHARED
+from known_run import SHARED
 
 import bayes_refine as br
 from bayes_refine.measuring.bad_pixels import bad_pixels_of

@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
-from lysosim import SHARED, load, robust_sd
+from known_run import SHARED, load, robust_sd
 
 import bayes_refine as br
 from bayes_refine import physics

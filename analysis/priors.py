@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
-from lysosim import SHARED, load
+from known_run import SHARED, load
 
 import bayes_refine as br
 from bayes_refine.fitting.reflections import reflections_of

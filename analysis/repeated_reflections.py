@@ -18,7 +18,7 @@ from pathlib import Path
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
-from lysosim import SHARED
+from known_run import SHARED
 from scipy.stats import norm
 from scipy.stats import t as student_t
 

@@ -7,7 +7,7 @@ ring of background so much further out, a background 5 % off, hot pixels, a seco
 reference intensities that are wrong by a factor of 3.  Wrong starts go through the whole loop;
 they and errors against the truth need a run whose truth is known.
 
-    python analysis/robustness.py {lysosim,simulated,thermolysin} --images 12 --out robustness.png
+    python analysis/robustness.py {plain,simulated,thermolysin} --images 12 --out robustness.png
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
-from lysosim import SHARED, excitation_error, load
+from known_run import SHARED, excitation_error, load
 from map_vs_per_pixel import simulated
 from pixel_start import at_mode, thermolysin
 
@@ -221,7 +221,7 @@ def wrong_starts(stills, reference, truth, angles, settings):
 def load_run(options, reader):
     """Stills, reference, truth (None where it is not known) and settings of a run."""
     settings = br.Settings(d_min=2.3)
-    if options.run == "lysosim":
+    if options.run == "plain":
         return *load(options.data, options.images), settings
     if options.run == "simulated":
         return *simulated(options.folder, n_images=options.images), settings
@@ -231,7 +231,7 @@ def load_run(options, reader):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", choices=["lysosim", "simulated", "thermolysin"])
+    parser.add_argument("run", choices=["plain", "simulated", "thermolysin"])
     parser.add_argument("--images", type=int, default=12)
     parser.add_argument("--angles", type=float, nargs="*", default=[0.0, 2.0, 4.0, 8.0])
     parser.add_argument("--data", type=Path, default=SHARED)

@@ -31,7 +31,7 @@ from pathlib import Path
 import gemmi
 import matplotlib.pyplot as plt
 import numpy as np
-from lysosim import SHARED, gauge
+from known_run import SHARED, gauge
 from scipy.optimize import minimize
 from scipy.special import erf
 

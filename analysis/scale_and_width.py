@@ -17,8 +17,8 @@ import h5py
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
-from coverage_lysosim import few
-from lysosim import SHARED, load, robust_sd
+from coverage import few
+from known_run import SHARED, load, robust_sd
 from simulate_shoeboxes import InMemory
 
 import bayes_refine as br
@@ -199,8 +199,8 @@ def main() -> None:
             made = simulated_weak(options.weak, R0_TRUE, Path(folder), share)
         weak[f"{name}, simulated"] = together_and_alone(f"{name}, simulated", *made, 2.6)
         faint = thinned(stills[: options.weak], share, np.random.default_rng(0))
-        weak[f"{name}, lysosim"] = together_and_alone(
-            f"{name}, lysosim thinned", few_images, reference, faint, 2.6
+        weak[f"{name}, plain"] = together_and_alone(
+            f"{name}, plain thinned", few_images, reference, faint, 2.6
         )
     draw(rows, corr, weak, options.out)
 

@@ -20,8 +20,8 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 from intensity_calibration import fit_pixels, latent_of, ours
+from known_run import LYSOSIM, SHARED, load
 from ladder import BEST, D_MIN
-from lysosim import SHARED, load
 
 import bayes_refine as br
 from bayes_refine.geometry.miller import pack_hkl
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("subpixel.png"))
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
-    stills, reference, _ = load(options.data, options.images)
+    stills, reference, _ = load(options.data, options.images, LYSOSIM)
     group = reference.space_group
     run, scale_sd = fit_pixels(stills, D_MIN)
     r = run.reflections

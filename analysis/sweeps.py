@@ -25,7 +25,7 @@ import gemmi
 import h5py
 import matplotlib.pyplot as plt
 import numpy as np
-from lysosim import SHARED, gauge
+from known_run import SHARED, gauge
 from rotation_frames import Truth, merged_of, truth_of
 
 from bayes_refine.geometry.miller import find, pack_hkl

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from lysosim import SHARED
+from known_run import SHARED
 
 import bayes_refine as br
 from bayes_refine.measuring.weights import moment_weights

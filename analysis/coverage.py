@@ -1,11 +1,11 @@
 """Do credible intervals cover the truth on stills whose physics is not this model's?
 
-Central 50, 90 and 95 % intervals on `lysosim`: orientation and scale of each image from the
+Central 50, 90 and 95 % intervals on `foreign/plain`: orientation and scale of each image from the
 whole run, the detector from each image alone (or from groups).  Truth holds the nominal
 orientation of a crystal of ten mosaic blocks, spots show the blocks' mean: what their finite
 number adds is drawn from the posterior of the mosaic spread and of the number of blocks.
 
-    python analysis/coverage_lysosim.py --images 200 --out coverage_lysosim.png
+    python analysis/coverage.py --images 200 --out coverage.png
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from lysosim import SHARED, load, robust_sd, rotation_error_mrad
+from known_run import LYSOSIM, PLAIN, SHARED, load, robust_sd, rotation_error_mrad
 
 import bayes_refine as br
 from bayes_refine import infer, physics
@@ -146,10 +146,11 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, default=96, help="images of the block replica")
     parser.add_argument("--group", type=int, default=1, help="images a fit of the detector")
     parser.add_argument("--data", type=Path, default=SHARED)
-    parser.add_argument("--out", type=Path, default=Path("coverage_lysosim.png"))
+    parser.add_argument("--run", choices=[PLAIN, LYSOSIM], default=PLAIN)
+    parser.add_argument("--out", type=Path, default=Path("coverage.png"))
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
-    stills, reference, truth = load(options.data, options.images)
+    stills, reference, truth = load(options.data, options.images, options.run)
     model, priors, rng = br.load_model("still"), br.Priors(), np.random.default_rng(0)
     with br.ImageReader() as reader:
         run = br.fit_run(stills, reference, reader, model, priors, br.Settings(d_min=options.d_min))

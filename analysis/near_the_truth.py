@@ -1,6 +1,6 @@
 """How near the truth is a fit of stills whose physics is not this model's?
 
-python analysis/lysosim_truth.py --images 200 --out lysosim_truth.png
+python analysis/near_the_truth.py --images 200 --out near_the_truth.png
 """
 
 from __future__ import annotations
@@ -12,7 +12,16 @@ from pathlib import Path
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
-from lysosim import SHARED, errors, excitation_error, load, robust_sd, rotation_error_mrad
+from known_run import (
+    LYSOSIM,
+    PLAIN,
+    SHARED,
+    errors,
+    excitation_error,
+    load,
+    robust_sd,
+    rotation_error_mrad,
+)
 
 import bayes_refine as br
 from bayes_refine.geometry.crystal import rotation_matrix
@@ -54,14 +63,15 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--d-min", type=float, default=2.3)
     parser.add_argument("--data", type=Path, default=SHARED)
+    parser.add_argument("--run", choices=[PLAIN, LYSOSIM], default=PLAIN)
     parser.add_argument("--model", default="still")
     parser.add_argument("--nu", type=float, default=br.Priors().student_t_nu)
     parser.add_argument("--moments", action="store_true", help="textbook moments, not scores")
-    parser.add_argument("--out", type=Path, default=Path("lysosim_truth.png"))
+    parser.add_argument("--out", type=Path, default=Path("near_the_truth.png"))
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
 
-    stills, reference, truth = load(options.data, options.images)
+    stills, reference, truth = load(options.data, options.images, options.run)
     weights = moment_weights if options.moments else score_weights
     with br.ImageReader() as reader:
         run = br.fit_run(

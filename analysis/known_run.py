@@ -1,4 +1,8 @@
-"""The simulated run `lysosim` and what is known of it, for the scripts beside this one."""
+"""Simulated runs of independent simulators and what is known of them, for the scripts beside this.
+
+`foreign/plain` is sampled finely enough to judge by; `lysosim` is for comparison with older
+numbers.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from bayes_refine.io.images import read_bandwidth
 from bayes_refine.merging.agreement import pearson
 
 SHARED = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
+PLAIN, LYSOSIM = "foreign/plain", "lysosim"
 
 
 @dataclass(frozen=True)
@@ -27,19 +32,19 @@ class Truth:
     shift_mm: np.ndarray
 
 
-def load(data: Path, n: int):
-    """Stills with their bandwidth, reference and truth of the first ``n`` images."""
-    folder = data / "lysosim"
-    stills = br.read_experiments(folder / "lysosim_indexed.expt").stills[:n]
+def load(data: Path, n: int, run: str = PLAIN):
+    """Stills with their bandwidth, reference and truth of the first ``n`` images of a run."""
+    folder, name = data / run, Path(run).name
+    stills = br.read_experiments(folder / f"{name}_indexed.expt").stills[:n]
     bandwidth = read_bandwidth(stills[0]) or 0.0
     stills = [replace(s, beam=replace(s.beam, bandwidth=bandwidth)) for s in stills]
-    with h5py.File(folder / "lysosim_truth.h5") as f:
+    with h5py.File(folder / f"{name}_truth.h5") as f:
         detector = stills[0].detector
         nominal_px = -detector.origin_mm[0, :2] / detector.pixel_size_mm[0]
         centre = (f["beam_center_px"][()] - nominal_px) * detector.pixel_size_mm[0]
         distance = f["distance_mm"][()] - detector.origin_mm[0, 2]
         truth = Truth(f["A"][:n], f["G"][:n], f["B"][:n], np.append(centre, distance))
-    return stills, br.read_reference(folder / "lysosim_reference.mtz"), truth
+    return stills, br.read_reference(folder / f"{name}_reference.mtz"), truth
 
 
 def excitation_error(A: np.ndarray, hkl: np.ndarray, s0: np.ndarray) -> np.ndarray:
