@@ -22,6 +22,7 @@ import numpy as np
 from jax import Array
 
 from ..physics import true_intensities
+from ..util.kept_programs import kept
 from .latent import NEARLY_NORMAL, AmplitudePrior, Measured, likelihood_at_nodes
 from .pieces import in_pieces, padded, rows_of
 
@@ -109,5 +110,5 @@ def _value_and_slopes(function: Callable[..., Array]) -> Callable[..., tuple[Arr
     return found
 
 
-_log_evidence = jax.jit(_evidence)
-_derivatives = jax.jit(_value_and_slopes(_evidence))
+_log_evidence = kept(_evidence)
+_derivatives = kept(_value_and_slopes(_evidence))
