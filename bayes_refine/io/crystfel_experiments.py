@@ -37,11 +37,11 @@ def experiments_of_stream(
     Args:
         space_group: of the crystals; a stream does not state one.
         geometry_file: a ``.geom`` file to use instead of the geometry in the stream.
-        growing: as of ``read_stream``.
+        growing: as of ``read_stream``. An image that cannot be read is left out.
 
     Raises:
-        InputError: the file is no stream, it has no geometry or no crystal, or its panels do not
-            lie in one array.
+        InputError: the file is no stream, it has no geometry or no crystal that can be read, or
+            its panels do not lie in one array.
     """
     path = Path(path)
     header, chunks = read_stream(path, growing)
@@ -50,10 +50,17 @@ def experiments_of_stream(
     mean_offset = float(np.mean([p.offset_m for p in geometry.panels]))
     stills: list[Still] = []
     detectors: dict[tuple[float, ...], Detector] = {}
+    unread: list[str] = []
     for chunk in chunks:
+        if chunk.unread:
+            unread.append(chunk.unread)
         if not chunk.crystals:
             continue
-        energy, camera = _energy(chunk, geometry), _camera(chunk, geometry, mean_offset)
+        try:
+            energy, camera = _energy(chunk, geometry), _camera(chunk, geometry, mean_offset)
+        except InputError as error:
+            unread.append(str(error))
+            continue
         image = _image(chunk.image_file, path)
         beam = Beam(
             wavelength=HC_EV_ANGSTROM / energy,
@@ -79,8 +86,10 @@ def experiments_of_stream(
                 )
             )
     if not stills:
-        raise InputError(f"{path}: no image was indexed; there is nothing to fit")
-    return as_experiments(stills, path)
+        raise InputError(
+            unread[0] if unread else f"{path}: no image was indexed; there is nothing to fit"
+        )
+    return as_experiments(stills, path, tuple(unread))
 
 
 def geometry_of_stream(path: Path, text: str, geometry_file: str | Path | None = None) -> Geometry:

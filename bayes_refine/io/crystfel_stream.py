@@ -12,6 +12,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -103,6 +104,7 @@ class Chunk:
             ``//12`` for frame 12). serial: number in the stream.
         photon_energy_ev, camera_length_m, bandwidth: NaN if the stream has none.
         crystals: empty for an image that was not indexed. line: where the chunk starts.
+        unread: why the chunk cannot be read, one sentence; "" of one that can. It has no crystals.
     """
 
     image_file: str
@@ -113,6 +115,7 @@ class Chunk:
     bandwidth: float
     crystals: tuple[StreamCrystal, ...]
     line: int
+    unread: str = ""
 
     @property
     def frame(self) -> int:
@@ -156,7 +159,7 @@ def is_stream(path: Path) -> bool:
 class _Lines:
     """The lines of a file, with the number of the current line for messages."""
 
-    file: IO[str]
+    file: Iterator[str]
     path: Path
     number: int = 0
 
@@ -167,9 +170,13 @@ class _Lines:
         try:
             line = next(self.file)
         except DAMAGED as error:
-            raise InputError(f"{self.path}: damaged after line {self.number} ({error})") from None
+            raise Ended(f"{self.path}: damaged after line {self.number} ({error})") from None
         self.number += 1
         return line.rstrip("\n")
+
+    def reach(self, line: str) -> bool:
+        """Go on behind the next line that is ``line``; False where there is none."""
+        return any(found == line for found in self)
 
     def until(self, end: str, what: str) -> list[str]:
         """The lines before ``end``, unchanged; most lines of a stream are read here.
@@ -186,23 +193,29 @@ class _Lines:
                 found.append(line)
         except DAMAGED as error:
             where = self.number + len(found)
-            raise InputError(f"{self.path}: damaged after line {where} ({error})") from None
+            raise Ended(f"{self.path}: damaged after line {where} ({error})") from None
         raise Incomplete(f"{self.path}: the file ends inside {what}; is it complete?")
 
 
-class Incomplete(InputError):
+class Ended(InputError):
+    """Nothing more can be read of a stream."""
+
+
+class Incomplete(Ended):
     """A stream ends inside a chunk: it may still be growing."""
 
 
 def read_stream(path: str | Path, growing: bool = False) -> tuple[StreamHeader, Iterator[Chunk]]:
     """Read the header of a stream, and its chunks one at a time.
 
+    A chunk that cannot be read costs its own image only: ``Chunk.unread`` says why.  So does the
+    rest of a compressed file after damage.
+
     Args:
         growing: the stream may still be written to; an incomplete last chunk is left out.
 
     Raises:
-        InputError: the file is no stream; or, from the iterator, a chunk cannot be read, with its
-            line.
+        InputError: the file is no stream.
     """
     path = Path(path)
     sections = dict.fromkeys(_SECTIONS, "")
@@ -224,21 +237,33 @@ def read_stream(path: str | Path, growing: bool = False) -> tuple[StreamHeader, 
 def _chunks(path: Path, growing: bool) -> Iterator[Chunk]:
     with open_text(path) as file:
         lines = _Lines(file, path)
-        for line in lines:
-            if line == _BEGIN_CHUNK:
-                try:
-                    chunk = _chunk(lines)
-                except Incomplete:
-                    if growing:
-                        return
-                    raise
-                yield chunk
+        while True:
+            start = lines.number
+            try:
+                if not lines.reach(_BEGIN_CHUNK):
+                    return
+                start = lines.number
+                chunk = _chunk(lines)
+            except Ended as error:
+                if not (growing and isinstance(error, Incomplete)):
+                    yield _unread(start, error)
+                return
+            except InputError as error:
+                chunk = _unread(start, error)
+            yield chunk
+
+
+def _unread(line: int, error: InputError) -> Chunk:
+    return Chunk("", "", 0, np.nan, np.nan, np.nan, (), line, str(error))
 
 
 def _chunk(lines: _Lines) -> Chunk:
     start, words, values = lines.number, {}, {}  # type: ignore[var-annotated]
     crystals: list[StreamCrystal] = []
     for line in lines:
+        if line == _BEGIN_CHUNK:
+            lines.file = chain([line], lines.file)
+            raise InputError(f"{lines.path}: the chunk of line {start} does not end")
         if line == _END_CHUNK:
             return Chunk(
                 image_file=words.get("Image filename", ""),

@@ -42,8 +42,8 @@ def unmerged_of_stream(
         cell: Å and degrees; the median of the crystals' cells by default.
 
     Raises:
-        InputError: the file is no stream or is damaged, it has no crystal, or an image has no
-            photon energy.
+        InputError: the file is no stream, or has no crystal that can be read, of an image with
+            its photon energy.
     """
     header, chunks = read_stream(path)
     frame = LabFrame(
@@ -52,11 +52,15 @@ def unmerged_of_stream(
     rows = GrowingColumns(COLUMNS)
     shots = GrowingColumns({"cell": (float, 6), "wavelength": (float, 1)})
     names: dict[int, str] = {}
+    unread: list[str] = []
     for chunk in chunks:
+        if chunk.unread:
+            unread.append(chunk.unread)
         if not chunk.crystals:
             continue
         if not chunk.photon_energy_ev > 0:
-            raise InputError(f"{path}, line {chunk.line}: no photon_energy_eV for this image")
+            unread.append(f"{path}, line {chunk.line}: no photon_energy_eV for this image")
+            continue
         wavelength = HC_EV_ANGSTROM / chunk.photon_energy_ev
         for k, crystal in enumerate(chunk.crystals, start=1):
             r = crystal.reflections
@@ -75,7 +79,8 @@ def unmerged_of_stream(
                 }
             )
     if not len(rows):
-        raise InputError(f"{path}: no integrated reflection of any crystal; was it indexed?")
+        nothing = f"{path}: no integrated reflection of any crystal; was it indexed?"
+        raise InputError(unread[0] if unread else nothing)
     of_shots = shots.taken()
     return Unmerged.observed(
         **rows.taken(),
@@ -84,6 +89,7 @@ def unmerged_of_stream(
         source=str(path),
         names=names,
         wavelength=float(np.mean(of_shots["wavelength"])),
+        unread=tuple(unread),
     )
 
 

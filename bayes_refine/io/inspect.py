@@ -76,14 +76,19 @@ def _stills(found: Experiments) -> Iterator[str]:
 def _stream(path: Path) -> Iterator[str]:
     header, chunks = read_stream(path)
     images = crystals = reflections = 0
-    energies = []
+    energies, unread = [], []
     for chunk in chunks:
+        if chunk.unread:
+            unread.append(chunk.unread)
+            continue
         images += 1
         crystals += len(chunk.crystals)
         reflections += sum(len(c.reflections) for c in chunk.crystals)
         energies.append(chunk.photon_energy_ev)
     yield f"format {header.version}; {images} images, {crystals} crystals"
     yield f"{reflections} integrated reflections"
+    if unread:
+        yield f"{len(unread)} images cannot be read, the first: {unread[0]}"
     if energies:
         yield f"photon energy {np.nanmin(energies):.1f} to {np.nanmax(energies):.1f} eV"
     cell = cell_of_header(header.cell)

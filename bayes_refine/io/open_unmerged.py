@@ -136,6 +136,7 @@ def _together(parts: Sequence[Unmerged]) -> Unmerged:
         wavelength=float(weights @ [p.wavelength for p in parts]),
         left_out=dict(left_out),
         names=names,
+        unread=tuple(sentence for part in parts for sentence in part.unread),
     )
 
 

@@ -36,6 +36,7 @@ class Unmerged:
         empty: (k,) int, batch numbers of images without a usable observation; ``image`` does not
             count these images.
         names: of images by batch number, if the file has names.
+        unread: a sentence for each image that cannot be read.
     """
 
     hkl: np.ndarray
@@ -54,6 +55,7 @@ class Unmerged:
     left_out: Mapping[str, int] = field(default_factory=dict)
     empty: np.ndarray = field(default_factory=lambda: np.zeros(0, int))
     names: Mapping[int, str] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.hkl)
@@ -108,6 +110,9 @@ class Unmerged:
             line += f"; {n} {'row' if n == 1 else 'rows'} left out: {why}"
         if n := len(self.empty):
             line += f"; {n} {'image has' if n == 1 else 'images have'} no usable row"
+        if n := len(self.unread):
+            which = "one image" if n == 1 else f"{n} images"
+            line += f"; {which} cannot be read, the first: {self.unread[0]}"
         return line
 
 
@@ -125,7 +130,7 @@ def usable(data: Unmerged) -> Unmerged:
         columns, good, data.cell, data.space_group, data.source, data.wavelength, every
     )
     left_out = {**data.left_out, **found.left_out}
-    return replace(found, left_out=left_out, names=data.names)
+    return replace(found, left_out=left_out, names=data.names, unread=data.unread)
 
 
 def usable_observations(

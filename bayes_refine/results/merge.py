@@ -283,6 +283,7 @@ def _summary(run: MergeRun, reference: Reference | None, draws) -> dict[str, Any
             "images_used": int((n > 0).sum()),
             "status": dict(Counter(map(str, all_images(run, {"status": fit.status})["status"]))),
             "rows_left_out": dict(data.left_out),
+            "images_unread": len(data.unread),
             "reflections_measured": len(scaled.measured.J),
             "reflections_merged": len(merged),
             "reflections_blank": int(blank(found).sum()),

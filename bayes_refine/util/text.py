@@ -19,6 +19,13 @@ def printable(text: str) -> str:
     return "".join(repr(c)[1:-1] if unicodedata.category(c) in _NOT_TEXT else c for c in one_line)
 
 
+def shortened(text: str, length: int = 900) -> str:
+    """``text``, without its middle if it is longer than ``length``."""
+    if len(text) <= length:
+        return text
+    return f"{text[: 2 * length // 3]} […] {text[-length // 4 :]}"
+
+
 def ascii_title(text: str, length: int = 70) -> str:
     """``text`` as a title in an MTZ file: one line of ASCII, ? for other letters, cut to length."""
     return printable(text).encode("ascii", "replace").decode()[:length]

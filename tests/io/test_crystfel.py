@@ -172,13 +172,54 @@ def test_a_stream_as_unmerged(tmp_path):
     np.testing.assert_allclose(u.xy_px[1], expected)
 
 
-@pytest.mark.parametrize("cut", [40, 900, 2500, 3300])
-def test_a_stream_cut_short_says_so(tmp_path, cut):
-    path = written(tmp_path / "a.stream", [chunk(), chunk()])
-    path.write_bytes(path.read_bytes()[:cut])
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.6])
+def test_a_stream_cut_before_the_end_of_its_first_image_says_so(tmp_path, share):
+    path = written(tmp_path / "a.stream", [chunk()])
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     with pytest.raises(InputError, match=r"a\.stream"):
-        list(streams.read_stream(path)[1])
         unmerged_of_stream(path, gemmi.SpaceGroup(96))
+
+
+GROUP = gemmi.SpaceGroup(96)
+
+
+def damaged(tmp_path, replaced, by, of=3):
+    """A stream of three images whose second has something replaced."""
+    whole = written(tmp_path / "a.stream", [chunk(serial=k) for k in range(of)])
+    parts = whole.read_text().split("----- Begin chunk -----")
+    assert replaced in parts[2]
+    parts[2] = parts[2].replace(replaced, by, 1)
+    whole.write_text("----- Begin chunk -----".join(parts))
+    return whole
+
+
+@pytest.mark.parametrize(
+    ("replaced", "by", "why"),
+    [
+        ("10.50", "ten", "a word for a number"),
+        ("10.50", "10.50 3", "do not have ten columns"),
+        ("astar", "bstar", "lacks astar"),
+        ("----- End chunk -----", "", "does not end"),
+        ("photon_energy_eV = ", "photon_energy_eV : ", "no photon"),
+    ],
+)
+def test_an_image_that_cannot_be_read_costs_itself_only(tmp_path, replaced, by, why):
+    path = damaged(tmp_path, replaced, by)
+    found = unmerged_of_stream(path, GROUP)
+    sound = unmerged_of_stream(written(tmp_path / "b.stream", [chunk(), chunk()]), GROUP)
+    np.testing.assert_array_equal(found.J, sound.J)
+    np.testing.assert_array_equal(found.image, sound.image)
+    assert len(found.unread) == 1 and why in found.unread[0] and "a.stream" in found.unread[0]
+    assert "one image cannot be read, the first: " in found.describe()
+
+
+def test_a_stream_cut_short_keeps_its_whole_images(tmp_path):
+    path = written(tmp_path / "a.stream", [chunk(serial=k) for k in range(3)])
+    path.write_bytes(path.read_bytes()[:-40])
+    found = unmerged_of_stream(path, GROUP)
+    assert found.image.max() + 1 == 2
+    assert found.unread == (f"{path}: " + found.unread[0].split(": ", 1)[1],)
+    assert "is it complete?" in found.unread[0]
 
 
 def test_of_a_stream_that_grows_complete_chunks_are_read(tmp_path):
@@ -192,22 +233,15 @@ def test_of_a_stream_that_grows_complete_chunks_are_read(tmp_path):
         assert len(found) == sum(end + 21 <= cut for end in ends), cut
 
 
-@pytest.mark.parametrize("at", [0.5, 0.9])
-def test_a_damaged_compressed_stream_says_so(tmp_path, at):
+def test_of_a_damaged_compressed_stream_the_images_before_are_read(tmp_path):
     path = written(tmp_path / "a.stream.gz", [chunk(serial=k) for k in range(40)])
     content = bytearray(path.read_bytes())
-    middle = int(at * len(content))
+    middle = int(0.9 * len(content))
     content[middle : middle + 4] = b"\xff\xff\xff\xff"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"a\.stream\.gz"):
-        list(streams.read_stream(path)[1])
-
-
-def test_a_table_with_words_for_numbers(tmp_path):
-    path = written(tmp_path / "a.stream", [chunk()])
-    path.write_text(path.read_text().replace("10.50", "ten"))
-    with pytest.raises(InputError, match="a word for a number"):
-        list(streams.read_stream(path)[1])
+    found = list(streams.read_stream(path)[1])
+    assert len(found) > 1 and not found[0].unread
+    assert "a.stream.gz: damaged after line" in found[-1].unread
 
 
 def test_a_detector_written_as_a_geometry_predicts_the_same_places():

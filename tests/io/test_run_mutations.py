@@ -67,7 +67,7 @@ def through_merge(path: Path, *others: str) -> str:
     except InputError as error:
         check_sentence(error, path.name, *others)
         return "refused"
-    return "left out" if found.left_out else "read"
+    return "left out" if found.left_out or found.unread else "read"
 
 
 # -- CrystFEL -------------------------------------------------------------------------------

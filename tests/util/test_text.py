@@ -52,3 +52,10 @@ def test_a_summary_holds_any_name(tmp_path):
     write_summary(tmp_path / "s.json", {"command": ["\udce4.expt", "é"]})
     text = (tmp_path / "s.json").read_text(encoding="utf-8")
     assert json.loads(text)["command"] == ["\udce4.expt", "é"]
+
+
+def test_a_very_long_sentence_keeps_its_ends():
+    text = "run.geom: " + "0" * 5000 + " is no number"
+    said = str(InputError(text))
+    assert len(said) < 900 and said.startswith("run.geom: 0") and said.endswith("0 is no number")
+    assert str(InputError("short")) == "short"
