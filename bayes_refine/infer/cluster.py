@@ -38,6 +38,7 @@ from .executor import tree_sum
 T = TypeVar("T")
 ATTEMPTS = 3  # workers that an item may end before it is set aside
 RESTART_S = 60.0  # s that a worker which was lost has to come back
+AGAIN_S = 0.3  # s to wait, for each time that an item has failed, if the same worker gets it again
 GROUPS = 4  # for each worker: to share work evenly, and to do little again when one is lost
 LOOK = 1.0  # s between questions to the scheduler, for the progress
 ANSWER = 10  # seconds that a scheduler has for its first answer
@@ -223,7 +224,8 @@ class Cluster:
         while not others and len(self.client.nthreads()) < self._most and time.monotonic() < until:
             time.sleep(0.2)  # a worker that was lost is being started again
             others = self._without(failed)
-        # the same worker may have it again while another one is being started
+        if worker in task.failed:  # it has it again, while another one is not yet ready for work
+            time.sleep(AGAIN_S * len(failed))
         if len(set(failed)) >= ATTEMPTS or len(failed) >= 4 * ATTEMPTS or not others:
             raise error
         self.record.failures.append(f"{worker}: {' '.join(str(error).split())[:200]}")

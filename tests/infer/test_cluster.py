@@ -130,7 +130,8 @@ def test_an_item_that_ends_three_workers_is_set_aside(executor, work):
         executor.map(work.dies, [3])
 
 
-def test_a_scheduler_that_is_not_there(tmp_path):
+def test_a_scheduler_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "ANSWER", 2)
     (tmp_path / "{}.json").write_text("{}")
     (tmp_path / "bytes.json").write_bytes(b"\x89HDF\r\n")
     for where, said in (
