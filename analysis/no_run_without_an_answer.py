@@ -2,10 +2,11 @@
 
 Seeds × {with, without a reference} × photons of a mean reflection, 20 images each, from pixels to
 intensities; then a run of which a third of the images are blank, misindexed by 5° or of another
-crystal, against the same run without these images.
+crystal, against the same run without these images.  Drawn for each of their images: the evidence
+for its indexing, ln p over that of permuted intensities, against what a right image would have.
 
 python analysis/no_run_without_an_answer.py --seeds 12 --photons 30 100 1000
-python analysis/no_run_without_an_answer.py --thirds
+python analysis/no_run_without_an_answer.py --thirds --out thirds.png
 """
 
 from __future__ import annotations
@@ -20,18 +21,25 @@ from pathlib import Path
 
 import h5py
 import jax
+import matplotlib.pyplot as plt
 import numpy as np
 
 import bayes_refine as br
 from bayes_refine import demo
-from bayes_refine.fitting.loop import RunFit
+from bayes_refine.fitting.claims import Z_CHANCE, informed_unknowns
+from bayes_refine.fitting.index_alike import stills_alike
+from bayes_refine.fitting.loop import RunFit, refine
 from bayes_refine.fitting.merge_fit import intensities_of_fit, measured_of
+from bayes_refine.fitting.one_round import Round, one_round
+from bayes_refine.fitting.over_batches import claims_of_run
+from bayes_refine.fitting.problem import prepare_run
 from bayes_refine.fitting.state import tails
 from bayes_refine.fitting.tables import mean_cell, usable_images
 from bayes_refine.geometry.crystal import rotation_matrix
 from bayes_refine.geometry.experiments import Still
 from bayes_refine.simulation.files import simulate_run
 from bayes_refine.simulation.truth import Simulation, random_rotations
+from bayes_refine.util.progress import SILENT
 
 D_MIN = 3.5
 BASE = Simulation(n_images=20, n_pixels=220, distance_mm=70.0, d_min=D_MIN)
@@ -54,11 +62,37 @@ def simulated(folder: Path, simulation: Simulation) -> Data:
     return Data(stills, br.read_reference(folder / "reference.mtz"), folder)
 
 
-def fitted(stills, reference: br.Reference | None) -> tuple[RunFit, dict[str, float]]:
+class Evidence:
+    """A round of a fit that keeps what ``claims`` says before the last round, which leaves out
+    images that are not what they claim.
+
+    Attributes:
+        found, right, chance_sd: (n,) ln odds of the indexing of each image against permuted
+            intensities; of an image that is right; sd of the permutations.
+    """
+
+    found = right = chance_sd = np.zeros(0)
+
+    def __call__(self, run, state, priors, status, plan, margin, last, progress) -> Round:
+        done = one_round(run, state, priors, status, plan, margin, last, progress)
+        if not last:
+            claims = claims_of_run(run, done.measurements, done.state, priors)
+            k = informed_unknowns(done.fit)
+            self.found, self.right = claims.over_chance - k, claims.expected - k / 2
+            self.chance_sd = claims.chance_sd
+        return done
+
+
+def fitted(
+    stills, reference: br.Reference | None, step=one_round
+) -> tuple[RunFit, dict[str, float]]:
     """A fit from pixels to intensities, and IPOST by hkl."""
     settings, priors = br.Settings(d_min=D_MIN), br.Priors()
     with br.ImageReader() as reader:
-        run = br.fit_run(stills, reference, reader, br.load_model("still"), priors, settings)
+        ready = prepare_run(stills, reference, reader, br.load_model("still"), priors, settings)
+        # a lattice without more symmetry than the crystal: there is one way of indexing
+        _, reindexing = stills_alike(ready, priors, SILENT, reference is not None)
+        run, _ = refine(ready, reindexing, priors, step, SILENT)
     r, group = run.reflections, run.reference.space_group
     rows = np.flatnonzero(r.measured & usable_images(run)[r.image])
     nu = tails(run.fit.values(), priors)
@@ -115,8 +149,9 @@ def spoiled(data: Data, other: Data, kind: str, rng: np.random.Generator) -> tup
     return tuple(stills)
 
 
-def thirds(folder: Path, photons: float, n_images: int) -> Iterator[list[str]]:
-    """A row for each kind of wrong image, of the fit with them and of that without."""
+def thirds(folder: Path, photons: float, n_images: int, axes) -> Iterator[list[str]]:
+    """A row for each kind of wrong image, of the fit with them and of that without; ``axes``: with
+    and without a reference, take the evidence of each image."""
     simulation = replace(BASE, n_images=n_images, mean_photons=photons, seed=21)
     data = simulated(folder / "good", simulation)
     others = {
@@ -128,18 +163,31 @@ def thirds(folder: Path, photons: float, n_images: int) -> Iterator[list[str]]:
     }
     keep = np.arange(n_images) % 3 != 0
     truth = true_intensities(data.folder)
-    for reference in (data.reference, None):
+    for reference, ax in zip((data.reference, None), axes, strict=True):
         kind = "without" if reference is None else "with"
         best = fitted([s for s, good in zip(data.stills, keep, strict=True) if good], reference)
         yield [kind, "left out", *numbers(*best, data, np.flatnonzero(keep), truth)]
         for wrong in KINDS:
             rng = np.random.default_rng(5)
             other = others.get(wrong, data)
-            run, found = fitted(spoiled(data, other, wrong, rng), reference)
+            evidence = Evidence()
+            run, found = fitted(spoiled(data, other, wrong, rng), reference, evidence)
+            draw(ax, evidence, keep, wrong)
             passed = usable_images(run)
             row = numbers(run, found, data, np.arange(n_images), truth, keep)
             known = int((~passed[~keep]).sum()), int((~keep).sum()), int((~passed[keep]).sum())
             yield [kind, wrong, *row, "{} of {} recognised, {} good lost".format(*known)]
+
+
+def draw(ax, evidence: Evidence, keep: np.ndarray, wrong: str) -> None:
+    """Evidence found against that of a right image; bars: what chance reaches."""
+    colour = f"C{KINDS.index(wrong)}"
+    for chosen, marker, name in ((keep, ".", f"right, beside {wrong}"), (~keep, "x", wrong)):
+        bar = Z_CHANCE * evidence.chance_sd[chosen]
+        ax.errorbar(
+            evidence.right[chosen], evidence.found[chosen], [bar, 0 * bar], fmt=marker,
+            color=colour, lw=0.5, label=name,
+        )  # fmt: skip
 
 
 def true_intensities(folder: Path) -> dict:
@@ -171,12 +219,21 @@ def main() -> None:
     parser.add_argument("--photons", type=float, nargs="+", default=[30.0, 100.0, 1000.0])
     parser.add_argument("--images", type=int, default=20)
     parser.add_argument("--thirds", action="store_true", help="a third of the images wrong")
+    parser.add_argument("--out", type=Path, default=Path("thirds.png"))
     options = parser.parse_args()
     if options.thirds:
         print("reference | wrong | rms ε_r (1e-5 Å⁻¹) | rms ln G | its pull | CC IPOST | images")
+        figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
         with tempfile.TemporaryDirectory() as folder:
-            for row in thirds(Path(folder), options.photons[-1], options.images):
+            for row in thirds(Path(folder), options.photons[-1], options.images, axes):
                 print(" | ".join(row), flush=True)
+        for ax, title in zip(axes, ("with a reference", "without"), strict=True):
+            ax.axline((0, 0), (1, 1), color="k", lw=0.7)
+            ax.axhline(0, color="0.7", lw=0.7)
+            ax.set(xscale="symlog", yscale="symlog", title=title)
+            ax.set(xlabel="ln odds of a right image", ylabel="ln odds found")
+        axes[0].legend(fontsize=7)
+        figure.savefig(options.out, dpi=120)
         return
     print("seed | photons | reference | images | time | result")
     for row in every_run(options.seeds, options.photons, options.images):
