@@ -65,6 +65,7 @@ class Curve(eqx.Module):
 
     needs_metadata: ClassVar[bool] = False
     rate: ClassVar[float] = 0.06  # of Adam
+    SIZE: ClassVar[int] = 8  # numbers
 
     def log_curve(self, x: Array, shape: Array | None = None) -> jax.Array:
         """ln k of x (any shape) of the run, or of images with numbers ``shape`` (n, 1, 2)."""
@@ -109,8 +110,12 @@ class Curve(eqx.Module):
     @classmethod
     def start(cls, key: jax.Array, own: float = 0.0) -> Curve:
         """A curve to begin training with, drawn narrowly about the prior mean."""
-        draw = 0.2 * jax.random.normal(key, (8,))
-        return cls(draw[:2], draw[2:4], draw[4:7], draw[7], own)
+        return cls.of(0.2 * jax.random.normal(key, (cls.SIZE,)), own)
+
+    @classmethod
+    def of(cls, numbers: jax.Array, own: float = 0.0) -> Curve:
+        """The curve of (8,) numbers: odds, growth, skew, blunt."""
+        return cls(numbers[:2], numbers[2:4], numbers[4:7], numbers[7], own)
 
     def width(self) -> jax.Array:
         """x at which ln k, averaged over both sides, is −1; 1 for a Gaussian."""

@@ -28,7 +28,7 @@ from .profile_training import learn_profile
 from .strong_spots import strong_spots
 
 FOLDS = 5  # a member trains on all folds but two: one says when to stop, one is the test
-FEWEST = 6  # images that a component needs
+FEWEST = 3  # images that a component needs: to train on, to say when to stop, to test on
 LARGEST = 8  # images in a batch, at most
 OWN = 0.5  # ``Training.own`` where each image has a curve of its own
 DRAWS = 32  # draws of a curve's numbers from their posterior
@@ -87,7 +87,7 @@ def train_component(
         run: fitted with the plain model; for a correction, with ``Settings(metadata=True)``.
 
     Raises:
-        InputError: fewer than six images could be used.
+        InputError: fewer than three images could be used.
     """
     images = np.flatnonzero(usable_images(run))
     if family is Family.profile:
@@ -105,7 +105,7 @@ def _of_spots(run: RunFit, training: Training, progress: Listener) -> Component:
     spots = strong_spots(run)
     n = int(np.max(spots.image)) + 1
     check_enough(n)
-    folds = min(FOLDS, n // 2)
+    folds = min(FOLDS, n)
     found = learn_profile(spots, folds, training.epochs, training.seed, progress)
     return Component(Family.profile, found[0], found[1], _origin(run, n, len(spots.J), found[2]))
 
@@ -119,7 +119,7 @@ def check_enough(n_images: int) -> None:
     """Check that there are enough images to train on and to hold out.
 
     Raises:
-        InputError: there are fewer than six images.
+        InputError: there are fewer than three images.
     """
     if n_images < FEWEST:
         raise InputError(
@@ -141,13 +141,13 @@ def learn(
     unknowns are fitted to the images that trained the member.
 
     Raises:
-        InputError: there are fewer than six images.
+        InputError: there are fewer than three images.
     """
     training = training or Training()
     n = len(material.observations.fit)
     check_enough(n)
     order = np.random.default_rng(training.seed).permutation(n)
-    folds = min(FOLDS, n // 2)
+    folds = min(FOLDS, n)
     first = _first(family, material.observations, training, 0)
     search = _search(material, order, folds, first)
     plain, size, prior = first.plain(), search.data.size, _log_prior

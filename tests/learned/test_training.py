@@ -47,8 +47,8 @@ def log_shadow(where):
 
 
 def test_few_images_are_refused(material):
-    with pytest.raises(br.InputError, match="5 images could be fitted, and a component needs 6"):
-        learn(Material(*material(5)), Family.partiality)
+    with pytest.raises(br.InputError, match="2 images could be fitted, and a component needs 3"):
+        learn(Material(*material(2)), Family.partiality)
 
 
 def test_a_correction_needs_to_know_where_reflections_are(material):
