@@ -1,13 +1,14 @@
 """What does a learned component find where the physics of the model does not hold?
 
 Runs are simulated from pixels, each with something that the plain model does not know: a tail of
-the partiality, an asymmetric one, crystals of two blocks, a shadow on the detector, spots with a
-tail to one side; one with nothing.  Of each, families of components are trained on a plain fit, and
-the run is fitted again with the one that gains most on images held out, if it is recommended.
+the partiality, an asymmetric one, crystals of two blocks, a shadow on the detector, a shadow and a
+tilted sheet of liquid that absorbs, spots with a tail to one side; one with nothing.  Of each,
+families of components are trained on a plain fit, and the run is fitted again with the one that
+gains most on images held out (with nothing to learn, this shows what a component costs).
 
 The table says by how many nats an image each component describes better images that it never saw
 (of a profile: the pixels of their strong spots), what training cost, and, before and after, R1(I)
-to the truth, pulls of intensities, and the model's own error, which is what is left unexplained.
+and CC to the truth, pulls of intensities, and the model's own error, which is what is left.
 The figure shows what was learned beside the truth.
 
     python analysis/learned_components.py --images 16 --work runs --out learned_components.png
@@ -39,7 +40,7 @@ from bayes_refine.learned.component import (
     write_component,
 )
 from bayes_refine.learned.training import Training, settings_for, train_component
-from bayes_refine.merging.agreement import r1_intensity
+from bayes_refine.merging.agreement import pearson, r1_intensity
 from bayes_refine.merging.average import merge
 from bayes_refine.simulation import spots
 
@@ -73,6 +74,19 @@ def log_shadow(x_mm, y_mm):
     return -0.8 / (1 + np.exp(-(x_mm - 12) / 2)) - 0.004 * y_mm
 
 
+def log_sheet(x_mm, y_mm):
+    """Liquid of 0.6 absorption lengths, its normal 40° from the beam, in the plane of x."""
+    ray = np.hypot(np.hypot(x_mm, y_mm), RUN.distance_mm)
+    along = np.sin(np.radians(40)) * x_mm + np.cos(np.radians(40)) * RUN.distance_mm
+    return -0.6 * ray / along
+
+
+LOG_FACTORS = {
+    "shadow": log_shadow,
+    "shadow and jet": lambda x_mm, y_mm: log_shadow(x_mm, y_mm) + log_sheet(x_mm, y_mm),
+}
+
+
 def tail_share(x_mm):
     """Of a spot's photons in a tail towards +x, by the place on the detector."""
     return np.clip(0.25 + 0.005 * x_mm, 0.05, 0.45)
@@ -100,6 +114,7 @@ CURVES = {
     "one side": one_side,
     "two blocks": two_blocks,
     "shadow": gaussian,
+    "shadow and jet": gaussian,
     "spot tail": gaussian,
 }
 
@@ -116,9 +131,9 @@ def spots_of(case: str):
         eff = np.sqrt(spots.relp_covariance(simulation, s.q, s.frame)[:, 0, 0])
         x = s.epsilon_r / eff
         J = s.J * CURVES[case](x) / gaussian(x)
-        if case == "shadow":
+        if case in LOG_FACTORS:
             s_hat, z = s.frame[:, 0], truth.detector.origin_mm[0, 2]
-            J = J * np.exp(log_shadow(*(s_hat[:, :2] / s_hat[:, 2:] * z).T))
+            J = J * np.exp(LOG_FACTORS[case](*(s_hat[:, :2] / s_hat[:, 2:] * z).T))
         s = replace(s, J=J)
         return with_tail(simulation, truth, s) if case == "spot tail" else s
 
@@ -127,9 +142,10 @@ def spots_of(case: str):
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of a fit against the truth: R1(I), robust sd of the pulls of intensities, model error."""
+    """Of a fit against the truth: R1(I), CC, robust sd of the pulls of intensities, model error."""
 
     R1: float
+    CC: float
     pull: float
     model_error: float
     seconds: float
@@ -148,7 +164,8 @@ def outcome(run: br.RunFit, truth: br.Reference, seconds: float) -> Outcome:
     z = (k * I - known) / (k * sd)
     pull = float(np.diff(np.quantile(z, [0.16, 0.84]))[0] / 2)
     error = br.shared_values(run)["model_error"]["value"]
-    return Outcome(r1_intensity(I, known, 1 / sd), pull, error, seconds)
+    cc = pearson(I, known)
+    return Outcome(r1_intensity(I, known, 1 / sd), cc, pull, error, seconds)
 
 
 def settings_of(args) -> br.Settings:
@@ -181,13 +198,11 @@ def studied(case: str, args) -> dict[str, Any]:
             print(f"{case}, {family}: {one.origin.evidence}", flush=True)
             write_component(folder / f"{family}.eqx", one)
             components[str(family)] = one
-        good = [c for c in components.values() if c.origin.evidence.recommended]
-        if good:
-            best = max(good, key=lambda c: c.origin.evidence.total)
-            begun = time.process_time()
-            model = with_components(br.load_model("still"), [best])
-            run = br.fit(prepared, model, settings=settings_with(settings_of(args), [best]))
-            fits[str(best.family)] = asdict(outcome(run, truth, time.process_time() - begun))
+        best = max(components.values(), key=lambda c: c.origin.evidence.total)
+        begun = time.process_time()
+        model = with_components(br.load_model("still"), [best])
+        run = br.fit(prepared, model, settings=settings_with(settings_of(args), [best]))
+        fits[str(best.family)] = asdict(outcome(run, truth, time.process_time() - begun))
     record.write_text(json.dumps({"seconds": seconds, "fits": fits}, indent=1))
     return {"seconds": seconds, "fits": fits, "components": components}
 
@@ -200,10 +215,10 @@ def table(found: dict[str, dict[str, Any]]) -> str:
             evidence, n = one.origin.evidence, len(one.origin.evidence.nats)
             gain = f"{evidence.total / n:+.2f} ± {evidence.se / n:.2f}"
             rows.append(f"{case:14}{family:12}{gain:>20}{of_case['seconds'][family]:8.0f}")
-    rows.append(f"{'':14}{'fit':12}{'R1(I)':>8}{'pull':>8}{'error':>8}{'CPU s':>8}")
+    rows.append(f"{'':14}{'fit':12}{'R1(I)':>8}{'CC':>8}{'pull':>8}{'error':>8}{'CPU s':>8}")
     for case, of_case in found.items():
         for name, fit in of_case["fits"].items():
-            numbers = f"{fit['R1']:8.3f}{fit['pull']:8.2f}{fit['model_error']:8.3f}"
+            numbers = f"{fit['R1']:8.3f}{fit['CC']:8.4f}{fit['pull']:8.2f}{fit['model_error']:8.3f}"
             rows.append(f"{case:14}{name:12}{numbers}{fit['seconds']:8.0f}")
     return "\n".join(rows)
 
@@ -232,7 +247,7 @@ def draw_factor(axes, case: str, component: Component) -> None:
     x, y = np.meshgrid(side + frame.x_mm, side + frame.y_mm)
     norm_q = np.hypot(x, y) / (RUN.distance_mm * RUN.wavelength)
     value, sd = component.band(lambda m: m.log_factor(x, y, norm_q, 0.5))
-    truth = log_shadow(x, y) if case == "shadow" else 0 * x
+    truth = LOG_FACTORS[case](x, y) if case in LOG_FACTORS else 0 * x
     truth = truth - np.polyval(np.polyfit(norm_q.ravel() ** 2, truth.ravel(), 1), norm_q**2)
     off = value - truth
     print(
@@ -278,17 +293,17 @@ def main() -> None:
     found = {case: studied(case, args) for case in args.cases}
     print(table(found))
     figure, axes = plt.subplots(
-        2, max(len(found), 3), figsize=(3.4 * max(len(found), 3), 6), layout="constrained"
+        2, max(len(found), 5), figsize=(3.4 * max(len(found), 5), 6), layout="constrained"
     )
     of = {case: one["components"] for case, one in found.items()}
     for ax, case in zip(axes[0], [c for c in of if "partiality" in of[c]], strict=False):
         draw_curve(ax, case, of[case]["partiality"])
         ax.legend(fontsize=7)
-    shown = "shadow" if "shadow" in of else next(iter(of))
-    if "correction" in of[shown]:
-        draw_factor(axes[1, :2], shown, of[shown]["correction"])
+    lower = iter(axes[1])
+    for shown in [case for case in LOG_FACTORS if "correction" in of.get(case, {})]:
+        draw_factor((next(lower), next(lower)), shown, of[shown]["correction"])
     if "profile" in of.get("spot tail", {}):
-        draw_profile(axes[1, 2], of["spot tail"]["profile"])
+        draw_profile(next(lower), of["spot tail"]["profile"])
     for ax in axes.flat:
         if not ax.has_data():
             ax.set_axis_off()

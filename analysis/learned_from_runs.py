@@ -23,6 +23,7 @@ import numpy as np
 from repeated_reflections import line, pulls_of, thirds
 
 import bayes_refine as br
+from bayes_refine.fitting.state import partiality_width
 from bayes_refine.fitting.tables import usable_images
 from bayes_refine.learned.component import (
     Component,
@@ -36,13 +37,18 @@ from bayes_refine.learned.training import OWN, Training, settings_for, train_com
 
 EACH = "each image"  # a partiality with numbers of each image
 FAMILIES = (*map(str, Family), EACH)
-SHOWN = ("R0", "mosaic_mrad", "bandwidth", "model_error", "few_blocks", "nu", "distance_mm")
+SHOWN = ("R0_inv_angstrom", "mosaic_mrad", "bandwidth", "model_error", "speckle", "nu")
+NEAR = 2.4  # widths at 1/e, the reach of a plain fit
 AT = (-3.0, -2.0, -1.5, -1.0, -0.5, 0.5, 1.0, 1.5, 2.0, 3.0)  # widths at 1/e
 
 
-def trained(run: br.RunFit, name: str, args) -> Component:
+def path_of(name: str, args) -> Path:
+    return args.out / f"{name.replace(' ', '_')}.eqx"
+
+
+def trained(run: br.RunFit | None, name: str, args) -> Component:
     """The component ``name``, read where an earlier run left it; says what it gains and costs."""
-    path = args.out / f"{name.replace(' ', '_')}.eqx"
+    path = path_of(name, args)
     if path.exists():
         return read_component(path)
     begun = time.process_time()
@@ -62,17 +68,20 @@ def curve(component: Component) -> None:
         print(f"    {name:10s}" + "".join(f"{x:8.2f}" for x in row))
 
 
-def told(name: str, run: br.RunFit, seconds: float, repeated: bool) -> None:
-    """What changed: shared unknowns, counts, CC of held-out reflections, pulls."""
+def told(name: str, run: br.RunFit, seconds: float, repeated: float | None) -> None:
+    """What changed: shared unknowns, counts, and pulls of pairs within the reach of a plain fit."""
     shared = br.shared_values(run)
     shown = "  ".join(
         f"{k} {shared[k]['value']:.4g} ± {shared[k]['sd']:.2g}" for k in SHOWN if k in shared
     )
     kept = f"{np.sum(usable_images(run))} of {len(run.status)} images"
     print(f"fit, {name}: {seconds:.0f} CPU s, {kept}  {shown}", flush=True)
-    if not repeated:
+    if repeated is None:
         return
     found = pulls_of(run)
+    width = partiality_width(run.fit.values(), run.priors)(found["d"], run.stills[0].beam)
+    near = found["far"] < NEAR * repeated * width
+    found = {name: values[near] for name, values in found.items()}
     print(line("    all", found))
     for quantity in ("partiality", "intensity", "d"):
         for level, here in zip(("low", "middle", "high"), thirds(found[quantity]), strict=True):
@@ -99,7 +108,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=150)
     parser.add_argument("--families", nargs="*", default=FAMILIES, choices=FAMILIES)
-    parser.add_argument("--fits", nargs="*", help="of those recommended; by default all")
+    parser.add_argument(
+        "--fits", nargs="*", help="plain, or names; by default plain and all recommended"
+    )
     parser.add_argument("--repeated", action="store_true", help="stills of one crystal")
     parser.add_argument("--out", type=Path, default=Path("learned_from_runs"))
     args = parser.parse_args()
@@ -119,11 +130,14 @@ def main() -> None:
             begun, model = time.process_time(), br.load_model("still")
             with_them = settings_with(plain, components) if components else settings
             run = br.fit(prepared, with_components(model, components), settings=with_them)
-            told(name, run, time.process_time() - begun, args.repeated)
+            curves = [c.module for c in components if c.family is Family.partiality]
+            width = float(curves[0].width()) if curves else 1.0
+            told(name, run, time.process_time() - begun, width if args.repeated else None)
             br.write_results(args.out / name.replace(" ", "_"), run, prepared, pictures=False)
             return run
 
-        run = fitted("plain", [])
+        known = all(path_of(name, args).exists() for name in args.families)
+        run = None if known and "plain" not in (args.fits or ["plain"]) else fitted("plain", [])
         found = {name: trained(run, name, args) for name in args.families}
         if "partiality" in found:
             curve(found["partiality"])

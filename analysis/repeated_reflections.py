@@ -31,7 +31,8 @@ SHARES = (0.5, 0.9, 0.95)
 
 
 def pulls_of(run: br.RunFit) -> dict[str, np.ndarray]:
-    """Pulls of all pairs of frames, with I, d, the smaller partiality and the frames of each."""
+    """Pulls of all pairs of frames, with I, d, the smaller partiality, the larger |ε_r| (Å⁻¹) and
+    the frames of each."""
     r = run.reflections
     nu = tails(run.fit.values(), br.Priors())
     use = r.informs & r.measured
@@ -53,8 +54,10 @@ def pulls_of(run: br.RunFit) -> dict[str, np.ndarray]:
         p = np.minimum(r.partiality[a], r.partiality[b])
         frames = np.repeat([[one, two]], len(a), axis=0)
         signal = expected[a] / np.hypot(s[a], s[b])
-        found.append((pull, plain, expected[a], signal, r.d[a], p, frames, key[a]))
-    names = ("pull", "plain", "intensity", "signal", "d", "partiality", "frames", "reflection")
+        far = np.maximum(np.abs(r.excitation_error[a]), np.abs(r.excitation_error[b]))
+        found.append((pull, plain, expected[a], signal, r.d[a], p, far, frames, key[a]))
+    names = ("pull", "plain", "intensity", "signal", "d", "partiality", "far")
+    names += ("frames", "reflection")
     return dict(zip(names, map(np.concatenate, zip(*found, strict=True)), strict=True))
 
 
