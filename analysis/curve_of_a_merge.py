@@ -26,6 +26,7 @@ import bayes_refine as br
 from bayes_refine import physics
 from bayes_refine.infer.coupled import coupled_fit
 from bayes_refine.learned.curve import Curve
+from bayes_refine.learned.merged_curve import with_learned_curve
 from bayes_refine.merging import scaling
 from bayes_refine.merging.agreement import pearson
 from bayes_refine.merging.observations import FIT_DROP, FIT_NODES, ScalingPriors, prepare
@@ -84,7 +85,7 @@ def main() -> None:
     forms = {
         "Gaussian": partial(latent, partiality=physics.gaussian),
         "Lorentzian": latent,
-        "learned": br.load_model("latent_learned"),
+        "learned": with_learned_curve(latent),
     }
     figure, ax = plt.subplots(layout="constrained")
     x, nats = np.linspace(-4, 4, 161), {}

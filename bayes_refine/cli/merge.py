@@ -13,6 +13,7 @@ from .. import loading
 from ..io.jungfraujoch import read_names
 from ..io.open_unmerged import open_unmerged
 from ..io.unmerged_mtz import Columns
+from ..learned import needed
 from ..merging import mates, merged_intensities
 from ..merging.merge import MergeSettings, merge_run
 from ..merging.merged_columns import blank_sentence
@@ -74,6 +75,12 @@ def merge_command(
     seed: options.Seed = 0,
     write: options.Write = None,
     priors_file: Annotated[Path | None, options.priors_option("of scales ")] = None,
+    learn_curve: Annotated[
+        bool,
+        typer.Option(
+            "--learn-curve", help="Learn the partiality curve; a Lorentzian without this option."
+        ),
+    ] = False,
     draws: Annotated[
         int | None,
         typer.Option(
@@ -111,6 +118,16 @@ def merge_command(
         check_symmetry(ref, data.cell, data.space_group, data.source)
     name = "latent" if chosen is Prior.wilson else "latent_reference"
     model = loading.load_model(name)
+    if learn_curve:
+        needed()
+        if data.excitation_error is None:
+            raise InputError(
+                f"{data.source}: has no Ewald offsets, and a partiality curve is a function of "
+                "these; leave --learn-curve out"
+            )
+        from ..learned.merged_curve import with_learned_curve
+
+        model = with_learned_curve(model)
     settings = MergeSettings(d_min or 0.0, free_fraction, seed, anomalous, refit_halves)
     seconds = {"read": time.perf_counter() - started}
     with progress() as listener:

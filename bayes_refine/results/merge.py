@@ -42,7 +42,10 @@ from .pictures import MAY_BE_ABSENT, draw_pictures
 N_SHELLS = 10
 N_DRAWS = 100
 BLOCK = 1 << 15  # observations whose pointwise terms are in memory at a time
-AXES = {"reference_direction": "tensor", "reference_anisotropy": "tensor"}  # other axes: knots
+# other axes: knots
+AXES = {"reference_direction": "tensor", "reference_anisotropy": "tensor", "curve": "number"}
+# sites with several numbers, and their names in summary.json
+LISTS = {"log_Sigma": "log_Sigma_knots", "log_beta": "log_beta_knots", "curve": "curve"}
 
 
 def write_merge(
@@ -269,8 +272,8 @@ def _summary(run: MergeRun, reference: Reference | None, draws) -> dict[str, Any
         "globals": shared_values(run, draws),
         "prior_numbers": {
             **{
-                f"{name}_knots": scaled.shared[name][0].tolist()
-                for name in ("log_Sigma", "log_beta")
+                called: scaled.shared[name][0].tolist()
+                for name, called in LISTS.items()
                 if name in scaled.shared
             },
             **found.numbers,
