@@ -49,8 +49,7 @@ def gradient(n, repeats=2):
     found["GiB before"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     start = {"log_G": obs.log_G0, "log_Sigma": obs.log_Sigma0} | scaling.BROAD
     sites, values = find_sites(model, (obs, priors), start)
-    renew = scaling.compiled_renewal(model, observations.FIT_NODES, observations.FIT_DROP)
-    obs = renew(obs, priors, values)
+    obs = scaling.renewed(model, obs, priors, values)
     flat, unravel = coupled.ravelled(sites, values)
     objective = coupled.compiled_objective(model, sites)
     jax.block_until_ready(objective(*unravel(np.array(flat)), obs, priors))  # compiles

@@ -8,7 +8,7 @@ Hessian; L-BFGS learns the rest from gradients.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -56,6 +56,7 @@ def coupled_fit(
     refresh: Callable[[Any, dict[str, np.ndarray]], Any],
     stages: Sequence[Climb] = STAGES,
     progress: Listener = SILENT,
+    parts: Callable[[Any], Iterable[Any]] | None = None,
 ) -> tuple[Fit, Any]:
     """Climb to the joint MAP of a model of ``(obs, priors)``, and take its curvature there.
 
@@ -63,6 +64,8 @@ def coupled_fit(
         init: start by site; sites that are absent start at the prior mean.
         refresh: (obs, values by site) → obs with its frozen part (quadrature nodes) renewed.
         progress: updated at every evaluation of the gradient.
+        parts: obs → several obs whose ln p of observations are summed, one in memory at a time; by
+            default ``obs`` is evaluated whole.
 
     Returns:
         The fit, and the last ``obs``.  Covariances of the shared unknowns, and those of an image
@@ -77,7 +80,7 @@ def coupled_fit(
         raise ValueError("a coupled fit needs double precision: set jax_enable_x64")
     sites, values = find_sites(model, (obs, priors), init)
     flat, unravel = ravelled(sites, values)
-    objective = compiled_objective(model, sites)
+    objective = compiled_objective(model, sites) if parts is None else in_parts(model, sites, parts)
     x, evaluations, last = np.array(flat), 0, None
     count = itertools.count(1)
 
@@ -171,6 +174,35 @@ def compiled_objective(model: Model, sites: tuple[Site, ...]):
         return -sum(part.sum() for part in density(model, sites, theta, phi, (obs, priors)))
 
     return kept(jax.value_and_grad(objective, argnums=(0, 1)))
+
+
+def in_parts(model: Model, sites: tuple[Site, ...], parts: Callable[[Any], Iterable[Any]]):
+    """As :func:`compiled_objective`, summed over parts of the observations."""
+    likelihood, prior = _compiled_terms(model, sites)
+
+    def objective(theta, phi, obs, priors):
+        total = None
+        for part in parts(obs):
+            found = jax.tree.map(np.array, likelihood(theta, phi, part, priors))
+            total = found if total is None else jax.tree.map(np.add, total, found)
+        return jax.tree.map(np.add, total, prior(theta, phi, part, priors))
+
+    return objective
+
+
+@lru_cache(maxsize=8)
+def _compiled_terms(model: Model, sites: tuple[Site, ...]):
+    """−ln p of the observations and −ln p of the priors, each with its slopes."""
+
+    def of_priors(theta, phi, obs, priors):
+        parts = prior_density(model, sites, theta, phi, (obs, priors))
+        return -sum(x.sum() for x in parts)
+
+    def of_observations(theta, phi, obs, priors):
+        whole = -sum(x.sum() for x in density(model, sites, theta, phi, (obs, priors)))
+        return whole - of_priors(theta, phi, obs, priors)
+
+    return tuple(kept(jax.value_and_grad(f, argnums=(0, 1))) for f in (of_observations, of_priors))
 
 
 def _positive_inverse(matrices: np.ndarray, damping: float) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from ..physics.true_intensities import Nodes
 from ..util.errors import InputError
 from . import reference_scale
 from .amplitude_prior import LOG_BETA_MEAN, LOG_BETA_SD, N_KNOTS, knot_weights
+from .pieces import OBSERVED
 from .reference_scale import ReferenceAmplitudes, amplitudes_of
 
 # Of 40 reflections with 200 Student-t observations (ν = 3), the worst ln Z is off by 2e-3 while
@@ -193,6 +194,22 @@ def prepare(
         reference=amplitudes,
         nodes=Nodes(jnp.asarray(empty), jnp.asarray(empty)),
         n_images=n_images,
+    )
+
+
+def of_images(obs: IntegratedObservations, images: np.ndarray) -> IntegratedObservations:
+    """The observations of some images (k,), ascending, with all reflections."""
+    place = np.full(obs.n_images, -1)
+    place[images] = np.arange(len(images))
+    image = place[np.asarray(obs.image)]
+    rows = np.flatnonzero(image >= 0)
+    columns = {name: np.asarray(getattr(obs, name))[rows] for name in OBSERVED if name != "image"}
+    return replace(
+        obs,
+        **columns,
+        image=image[rows],
+        log_G0=np.asarray(obs.log_G0)[images],
+        n_images=len(images),
     )
 
 

@@ -1,4 +1,7 @@
-"""Split observations into pieces of one shape, for one compilation and little memory."""
+"""Split observations into pieces of few shapes, for few compilations and little memory.
+
+:func:`in_pieces` splits observations with known scales, :class:`Parts` those of a scaling model.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
+from ..physics.true_intensities import BLOCK
+
 if TYPE_CHECKING:
     from .latent import Measured
+    from .observations import IntegratedObservations
 
 OBSERVATIONS, REFLECTIONS = 8192, 4096  # numbers that a piece has room for
 FEW = 256  # reflections that a piece has room for if no piece has more, as in a large run
+PART = 4 * BLOCK  # observations of a scaling model that are evaluated at a time, about
 T = TypeVar("T")
+OBSERVED = ("J", "sigma", "weight", "image", "code", "norm_q", "excitation_error")
+REFLECTED = ("hkl", "norm_q_unique", "log_epsilon", "centric", "knot_weight", "follows", "nodes")
 COLUMNS = ("J", "scale", "variance", "per_photon", "fraction", "image", "weight")
 
 
@@ -95,3 +104,60 @@ def _padded(measured: Measured, rows: slice, inside: slice, rooms: tuple[int, in
         code=padded(np.asarray(measured.code)[inside] - rows.start, room),
         hkl=padded(np.asarray(measured.hkl)[rows], places),
     )
+
+
+class Part(NamedTuple):
+    """All observations of some neighbouring reflections, for a scaling model.
+
+    Attributes:
+        reflections, observations: which ones of the whole.
+        obs: these observations, and others of weight 0 that fill the part up; the reflections.
+    """
+
+    reflections: slice
+    observations: slice
+    obs: IntegratedObservations
+
+
+class Parts:
+    """The observations of a scaling model in parts; a small run is one part, as it is.
+
+        sum(value(part.obs) for part in Parts(obs))
+
+    Parts have one number of reflections, or one more, and one number of observations, so that two
+    programs serve all of them.  ln p of the observations is the sum over parts, since all
+    observations of a reflection are in one part.
+    """
+
+    def __init__(self, obs: IntegratedObservations) -> None:
+        self._obs, code = obs, np.asarray(obs.code)
+        n, m = len(code), len(obs.hkl)
+        count = min(-(-n // PART), m)
+        bounds = m * np.arange(count + 1) // count
+        ends = np.searchsorted(code, bounds)
+        self._room = -(-int(np.diff(ends).max()) // BLOCK) * BLOCK
+        self._slices = [
+            (slice(*bounds[k : k + 2].tolist()), slice(*ends[k : k + 2].tolist()))
+            for k in range(count)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._slices)
+
+    def __iter__(self) -> Iterator[Part]:
+        for rows, inside in self._slices:
+            yield Part(rows, inside, self._obs if len(self) == 1 else self._part(rows, inside))
+
+    def _part(self, rows: slice, inside: slice) -> IntegratedObservations:
+        obs, room = self._obs, self._room
+        columns: dict[str, Any] = {
+            name: padded(np.asarray(getattr(obs, name))[inside], room)
+            for name in OBSERVED
+            if name != "weight"
+        }
+        columns["code"] -= rows.start
+        columns["weight"] = padded(np.asarray(obs.weight)[inside], room, 0.0)
+        own = {name: getattr(obs, name) for name in REFLECTED}
+        reflections = rows_of(own, rows, rows.stop - rows.start)
+        reference = obs.reference.some(rows, rows.stop - rows.start)
+        return replace(obs, **columns, **reflections, reference=reference)

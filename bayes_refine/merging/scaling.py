@@ -17,7 +17,7 @@ from jax import Array
 
 from .. import infer
 from ..geometry.miller import rows_of
-from ..infer.coupled import coupled_fit
+from ..infer.coupled import STAGES, Climb, coupled_fit
 from ..physics import true_intensities
 from ..physics.true_intensities import Nodes, Posterior
 from ..util.kept_programs import kept
@@ -25,9 +25,18 @@ from ..util.progress import SILENT, Listener
 from .amplitude_prior import fit_prior
 from .average import Merged, split_images
 from .latent import AmplitudePrior, Measured, intensity_posteriors, likelihood_only
-from .observations import FIT_DROP, FIT_NODES, IntegratedObservations, ScalingPriors
+from .observations import (
+    FIT_DROP,
+    FIT_NODES,
+    IntegratedObservations,
+    ScalingPriors,
+    of_images,
+)
+from .pieces import Part, Parts, joined
 
 N_DRAWS, N_SCALE_DRAWS = 200, 25  # draws for sd of images' unknowns; of ln g, to 1/7 of the sd
+FIRST_IMAGES = 1000  # whose mode a run of more than twice as many starts from
+CONTINUED = (Climb(50, 1.0), *STAGES[3:])
 # Starting with large errors keeps every residual near the convex middle of its Student-t.
 BROAD = {"log_model_error": np.log(0.8), "log_sigma_factor": np.log(3.0)}
 
@@ -93,12 +102,13 @@ def fit_scales(
     start: dict[str, Any] = (
         {"log_G": obs.log_G0, "log_Sigma": obs.log_Sigma0} | BROAD | (init or {})
     )
-    renew = compiled_renewal(model, FIT_NODES, FIT_DROP)
-    fit, _ = coupled_fit(
-        model, obs, priors, start, lambda obs, at: renew(obs, priors, at), progress=progress
-    )
+    stages = STAGES
+    if obs.n_images > 2 * FIRST_IMAGES:
+        progress.say(f"scales of {FIRST_IMAGES} images first")
+        start, stages = _from_some(obs, model, priors, start, seed, progress), CONTINUED
+    fit = _fitted(obs, model, priors, start, stages, progress)
     values = fit.values()
-    sites = {k: np.asarray(v) for k, v in compiled_sites(model)(obs, priors, values).items()}
+    sites = sites_at(model, obs, priors, values)
     draws = pinned_draws(fit, seed, N_DRAWS)
     measured = _measured(obs, model, priors, values, draws, sites["scale"])
     if np.asarray(obs.reference.informed).any() and "centre" in sites:
@@ -122,9 +132,57 @@ def fit_scales(
     )
 
 
+def _fitted(obs, model, priors, start, stages, progress) -> infer.Fit:
+    return coupled_fit(
+        model,
+        obs,
+        priors,
+        start,
+        lambda obs, at: renewed(model, obs, priors, at),
+        stages,
+        progress,
+        (lambda obs: (part.obs for part in Parts(obs))) if len(Parts(obs)) > 1 else None,
+    )[0]
+
+
+def _from_some(obs, model, priors, start, seed, progress) -> dict[str, Any]:
+    """A start for all images from the mode of ``FIRST_IMAGES`` random ones.
+
+    What the run shares is then nearly known, and so are the intensities, so that the number of
+    evaluations of the whole run does not grow with the run.
+    """
+    some = np.sort(np.random.default_rng(seed).permutation(obs.n_images)[:FIRST_IMAGES])
+    few = of_images(obs, some)
+    found = _fitted(few, model, priors, start | {"log_G": few.log_G0}, STAGES[:-1], progress)
+    values, all_values = found.values(), dict(start)
+    for site in found.sites:
+        mine = np.asarray(values[site.name])
+        if not site.per_image:
+            all_values[site.name] = mine
+            continue
+        before = np.asarray(few.log_G0 if site.name == "log_G" else np.zeros_like(mine))
+        whole = np.zeros((obs.n_images, *site.shape))
+        whole += np.asarray(obs.log_G0) if site.name == "log_G" else 0.0
+        whole += (mine - before).mean(axis=0)
+        whole[some] = mine
+        all_values[site.name] = whole
+    return all_values
+
+
+def renewed(
+    model: infer.Model, obs: IntegratedObservations, priors: ScalingPriors, values
+) -> IntegratedObservations:
+    """The observations with the nodes of the quadrature placed anew, for ``values`` by site."""
+    renew = compiled_renewal(model, FIT_NODES, FIT_DROP)
+    nodes, follows = joined(
+        (part.reflections, renew(part.obs, priors, values)) for part in Parts(obs)
+    )
+    return replace(obs, nodes=nodes, follows=follows)
+
+
 @lru_cache(maxsize=8)
 def compiled_renewal(model: infer.Model, n_nodes: int, drop: float):
-    """(obs, priors, values by site) → obs with fresh nodes, compiled once for a model."""
+    """(obs, priors, values by site) → fresh nodes and ``follows``, compiled once for a model."""
 
     def renew(obs, priors, values):
         def log_integrand(E):
@@ -147,7 +205,7 @@ def compiled_renewal(model: infer.Model, n_nodes: int, drop: float):
         follows = 1 / (1 + of_prior * information)
         upper = upper * jnp.exp(-0.5 * follows * log_mean)
         nodes = true_intensities.place_nodes(log_integrand, upper, n_nodes, drop)
-        return replace(obs, nodes=nodes, follows=follows)
+        return nodes, follows
 
     return kept(renew)
 
@@ -170,6 +228,27 @@ def compiled_sites(model: infer.Model):
     return kept(sites)
 
 
+OF_OBSERVATIONS = ("scale", "partiality")
+OF_REFLECTIONS = ("log_mean", "centre", "log_variance")
+
+
+def sites_at(
+    model: infer.Model, obs: IntegratedObservations, priors: ScalingPriors, values
+) -> dict[str, np.ndarray]:
+    """The deterministic sites of :func:`compiled_sites` for all observations, part by part."""
+    found: dict[str, list[np.ndarray]] = {}
+    for rows, inside, part in Parts(obs):
+        real = dict.fromkeys(OF_OBSERVATIONS, inside) | dict.fromkeys(OF_REFLECTIONS, rows)
+        for name, value in compiled_sites(model)(part, priors, values).items():
+            size = real[name].stop - real[name].start if name in real else None
+            found.setdefault(name, []).append(np.array(np.asarray(value)[:size]))
+    several = {*OF_OBSERVATIONS, *OF_REFLECTIONS}
+    return {
+        name: np.concatenate(parts) if name in several else parts[0]
+        for name, parts in found.items()
+    }
+
+
 def pinned_draws(fit: infer.Fit, seed: int, n_draws: int) -> dict[str, np.ndarray]:
     """Laplace draws by site; ln G and B about their means over images, which no data determine."""
     draws = infer.laplace_draws(fit, n_draws, rng=np.random.default_rng(seed))
@@ -180,22 +259,34 @@ def pinned_draws(fit: infer.Fit, seed: int, n_draws: int) -> dict[str, np.ndarra
 
 def _measured(obs: IntegratedObservations, model, priors, values, draws, scale) -> Measured:
     """The observations with their scales; ``fraction`` has the errors of the model and of g."""
+    each = [{name: value[i] for name, value in draws.items()} for i in range(N_SCALE_DRAWS)]
+
+    def log_g(part: Part, one) -> np.ndarray:
+        size = part.observations.stop - part.observations.start
+        g = np.asarray(compiled_sites(model)(part.obs, priors, one)["scale"])[:size]
+        return np.log(np.maximum(g, 1e-300))
+
     weight = np.asarray(obs.weight)
-    mean = square = np.zeros(len(weight))
-    for i in range(N_SCALE_DRAWS):
-        one = {name: value[i] for name, value in draws.items()}
-        log_g = np.log(np.maximum(compiled_sites(model)(obs, priors, one)["scale"], 1e-300))
-        log_g -= np.average(log_g, weights=weight)  # a common factor cannot be told from Σ
-        step = log_g - mean
-        mean = mean + step / (i + 1)
-        square = square + step * (log_g - mean)
+    total = np.zeros(len(each))
+    for part in Parts(obs):
+        mine = weight[part.observations]
+        total += [float((log_g(part, one) * mine).sum()) for one in each]
+    common = total / weight.sum()  # a common factor cannot be told from Σ
+    square = np.zeros(len(weight))
+    for part in Parts(obs):
+        mean = 0.0
+        for i, one in enumerate(each):
+            away = log_g(part, one) - common[i]
+            step = away - mean
+            mean = mean + step / (i + 1)
+            square[part.observations] += step * (away - mean)
     error = np.exp(2 * values["log_model_error"]) + square / (N_SCALE_DRAWS - 1)
     return Measured(
         J=obs.J,
-        scale=jnp.asarray(scale),
+        scale=scale,
         variance=(np.exp(values["log_sigma_factor"]) * obs.sigma) ** 2,
-        per_photon=jnp.zeros(len(weight)),
-        fraction=jnp.asarray(np.sqrt(error)),
+        per_photon=np.zeros(len(weight)),
+        fraction=np.sqrt(error),
         nu=float(np.exp(values["log_nu"])),
         code=obs.code,
         image=obs.image,

@@ -8,13 +8,14 @@ import pytest
 
 from bayes_refine import load_model
 from bayes_refine.geometry.miller import pack_hkl
-from bayes_refine.infer.coupled import compiled_objective
+from bayes_refine.infer.coupled import compiled_objective, in_parts
 from bayes_refine.infer.lbfgs import minimise
-from bayes_refine.merging import scaling
+from bayes_refine.merging import pieces, scaling
 from bayes_refine.merging.agreement import pearson
 from bayes_refine.merging.latent import intensity_posteriors
-from bayes_refine.merging.observations import FIT_DROP, FIT_NODES, ScalingPriors, prepare
+from bayes_refine.merging.observations import ScalingPriors, prepare
 from bayes_refine.simulation.unmerged import UnmergedSimulation, simulate_unmerged
+from bayes_refine.util.progress import Listener
 
 N_IMAGES = 40
 
@@ -50,7 +51,7 @@ def test_the_sd_of_what_the_run_shares_is_that_of_the_whole_hessian(run):
     """
     obs, found = run[4], run[-1].fit
     model, priors = load_model("latent"), ScalingPriors()
-    obs = scaling.compiled_renewal(model, FIT_NODES, FIT_DROP)(obs, priors, found.values())
+    obs = scaling.renewed(model, obs, priors, found.values())
     objective = compiled_objective(model, found.sites)
 
     def gradient(x):
@@ -164,3 +165,41 @@ def test_lbfgs_finds_rosenbrocks_minimum():
 def test_wilson_knots_are_linear_between(run):
     obs = run[4]
     np.testing.assert_allclose(jnp.sum(obs.knot_weight, 1), 1.0, rtol=1e-6)
+
+
+def test_parts_of_the_observations_have_the_density_and_the_sites_of_the_whole(run, monkeypatch):
+    obs, found = run[4], run[-1].fit
+    model, priors = load_model("latent"), ScalingPriors()
+
+    def evaluated():
+        here = scaling.renewed(model, obs, priors, found.values())
+        several = len(pieces.Parts(obs)) > 1
+        objective = compiled_objective(model, found.sites)
+        if several:
+            objective = in_parts(model, found.sites, lambda obs: (x.obs for x in pieces.Parts(obs)))
+        value, slopes = objective(found.image, found.shared, here, priors)
+        return several, value, slopes, scaling.sites_at(model, here, priors, found.values())
+
+    whole = evaluated()
+    monkeypatch.setattr(pieces, "BLOCK", 64)
+    monkeypatch.setattr(pieces, "PART", 512)
+    parts = evaluated()
+    assert (whole[0], parts[0]) == (False, True)
+    assert float(parts[1]) == pytest.approx(float(whole[1]), rel=1e-12)
+    for a, b in zip(parts[2], whole[2], strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-9 * np.abs(whole[2][0]).max() + 1e-8)
+    for name, value in whole[3].items():
+        np.testing.assert_allclose(parts[3][name], value, rtol=1e-12, err_msg=name)
+
+
+def test_a_large_run_starts_from_some_of_its_images(run, monkeypatch):
+    """It ends at the same mode, to what a search leaves that promises 0.001 nats, 0.045 sd."""
+    obs, whole = run[4], run[-1]
+    monkeypatch.setattr(scaling, "FIRST_IMAGES", 15)
+    said = []
+    heard = Listener(say=said.append)
+    found = scaling.fit_scales(obs, load_model("latent"), progress=heard)
+    assert said[0] == "scales of 15 images first"
+    assert (np.abs(found.log_G - whole.log_G) < 0.06 * whole.log_G_sd).all()
+    sd = np.sqrt(np.diag(whole.fit.shared_covariance))
+    assert (np.abs(found.fit.shared - whole.fit.shared) < 0.06 * sd).all()
