@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import gemmi
@@ -58,42 +58,60 @@ def write_unmerged(
         ValueError: a column is unknown, missing or misshaped, or a batch is no still.
         InputError: there is no reflection, or the file cannot be written.
     """
-    batches = [_batch_of_still(k + 1, still) for k, still in enumerate(stills)]
-    write_observations(path, hkl, columns, cell, space_group, batches)
+    batches = (_batch_of_still(k + 1, still) for k, still in enumerate(stills))
+    write_observations(path, [(hkl, columns)], len(hkl), cell, space_group, batches)
 
 
 def write_observations(
     path: str | Path,
-    hkl: np.ndarray,
-    columns: Mapping[str, np.ndarray],
+    blocks: Iterable[tuple[np.ndarray, Mapping[str, np.ndarray]]],
+    n: int,
     cell: gemmi.UnitCell,
     space_group: gemmi.SpaceGroup,
-    batches: Sequence[gemmi.Mtz.Batch],
+    batches: Iterable[gemmi.Mtz.Batch],
 ) -> None:
-    """As :func:`write_unmerged`, with batch headers given, such as :func:`new_batch` makes.
+    """As :func:`write_unmerged`, of batch headers, such as :func:`new_batch` makes, and of blocks.
+
+    Only one block is in memory beside the file's table.
+
+    Args:
+        blocks: hkl (k, 3) and columns (k,), as of :func:`write_unmerged`; all observations of a
+            reflection are in one block, and blocks follow each other in the order of H K L in the
+            asymmetric unit.
+        n: observations of all blocks.
 
     Raises:
         ValueError: a column is unknown, missing or misshaped, or a BATCH has no header.
         InputError: there is no reflection, or the file cannot be written.
     """
-    missing = {"BATCH", "I", "SIGI"} - set(columns)
-    unknown = set(columns) - set(UNMERGED_TYPES)
-    if missing or unknown:
-        raise ValueError(f"columns missing: {sorted(missing)}; unknown: {sorted(unknown)}")
-    batch = np.asarray(columns["BATCH"])
-    if not np.isin(batch, [header.number for header in batches]).all():
-        raise ValueError(f"BATCH names an image that is none of the {len(batches)} headers")
-    asu, isym = asu_map(hkl, space_group)
-    wavelengths = [header.wavelength for header in batches]
-    mtz = _new_mtz(cell, space_group, float(np.mean(wavelengths)) if batches else 0.0)
+    mtz = _new_mtz(cell, space_group, 0.0)
     for header in batches:
         mtz.batches.append(header)
-    typed = {"M/ISYM": ("Y", isym)} | {
-        label: (kind, columns[label]) for label, kind in UNMERGED_TYPES.items() if label in columns
-    }
-    order = np.lexsort((batch, isym, *asu.T[::-1]))
+    numbers = np.array([header.number for header in mtz.batches])
+    wavelengths = [header.wavelength for header in mtz.batches]
+    _set_wavelength(mtz, float(np.mean(wavelengths)) if wavelengths else 0.0)
     mtz.sort_order = [1, 2, 3, 4, 5]
-    _write(mtz, path, asu, typed, order)
+    start = 0
+    for hkl, columns in blocks:
+        missing = {"BATCH", "I", "SIGI"} - set(columns)
+        unknown = set(columns) - set(UNMERGED_TYPES)
+        if missing or unknown:
+            raise ValueError(f"columns missing: {sorted(missing)}; unknown: {sorted(unknown)}")
+        batch = np.asarray(columns["BATCH"])
+        if not np.isin(batch, numbers).all():
+            raise ValueError(f"BATCH names an image that is none of the {len(numbers)} headers")
+        asu, isym = asu_map(hkl, space_group)
+        typed = {"M/ISYM": ("Y", isym)} | {
+            label: (kind, columns[label])
+            for label, kind in UNMERGED_TYPES.items()
+            if label in columns
+        }
+        if start == 0:
+            _make_room(mtz, path, typed, n)
+        start += _fill(mtz, start, asu, typed, np.lexsort((batch, isym, *asu.T[::-1])))
+    if start != n:
+        raise ValueError(f"{start} observations were given, not {n}")
+    _save(mtz, path)
 
 
 def write_merged(
@@ -118,7 +136,9 @@ def write_merged(
     mtz = _new_mtz(cell, space_group, wavelength)
     mtz.sort_order = [1, 2, 3, 0, 0]
     hkl_asu = np.asarray(hkl_asu)
-    _write(mtz, path, hkl_asu, columns, np.lexsort(hkl_asu.T[::-1]))
+    _make_room(mtz, path, columns, len(hkl_asu))
+    _fill(mtz, 0, hkl_asu, columns, np.lexsort(hkl_asu.T[::-1]))
+    _save(mtz, path)
 
 
 def _new_mtz(cell: gemmi.UnitCell, space_group: gemmi.SpaceGroup, wavelength: float) -> gemmi.Mtz:
@@ -127,9 +147,13 @@ def _new_mtz(cell: gemmi.UnitCell, space_group: gemmi.SpaceGroup, wavelength: fl
     mtz.spacegroup = space_group
     mtz.add_dataset("bayes_refine")
     mtz.set_cell_for_all(cell)
+    _set_wavelength(mtz, wavelength)
+    return mtz
+
+
+def _set_wavelength(mtz: gemmi.Mtz, wavelength: float) -> None:
     for dataset in mtz.datasets:  # HKL_base too: some programs read the first data set
         dataset.wavelength = wavelength
-    return mtz
 
 
 def new_batch(number: int, title: str, cell: gemmi.UnitCell, wavelength: float) -> gemmi.Mtz.Batch:
@@ -157,30 +181,34 @@ def _batch_of_still(number: int, still: Still) -> gemmi.Mtz.Batch:
     return batch
 
 
-def _write(
+def _make_room(
+    mtz: gemmi.Mtz, path: str | Path, columns: Mapping[str, tuple[str, ArrayLike]], n: int
+) -> None:
+    """Give an MTZ columns after H K L, and n rows."""
+    if not n:  # gemmi does not read an MTZ without reflections
+        raise InputError(f"{path}: no reflection to write")
+    for label, (kind, _) in columns.items():
+        mtz.add_column(label, kind, dataset_id=1)
+    # zeros that nobody touched take no memory; gemmi has a copy
+    mtz.set_data(np.zeros((n, 3 + len(columns)), np.float32))
+
+
+def _fill(
     mtz: gemmi.Mtz,
-    path: str | Path,
+    start: int,
     hkl: np.ndarray,
     columns: Mapping[str, tuple[str, ArrayLike]],
     order: np.ndarray,
-) -> None:
-    if not len(hkl):  # gemmi does not read an MTZ without reflections
-        raise InputError(f"{path}: no reflection to write")
-    for label, (kind, values) in columns.items():
+) -> int:
+    """Fill rows from ``start`` on; return the number of rows."""
+    rows = slice(start, start + len(hkl))
+    for k in range(3):
+        mtz.array[rows, k] = hkl[order, k]
+    for k, (label, (_, values)) in enumerate(columns.items(), 3):
         if np.shape(values) != (len(hkl),):
             raise ValueError(f"column {label} has shape {np.shape(values)}, not ({len(hkl)},)")
-        mtz.add_column(label, kind, dataset_id=1)
-    save_mtz(mtz, path, _table(hkl, [values for _, values in columns.values()], order))
-
-
-def _table(hkl: np.ndarray, columns: Sequence[ArrayLike], order: np.ndarray) -> np.ndarray:
-    """(n, 3 + columns) float32, filled in place: it can be long."""
-    table = np.empty((len(hkl), 3 + len(columns)), np.float32)
-    for k in range(3):
-        table[:, k] = hkl[order, k]
-    for k, values in enumerate(columns, 3):
-        table[:, k] = np.asarray(values)[order]
-    return table
+        mtz.array[rows, k] = np.asarray(values)[order]
+    return len(hkl)
 
 
 def save_mtz(mtz: gemmi.Mtz, path: str | Path, table: ArrayLike) -> None:
@@ -190,7 +218,10 @@ def save_mtz(mtz: gemmi.Mtz, path: str | Path, table: ArrayLike) -> None:
         InputError: the file cannot be written completely.
     """
     mtz.set_data(np.ascontiguousarray(table, dtype=np.float32))
-    del table  # gemmi has a copy
+    _save(mtz, path)
+
+
+def _save(mtz: gemmi.Mtz, path: str | Path) -> None:
     try:
         mtz.write_to_file(str(path))
     except (RuntimeError, OSError) as error:

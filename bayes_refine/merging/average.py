@@ -67,29 +67,75 @@ def merge(
     Raises:
         ValueError: a variance that is not positive, or a value that is not finite.
     """
-    J, var, g = (np.asarray(a, float) for a in (intensity, variance, scale))
-    w = np.broadcast_to(np.asarray(emphasis, float), J.shape)
-    if not all(np.isfinite(a).all() for a in (J, var, g, w)) or (var <= 0).any():
-        raise ValueError("merging takes finite intensities and scales, and positive variances")
     image = np.asarray(image)
     if half_of_image is None:
         half_of_image = split_images(int(image.max(initial=-1)) + 1, seed)
     first, code = unique_hkl(hkl_asu)
-    m = len(first)
-    # The halves of reflection k are merged as reflections 2k and 2k + 1.
-    whole = _weighted_mean(code, m, J, var, g, w)
-    halves = _weighted_mean(code * 2 + half_of_image[image], 2 * m, J, var, g, w)
-    keep = whole[2] > 0
-    return Merged(
-        hkl=np.asarray(hkl_asu, np.int32)[first][keep],
-        intensity=whole[0][keep],
-        sigma=whole[1][keep],
-        n=whole[2][keep],
-        half_intensity=halves[0].reshape(m, 2)[keep],
-        half_sigma=halves[1].reshape(m, 2)[keep],
-        half_of_image=half_of_image,
-        weight=w * g**2 / var,
-    )
+    sums = Sums(len(first))
+    weight = sums.add(code, intensity, variance, scale, emphasis, half_of_image[image])
+    return sums.merged(np.asarray(hkl_asu)[first], half_of_image, weight)
+
+
+class Sums:
+    """The sums of :func:`merge` over observations of m reflections, which are added part by part.
+
+    sums = Sums(m)
+    weight = sums.add(code, J, variance, g, 1.0, half_of_image[image])
+    merged = sums.merged(hkl, half_of_image, weight)
+    """
+
+    def __init__(self, m: int) -> None:
+        # information, weight, Σ w g J/σ², n; halves of reflection k are reflections 2k and 2k + 1
+        self._whole, self._halves = np.zeros((4, m)), np.zeros((4, 2 * m))
+
+    def add(
+        self,
+        code: np.ndarray,
+        intensity: np.ndarray,
+        variance: np.ndarray,
+        scale: np.ndarray,
+        emphasis: np.ndarray | float,
+        half: np.ndarray,
+    ) -> np.ndarray:
+        """Add observations (k,); return the weight w·g²/σ² (k,) of each.
+
+        Args:
+            code: which reflection. half: 0 or 1. The others: as of :func:`merge`.
+
+        Raises:
+            ValueError: a variance that is not positive, or a value that is not finite.
+        """
+        J, var, g = (np.asarray(a, float) for a in (intensity, variance, scale))
+        w = np.broadcast_to(np.asarray(emphasis, float), J.shape)
+        if not all(np.isfinite(a).all() for a in (J, var, g, w)) or (var <= 0).any():
+            raise ValueError("merging takes finite intensities and scales, and positive variances")
+        information = g**2 / var
+        weight = w * information
+        terms = information, weight, w * g * J / var, information > 0
+        for sums, of in ((self._whole, code), (self._halves, code * 2 + half)):
+            for total, term in zip(sums, terms, strict=True):
+                total += np.bincount(of, term, len(total))
+        return weight
+
+    def merged(self, hkl: np.ndarray, half_of_image: np.ndarray, weight: np.ndarray) -> Merged:
+        """The reflections ``hkl`` (m, 3), sorted by H K L, that have an observation with a weight.
+
+        Args:
+            half_of_image, weight: of the result.
+        """
+        m = len(hkl)
+        whole, halves = map(_weighted_mean, (self._whole, self._halves))
+        keep = whole[2] > 0
+        return Merged(
+            hkl=np.asarray(hkl, np.int32)[keep],
+            intensity=whole[0][keep],
+            sigma=whole[1][keep],
+            n=whole[2][keep],
+            half_intensity=halves[0].reshape(m, 2)[keep],
+            half_sigma=halves[1].reshape(m, 2)[keep],
+            half_of_image=half_of_image,
+            weight=weight,
+        )
 
 
 def split_images(n_images: int, seed: int) -> np.ndarray:
@@ -97,12 +143,8 @@ def split_images(n_images: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).permutation(n_images) % 2
 
 
-def _weighted_mean(
-    code: np.ndarray, m: int, J: np.ndarray, var: np.ndarray, g: np.ndarray, w: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    information = np.bincount(code, g**2 / var, m)
-    weight = np.bincount(code, w * g**2 / var, m)
-    n = np.bincount(code, g**2 / var > 0, m).astype(int)
+def _weighted_mean(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    information, weight, total, n = sums
     with np.errstate(divide="ignore", invalid="ignore"):
-        mean = np.where(weight > 0, np.bincount(code, w * g * J / var, m) / weight, np.nan)
-        return mean, np.where(information > 0, information**-0.5, np.nan), n
+        mean = np.where(weight > 0, total / weight, np.nan)
+        return mean, np.where(information > 0, information**-0.5, np.nan), n.astype(int)

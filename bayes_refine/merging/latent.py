@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import jax
@@ -13,12 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ..geometry.miller import unique_hkl
 from ..physics import true_intensities
 from ..physics.true_intensities import Nodes, Posterior
 from ..physics.variance_of_J import variance_of_J
 from ..util.kept_programs import kept
-from .average import Merged, merge, split_images
-from .pieces import in_pieces, joined, rows_of
+from .average import Merged, Sums, split_images
+from .pieces import in_pieces, joined, of_observations, rows_of, whole_reflections
 
 # Of 40 reflections with 200 Student-t observations (ν = 3), the worst ln Z is off by 3e-4.
 NODES = 48
@@ -209,32 +211,36 @@ def likelihood_only(
         hkl: (m, 3) indices to merge under; by default ``measured.hkl``.
         seed: of the random halves of the images.
     """
-    taken = np.asarray(measured.weight) > 0
     code, image = np.asarray(measured.code), np.asarray(measured.image)
-    of = np.asarray(measured.hkl if hkl is None else hkl)[code]
+    among = np.asarray(measured.hkl if hkl is None else hkl)
+    first, of = unique_hkl(among)
     nu = min(float(measured.nu), NEARLY_NORMAL)
+    slices = list(whole_reflections(code))
+    used = np.zeros(int(image.max()) + 1, bool)
+    for rows in slices:
+        used[image[rows][np.asarray(measured.weight[rows]) > 0]] = True
+    half_of_image = np.zeros(len(used), int)  # an unused image does not change another's half
+    half_of_image[used] = split_images(int(used.sum()), seed)
 
-    def merged_at(expected: np.ndarray) -> Merged:
-        variance = measured.variance_at(expected)
-        z2 = (np.asarray(measured.J) - measured.scale * expected) ** 2 / variance
-        robust = (nu + 3) / (nu + z2)  # w over its (ν + 1)/(ν + 3)
-        variance *= (nu + 3) / (nu + 1) / np.minimum(robust, 1.0)
-        columns = (measured.J, variance, measured.scale, np.maximum(robust, 1.0))
-        J, var, g, w = (np.asarray(x)[taken] for x in columns)
-        found = merge(of[taken], J, var, g, image[taken], w, half_of_image=half_of_image)
-        weight = np.zeros(len(taken))
-        weight[taken] = found.weight
-        return replace(found, weight=weight)
+    def merged_at(expected: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Merged:
+        """With the expected I of each observation, of (reflection, half of the image)."""
+        sums, weight = Sums(len(first)), np.zeros(len(code))
+        for rows in slices:
+            some = of_observations(measured, rows)
+            taken, half = np.asarray(some.weight) > 0, half_of_image[image[rows]]
+            I = expected(code[rows], half)  # noqa: E741
+            variance = some.variance_at(I)
+            z2 = (np.asarray(some.J) - some.scale * I) ** 2 / variance
+            robust = (nu + 3) / (nu + z2)  # w over its (ν + 1)/(ν + 3)
+            variance *= (nu + 3) / (nu + 1) / np.minimum(robust, 1.0)
+            columns = (of[code[rows]], some.J, variance, some.scale, np.maximum(robust, 1.0), half)
+            weight[rows][taken] = sums.add(*(np.asarray(x)[taken] for x in columns))
+        return sums.merged(among[first], half_of_image, weight)
 
-    used = np.unique(image[taken])  # so that an unused image does not change the half of another
-    half_of_image = np.zeros(int(image.max()) + 1, int)
-    half_of_image[used] = split_images(len(used), seed)
-    whole = merged_at(np.asarray(expected)[code])
-    half = half_of_image[image]
-    apart = np.zeros(len(code))
+    whole = merged_at(lambda code, half: np.asarray(expected)[code])
+    halves = np.zeros((len(measured.hkl), 2))
     for k in (0, 1):
-        mine = replace(measured, weight=measured.weight * (half == k))
-        post = np.asarray(intensity_posteriors(mine, prior).posterior.intensity)
-        apart = np.where(half == k, post[code], apart)
-    halves = merged_at(apart)
-    return replace(whole, half_intensity=halves.half_intensity, half_sigma=halves.half_sigma)
+        mine = replace(measured, weight=measured.weight * (half_of_image[image] == k))
+        halves[:, k] = intensity_posteriors(mine, prior).posterior.intensity
+    apart = merged_at(lambda code, half: halves[code, half])
+    return replace(whole, half_intensity=apart.half_intensity, half_sigma=apart.half_sigma)

@@ -20,9 +20,9 @@ from ..physics.reference import Reference, check_symmetry, free_set, wilson_mean
 from ..util.errors import InputError
 from ..util.progress import SILENT, Listener
 from ..util.status import Kind, Status
-from .agreement import pearson
 from .merged_intensities import Estimate, Intensities, together
 from .observations import ScalingPriors, prepare
+from .pieces import whole_reflections
 from .scaling import Halves, Scaled, fit_scales, refit_halves
 
 
@@ -69,13 +69,17 @@ class MergeRun:
     priors: ScalingPriors
 
     @cached_property
-    def expected(self) -> np.ndarray:
-        """(n,) g·I of each observation, I the posterior mean; NaN where there is none."""
-        d, found = self.scaled.measured, self.intensities
-        wanted = asu_keys(np.asarray(d.hkl), self.data.space_group)
+    def _posterior_mean(self) -> np.ndarray:
+        """(m,) posterior mean of I of each reflection of ``scaled.measured``, NaN if none."""
+        found = self.intensities
+        wanted = asu_keys(np.asarray(self.scaled.measured.hkl), self.data.space_group)
         at, known = find(wanted, pack_hkl(found.merged.hkl))
-        I = np.where(known, found.posterior.intensity[at], np.nan)  # noqa: E741
-        return np.asarray(d.scale) * I[np.asarray(d.code)]
+        return np.where(known, found.posterior.intensity[at], np.nan)
+
+    def expected(self, rows: slice | np.ndarray) -> np.ndarray:
+        """(k,) g·I of some observations, I the posterior mean; NaN where there is none."""
+        d = self.scaled.measured
+        return np.asarray(d.scale[rows]) * self._posterior_mean[np.asarray(d.code[rows])]
 
 
 def merge_run(
@@ -210,9 +214,7 @@ def image_table(run: MergeRun) -> dict[str, np.ndarray]:
     """
     s, d = run.scaled, run.scaled.measured
     n = s.observations.n_images
-    image, J, expected = np.asarray(d.image), np.asarray(d.J), run.expected
-    order = np.argsort(image, kind="stable")
-    parts = np.split(order, np.searchsorted(image[order], np.arange(1, n)))
+    image = np.asarray(d.image)
     G, width = np.exp(s.log_G), np.exp(s.log_width)
     columns: dict[str, np.ndarray] = {
         "identifier": np.array([run.data.name(b) for b in numbered(run.data.batch)[0]], object),
@@ -224,9 +226,40 @@ def image_table(run: MergeRun) -> dict[str, np.ndarray]:
         "B_sd": s.B_sd,
         "width": width,
         "width_sd": width * s.log_width_sd,
-        "cc_model": np.array([pearson(J[k], expected[k]) for k in parts]),
+        "cc_model": _correlations(run),
     }
     return columns | (run.reindexing.columns() if len(run.reindexing.ambiguity) > 1 else {})
+
+
+def _correlations(run: MergeRun) -> np.ndarray:
+    """(n_images,) Pearson CC of J and g·I; NaN for fewer than three reflections or no spread."""
+    d, n = run.scaled.measured, run.scaled.observations.n_images
+
+    def sums(terms: Callable[..., tuple[np.ndarray, ...]]) -> np.ndarray:
+        """Of ``terms`` of (image, J, g·I), by image."""
+        found: np.ndarray | float = 0.0
+        for rows in whole_reflections(np.asarray(d.code)):
+            image, J, expected = (
+                np.asarray(d.image[rows]),
+                np.asarray(d.J[rows]),
+                run.expected(rows),
+            )
+            known = np.isfinite(expected)
+            image, J, expected = image[known], J[known], expected[known]
+            found = found + np.array([np.bincount(image, x, n) for x in terms(image, J, expected)])
+        return np.asarray(found)
+
+    count, *totals = sums(lambda image, J, expected: (np.ones(len(J)), J, expected))
+    mean_J, mean_expected = (total / np.maximum(count, 1) for total in totals)
+
+    def products(image, J, expected):
+        x, y = J - mean_J[image], expected - mean_expected[image]
+        return x * x, y * y, x * y
+
+    xx, yy, xy = sums(products)
+    norm = np.sqrt(xx * yy)
+    good = (count >= 3) & (norm > 0)
+    return np.where(good, xy / np.where(good, norm, 1.0), np.nan)
 
 
 def all_images(run: MergeRun, table: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -203,7 +204,9 @@ def of_images(obs: IntegratedObservations, images: np.ndarray) -> IntegratedObse
     place[images] = np.arange(len(images))
     image = place[np.asarray(obs.image)]
     rows = np.flatnonzero(image >= 0)
-    columns = {name: np.asarray(getattr(obs, name))[rows] for name in OBSERVED if name != "image"}
+    columns: dict[str, Any] = {
+        name: np.asarray(getattr(obs, name))[rows] for name in OBSERVED if name != "image"
+    }
     return replace(
         obs,
         **columns,

@@ -63,6 +63,32 @@ def in_pieces(measured: Measured) -> Iterator[Piece]:
         yield Piece(rows, inside, _padded(measured, rows, inside, (room, places)))
 
 
+def whole_reflections(code: np.ndarray, size: int = PART) -> Iterator[slice]:
+    """Slices of observations, about ``size`` each, with all observations of their reflections.
+
+    Args:
+        code: (n,) reflection of each observation, ascending.
+    """
+    start, n = 0, len(code)
+    while start < n:
+        stop = min(start + size, n)
+        if stop < n:
+            last = code[stop]
+            stop = int(np.searchsorted(code, last))
+            if stop <= start:
+                stop = int(np.searchsorted(code, last, side="right"))
+        yield slice(start, stop)
+        start = stop
+
+
+def of_observations(measured: Measured, rows: slice) -> Measured:
+    """Some observations, with the same reflections."""
+    columns: dict[str, Any] = {
+        name: np.asarray(getattr(measured, name)[rows]) for name in (*COLUMNS, "code")
+    }
+    return replace(measured, **columns)
+
+
 def rows_of(tree: T, rows: slice, places: int) -> T:
     """Some rows of all arrays (m, ...) of a pytree, padded as a piece's reflections are.
 

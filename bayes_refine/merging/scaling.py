@@ -6,6 +6,7 @@ Unmerged → ``observations.prepare`` → :func:`fit_scales` → :class:`Scaled`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -102,7 +103,7 @@ def fit_scales(
     start: dict[str, Any] = (
         {"log_G": obs.log_G0, "log_Sigma": obs.log_Sigma0} | BROAD | (init or {})
     )
-    stages = STAGES
+    stages: Sequence[Climb] = STAGES
     if obs.n_images > 2 * FIRST_IMAGES:
         progress.say(f"scales of {FIRST_IMAGES} images first")
         start, stages = _from_some(obs, model, priors, start, seed, progress), CONTINUED

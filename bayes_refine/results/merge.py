@@ -28,6 +28,7 @@ from ..merging.merge import (
 )
 from ..merging.merged_columns import blank, merged_files
 from ..merging.observations import rows_by_reflection
+from ..merging.pieces import whole_reflections
 from ..merging.scaling import compiled_sites, pinned_draws
 from ..physics.reference import Reference, free_set
 from ..physics.variance_of_J import variance_of_J
@@ -41,6 +42,8 @@ from .pictures import MAY_BE_ABSENT, draw_pictures
 
 N_SHELLS = 10
 N_DRAWS = 100
+ROWS = 1 << 22  # observations in one unmerged_scaled.mtz
+SHOWN = 500_000  # observations that the report looks at
 BLOCK = 1 << 15  # observations whose pointwise terms are in memory at a time
 # other axes: knots
 AXES = {"reference_direction": "tensor", "reference_anisotropy": "tensor", "curve": "number"}
@@ -119,43 +122,78 @@ def _write_tables(
     work: Path, run: MergeRun, table: Mapping[str, np.ndarray], settings: MergeSettings
 ) -> None:
     data, found = run.data, run.intensities
-    _write_scaled(work / "unmerged_scaled.mtz", run, settings)
+    _write_scaled(work, run, settings)
     for name, (hkl, columns) in merged_files(found, run.free).items():
         write_merged(work / name, hkl, columns, data.cell, data.space_group, data.wavelength)
     write_table(work / "images.csv", all_images(run, table))
 
 
-def _write_scaled(path: Path, run: MergeRun, settings: MergeSettings) -> None:
-    """Write observations on one scale; their means weighted by 1/σ² are those in ``merged.mtz``."""
-    data, scale = run.data, np.asarray(run.scaled.measured.scale)
-    rows = rows_by_reflection(data, settings.d_min, settings.anomalous)
-    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        scaled = (data.J[rows] / scale).astype(np.float32)
-        sigma = (run.intensities.merged.weight**-0.5).astype(np.float32)
-    good = np.isfinite(scaled) & np.isfinite(sigma)
-    rows = rows[good]
-    columns = {
-        "BATCH": data.batch[rows],
-        "I": scaled[good],
-        "SIGI": sigma[good],
-        "PARTIALITY": run.scaled.partiality[good].astype(np.float32),
-        "SCALEUSED": (1 / scale[good]).astype(np.float32),
-        "FREE": free_set(data.hkl[rows], settings.free_fraction, settings.seed, data.space_group),
-    }
-    if data.excitation_error is not None:
-        columns["EPSILON_R"] = data.excitation_error[rows].astype(np.float32)
-    if data.xy_px is not None and np.isfinite(data.xy_px).all():
-        columns["XDET"], columns["YDET"] = (data.xy_px[rows, k].astype(np.float32) for k in (0, 1))
-    numbers = np.union1d(numbered(data.batch)[0], data.empty)
-    batches = [new_batch(int(b), data.name(b), data.cell, data.wavelength) for b in numbers]
-    write_observations(path, data.hkl[rows], columns, data.cell, data.space_group, batches)
+def _write_scaled(work: Path, run: MergeRun, settings: MergeSettings) -> None:
+    """Write observations on one scale; their means weighted by 1/σ² are those in ``merged.mtz``.
+
+    Of a run with more than ``ROWS`` observations every file has those of a part of the asymmetric
+    unit.
+    """
+    data, d = run.data, run.scaled.measured
+    order = rows_by_reflection(data, settings.d_min, settings.anomalous)
+    free = free_set(np.asarray(d.hkl), settings.free_fraction, settings.seed, data.space_group)
+    weight, xy = run.intensities.merged.weight, data.xy_px
+    if xy is not None and not np.isfinite(xy).all():
+        xy = None
+
+    def scaled(part: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """I and sigma on one scale, and which of them are numbers."""
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+            intensity = (data.J[order[part]] / d.scale[part]).astype(np.float32)
+            sigma = (weight[part] ** -0.5).astype(np.float32)
+        return intensity, sigma, np.isfinite(intensity) & np.isfinite(sigma)
+
+    def block(part: slice) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        intensity, sigma, good = scaled(part)
+        rows = order[part][good]
+        columns = {
+            "BATCH": data.batch[rows],
+            "I": intensity[good],
+            "SIGI": sigma[good],
+            "PARTIALITY": run.scaled.partiality[part][good],
+            "SCALEUSED": 1 / np.asarray(d.scale[part])[good],
+            "FREE": free[np.asarray(d.code[part])[good]],
+        }
+        if data.excitation_error is not None:
+            columns["EPSILON_R"] = data.excitation_error[rows]
+        if xy is not None:
+            columns["XDET"], columns["YDET"] = xy[rows].T
+        return data.hkl[rows], columns
+
+    # mates that are apart are not neighbours in the asymmetric unit
+    n = len(order)
+    parts = [slice(0, n)] if settings.anomalous else list(whole_reflections(np.asarray(d.code)))
+    counts = np.array([scaled(part)[2].sum() for part in parts])
+    in_file = (np.cumsum(counts) - counts) // ROWS
+    batches = np.union1d(numbered(data.batch)[0], data.empty)
+    for k in np.unique(in_file):
+        chosen = np.flatnonzero(in_file == k)
+        number = f"_{k + 1:03d}" if in_file[-1] else ""
+        write_observations(
+            work / f"unmerged_scaled{number}.mtz",
+            (block(parts[i]) for i in chosen),
+            int(counts[chosen].sum()),
+            data.cell,
+            data.space_group,
+            (new_batch(int(b), data.name(b), data.cell, data.wavelength) for b in batches),
+        )
 
 
 def _observed_and_expected(run: MergeRun) -> ObservedAndExpected:
-    """J of each observation, beside g times the posterior mean of its true intensity."""
+    """J of each observation, beside g times the posterior mean of its true intensity.
+
+    Of a large run every so many are taken, some ``SHOWN`` in all.
+    """
     d, obs = run.scaled.measured, run.scaled.observations
-    rows = np.flatnonzero(np.isfinite(run.expected))
-    expected = run.expected[rows]
+    n = len(d.J)
+    rows = np.arange(0, n, -(-n // SHOWN))
+    expected = run.expected(rows)
+    rows, expected = rows[np.isfinite(expected)], expected[np.isfinite(expected)]
     variance = variance_of_J(
         expected, np.asarray(d.variance)[rows], 0.0, np.asarray(d.fraction)[rows] ** 2
     )
