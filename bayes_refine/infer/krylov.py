@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ..util.large_arrays import release, room
 from .curvature import upward_root
 
 MISSING = 1e-3  # of a variance, what a combination of columns must promise to be added
@@ -38,20 +39,23 @@ def inverse_columns(
     """
     E = np.zeros((size, s))
     E[-s:] = np.eye(s)
-    V, HV = np.zeros((size, 0)), np.zeros((size, 0))
+    columns = room((max(most, s), size)), room((max(most, s), size))
     X = precondition(E)
-    more = X @ _whitening(X[-s:])  # so that VᵀP⁻¹V = 1, here and below
+    more, count = X @ _whitening(X[-s:]), 0  # so that VᵀP⁻¹V = 1, here and below
     while more.shape[1]:
-        V = np.concatenate([V, more], axis=1)
-        HV = np.concatenate([HV, np.stack([product(v) for v in more.T], axis=1)], axis=1)
+        for v in more.T:
+            columns[0][count], columns[1][count] = v, product(v)
+            count += 1
+        V, HV = (each[:count].T for each in columns)
         projected = V.T @ HV
         root = upward_root((projected + projected.T)[None] / 2)[0]
         combined = root @ (root.T @ V[-s:].T)
         X, R = V @ combined, E - HV @ combined
         more, white = precondition(R), _whitening(X[-s:])
+        release(*columns)
         promised, axes = np.linalg.eigh(white.T @ (R.T @ more) @ white)
-        room = max(most - V.shape[1], 0)
-        enough = (promised > MISSING) & (np.arange(s)[::-1] < room)  # promised ascends
+        left = max(most - count, 0)
+        enough = (promised > MISSING) & (np.arange(s)[::-1] < left)  # promised ascends
         more = more @ (white @ axes[:, enough] / np.sqrt(promised[enough]))
     return X
 

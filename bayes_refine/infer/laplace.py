@@ -16,6 +16,8 @@ from ..util.kept_programs import kept
 from .density import Model, Site, place_of, traced, unflatten
 from .summary import Summary
 
+BLOCK = 1 << 19  # numbers of images that are drawn at a time
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -85,13 +87,26 @@ def laplace_draws(fit: Fit, n_draws: int, *, rng: np.random.Generator) -> dict[s
         draws = laplace_draws(run.fit, 100, rng=np.random.default_rng(0))
         draws["log_G"].shape  # (100, n, 1)
     """
+    blocks = list(draws_in_blocks(fit, n_draws, rng=rng))
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+
+
+def draws_in_blocks(
+    fit: Fit, n_draws: int, *, rng: np.random.Generator
+) -> Iterator[dict[str, np.ndarray]]:
+    """The draws of :func:`laplace_draws` a few at a time, (d, ...) by site."""
     off = _gaussian(np.linalg.inv(fit.shared_covariance), (n_draws,), rng=rng)
     slope = np.linalg.solve(fit.image_precision, fit.coupling)
-    image = fit.image + fit.image_shift - np.einsum("nks,ds->dnk", slope, off)
-    image += _gaussian(fit.image_precision, (n_draws,), rng=rng)
     shared = fit.shared + fit.shared_shift + off
-    draw = jax.vmap(partial(unflatten, fit.sites))(jnp.asarray(image), jnp.asarray(shared))
-    return {name: np.asarray(value) for name, value in draw.items()}
+    size = max(1, BLOCK // max(fit.image.size, 1))
+    for start in range(0, n_draws, size):
+        some = slice(start, min(start + size, n_draws))
+        image = fit.image + fit.image_shift - np.einsum("nks,ds->dnk", slope, off[some])
+        image += _gaussian(fit.image_precision, (len(image),), rng=rng)
+        draw = jax.vmap(partial(unflatten, fit.sites))(
+            jnp.asarray(image), jnp.asarray(shared[some])
+        )
+        yield {name: np.asarray(value) for name, value in draw.items()}
 
 
 def predictive_draws(

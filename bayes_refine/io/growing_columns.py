@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from ..util.large_arrays import release, room
+
 ROWS = 1 << 17  # rows in a block
 
 
@@ -16,8 +18,8 @@ class GrowingColumns:
         columns.extend({"hkl": hkl, "J": J})
         whole = columns.taken()
 
-    At the end the blocks of one column after the other are joined, so that the peak of memory is
-    that of all columns and of the widest column once more.
+    At the end the blocks of one column after the other are joined, in a file where they are many,
+    so that the peak of memory is that of all columns.
     """
 
     def __init__(self, kinds: Mapping[str, tuple[type, int]]) -> None:
@@ -58,10 +60,11 @@ class GrowingColumns:
             blocks = self._blocks.pop(name)
             shape = (self._rows,) if width == 1 else (self._rows, width)
             start = 0
-            whole: np.ndarray = np.empty(shape, kind)
+            whole = room(shape, kind)
             while blocks:
                 count = min(ROWS, self._rows - start)
                 whole[start : start + count] = blocks.pop(0)[:count]
                 start += count
+            release(whole)
             self._blocks[name] = blocks
             yield name, whole

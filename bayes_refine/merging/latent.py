@@ -19,6 +19,7 @@ from ..physics import true_intensities
 from ..physics.true_intensities import Nodes, Posterior
 from ..physics.variance_of_J import variance_of_J
 from ..util.kept_programs import kept
+from ..util.large_arrays import release, room
 from .average import Merged, Sums, split_images
 from .pieces import in_pieces, joined, of_observations, rows_of, whole_reflections
 
@@ -224,23 +225,29 @@ def likelihood_only(
 
     def merged_at(expected: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Merged:
         """With the expected I of each observation, of (reflection, half of the image)."""
-        sums, weight = Sums(len(first)), np.zeros(len(code))
+        sums, weight = Sums(len(first)), room(len(code))
         for rows in slices:
             some = of_observations(measured, rows)
-            taken, half = np.asarray(some.weight) > 0, half_of_image[image[rows]]
-            I = expected(code[rows], half)  # noqa: E741
+            taken, half = np.asarray(some.weight) > 0, half_of_image[some.image]
+            I = expected(np.asarray(some.code), half)  # noqa: E741
             variance = some.variance_at(I)
             z2 = (np.asarray(some.J) - some.scale * I) ** 2 / variance
             robust = (nu + 3) / (nu + z2)  # w over its (ν + 1)/(ν + 3)
             variance *= (nu + 3) / (nu + 1) / np.minimum(robust, 1.0)
-            columns = (of[code[rows]], some.J, variance, some.scale, np.maximum(robust, 1.0), half)
+            columns = (of[some.code], some.J, variance, some.scale, np.maximum(robust, 1.0), half)
             weight[rows][taken] = sums.add(*(np.asarray(x)[taken] for x in columns))
+            release(weight)
         return sums.merged(among[first], half_of_image, weight)
 
     whole = merged_at(lambda code, half: np.asarray(expected)[code])
     halves = np.zeros((len(measured.hkl), 2))
     for k in (0, 1):
-        mine = replace(measured, weight=measured.weight * (half_of_image[image] == k))
-        halves[:, k] = intensity_posteriors(mine, prior).posterior.intensity
+        mine = room(len(code))
+        for rows in slices:
+            some = of_observations(measured, rows)
+            mine[rows] = some.weight * (half_of_image[some.image] == k)
+            release(mine)
+        of_half = replace(measured, weight=mine)
+        halves[:, k] = intensity_posteriors(of_half, prior).posterior.intensity
     apart = merged_at(lambda code, half: halves[code, half])
     return replace(whole, half_intensity=apart.half_intensity, half_sigma=apart.half_sigma)

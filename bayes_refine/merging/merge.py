@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from ..indexing.unmerged_alike import unmerged_alike
 from ..io.unmerged import Unmerged, usable
 from ..physics.reference import Reference, check_symmetry, free_set, wilson_mean
 from ..util.errors import InputError
+from ..util.large_arrays import stored
 from ..util.progress import SILENT, Listener
 from ..util.status import Kind, Status
 from .merged_intensities import Estimate, Intensities, together
@@ -123,6 +125,9 @@ def merge_run(
     data, reindexing = unmerged_alike(data, reference, settings.free_fraction, settings.seed)
     if len(reindexing.ambiguity) > 1:
         progress.say(str(reindexing))
+    columns: dict[str, Any] = vars(data)
+    columns = {name: stored(x) for name, x in columns.items() if isinstance(x, np.ndarray)}
+    data = replace(data, **columns)
     obs = prepare(
         data,
         settings.d_min,

@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -17,6 +16,7 @@ from ..physics.priors import number
 from ..physics.reference import Reference, wilson_mean
 from ..physics.true_intensities import Nodes
 from ..util.errors import InputError
+from ..util.large_arrays import stored
 from . import reference_scale
 from .amplitude_prior import LOG_BETA_MEAN, LOG_BETA_SD, N_KNOTS, knot_weights
 from .pieces import OBSERVED
@@ -171,15 +171,15 @@ def prepare(
     log_Sigma0 = np.log(at_knots / MEAN_PARTIALITY)
     amplitudes = amplitudes_of(reference, hkl, q2_unique**-0.5, data.cell, free_fraction, seed)
     amplitudes = amplitudes.starting_from(log_Sigma0, knots)
-    empty = np.zeros((len(hkl), FIT_NODES))
-    arrays = dict(
-        J=J,
-        sigma=data.sigma[rows],
-        weight=np.ones(len(rows)),
-        image=image,
-        code=code,
-        norm_q=np.sqrt(q2),
-        excitation_error=excitation[rows],
+    empty: Any = np.zeros((len(hkl), FIT_NODES))
+    arrays: dict[str, Any] = dict(
+        J=stored(J),
+        sigma=stored(data.sigma[rows]),
+        weight=stored(np.ones(len(rows))),
+        image=stored(image),
+        code=stored(code),
+        norm_q=stored(np.sqrt(q2)),
+        excitation_error=stored(excitation[rows]),
         hkl=hkl,
         norm_q_unique=np.sqrt(q2_unique),
         log_epsilon=np.log(epsilon),
@@ -189,13 +189,9 @@ def prepare(
         log_G0=np.log(np.maximum(share, 0.05)),
         log_Sigma0=log_Sigma0,
         follows=np.ones(len(hkl)),
+        nodes=Nodes(empty, empty),
     )
-    return IntegratedObservations(
-        **{name: jnp.asarray(a) for name, a in arrays.items()},
-        reference=amplitudes,
-        nodes=Nodes(jnp.asarray(empty), jnp.asarray(empty)),
-        n_images=n_images,
-    )
+    return IntegratedObservations(**arrays, reference=amplitudes, n_images=n_images)
 
 
 def of_images(obs: IntegratedObservations, images: np.ndarray) -> IntegratedObservations:

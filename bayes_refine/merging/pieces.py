@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from ..physics.true_intensities import BLOCK
+from ..util.large_arrays import release
 
 if TYPE_CHECKING:
     from .latent import Measured
@@ -84,9 +85,16 @@ def whole_reflections(code: np.ndarray, size: int = PART) -> Iterator[slice]:
 def of_observations(measured: Measured, rows: slice) -> Measured:
     """Some observations, with the same reflections."""
     columns: dict[str, Any] = {
-        name: np.asarray(getattr(measured, name)[rows]) for name in (*COLUMNS, "code")
+        name: _some(getattr(measured, name), rows) for name in (*COLUMNS, "code")
     }
     return replace(measured, **columns)
+
+
+def _some(column: Any, rows: slice) -> np.ndarray:
+    """A copy of some observations of a column that may be in a file."""
+    found = np.array(column[rows])
+    release(column)
+    return found
 
 
 def rows_of(tree: T, rows: slice, places: int) -> T:
@@ -119,15 +127,15 @@ def padded(values: np.ndarray, size: int, fill: float | None = None) -> np.ndarr
 def _padded(measured: Measured, rows: slice, inside: slice, rooms: tuple[int, int]) -> Measured:
     room, places = rooms
     columns: dict[str, Any] = {
-        name: padded(np.asarray(getattr(measured, name))[inside], room, float(name != "weight"))
+        name: padded(_some(getattr(measured, name), inside), room, float(name != "weight"))
         for name in COLUMNS
         if name != "image"
     }
     return replace(
         measured,
         **columns,
-        image=padded(np.asarray(measured.image)[inside], room),
-        code=padded(np.asarray(measured.code)[inside] - rows.start, room),
+        image=padded(_some(measured.image, inside), room),
+        code=padded(_some(measured.code, inside) - rows.start, room),
         hkl=padded(np.asarray(measured.hkl)[rows], places),
     )
 
@@ -177,12 +185,10 @@ class Parts:
     def _part(self, rows: slice, inside: slice) -> IntegratedObservations:
         obs, room = self._obs, self._room
         columns: dict[str, Any] = {
-            name: padded(np.asarray(getattr(obs, name))[inside], room)
+            name: padded(_some(getattr(obs, name), inside), room, 0.0 if name == "weight" else None)
             for name in OBSERVED
-            if name != "weight"
         }
         columns["code"] -= rows.start
-        columns["weight"] = padded(np.asarray(obs.weight)[inside], room, 0.0)
         own = {name: getattr(obs, name) for name in REFLECTED}
         reflections = rows_of(own, rows, rows.stop - rows.start)
         reference = obs.reference.some(rows, rows.stop - rows.start)

@@ -19,9 +19,11 @@ from jax import Array
 from .. import infer
 from ..geometry.miller import rows_of
 from ..infer.coupled import STAGES, Climb, coupled_fit
+from ..infer.laplace import draws_in_blocks
 from ..physics import true_intensities
 from ..physics.true_intensities import Nodes, Posterior
 from ..util.kept_programs import kept
+from ..util.large_arrays import release, room
 from ..util.progress import SILENT, Listener
 from .amplitude_prior import fit_prior
 from .average import Merged, split_images
@@ -36,6 +38,7 @@ from .observations import (
 from .pieces import Part, Parts, joined
 
 N_DRAWS, N_SCALE_DRAWS = 200, 25  # draws for sd of images' unknowns; of ln g, to 1/7 of the sd
+IMAGES = 4096  # whose draws are in memory at a time
 FIRST_IMAGES = 1000  # whose mode a run of more than twice as many starts from
 CONTINUED = (Climb(50, 1.0), *STAGES[3:])
 # Starting with large errors keeps every residual near the convex middle of its Student-t.
@@ -120,9 +123,9 @@ def fit_scales(
     return Scaled(
         fit=fit,
         log_G=sites["log_G_pinned"],
-        log_G_sd=draws["log_G"].std(axis=0),
+        log_G_sd=_sd(draws["log_G"]),
         B=sites["B_pinned"],
-        B_sd=draws["B"].std(axis=0),
+        B_sd=_sd(draws["B"]),
         log_width=values["log_width"],
         log_width_sd=fit.sd("log_width"),
         shared={s.name: (values[s.name], fit.sd(s.name)) for s in fit.sites if not s.per_image},
@@ -237,25 +240,40 @@ def sites_at(
     model: infer.Model, obs: IntegratedObservations, priors: ScalingPriors, values
 ) -> dict[str, np.ndarray]:
     """The deterministic sites of :func:`compiled_sites` for all observations, part by part."""
-    found: dict[str, list[np.ndarray]] = {}
+    sizes = dict.fromkeys(OF_OBSERVATIONS, len(obs.J)) | dict.fromkeys(OF_REFLECTIONS, len(obs.hkl))
+    found: dict[str, np.ndarray] = {}
     for rows, inside, part in Parts(obs):
-        real = dict.fromkeys(OF_OBSERVATIONS, inside) | dict.fromkeys(OF_REFLECTIONS, rows)
         for name, value in compiled_sites(model)(part, priors, values).items():
-            size = real[name].stop - real[name].start if name in real else None
-            found.setdefault(name, []).append(np.array(np.asarray(value)[:size]))
-    several = {*OF_OBSERVATIONS, *OF_REFLECTIONS}
-    return {
-        name: np.concatenate(parts) if name in several else parts[0]
-        for name, parts in found.items()
-    }
+            value = np.asarray(value)
+            if name not in sizes:
+                found[name] = value
+                continue
+            whole = found.setdefault(name, room(sizes[name], value.dtype))
+            place = inside if name in OF_OBSERVATIONS else rows
+            whole[place] = value[: place.stop - place.start]
+            release(whole)
+    return found
 
 
 def pinned_draws(fit: infer.Fit, seed: int, n_draws: int) -> dict[str, np.ndarray]:
     """Laplace draws by site; ln G and B about their means over images, which no data determine."""
-    draws = infer.laplace_draws(fit, n_draws, rng=np.random.default_rng(seed))
-    for name in ("log_G", "B"):
-        draws[name] = draws[name] - draws[name].mean(axis=1, keepdims=True)
+    draws: dict[str, np.ndarray] = {}
+    start = 0
+    for block in draws_in_blocks(fit, n_draws, rng=np.random.default_rng(seed)):
+        for name, value in block.items():
+            if name in ("log_G", "B"):
+                value = value - value.mean(axis=1, keepdims=True)
+            whole = draws.setdefault(name, room((n_draws, *value.shape[1:])))
+            whole[start : start + len(value)] = value
+            release(whole)
+        start += len(value)
     return draws
+
+
+def _sd(draws: np.ndarray) -> np.ndarray:
+    """(n,) of draws (d, n), few images at a time."""
+    parts = (draws[:, k : k + IMAGES].std(axis=0) for k in range(0, draws.shape[1], IMAGES))
+    return np.concatenate(list(parts))
 
 
 def _measured(obs: IntegratedObservations, model, priors, values, draws, scale) -> Measured:
@@ -273,21 +291,25 @@ def _measured(obs: IntegratedObservations, model, priors, values, draws, scale) 
         mine = weight[part.observations]
         total += [float((log_g(part, one) * mine).sum()) for one in each]
     common = total / weight.sum()  # a common factor cannot be told from Σ
-    square = np.zeros(len(weight))
+    fraction, variance = room(len(weight)), room(len(weight))
     for part in Parts(obs):
-        mean = 0.0
+        mean = square = 0.0
         for i, one in enumerate(each):
             away = log_g(part, one) - common[i]
             step = away - mean
             mean = mean + step / (i + 1)
-            square[part.observations] += step * (away - mean)
-    error = np.exp(2 * values["log_model_error"]) + square / (N_SCALE_DRAWS - 1)
+            square = square + step * (away - mean)
+        error = np.exp(2 * values["log_model_error"]) + square / (N_SCALE_DRAWS - 1)
+        fraction[part.observations] = np.sqrt(error)
+        sigma = np.asarray(obs.sigma[part.observations])
+        variance[part.observations] = (np.exp(values["log_sigma_factor"]) * sigma) ** 2
+        release(fraction, variance)
     return Measured(
         J=obs.J,
         scale=scale,
-        variance=(np.exp(values["log_sigma_factor"]) * obs.sigma) ** 2,
-        per_photon=np.zeros(len(weight)),
-        fraction=np.sqrt(error),
+        variance=variance,
+        per_photon=room(len(weight)),
+        fraction=fraction,
         nu=float(np.exp(values["log_nu"])),
         code=obs.code,
         image=obs.image,

@@ -1,0 +1,70 @@
+"""Large arrays in files without a name, so that the memory of a run does not grow with its size.
+
+An array of :func:`room` is an ordinary NumPy array.  If it is large its bytes are in a temporary
+file (in the folder that the environment variable TMPDIR names), and :func:`release` tells the
+system that the parts which were read or written need not stay in memory.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import tempfile
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+from .errors import InputError
+
+LARGE = 1 << 22  # bytes from which on an array is in a file
+
+
+def room(shape: int | Sequence[int], dtype: DTypeLike = float) -> np.ndarray:
+    """An array of zeros of this shape and type, in a file if it is large.
+
+    Raises:
+        InputError: the disk has no room for it.
+    """
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if size < LARGE:
+        return np.zeros(shape, dtype)
+    try:
+        with tempfile.TemporaryFile() as file:
+            _reserve(file.fileno(), size)
+            return np.ndarray(shape, dtype, mmap.mmap(file.fileno(), size))
+    except OSError as error:
+        raise InputError(
+            f"{tempfile.gettempdir()}: no room for {size / 2**20:.0f} MiB of temporary files "
+            f"({error.strerror}); set TMPDIR to a folder with room"
+        ) from None
+
+
+def _reserve(file: int, size: int) -> None:
+    """Give a file its size, with room on the disk where the system can reserve it."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)  # to write into a hole on a full disk kills the process
+    else:
+        os.ftruncate(file, size)
+
+
+def stored(values: ArrayLike) -> np.ndarray:
+    """The same numbers; in a file if they are many."""
+    values = np.asarray(values)
+    if values.nbytes < LARGE:
+        return values
+    found = room(values.shape, values.dtype)
+    found[...] = values
+    release(found)
+    return found
+
+
+def release(*arrays: object) -> None:
+    """Let the system take the memory of arrays of :func:`room`, or of parts; nothing is lost."""
+    for array in arrays:
+        while isinstance(array, np.ndarray) and array.base is not None:
+            array = array.base
+        if isinstance(array, mmap.mmap):
+            array.madvise(mmap.MADV_DONTNEED)

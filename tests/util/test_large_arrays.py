@@ -1,0 +1,57 @@
+"""Large arrays are in files, behave as others do, and lose nothing when memory is given back."""
+
+from __future__ import annotations
+
+import mmap
+import sys
+
+import numpy as np
+import pytest
+
+from bayes_refine.util import large_arrays
+from bayes_refine.util.errors import InputError
+
+
+def in_file(array: np.ndarray) -> bool:
+    return isinstance(array.base, mmap.mmap)
+
+
+def test_only_large_arrays_are_in_files():
+    assert not in_file(large_arrays.room(10))
+    assert in_file(large_arrays.room((large_arrays.LARGE // 8, 2), np.int32))
+    small = np.arange(5)
+    assert large_arrays.stored(small) is small
+
+
+def test_what_is_released_is_still_there():
+    values = np.random.default_rng(1).normal(size=(large_arrays.LARGE // 16, 3))
+    found = large_arrays.stored(values)
+    assert in_file(found)
+    large_arrays.release(found[5:9], None, values)
+    np.testing.assert_array_equal(found, values)
+    found[7] = 1.0
+    large_arrays.release(found)
+    assert found[7].tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_is_given_back():
+    def resident() -> float:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * mmap.PAGESIZE / 2**20
+
+    found = large_arrays.room(1 << 24)  # 128 MiB
+    before = resident()
+    found[:] = 1.0
+    assert resident() > before + 100
+    large_arrays.release(found)
+    assert resident() < before + 30
+
+
+def test_a_full_disk_is_one_sentence(monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(large_arrays, "_reserve", full)
+    with pytest.raises(InputError, match=r"No space left on device.*; set TMPDIR"):
+        large_arrays.room(1 << 22)
