@@ -64,15 +64,15 @@ def in_pieces(measured: Measured) -> Iterator[Piece]:
         yield Piece(rows, inside, _padded(measured, rows, inside, (room, places)))
 
 
-def whole_reflections(code: np.ndarray, size: int = PART) -> Iterator[slice]:
-    """Slices of observations, about ``size`` each, with all observations of their reflections.
+def whole_reflections(code: np.ndarray) -> Iterator[slice]:
+    """Slices of observations, about ``PART`` each, with all observations of their reflections.
 
     Args:
         code: (n,) reflection of each observation, ascending.
     """
     start, n = 0, len(code)
     while start < n:
-        stop = min(start + size, n)
+        stop = min(start + PART, n)
         if stop < n:
             last = code[stop]
             stop = int(np.searchsorted(code, last))

@@ -80,7 +80,8 @@ def write_merge(
     timed, settings = {**(seconds or {}), **run.seconds}, run.settings
     table = image_table(run)
     draws = pinned_draws(run.scaled.fit, settings.seed, n_draws or N_DRAWS)
-    with all_or_none(out_dir, MAY_BE_ABSENT) as work:
+    earlier = [path.name for path in Path(out_dir).glob("unmerged_scaled*.mtz")]
+    with all_or_none(out_dir, (*MAY_BE_ABSENT, *earlier)) as work:
 
         def stage(name: str, call: Callable, *args):
             progress.say(f"writing: {name}")

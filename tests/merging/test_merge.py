@@ -19,11 +19,14 @@ import xarray as xr
 from bayes_refine import cli, load_model
 from bayes_refine.io.mtz import write_merged
 from bayes_refine.io.unmerged_mtz import read_unmerged
-from bayes_refine.merging import merge
+from bayes_refine.merging import merge, pieces
 from bayes_refine.merging.agreement import pearson
 from bayes_refine.merging.observations import prepare
 from bayes_refine.physics.reference import free_set
+from bayes_refine.results import merge as results
+from bayes_refine.results.merge import write_merge
 from bayes_refine.simulation.unmerged import UnmergedSimulation, simulate_unmerged
+from bayes_refine.util import large_arrays
 
 FILES = [
     "half1.mtz",
@@ -149,6 +152,45 @@ def test_scaled_observations_merge_to_imean(run):
     raw = data["I"].to_numpy(float) / data["SCALEUSED"].to_numpy(float)
     np.testing.assert_allclose(raw, of.J[order], rtol=1e-5, atol=1e-4)
     np.testing.assert_allclose(data["EPSILON_R"], of.excitation_error[order], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_large_run_is_merged_part_by_part(run, tmp_path, monkeypatch):
+    """The numbers are those of the whole; scaled observations are in several files."""
+    data, model = run[1].data, load_model("latent")
+    whole = merge.merge_run(data, model)
+    write_merge(tmp_path / "whole", whole)
+    monkeypatch.setattr(pieces, "BLOCK", 64)
+    monkeypatch.setattr(pieces, "PART", 512)
+    monkeypatch.setattr(large_arrays, "LARGE", 2000)
+    monkeypatch.setattr(results, "ROWS", 2500)
+    write_merge(tmp_path / "parts", merge.merge_run(data, model))
+    files = sorted(path.name for path in (tmp_path / "parts").glob("unmerged_scaled*"))
+    assert files == [f"unmerged_scaled_00{k}.mtz" for k in (1, 2, 3)]
+
+    def table(folder, name):
+        mtz = gemmi.read_mtz_file(str(tmp_path / folder / name))
+        assert len(mtz.batches) in (0, 40)
+        return mtz.array.copy()
+
+    for name in ("merged.mtz", "posterior.mtz", "half1.mtz"):
+        np.testing.assert_allclose(table("parts", name), table("whole", name), rtol=2e-3, atol=1e-3)
+    parts = np.concatenate([table("parts", name) for name in files])
+    np.testing.assert_allclose(parts, table("whole", "unmerged_scaled.mtz"), rtol=2e-3, atol=1e-3)
+    one, other = (
+        read_table(tmp_path / folder / "images.csv")["cc_model"] for folder in ("whole", "parts")
+    )
+    np.testing.assert_allclose(one, other, rtol=1e-4)
+    monkeypatch.setattr(results, "ROWS", len(data))
+    write_merge(tmp_path / "parts", whole)
+    files = [path.name for path in (tmp_path / "parts").glob("unmerged_scaled*")]
+    assert files == ["unmerged_scaled.mtz"]
+
+
+def read_table(path: Path) -> dict[str, list[float]]:
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    return {"cc_model": [float(row["cc_model"]) for row in rows]}
 
 
 def _scaled(column, F):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from bayes_refine.merging import pieces
 from bayes_refine.merging.amplitude_prior import fit_prior
-from bayes_refine.merging.latent import Measured, intensity_posteriors
+from bayes_refine.merging.latent import Measured, intensity_posteriors, likelihood_only
+from bayes_refine.util import large_arrays
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +53,32 @@ def test_pieces_of_few_reflections_change_nothing(measured, monkeypatch):
     # five reflections of twelve observations fit into 64 places
     assert len(parts) == 8 and all(len(p.measured.hkl) == 8 for p in parts)
     np.testing.assert_allclose(merged(measured), whole, rtol=1e-9)
+
+
+def test_intensities_without_a_prior_are_the_same_part_by_part(measured, monkeypatch):
+    """In files, too; with mates of which the second half of the reflections are."""
+    d = np.linspace(8.0, 2.0, len(measured.hkl))
+    prior = fit_prior(measured, d, np.ones(len(d)), np.zeros(len(d), bool))
+    expected = np.asarray(intensity_posteriors(measured, prior).posterior.intensity)
+    mates = np.concatenate([measured.hkl[:20], measured.hkl[:20]])
+    whole = [likelihood_only(measured, prior, expected, hkl) for hkl in (None, mates)]
+    assert len(list(pieces.whole_reflections(measured.code))) == 1
+    monkeypatch.setattr(pieces, "PART", 50)
+    monkeypatch.setattr(large_arrays, "LARGE", 100)
+    slices = list(pieces.whole_reflections(measured.code))
+    assert [s.stop - s.start for s in slices] == [48] * 10
+    columns = {name: large_arrays.stored(getattr(measured, name)) for name in pieces.COLUMNS}
+    assert columns["J"].base is not None
+    parts = [
+        likelihood_only(replace(measured, **columns), prior, expected, hkl) for hkl in (None, mates)
+    ]
+    for one, other in zip(whole, parts, strict=True):
+        for name in ("hkl", "intensity", "sigma", "n", "half_intensity", "half_sigma", "weight"):
+            np.testing.assert_allclose(getattr(other, name), getattr(one, name), rtol=1e-12)
+
+
+def test_a_reflection_is_never_divided(monkeypatch):
+    monkeypatch.setattr(pieces, "PART", 4)
+    code = np.array([0, 0, 1, 1, 1, 1, 1, 1, 2, 3])
+    slices = list(pieces.whole_reflections(code))
+    assert [(s.start, s.stop) for s in slices] == [(0, 2), (2, 8), (8, 10)]
