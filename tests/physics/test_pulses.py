@@ -115,10 +115,12 @@ def test_the_model_has_the_unknowns_of_pulses_where_the_data_have_them(still, kn
         obs = replace(obs, wavelength=np.array([[1.1]]), log_pulse_energy=np.array([[0.4]]))
     still_model, priors = load_file("still"), Priors(wavelength_jitter=2e-3)
 
+    made = {}
+
     def unknowns():
-        run = still_model.what_the_run_shares(obs, priors)
+        run = made["run"] = still_model.what_the_run_shares(obs, priors)
         with numpyro.plate("image", 1, dim=-2):
-            still_model.what_an_image_has(obs, priors, run)
+            made["image"] = still_model.what_an_image_has(obs, priors, run)
 
     sites = numpyro.handlers.trace(numpyro.handlers.seed(unknowns, 0)).get_trace()
     assert ("log_wavelength" in sites) == ("log_g" in sites) == known
@@ -126,3 +128,12 @@ def test_the_model_has_the_unknowns_of_pulses_where_the_data_have_them(still, kn
         law = sites["log_wavelength"]["fn"]
         expected = stats.norm(np.log(1.1), 2e-3).logpdf(np.log(1.1) + 1e-3)
         np.testing.assert_allclose(law.log_prob(jnp.log(1.1) + 1e-3), expected, rtol=1e-9)
+        # a wave longer by 0.1 % moves the relp off the sphere by (1 − cos 2θ)/λ of that
+        image = made["image"]
+        longer = image._replace(log_wavelength=image.log_wavelength + 1e-3)
+        before, after = (still_model.placed(obs, x, made["run"]) for x in (image, longer))
+        moved_by = (after.excitation_error - before.excitation_error)[0, :2]
+        along = still.beam.s0 * still.beam.wavelength
+        s = still.beam.s0 + np.asarray(obs.q)[0, :, :2].T
+        cos_2theta = s @ along / np.linalg.norm(s, axis=1)
+        np.testing.assert_allclose(moved_by, 1e-3 * (1 - cos_2theta) / 1.1, rtol=0.03)
