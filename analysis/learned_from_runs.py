@@ -141,9 +141,12 @@ def main() -> None:
         found = {name: trained(run, name, args) for name in args.families}
         if "partiality" in found:
             curve(found["partiality"])
-        for name, components in chosen(found).items():
-            if args.fits is None or name in args.fits:
-                fitted(name, components)
+        fits = chosen(found)
+        if args.fits is not None:
+            named = {name: [found[name]] for name in found} | fits
+            fits = {name: named[name] for name in args.fits if name in named}
+        for name, components in fits.items():
+            fitted(name, components)
 
 
 if __name__ == "__main__":
