@@ -1,1 +1,1 @@
-"""Folders of results, sequences on disk, Student's t-law, the one exception that a user reads."""
+"""What every folder needs: folders of results, arrays on disk, kept programs, progress, errors."""
