@@ -13,8 +13,12 @@ def resolution(hkl: np.ndarray, cell: gemmi.UnitCell) -> np.ndarray:
 
 def pack_hkl(hkl: np.ndarray) -> np.ndarray:
     """(n,) int64 keys of ``hkl`` (n, 3), unique and ordered as H, K, L for |index| < 2²⁰."""
-    h, k, l = np.moveaxis(np.asarray(hkl, np.int64) + (1 << 20), -1, 0)  # noqa: E741
-    return (h << 42) | (k << 21) | l
+    hkl = np.asarray(hkl)
+    keys = np.zeros(hkl.shape[:-1], np.int64)
+    for k in range(3):
+        keys <<= 21
+        keys += hkl[..., k] + (1 << 20)
+    return keys
 
 
 def unique_hkl(hkl: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

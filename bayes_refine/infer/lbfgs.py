@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..util.large_arrays import release, stored
+
 SUFFICIENT = 1e-4  # Armijo's fraction of the promised decrease
 MEMORY = 30  # pairs (step, change of gradient) kept
 SHORTEST_STEP = 1e-6
@@ -73,7 +75,7 @@ def minimise(
             break
         s, y = trial - x, g - gradient
         if s @ y > 1e-10 * (s @ s) ** 0.5 * (y @ y) ** 0.5:
-            pairs.append((s, y, float(1 / (s @ y))))
+            pairs.append((*stored(np.stack([s, y])), float(1 / (s @ y))))
         x, value, gradient = trial, f, g
     return Minimum(x, value, gradient, evaluations, promise)
 
@@ -84,10 +86,12 @@ def _two_loops(gradient, pairs, precondition):
         a = rho * (s @ q)
         used.append(a)
         q = q - a * y
+        release(y)
     q = precondition(q)
     if pairs:  # scaled by the latest step: the guess may be wrong by a common factor
         _, y, rho = pairs[-1]
         q = q / (rho * (y @ precondition(y)))
     for (s, y, rho), a in zip(pairs, reversed(used), strict=True):
         q = q + (a - rho * (y @ q)) * s
+        release(s)
     return q

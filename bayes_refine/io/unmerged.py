@@ -12,6 +12,7 @@ import numpy as np
 from ..geometry.miller import numbered, resolution
 from ..geometry.symmetry import asu_map
 from ..util.errors import InputError
+from ..util.large_arrays import stored
 from .gemmi_files import whole_indices
 
 SPAN = 2.0**24  # of float32: in 2²⁴ units, a change by one unit is lost
@@ -75,8 +76,8 @@ class Unmerged:
         """
         asu, isym = asu_map(hkl, space_group)
         image = numbered(batch)[1]
-        columns: dict[str, Any] = {"hkl": hkl, "hkl_asu": asu, "isym": isym}
-        columns |= {"batch": batch, "image": image}
+        columns: dict[str, Any] = {"hkl": hkl, "hkl_asu": stored(asu), "isym": stored(isym)}
+        columns |= {"batch": batch, "image": stored(image)}
         return cls(**columns, space_group=space_group, **rest)
 
     def name(self, batch: int) -> str:

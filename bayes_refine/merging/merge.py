@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import infer
-from ..geometry.miller import find, numbered, pack_hkl, resolution, unique_hkl
+from ..geometry.miller import find, numbered, pack_hkl, resolution
 from ..geometry.predict import MAX_CANDIDATES
 from ..geometry.symmetry import asu_keys
 from ..indexing.reindex import Reindexing
@@ -23,7 +23,7 @@ from ..util.large_arrays import stored
 from ..util.progress import SILENT, Listener
 from ..util.status import Kind, Status
 from .merged_intensities import Estimate, Intensities, together
-from .observations import ScalingPriors, prepare
+from .observations import ENOUGH, ScalingPriors, prepare
 from .pieces import whole_reflections
 from .scaling import Halves, Scaled, fit_scales, refit_halves
 
@@ -193,7 +193,8 @@ def mergeable(data: Unmerged, d_min: float) -> Unmerged:
             "smallest d of this file: give --d-min"
         )
     try:
-        wilson_mean(resolution(data.hkl_asu, data.cell), data.J, np.ones(1))
+        some = slice(None, None, max(1, n // ENOUGH))
+        wilson_mean(resolution(data.hkl_asu[some], data.cell), data.J[some], np.ones(1))
     except InputError as error:
         raise InputError(f"{data.source}: {error}") from None
     if n_images < 2:
@@ -201,7 +202,7 @@ def mergeable(data: Unmerged, d_min: float) -> Unmerged:
             f"{data.source}: all {n} usable rows are of one image, batch {data.batch[0]}: scaling "
             "and merging need two or more"
         )
-    if n == len(unique_hkl(data.hkl_asu)[0]):
+    if n == len(np.unique(pack_hkl(data.hkl_asu))):
         raise InputError(
             f"{data.source}: no reflection occurs twice among {n} rows of {n_images} images: there "
             "is nothing to merge"

@@ -269,15 +269,16 @@ def _pointwise(run: MergeRun, model, priors, draws, F, *, rng) -> Iterator[dict[
                      "excitation_error")},
         )  # fmt: skip
         of, mode = column[np.asarray(d.code)[pad]], jnp.maximum(d.scale[pad], 1e-300)
-        terms = []
+        width = rows.stop - start
+        terms = np.empty((2, len(F), width), np.float32)  # as they are written
         for i, key in enumerate(rng.integers(2**31, size=len(F))):
             values = {name: value[i] for name, value in draws.items()}
             g = compiled_sites(model)(here, priors, values)["scale"]
             # F has the scale of I at the mode, so a factor common to all g is removed
             g = g * jnp.exp(jnp.mean(jnp.log(mode / jnp.maximum(g, 1e-300))))
-            terms.append(_term(jax.random.key(key), here, g, F[i][of] ** 2, values))
-        width = rows.stop - start
-        yield {"intensity": tuple(np.stack([t[k][:width] for t in terms])[None] for k in (0, 1))}
+            found = _term(jax.random.key(key), here, g, F[i][of] ** 2, values)
+            terms[:, i] = [np.asarray(x)[:width] for x in found]
+        yield {"intensity": (terms[0][None], terms[1][None])}
 
 
 @kept

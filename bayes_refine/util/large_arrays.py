@@ -7,11 +7,13 @@ system that the parts which were read or written need not stay in memory.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import mmap
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -68,3 +70,9 @@ def release(*arrays: object) -> None:
             array = array.base
         if isinstance(array, mmap.mmap):
             array.madvise(mmap.MADV_DONTNEED)
+
+
+def trim() -> None:
+    """Give freed memory back to the system, where the C library can."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
