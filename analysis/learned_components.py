@@ -248,7 +248,12 @@ def draw_factor(axes, case: str, component: Component) -> None:
     norm_q = np.hypot(x, y) / (RUN.distance_mm * RUN.wavelength)
     value, sd = component.band(lambda m: m.log_factor(x, y, norm_q, 0.5))
     truth = LOG_FACTORS[case](x, y) if case in LOG_FACTORS else 0 * x
-    truth = truth - np.polyval(np.polyfit(norm_q.ravel() ** 2, truth.ravel(), 1), norm_q**2)
+
+    def gauged(z):
+        """z without what G and B describe, a constant and a slope against 1/d²."""
+        return z - np.polyval(np.polyfit(norm_q.ravel() ** 2, z.ravel(), 1), norm_q**2)
+
+    truth, value = gauged(truth), gauged(value)
     off = value - truth
     print(
         f"{case}: rms of ln f {truth.std():.3f}, error {off.std():.3f}, "
