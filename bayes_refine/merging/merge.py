@@ -19,7 +19,7 @@ from ..indexing.unmerged_alike import unmerged_alike
 from ..io.unmerged import Unmerged, usable
 from ..physics.reference import Reference, check_symmetry, free_set, wilson_mean
 from ..util.errors import InputError
-from ..util.large_arrays import stored
+from ..util.large_arrays import release, stored
 from ..util.progress import SILENT, Listener
 from ..util.status import Kind, Status
 from .merged_intensities import Estimate, Intensities, together
@@ -136,6 +136,7 @@ def merge_run(
         settings.seed,
         anomalous=settings.anomalous,
     )
+    release(*vars(data).values())
     scaled = stage(
         "scales",
         f"scales of {obs.n_images} images: {len(obs.J)} observations of {len(obs.hkl)} reflections",

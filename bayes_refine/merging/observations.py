@@ -16,7 +16,7 @@ from ..physics.priors import number
 from ..physics.reference import Reference, wilson_mean
 from ..physics.true_intensities import Nodes
 from ..util.errors import InputError
-from ..util.large_arrays import stored, trim
+from ..util.large_arrays import release, stored, trim
 from . import reference_scale
 from .amplitude_prior import LOG_BETA_MEAN, LOG_BETA_SD, N_KNOTS, knot_weights
 from .pieces import OBSERVED
@@ -209,6 +209,7 @@ def of_images(obs: IntegratedObservations, images: np.ndarray) -> IntegratedObse
     columns: dict[str, Any] = {
         name: np.asarray(getattr(obs, name))[rows] for name in OBSERVED if name != "image"
     }
+    release(*(getattr(obs, name) for name in OBSERVED))
     return replace(
         obs,
         **columns,

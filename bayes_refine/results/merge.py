@@ -35,6 +35,7 @@ from ..physics.variance_of_J import variance_of_J
 from ..report import Content, ObservedAndExpected, run_report
 from ..util.folder import all_or_none
 from ..util.kept_programs import kept
+from ..util.large_arrays import release
 from ..util.output import jsonable, versions, write_summary, write_table
 from ..util.progress import SILENT, Listener
 from ..util.student_t import log_student_t
@@ -164,7 +165,9 @@ def _write_scaled(work: Path, run: MergeRun, settings: MergeSettings) -> None:
             columns["EPSILON_R"] = data.excitation_error[rows]
         if xy is not None:
             columns["XDET"], columns["YDET"] = xy[rows].T
-        return data.hkl[rows], columns
+        hkl = data.hkl[rows]
+        release(*vars(data).values(), *vars(d).values(), weight, run.scaled.partiality)
+        return hkl, columns
 
     # mates that are apart are not neighbours in the asymmetric unit
     n = len(order)
