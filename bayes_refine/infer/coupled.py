@@ -34,7 +34,7 @@ class Climb(NamedTuple):
     """One stage of a fit: renew the frozen nodes and the curvature, then climb.
 
     A climb takes at most ``evaluations`` of the gradient, and ends where the quadratic model
-    promises less than ``tolerance`` nats.
+    promises less than ``tolerance`` nats, of up to ``TOGETHER`` images; of more, in proportion.
     """
 
     evaluations: int
@@ -45,6 +45,7 @@ class Climb(NamedTuple):
 # Hessian is steep where the density is flat, so that L-BFGS is slow and promises too little there.
 # Frozen nodes hold a common scale back, so that the last nodes are placed where it has settled.
 STAGES = (Climb(25, 100.0), Climb(35, 10.0), Climb(50, 1.0), Climb(400, 1e-2), Climb(400, 1e-3))
+TOGETHER = 1000
 DAMPING = 0.1  # of the curvature that is the preconditioner
 
 
@@ -82,6 +83,7 @@ def coupled_fit(
     flat, unravel = ravelled(sites, values)
     objective = compiled_objective(model, sites) if parts is None else in_parts(model, sites, parts)
     x, evaluations, last = np.array(flat), 0, None
+    many = max(1.0, len(unravel(x)[0]) / TOGETHER)
     count = itertools.count(1)
 
     def gradient_at(x):
@@ -100,7 +102,7 @@ def coupled_fit(
             _preconditioner(block_hessian),
             REACH * prior_sd,
             stage.evaluations,
-            stage.tolerance,
+            stage.tolerance * many,
         )
         x, evaluations = last.x, evaluations + last.evaluations
     assert last is not None
@@ -111,7 +113,7 @@ def coupled_fit(
         return (gradient_at(x + step * v)[1] - last.gradient) / step
 
     curved = _covariances(product, block_hessian, prior_sd, next(count) // 3)
-    return _fit(sites, (theta, phi), curved, last, evaluations, stage.tolerance), obs
+    return _fit(sites, (theta, phi), curved, last, evaluations, stage.tolerance * many), obs
 
 
 def _prior_sd(model, sites, unravel, x, args) -> np.ndarray:
