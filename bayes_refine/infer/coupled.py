@@ -45,7 +45,7 @@ class Climb(NamedTuple):
 # Hessian is steep where the density is flat, so that L-BFGS is slow and promises too little there.
 # Frozen nodes hold a common scale back, so that the last nodes are placed where it has settled.
 STAGES = (Climb(25, 100.0), Climb(35, 10.0), Climb(50, 1.0), Climb(400, 1e-2), Climb(400, 1e-3))
-TOGETHER = 1000
+TOGETHER = 1000  # images whose search ends at these promises
 DAMPING = 0.1  # of the curvature that is the preconditioner
 
 
