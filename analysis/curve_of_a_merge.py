@@ -29,7 +29,7 @@ from bayes_refine.learned.curve import Curve
 from bayes_refine.learned.merged_curve import with_learned_curve
 from bayes_refine.merging import scaling
 from bayes_refine.merging.agreement import pearson
-from bayes_refine.merging.observations import FIT_DROP, FIT_NODES, ScalingPriors, prepare
+from bayes_refine.merging.observations import ScalingPriors, prepare
 
 SHELLS = ((50, 3), (3, 2.4), (2.4, 2.0), (2.0, 1.8))
 OF_HALF = ("log_Sigma",)  # shared unknowns that each half has for itself
@@ -57,10 +57,13 @@ def held_out(model, obs, priors, fit: scaling.Scaled) -> float:
     )
     prior = sum(float(jnp.sum(trace[n]["fn"].log_prob(trace[n]["value"]))) for n in shared)
     conditioned = given(model)
-    renew = scaling.compiled_renewal(conditioned, FIT_NODES, FIT_DROP)
     args = priors, values
     start = {"log_G": obs.log_G0, "log_Sigma": at["log_Sigma"]}
-    found, _ = coupled_fit(conditioned, obs, args, start, lambda o, at: renew(o, args, at))
+
+    def renewed(obs, at):
+        return scaling.renewed(conditioned, obs, args, at)
+
+    found, _ = coupled_fit(conditioned, obs, args, start, renewed)
     inside = -0.5 * np.sum(np.linalg.slogdet(found.image_precision)[1])
     return found.log_density - prior + inside + 0.5 * np.linalg.slogdet(found.shared_covariance)[1]
 
