@@ -21,6 +21,12 @@ def pack_hkl(hkl: np.ndarray) -> np.ndarray:
     return keys
 
 
+def unpack_hkl(keys: np.ndarray) -> np.ndarray:
+    """(n, 3) int32 indices of which :func:`pack_hkl` makes these keys (n,)."""
+    digits = np.stack([keys >> 42, keys >> 21, keys], axis=-1) & ((1 << 21) - 1)
+    return (digits - (1 << 20)).astype(np.int32)
+
+
 def unique_hkl(hkl: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The unique indices in ``hkl`` (n, 3), in order of H, K, L.
 

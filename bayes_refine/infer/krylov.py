@@ -12,10 +12,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..util.large_arrays import release, room
+from ..util.large_arrays import release, room, slices
 from .curvature import upward_root
 
 MISSING = 1e-3  # of a variance, what a combination of columns must promise to be added
+SLICE = 1 << 15  # unknowns whose columns are in memory at a time
 
 
 def inverse_columns(
@@ -37,27 +38,34 @@ def inverse_columns(
         precondition: R (size, m) → PR, with P positive definite.
         most: products, at least s.
     """
-    E = np.zeros((size, s))
-    E[-s:] = np.eye(s)
-    columns = room((max(most, s), size)), room((max(most, s), size))
-    X = precondition(E)
+    V, HV = room((max(most, s), size)), room((max(most, s), size))  # a column is a row here
+    selected = np.zeros((size, s))
+    selected[-s:] = np.eye(s)
+    X = precondition(selected)
     more, count = X @ _whitening(X[-s:]), 0  # so that VᵀP⁻¹V = 1, here and below
     while more.shape[1]:
         for v in more.T:
-            columns[0][count], columns[1][count] = v, product(v)
+            V[count], HV[count] = v, product(v)
             count += 1
-        V, HV = (each[:count].T for each in columns)
-        projected = V.T @ HV
+        release(V, HV)
+        parts = slices(size, V, HV, size=SLICE)
+        projected = sum(V[:count, part] @ HV[:count, part].T for part in parts)
         root = upward_root((projected + projected.T)[None] / 2)[0]
-        combined = root @ (root.T @ V[-s:].T)
-        X, R = V @ combined, E - HV @ combined
-        more, white = precondition(R), _whitening(X[-s:])
-        release(*columns)
+        best = root @ (root.T @ V[:count, -s:])
+        R = _combined(HV[:count], -best)
+        R[-s:] += np.eye(s)
+        more, white = precondition(R), _whitening(V[:count, -s:].T @ best)
         promised, axes = np.linalg.eigh(white.T @ (R.T @ more) @ white)
         left = max(most - count, 0)
         enough = (promised > MISSING) & (np.arange(s)[::-1] < left)  # promised ascends
         more = more @ (white @ axes[:, enough] / np.sqrt(promised[enough]))
-    return X
+    return _combined(V[:count], best)
+
+
+def _combined(columns: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(size, s) combinations of columns (count, size) with weights (count, s)."""
+    parts = slices(columns.shape[1], columns, size=SLICE)
+    return np.concatenate([columns[:, part].T @ weights for part in parts])
 
 
 def block_solver(

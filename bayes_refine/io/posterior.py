@@ -15,6 +15,7 @@ import h5netcdf
 import h5py
 import numpy as np
 
+from ..util.large_arrays import release
 from ..util.sink import Sink, sink_for
 
 Pointwise = Mapping[str, tuple[np.ndarray, np.ndarray]]
@@ -197,5 +198,6 @@ def _variable(group, name: str, dims: tuple[str, ...], values, coordinates=()) -
         variable.attrs["dtype"] = "bool"
     else:
         variable = group.create_variable(name, dims, values.dtype, data=values)
+        release(values)
     if coordinates:
         variable.attrs["coordinates"] = " ".join(coordinates)

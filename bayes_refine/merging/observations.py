@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -9,14 +10,14 @@ import jax
 import numpy as np
 from jax import Array
 
-from ..geometry.miller import pack_hkl, resolution
+from ..geometry.miller import pack_hkl, resolution, unpack_hkl
 from ..geometry.symmetry import asu_map, epsilon_centric
 from ..io.unmerged import Unmerged
 from ..physics.priors import number
 from ..physics.reference import Reference, wilson_mean
 from ..physics.true_intensities import Nodes
 from ..util.errors import InputError
-from ..util.large_arrays import release, stored, trim
+from ..util.large_arrays import release, room, slices, stored, taken, trim
 from . import reference_scale
 from .amplitude_prior import LOG_BETA_MEAN, LOG_BETA_SD, N_KNOTS, knot_weights
 from .pieces import OBSERVED
@@ -149,43 +150,36 @@ def prepare(
     Raises:
         InputError: no observation is within the resolution limit.
     """
-    rows = rows_by_reflection(data, d_min, anomalous)
+    rows, code, hkl = by_reflection(data, d_min, anomalous)
     if not len(rows):
         best = resolution(data.hkl_asu, data.cell).min()
         raise InputError(f"{data.source}: no reflection to {d_min:g} Å; the best is {best:.2f}")
-    sorted_hkl = _unique(data, anomalous)[rows]
-    is_first = np.diff(pack_hkl(sorted_hkl), prepend=-1) != 0
-    first, code = np.flatnonzero(is_first), np.cumsum(is_first) - 1
-    hkl = sorted_hkl[first]
-    d = resolution(sorted_hkl, data.cell)
+    d = resolution(hkl, data.cell)
     q2 = 1 / d**2
     epsilon, centric = epsilon_centric(hkl, data.space_group)
-    q2_unique = q2[first]
-    knot_weight, knots = knot_weights(q2_unique**-0.5, n_knots)
-    excitation = data.excitation_error
-    excitation = np.zeros(len(data)) if excitation is None else excitation
-    n_images, image = int(data.image.max()) + 1, data.image[rows]
-    J = data.J[rows]
+    knot_weight, knots = knot_weights(q2**-0.5, n_knots)
+    J, image = taken(data.J, rows), taken(data.image, rows)
     some = slice(None, None, max(1, len(J) // ENOUGH))
-    smooth = wilson_mean(d[some], J[some] / epsilon[code[some]], np.r_[d[first], knots])
-    expected, at_knots = (smooth[: len(first)] * epsilon)[code], smooth[len(first) :]
-    share = np.bincount(image, J, n_images) / np.maximum(
-        np.bincount(image, expected, n_images), 1e-30
-    )
+    mean_J = wilson_mean(d[code[some]], J[some] / epsilon[code[some]], np.r_[d, knots])
+    at_knots = mean_J[len(d) :]
+    n_images = int(data.image.max()) + 1
+    share = _over_expected((J, image, code), mean_J[: len(d)] * epsilon, n_images)
     log_Sigma0 = np.log(at_knots / MEAN_PARTIALITY)
-    amplitudes = amplitudes_of(reference, hkl, q2_unique**-0.5, data.cell, free_fraction, seed)
+    amplitudes = amplitudes_of(reference, hkl, q2**-0.5, data.cell, free_fraction, seed)
     amplitudes = amplitudes.starting_from(log_Sigma0, knots)
     empty: Any = np.zeros((len(hkl), FIT_NODES))
     arrays: dict[str, Any] = dict(
-        J=stored(J),
-        sigma=stored(data.sigma[rows]),
+        J=J,
+        sigma=taken(data.sigma, rows),
         weight=stored(np.ones(len(rows))),
-        image=stored(image),
-        code=stored(code),
-        norm_q=stored(np.sqrt(q2)),
-        excitation_error=stored(excitation[rows]),
+        image=image,
+        code=code,
+        norm_q=taken(np.sqrt(q2), code),
+        excitation_error=room(len(rows))
+        if data.excitation_error is None
+        else taken(data.excitation_error, rows),
         hkl=hkl,
-        norm_q_unique=np.sqrt(q2_unique),
+        norm_q_unique=np.sqrt(q2),
         log_epsilon=np.log(epsilon),
         centric=centric,
         knot_weight=knot_weight,
@@ -195,9 +189,24 @@ def prepare(
         follows=np.ones(len(hkl)),
         nodes=Nodes(empty, empty),
     )
-    del rows, sorted_hkl, is_first, d, q2, J, expected, image, code
     trim()
     return IntegratedObservations(**arrays, reference=amplitudes, n_images=n_images)
+
+
+def _over_expected(
+    observed: tuple[np.ndarray, np.ndarray, np.ndarray], expected: np.ndarray, n_images: int
+) -> np.ndarray:
+    """(n_images,) sum of J over the sum of what is expected (m,) of the same reflections.
+
+    Args:
+        observed: J, image and reflection of each observation, (n,).
+    """
+    J, image, code = observed
+    found = np.zeros((2, n_images))
+    for part in slices(len(J), *observed):
+        for k, values in enumerate((J[part], expected[code[part]])):
+            found[k] += np.bincount(image[part], values, n_images)
+    return found[0] / np.maximum(found[1], 1e-30)
 
 
 def of_images(obs: IntegratedObservations, images: np.ndarray) -> IntegratedObservations:
@@ -219,12 +228,44 @@ def of_images(obs: IntegratedObservations, images: np.ndarray) -> IntegratedObse
     )
 
 
-def rows_by_reflection(data: Unmerged, d_min: float = 0.0, anomalous: bool = False) -> np.ndarray:
-    """(n,) rows of ``data`` to d_min (Å), in the order of :class:`IntegratedObservations`."""
-    rows = np.flatnonzero(resolution(data.hkl_asu, data.cell) >= d_min * (1 - 1e-6))
-    return rows[np.argsort(pack_hkl(_unique(data, anomalous)[rows]), kind="stable")]
+def by_reflection(
+    data: Unmerged, d_min: float = 0.0, anomalous: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of ``data`` in the order of :class:`IntegratedObservations`.
+
+    Counts the rows of each reflection, and puts slices of rows where they belong.
+
+    Returns:
+        rows: (n,) to d_min (Å), those of a reflection in the order of ``data``.
+        code: (n,) reflection of each. hkl: (m, 3) of the reflections, ascending.
+    """
+    known = [np.unique(keys, return_counts=True) for _, keys in _keys(data, d_min, anomalous)]
+    all_keys, place = np.unique(np.concatenate([keys for keys, _ in known]), return_inverse=True)
+    counts = np.bincount(place, np.concatenate([count for _, count in known]), len(all_keys))
+    ends = np.cumsum(counts.astype(int))
+    n = int(ends[-1]) if len(ends) else 0
+    rows, code, begin = room(n, int), room(n, int), np.r_[0, ends[:-1]]
+    for mine, keys in _keys(data, d_min, anomalous):
+        order = np.argsort(keys, kind="stable")
+        of = np.searchsorted(all_keys, keys[order])
+        here = np.bincount(of, minlength=len(all_keys))
+        before = np.cumsum(here) - here
+        rows[np.arange(len(of)) + (begin - before)[of]] = mine[order]
+        begin += here
+        release(rows)
+    for part in slices(n, code):
+        code[part] = np.searchsorted(ends, np.arange(part.start, part.stop), side="right")
+    return rows, code, unpack_hkl(all_keys)
 
 
-def _unique(data: Unmerged, anomalous: bool) -> np.ndarray:
-    """(n, 3) indices in the asymmetric unit, with Friedel mates apart if ``anomalous``."""
-    return asu_map(data.hkl, data.space_group, True)[0] if anomalous else data.hkl_asu
+def _keys(data: Unmerged, d_min: float, anomalous: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Slices of rows to d_min (Å), and the keys of their reflections.
+
+    With ``anomalous``, Friedel mates are reflections of their own.
+    """
+    for part in slices(len(data), data.hkl, data.hkl_asu):
+        hkl = data.hkl_asu[part]
+        near = np.flatnonzero(resolution(hkl, data.cell) >= d_min * (1 - 1e-6))
+        if anomalous:
+            hkl = asu_map(data.hkl[part], data.space_group, True)[0]
+        yield part.start + near, pack_hkl(hkl[near])

@@ -132,7 +132,7 @@ def _image_table(table: Mapping[str, np.ndarray], names: Sequence[str], bad: np.
         marks = sort * _text(table[name])
         marks += f' data-name="{name}" data-unit="{escape(unit.unit)}"'
         head += heading(unit.label, unit.unit, marks, True)
-    columns = [_cells(table, name) for name in names]
+    columns = [_cells(table, name, order) for name in names]
     lines = []
     for rank, i in enumerate(order):
         kinds = ["bad"] * bool(bad[i]) + ["poor"] * bool(late[i])
@@ -143,7 +143,7 @@ def _image_table(table: Mapping[str, np.ndarray], names: Sequence[str], bad: np.
             f'<tr{mark} data-image="{i}" data-identifier="{label}" data-status="{why}">'
             f'<td data-v="{i}">{i}</td><td class="text" data-v="{label}">{label}</td>'
             f'<td class="text status" data-v="{why}" title="{why}">{_short(status[i])}</td>'
-            + "".join(column[i] for column in columns)
+            + "".join(column[rank] for column in columns)
             + "</tr>"
         )
     more = ""
@@ -168,9 +168,9 @@ def _text(column: np.ndarray) -> bool:
     return np.asarray(column).dtype.kind in "OUS"
 
 
-def _cells(table: Mapping[str, np.ndarray], name: str) -> list[str]:
-    """The cells of a column: text, or values in the unit of the heading, ± sd if there is one."""
-    values = np.asarray(table[name])
+def _cells(table: Mapping[str, np.ndarray], name: str, rows: np.ndarray) -> list[str]:
+    """Cells of a column: text, or values in the unit of the heading, ± sd if there is one."""
+    values = np.asarray(table[name])[rows]
     if _text(values):
         words = [escape(str(v)) for v in values]
         return [f'<td class="text" data-v="{word}">{word}</td>' for word in words]
@@ -187,7 +187,7 @@ def _cells(table: Mapping[str, np.ndarray], name: str) -> list[str]:
             for v in values
         ]
     cells = []
-    for v, sd in zip(values, factor * np.asarray(sds, float), strict=True):
+    for v, sd in zip(values, factor * np.asarray(sds, float)[rows], strict=True):
         if not np.isfinite(v):
             cells.append('<td data-v=""></td>')
             continue

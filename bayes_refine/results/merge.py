@@ -27,7 +27,7 @@ from ..merging.merge import (
     shared_values,
 )
 from ..merging.merged_columns import blank, merged_files
-from ..merging.observations import rows_by_reflection
+from ..merging.observations import by_reflection
 from ..merging.pieces import whole_reflections
 from ..merging.scaling import compiled_sites, pinned_draws
 from ..physics.reference import Reference, free_set
@@ -35,7 +35,7 @@ from ..physics.variance_of_J import variance_of_J
 from ..report import Content, ObservedAndExpected, run_report
 from ..util.folder import all_or_none
 from ..util.kept_programs import kept
-from ..util.large_arrays import release
+from ..util.large_arrays import release, stored, trim
 from ..util.output import jsonable, versions, write_summary, write_table
 from ..util.progress import SILENT, Listener
 from ..util.student_t import log_student_t
@@ -88,6 +88,7 @@ def write_merge(
             progress.say(f"writing: {name}")
             started = time.perf_counter()
             call(*args)
+            trim()
             timed[name] = time.perf_counter() - started
 
         stage("tables", _write_tables, work, run, table, settings)
@@ -137,7 +138,7 @@ def _write_scaled(work: Path, run: MergeRun, settings: MergeSettings) -> None:
     unit.
     """
     data, d = run.data, run.scaled.measured
-    order = rows_by_reflection(data, settings.d_min, settings.anomalous)
+    order, _, _ = by_reflection(data, settings.d_min, settings.anomalous)
     free = free_set(np.asarray(d.hkl), settings.free_fraction, settings.seed, data.space_group)
     weight, xy = run.intensities.merged.weight, data.xy_px
     if xy is not None and not np.isfinite(xy).all():
@@ -166,7 +167,7 @@ def _write_scaled(work: Path, run: MergeRun, settings: MergeSettings) -> None:
         if xy is not None:
             columns["XDET"], columns["YDET"] = xy[rows].T
         hkl = data.hkl[rows]
-        release(*vars(data).values(), *vars(d).values(), weight, run.scaled.partiality)
+        release(*vars(data).values(), *vars(d).values(), order, weight, run.scaled.partiality)
         return hkl, columns
 
     # mates that are apart are not neighbours in the asymmetric unit
@@ -237,15 +238,17 @@ def _write_draws(
         labels |= {
             f"unique_{name}": ("unique", column) for name, column in zip("hkl", hkl.T, strict=True)
         }
-    observed_hkl = np.asarray(obs.hkl)[np.asarray(obs.code)]
-    kept = pointwise_draws((1, len(F)), len(observed_hkl), len(F))
+    observed_hkl = dict(
+        zip("hkl", (stored(x[obs.code]) for x in np.asarray(obs.hkl).T), strict=True)
+    )
+    kept = pointwise_draws((1, len(F)), len(obs.J), len(F))
     some = {name: value[kept] for name, value in draws.items()}
     write_posterior(
         path,
         posterior,
         _pointwise(run, model, priors, some, F[kept], rng=np.random.default_rng(seed)),
         {"intensity": np.asarray(obs.J)},
-        {"image": np.asarray(obs.image), **dict(zip("hkl", observed_hkl.T, strict=True))},
+        {"image": np.asarray(obs.image), **observed_hkl},
         About(
             labels=labels,
             attrs={
@@ -281,6 +284,7 @@ def _pointwise(run: MergeRun, model, priors, draws, F, *, rng) -> Iterator[dict[
             g = g * jnp.exp(jnp.mean(jnp.log(mode / jnp.maximum(g, 1e-300))))
             found = _term(jax.random.key(key), here, g, F[i][of] ** 2, values)
             terms[:, i] = [np.asarray(x)[:width] for x in found]
+        release(*vars(obs).values(), *vars(d).values())
         yield {"intensity": (terms[0][None], terms[1][None])}
 
 

@@ -12,7 +12,7 @@ import math
 import mmap
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, DTypeLike
 from .errors import InputError
 
 LARGE = 1 << 22  # bytes from which on an array is in a file
+SLICE = 1 << 20  # rows of a table that are in memory at a time
 
 
 def room(shape: int | Sequence[int], dtype: DTypeLike = float) -> np.ndarray:
@@ -60,6 +61,22 @@ def stored(values: ArrayLike) -> np.ndarray:
     found = room(values.shape, values.dtype)
     found[...] = values
     release(found)
+    return found
+
+
+def slices(n: int, *columns: object, size: int | None = None) -> Iterator[slice]:
+    """Slices of n rows; after each the memory of these columns is given back."""
+    size = size or SLICE
+    for start in range(0, n, size):
+        yield slice(start, min(start + size, n))
+        release(*columns)
+
+
+def taken(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """``values[rows]``, rows (k,); in a file if they are many."""
+    found = room((len(rows), *values.shape[1:]), values.dtype)
+    for part in slices(len(rows), found, rows, values):
+        found[part] = values[rows[part]]
     return found
 
 

@@ -4,7 +4,7 @@ import gemmi
 import numpy as np
 import pytest
 
-from bayes_refine.geometry.miller import pack_hkl
+from bayes_refine.geometry.miller import pack_hkl, unpack_hkl
 from bayes_refine.geometry.symmetry import absent, asu_map, epsilon_centric, original_index
 
 # Every Laue class, with centrings, screw axes, non-standard settings and both settings of R.
@@ -74,3 +74,4 @@ def test_epsilon_centric_absent_from_their_definitions(group):
 def test_pack_is_ordered_and_unique():
     h = np.array([[-1, 5, 5], [0, -300, 7], [0, 0, -1], [0, 0, 0], [0, 1, -9], [2, -7, 0]])
     assert (np.diff(pack_hkl(h)) > 0).all()
+    np.testing.assert_array_equal(unpack_hkl(pack_hkl(h)), h)

@@ -10,6 +10,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 
+from bayes_refine.infer import krylov
 from bayes_refine.infer.coupled import coupled_fit
 from bayes_refine.infer.krylov import inverse_columns
 
@@ -77,7 +78,7 @@ def test_an_image_moves_with_the_shared_unknowns_as_all_images_do(fit):
     assert np.abs(exact[:-2, -2]).min() > 0.1
 
 
-def test_columns_of_an_inverse_and_their_number_of_products():
+def test_columns_of_an_inverse_and_their_number_of_products(monkeypatch):
     """A matrix with a few flat directions across all unknowns, and its diagonal as the guess."""
     rng = np.random.default_rng(1)
     size, s = 200, 4
@@ -96,6 +97,9 @@ def test_columns_of_an_inverse_and_their_number_of_products():
     exact = np.linalg.inv(H)[:, -s:]
     np.testing.assert_allclose(np.diag(X[-s:]), np.diag(exact[-s:]), rtol=2e-3)
     assert len(taken) < 40
+    monkeypatch.setattr(krylov, "SLICE", 7)
+    sliced = inverse_columns(product, lambda R: guess * R, size, s, 100)
+    np.testing.assert_allclose(sliced, X, rtol=1e-9, atol=1e-12)
     # from few products the variances are too small, never too large
     few = inverse_columns(product, lambda R: guess * R, size, s, s)
     assert (np.diag(few[-s:]) < np.diag(X[-s:]) * (1 + 1e-9)).all()

@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 
 from bayes_refine import load_model
-from bayes_refine.geometry.miller import pack_hkl
+from bayes_refine.geometry.miller import pack_hkl, resolution
+from bayes_refine.geometry.symmetry import asu_map
 from bayes_refine.infer.coupled import compiled_objective, in_parts
 from bayes_refine.infer.lbfgs import minimise
 from bayes_refine.merging import pieces, scaling
 from bayes_refine.merging.agreement import pearson
 from bayes_refine.merging.latent import intensity_posteriors
-from bayes_refine.merging.observations import ScalingPriors, prepare
+from bayes_refine.merging.observations import ScalingPriors, by_reflection, prepare
 from bayes_refine.simulation.unmerged import UnmergedSimulation, simulate_unmerged
+from bayes_refine.util import large_arrays
 from bayes_refine.util.progress import Listener
 
 N_IMAGES = 40
@@ -36,6 +38,21 @@ def test_scales_are_recovered_within_their_sd(run):
     assert 0.6 < pull_G.std() < 1.6
     assert 0.6 < pull_B.std() < 1.6
     assert abs(fit.log_G.mean()) < 1e-9 and abs(fit.B.mean()) < 1e-9  # the gauge
+
+
+@pytest.mark.parametrize("anomalous", [False, True])
+def test_observations_are_sorted_slice_by_slice_as_at_once(run, monkeypatch, anomalous):
+    data = run[0]
+    d_min = float(np.median(resolution(data.hkl_asu, data.cell)))
+    monkeypatch.setattr(large_arrays, "SLICE", 37)
+    rows, code, hkl = by_reflection(data, d_min, anomalous)
+    unique = asu_map(data.hkl, data.space_group, anomalous)[0]
+    near = np.flatnonzero(resolution(unique, data.cell) >= d_min)
+    assert 37 < len(near) < len(data)
+    expected = near[np.argsort(pack_hkl(unique[near]), kind="stable")]
+    np.testing.assert_array_equal(rows, expected)
+    np.testing.assert_array_equal(hkl[code], unique[expected])
+    assert (np.diff(pack_hkl(hkl)) > 0).all()
 
 
 def test_the_width_that_grows_with_resolution_is_found(run):

@@ -34,6 +34,16 @@ def test_what_is_released_is_still_there():
     assert found[7].tolist() == [1.0, 1.0, 1.0]
 
 
+def test_slices_are_all_rows_once(monkeypatch):
+    monkeypatch.setattr(large_arrays, "SLICE", 7)
+    values = np.random.default_rng(2).normal(size=(30, 2))
+    rows = np.random.default_rng(3).integers(30, size=23)
+    parts = list(large_arrays.slices(len(rows), values))
+    assert [part.stop - part.start for part in parts] == [7, 7, 7, 2]
+    np.testing.assert_array_equal(large_arrays.taken(values, rows), values[rows])
+    assert list(large_arrays.slices(0)) == []
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_is_given_back():
     def resident() -> float:
