@@ -31,7 +31,7 @@ from .search import Curvature, Search, State
 RENEWED = 10  # epochs with one curvature
 CHECKED = 10  # epochs between looks at the images that are held out
 PATIENCE = 4  # looks without a new best one
-SETTLING = 8  # Newton steps of images that are held out
+SETTLING = 60  # Newton steps, at most, of images that are held out
 CLOSE = 0.05  # posterior sd from their mode
 STEP = 0.2  # of differences, prior sd of a weight
 FOLLOWING = 3  # Newton steps of all unknowns after each of these

@@ -164,10 +164,9 @@ def _from_some(obs, model, priors, start, seed, progress) -> dict[str, Any]:
         if not site.per_image:
             all_values[site.name] = mine
             continue
-        before = np.asarray(few.log_G0 if site.name == "log_G" else np.zeros_like(mine))
-        whole = np.zeros((obs.n_images, *site.shape))
-        whole += np.asarray(obs.log_G0) if site.name == "log_G" else 0.0
-        whole += (mine - before).mean(axis=0)
+        before, whole = (few.log_G0, obs.log_G0) if site.name == "log_G" else (0.0, 0.0)
+        mean = (mine - np.asarray(before)).mean(axis=0)
+        whole = np.zeros((obs.n_images, *site.shape)) + np.asarray(whole) + mean
         whole[some] = mine
         all_values[site.name] = whole
     return all_values

@@ -107,6 +107,14 @@ def test_evidence_of_an_image_is_that_of_its_marginal_normal(data, search):
     assert not found[N:].any()  # unused places
 
 
+def test_an_image_that_is_held_out_is_followed_however_far_its_mode_is(data, search):
+    """Steps are no longer than a prior sd: from thirty of these the mode is thirty steps away."""
+    phi, here = np.array([1.2]), search.given({"w": jnp.asarray(0.6)})
+    near, state = log_evidence(here, phi)
+    far, _ = log_evidence(here, phi, state._replace(theta=state.theta + 30.0))
+    np.testing.assert_allclose(far, near, atol=CLOSE**2)
+
+
 def test_some_batches_are_searched_as_if_they_were_all(data, search):
     few = search.some_batches([0, 2]).given({"w": jnp.asarray(0.7)})
     assert few.n_images == 5 and list(few.weight) == [1, 1, 1, 1, 1, 0, 0, 0]
