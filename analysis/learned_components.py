@@ -193,7 +193,11 @@ def studied(case: str, args) -> dict[str, Any]:
         fits = {"plain": asdict(outcome(run, truth, time.process_time() - begun))}
         for family in families:
             begun = time.process_time()
-            one = train_component(run, family, Training(epochs=args.epochs))
+            try:
+                one = train_component(run, family, Training(epochs=args.epochs))
+            except br.InputError as error:  # behind a shadow there may be too few strong spots
+                print(f"{case}, {family}: {error}", flush=True)
+                continue
             seconds[str(family)] = time.process_time() - begun
             print(f"{case}, {family}: {one.origin.evidence}", flush=True)
             write_component(folder / f"{family}.eqx", one)
