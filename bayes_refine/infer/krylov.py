@@ -39,10 +39,11 @@ def inverse_columns(
         most: products, at least s.
     """
     V, HV = room((max(most, s), size)), room((max(most, s), size))  # a column is a row here
-    selected = np.zeros((size, s))
-    selected[-s:] = np.eye(s)
-    X = precondition(selected)
-    more, count = X @ _whitening(X[-s:]), 0  # so that VᵀP⁻¹V = 1, here and below
+    R = np.zeros((size, s))
+    R[-s:] = np.eye(s)
+    more = precondition(R)
+    del R
+    more, count = more @ _whitening(more[-s:]), 0  # so that VᵀP⁻¹V = 1, here and below
     while more.shape[1]:
         for v in more.T:
             V[count], HV[count] = v, product(v)
@@ -56,6 +57,7 @@ def inverse_columns(
         R[-s:] += np.eye(s)
         more, white = precondition(R), _whitening(V[:count, -s:].T @ best)
         promised, axes = np.linalg.eigh(white.T @ (R.T @ more) @ white)
+        del R
         left = max(most - count, 0)
         enough = (promised > MISSING) & (np.arange(s)[::-1] < left)  # promised ascends
         more = more @ (white @ axes[:, enough] / np.sqrt(promised[enough]))

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from ..util.large_arrays import release, room
+from ..util.large_arrays import release, room, stored
 
-ROWS = 1 << 17  # rows in a block
+ROWS = 1 << 20  # rows in a block
 
 
 class GrowingColumns:
@@ -18,8 +18,8 @@ class GrowingColumns:
         columns.extend({"hkl": hkl, "J": J})
         whole = columns.taken()
 
-    At the end the blocks of one column after the other are joined, in a file where they are many,
-    so that the peak of memory is that of all columns.
+    Full blocks are in files, and so are the columns at the end where they are large: the last block
+    is in memory.
     """
 
     def __init__(self, kinds: Mapping[str, tuple[type, int]]) -> None:
@@ -46,8 +46,9 @@ class GrowingColumns:
 
     def _allocate(self) -> None:
         for name, (kind, width) in self._kinds.items():
-            shape = (ROWS,) if width == 1 else (ROWS, width)
-            self._blocks[name].append(np.empty(shape, kind))
+            blocks, shape = self._blocks[name], (ROWS,) if width == 1 else (ROWS, width)
+            blocks[-1:] = map(stored, blocks[-1:])
+            blocks.append(np.empty(shape, kind))
 
     def taken(self) -> dict[str, np.ndarray]:
         """Return every column as one array, and free the blocks."""
@@ -65,6 +66,6 @@ class GrowingColumns:
                 count = min(ROWS, self._rows - start)
                 whole[start : start + count] = blocks.pop(0)[:count]
                 start += count
-            release(whole)
+                release(whole)
             self._blocks[name] = blocks
             yield name, whole

@@ -23,7 +23,7 @@ from ..infer.laplace import draws_in_blocks
 from ..physics import true_intensities
 from ..physics.true_intensities import Nodes, Posterior
 from ..util.kept_programs import kept
-from ..util.large_arrays import release, room
+from ..util.large_arrays import release, room, slices
 from ..util.progress import SILENT, Listener
 from .amplitude_prior import fit_prior
 from .average import Merged, split_images
@@ -271,8 +271,8 @@ def pinned_draws(fit: infer.Fit, seed: int, n_draws: int) -> dict[str, np.ndarra
 
 def _sd(draws: np.ndarray) -> np.ndarray:
     """(n,) of draws (d, n), few images at a time."""
-    parts = (draws[:, k : k + IMAGES].std(axis=0) for k in range(0, draws.shape[1], IMAGES))
-    return np.concatenate(list(parts))
+    parts = slices(draws.shape[1], draws, size=IMAGES)
+    return np.concatenate([draws[:, part].std(axis=0) for part in parts])
 
 
 def _measured(obs: IntegratedObservations, model, priors, values, draws, scale) -> Measured:

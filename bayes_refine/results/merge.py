@@ -35,7 +35,7 @@ from ..physics.variance_of_J import variance_of_J
 from ..report import Content, ObservedAndExpected, run_report
 from ..util.folder import all_or_none
 from ..util.kept_programs import kept
-from ..util.large_arrays import release, stored, trim
+from ..util.large_arrays import release, taken, trim
 from ..util.output import jsonable, versions, write_summary, write_table
 from ..util.progress import SILENT, Listener
 from ..util.student_t import log_student_t
@@ -239,7 +239,7 @@ def _write_draws(
             f"unique_{name}": ("unique", column) for name, column in zip("hkl", hkl.T, strict=True)
         }
     observed_hkl = dict(
-        zip("hkl", (stored(x[obs.code]) for x in np.asarray(obs.hkl).T), strict=True)
+        zip("hkl", (taken(x, np.asarray(obs.code)) for x in np.asarray(obs.hkl).T), strict=True)
     )
     kept = pointwise_draws((1, len(F)), len(obs.J), len(F))
     some = {name: value[kept] for name, value in draws.items()}

@@ -56,12 +56,19 @@ def _reserve(file: int, size: int) -> None:
 def stored(values: ArrayLike) -> np.ndarray:
     """The same numbers; in a file if they are many."""
     values = np.asarray(values)
-    if values.nbytes < LARGE:
+    if values.nbytes < LARGE or _file_of(values) is not None:
         return values
     found = room(values.shape, values.dtype)
     found[...] = values
     release(found)
     return found
+
+
+def _file_of(array: object) -> mmap.mmap | None:
+    """The file in which an array of :func:`room`, or a part of one, is."""
+    while isinstance(array, np.ndarray) and array.base is not None:
+        array = array.base
+    return array if isinstance(array, mmap.mmap) else None
 
 
 def slices(n: int, *columns: object, size: int | None = None) -> Iterator[slice]:
@@ -83,10 +90,8 @@ def taken(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
 def release(*arrays: object) -> None:
     """Let the system take the memory of arrays of :func:`room`, or of parts; nothing is lost."""
     for array in arrays:
-        while isinstance(array, np.ndarray) and array.base is not None:
-            array = array.base
-        if isinstance(array, mmap.mmap):
-            array.madvise(mmap.MADV_DONTNEED)
+        if (file := _file_of(array)) is not None:
+            file.madvise(mmap.MADV_DONTNEED)
 
 
 def trim() -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from bayes_refine.io import growing_columns
 from bayes_refine.io.growing_columns import GrowingColumns
+from bayes_refine.util import large_arrays
 
 
-def test_rows_come_back_in_order(monkeypatch):
+@pytest.mark.parametrize("large", [large_arrays.LARGE, 20])
+def test_rows_come_back_in_order(monkeypatch, large):
+    """Also where full blocks are in files."""
     monkeypatch.setattr(growing_columns, "ROWS", 7)
+    monkeypatch.setattr(large_arrays, "LARGE", large)
     columns = GrowingColumns({"hkl": (np.int32, 3), "intensity": (float, 1)})
     rng, parts = np.random.default_rng(0), []
     for n in (0, 3, 4, 7, 20, 1):

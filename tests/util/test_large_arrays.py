@@ -27,6 +27,7 @@ def test_what_is_released_is_still_there():
     values = np.random.default_rng(1).normal(size=(large_arrays.LARGE // 16, 3))
     found = large_arrays.stored(values)
     assert in_file(found)
+    assert large_arrays.stored(found) is found  # no second file
     large_arrays.release(found[5:9], None, values)
     np.testing.assert_array_equal(found, values)
     found[7] = 1.0
