@@ -172,12 +172,14 @@ def residuals_by_image(figure: Any, r: ObservedAndExpected, n_images: int) -> No
     ax = figure.add_subplot()
     images, quantiles = image_quantiles(r)
     low, middle, high = quantiles.T
-    if len(images) <= 200:
-        ax.vlines(images, low, high, color=BLUE, lw=1.2, alpha=0.6, label="central 68 %")
-    else:
-        ax.fill_between(images, low, high, color=BLUE, alpha=0.25, lw=0, label="central 68 %")
     gid = "images-pull_rms" if len(images) <= MAX_HOVER else None
-    ax.scatter(images, middle, s=9, color=RED, label="median", gid=gid, zorder=3)
+    drawn = {"color": BLUE, "label": "central 68 %", "rasterized": gid is None}
+    if len(images) <= 200:
+        ax.vlines(images, low, high, lw=1.2, alpha=0.6, **drawn)
+    else:
+        ax.fill_between(images, low, high, alpha=0.25, lw=0, **drawn)
+    drawn |= {"color": RED, "label": "median"}
+    ax.scatter(images, middle, s=9, gid=gid, zorder=3, **drawn)
     levels(ax)
     image_axis(ax, n_images)
     ax.set(ylabel="(J − J_model)/σ")

@@ -369,6 +369,15 @@ def test_thousands_of_images_do_not_make_a_page_of_many_megabytes(monkeypatch):
     assert len(text) < 4e5
 
 
+def test_residuals_of_thousands_of_images_are_one_picture_of_pixels():
+    r = observed_and_expected(n=20_000, n_images=8_000)
+    text = sections.residuals(r, 8_000).html
+    assert "could not be drawn" not in text and 'id="images-pull_rms"' not in text
+    assert len(text) < 6e5
+    few = sections.residuals(observed_and_expected(), 6).html
+    assert 'id="images-pull_rms"' in few
+
+
 def test_a_picture_that_fails_costs_no_report():
     def broken(figure):
         raise ValueError("no <axes>")
