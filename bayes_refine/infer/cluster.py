@@ -261,7 +261,6 @@ class Cluster:
         files = loading.executed_files()
         if self._ready == files:
             return
-        self._ready = files
         settings = {
             name: getattr(jax.config, name)
             for name in (
@@ -271,7 +270,15 @@ class Cluster:
             )
         }
         setup = _Setup(settings, folder_of_programs(), files)
-        self.client.register_plugin(setup, name="bayes-refine")
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                self.client.register_plugin(setup, name="bayes-refine")
+                break
+            except OSError:  # a worker was lost meanwhile; those that come later are told too
+                if attempt == ATTEMPTS:
+                    raise
+                time.sleep(attempt * AGAIN_S)
+        self._ready = files
 
 
 @contextmanager

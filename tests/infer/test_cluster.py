@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from functools import partial
 
@@ -109,6 +110,24 @@ def test_a_worker_that_is_lost_costs_its_items_only(executor, work, tmp_path):
     found = executor.map(partial(work.dies_once, str(tmp_path)), range(12))
     assert found == [k * k for k in range(12)]
     assert sorted(int(f.name) for f in tmp_path.iterdir()) == [3, 8]  # each was tried twice
+
+
+def test_a_worker_that_is_lost_while_it_is_made_ready(executor, work, tmp_path):
+    """A model's file that ends the first process which reads it, but not this one."""
+    text = f"""
+import os, signal
+from pathlib import Path
+
+flag = Path({str(tmp_path)!r}) / "lost"
+if os.getpid() != {os.getpid()} and not flag.exists():
+    flag.touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    (tmp_path / "model_that_ends_a_worker.py").write_text(text)
+    load_file(tmp_path / "model_that_ends_a_worker.py")
+    factor = executor.share(3.0)
+    assert (tmp_path / "lost").exists()
+    assert executor.map(partial(work.times, factor), [1.0, 2.0]) == [3.0, 6.0]
 
 
 def test_what_fails_on_one_worker_is_done_on_another(executor, work, tmp_path):
