@@ -17,7 +17,7 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -270,14 +270,8 @@ class Cluster:
             )
         }
         setup = _Setup(settings, folder_of_programs(), files)
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                self.client.register_plugin(setup, name="bayes-refine")
-                break
-            except OSError:  # a worker was lost meanwhile; those that come later are told too
-                if attempt == ATTEMPTS:
-                    raise
-                time.sleep(attempt * AGAIN_S)
+        # a worker may be lost meanwhile; those that come later are told too
+        _again(partial(self.client.register_plugin, setup, name="bayes-refine"), OSError)
         self._ready = files
 
 
@@ -323,7 +317,8 @@ def client_of(workers: int | None, scheduler: str | None, folder: Path) -> Itera
 def local(n: int, folder: Path) -> LocalCluster:
     """A cluster of ``n`` processes on this machine."""
     dask.config.set({"distributed.scheduler.allowed-failures": ATTEMPTS - 1})
-    return LocalCluster(
+    start = partial(
+        LocalCluster,
         n_workers=n,
         threads_per_worker=1,
         processes=True,
@@ -331,6 +326,17 @@ def local(n: int, folder: Path) -> LocalCluster:
         dashboard_address="127.0.0.1:0",
         silence_logs=logging.CRITICAL,
     )
+    # a process may be lost before it is ready
+    return _again(start, RuntimeError)
+
+
+def _again(call: Callable[[], T], error: type[Exception]) -> T:
+    """What ``call`` returns; where it fails with ``error``, it is called ``ATTEMPTS`` times."""
+    for attempt in range(1, ATTEMPTS):
+        with suppress(error):
+            return call()
+        time.sleep(attempt * AGAIN_S)
+    return call()
 
 
 def described(client: Client) -> str:

@@ -128,6 +128,24 @@ if os.getpid() != {os.getpid()} and not flag.exists():
     factor = executor.share(3.0)
     assert (tmp_path / "lost").exists()
     assert executor.map(partial(work.times, factor), [1.0, 2.0]) == [3.0, 6.0]
+    executor.client.wait_for_workers(2, timeout=60)  # other tests want both
+
+
+def test_a_process_that_is_lost_while_it_starts(tmp_path, monkeypatch):
+    started = []
+
+    def start(**how):
+        started.append(how["n_workers"])
+        if len(started) < cluster.ATTEMPTS:
+            raise RuntimeError("Nanny failed to start.")
+        return "a cluster"
+
+    monkeypatch.setattr(cluster, "LocalCluster", start)
+    monkeypatch.setattr(cluster, "AGAIN_S", 0.0)
+    assert cluster.local(2, tmp_path) == "a cluster" and started == [2, 2, 2]
+    monkeypatch.setattr(cluster, "LocalCluster", lambda **_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # what is no lost process is not tried again
+        cluster.local(2, tmp_path)
 
 
 def test_what_fails_on_one_worker_is_done_on_another(executor, work, tmp_path):
