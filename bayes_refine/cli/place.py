@@ -96,12 +96,12 @@ def work_of(
         raise InputError("--workers and --scheduler: give one of them")
     option = "--workers" if scheduler is None else "--scheduler"
     try:
-        from ..infer import cluster
+        from ..infer import cluster, dask_clients
     except ImportError as error:
         raise InputError(
             f"{option}: {error.name} is not installed; pip install 'bayes-refine[cluster]'"
         ) from None
-    with cluster.client_of(workers, scheduler, place) as client:
-        err_console.print(f"{cluster.described(client)}", markup=False, soft_wrap=True)
+    with dask_clients.client_of(workers, scheduler, place) as client:
+        err_console.print(f"{dask_clients.described(client)}", markup=False, soft_wrap=True)
         with cluster.Cluster(client, place) as executor:
             yield Work(executor, place, made_of)

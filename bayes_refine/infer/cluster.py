@@ -8,7 +8,6 @@ groups that it was working on: other workers do these again.  Dask gives a group
 
 from __future__ import annotations
 
-import logging
 import os
 import pickle
 import shutil
@@ -16,16 +15,14 @@ import tempfile
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
-import dask
 import jax
-from distributed import Client, Future, KilledWorker, LocalCluster, as_completed, get_worker
+from distributed import Client, Future, KilledWorker, as_completed, get_worker
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from .. import loading
@@ -33,15 +30,13 @@ from ..util.errors import InputError
 from ..util.kept_programs import folder_of_programs, keep_programs
 from ..util.progress import peak_memory
 from ..util.store import hold_in_memory
+from .dask_clients import AGAIN_S, ATTEMPTS, again
 from .executor import tree_sum
 
 T = TypeVar("T")
-ATTEMPTS = 3  # workers that an item may end before it is set aside
 RESTART_S = 60.0  # s that a worker which was lost has to come back
-AGAIN_S = 0.3  # s to wait, for each time that an item has failed, if the same worker gets it again
 GROUPS = 4  # for each worker: to share work evenly, and to do little again when one is lost
 LOOK = 1.0  # s between questions to the scheduler, for the progress
-ANSWER = 10  # seconds that a scheduler has for its first answer
 HELD = 0.3  # of a worker's memory: for data that it has read or made
 
 
@@ -271,78 +266,8 @@ class Cluster:
         }
         setup = _Setup(settings, folder_of_programs(), files)
         # a worker may be lost meanwhile; those that come later are told too
-        _again(partial(self.client.register_plugin, setup, name="bayes-refine"), OSError)
+        again(partial(self.client.register_plugin, setup, name="bayes-refine"), OSError)
         self._ready = files
-
-
-@contextmanager
-def client_of(workers: int | None, scheduler: str | None, folder: Path) -> Iterator[Client]:
-    """A client of ``workers`` processes on this machine, or of a cluster that runs already.
-
-    Args:
-        scheduler: address, or file that ``dask scheduler --scheduler-file`` wrote.
-        folder: for what the processes on this machine write beside.
-
-    Raises:
-        InputError: no scheduler answers.
-    """
-    if scheduler is None:
-        with (
-            tempfile.TemporaryDirectory(
-                prefix="dask-", dir=folder, ignore_cleanup_errors=True
-            ) as own,
-            local(workers or 1, Path(own)) as cluster,
-            Client(cluster) as client,
-        ):
-            yield client
-        return
-    is_file = "://" not in scheduler and (scheduler.endswith(".json") or Path(scheduler).exists())
-    if is_file and not Path(scheduler).is_file():
-        raise InputError(
-            f"--scheduler {scheduler}: there is no such file; start the scheduler first"
-        )
-    where = {"scheduler_file": scheduler} if is_file else {"address": scheduler}
-    try:
-        client = Client(**where, timeout=ANSWER)
-    except Exception as error:  # of a file that is no scheduler's, Dask raises whatever it meets
-        why = " ".join(str(error).split())[:150] or type(error).__name__
-        raise InputError(
-            f"--scheduler {scheduler}: no scheduler answers ({why}); is it running, and can it be "
-            "reached from here?"
-        ) from None
-    with client:
-        yield client
-
-
-def local(n: int, folder: Path) -> LocalCluster:
-    """A cluster of ``n`` processes on this machine."""
-    dask.config.set({"distributed.scheduler.allowed-failures": ATTEMPTS - 1})
-    start = partial(
-        LocalCluster,
-        n_workers=n,
-        threads_per_worker=1,
-        processes=True,
-        local_directory=str(folder),
-        dashboard_address="127.0.0.1:0",
-        silence_logs=logging.CRITICAL,
-    )
-    # a process may be lost before it is ready
-    return _again(start, RuntimeError)
-
-
-def _again(call: Callable[[], T], error: type[Exception]) -> T:
-    """What ``call`` returns; where it fails with ``error``, it is called ``ATTEMPTS`` times."""
-    for attempt in range(1, ATTEMPTS):
-        with suppress(error):
-            return call()
-        time.sleep(attempt * AGAIN_S)
-    return call()
-
-
-def described(client: Client) -> str:
-    """Who works, and where it can be watched."""
-    n = len(client.nthreads())
-    return f"{n} worker{'s' * (n != 1)}; dashboard: {client.dashboard_link}"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from bayes_refine.fitting.loop import fit_run
 from bayes_refine.fitting.measure_batch import Plan
 from bayes_refine.fitting.measure_run import measure_run
 from bayes_refine.fitting.problem import Settings, Work, prepare_run
-from bayes_refine.infer import cluster
+from bayes_refine.infer import cluster, dask_clients
 from bayes_refine.io.expt import read_experiments
 from bayes_refine.io.images import ImageReader
 from bayes_refine.io.reference import read_reference
@@ -62,7 +62,7 @@ def given(tmp_path_factory):
 def client(tmp_path_factory):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with cluster.client_of(2, None, tmp_path_factory.mktemp("dask")) as client:
+        with dask_clients.client_of(2, None, tmp_path_factory.mktemp("dask")) as client:
             yield client
 
 
@@ -155,7 +155,7 @@ def fitted(given, work=None) -> list[bytes]:
 def test_a_fit_by_two_workers_and_by_a_cluster_that_is_joined(given, client, tmp_path):
     here = fitted(given)
     for address in (None, client.scheduler.address):
-        joined = cluster.client_of(None, address, tmp_path) if address else None
+        joined = dask_clients.client_of(None, address, tmp_path) if address else None
         try:
             own = joined.__enter__() if joined else client
             with cluster.Cluster(own, tmp_path) as executor:

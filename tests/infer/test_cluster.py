@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from bayes_refine.infer import cluster
+from bayes_refine.infer import cluster, dask_clients
 from bayes_refine.infer.executor import IN_PROCESS, tree_sum
 from bayes_refine.loading import load_file
 from bayes_refine.util.errors import InputError
@@ -68,7 +68,7 @@ def executor(work, tmp_path_factory):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with (
-            cluster.client_of(2, None, folder) as client,
+            dask_clients.client_of(2, None, folder) as client,
             cluster.Cluster(client, folder) as executor,
         ):
             yield executor
@@ -136,16 +136,16 @@ def test_a_process_that_is_lost_while_it_starts(tmp_path, monkeypatch):
 
     def start(**how):
         started.append(how["n_workers"])
-        if len(started) < cluster.ATTEMPTS:
+        if len(started) < dask_clients.ATTEMPTS:
             raise RuntimeError("Nanny failed to start.")
         return "a cluster"
 
-    monkeypatch.setattr(cluster, "LocalCluster", start)
-    monkeypatch.setattr(cluster, "AGAIN_S", 0.0)
-    assert cluster.local(2, tmp_path) == "a cluster" and started == [2, 2, 2]
-    monkeypatch.setattr(cluster, "LocalCluster", lambda **_: 1 / 0)
+    monkeypatch.setattr(dask_clients, "LocalCluster", start)
+    monkeypatch.setattr(dask_clients, "AGAIN_S", 0.0)
+    assert dask_clients.local(2, tmp_path) == "a cluster" and started == [2, 2, 2]
+    monkeypatch.setattr(dask_clients, "LocalCluster", lambda **_: 1 / 0)
     with pytest.raises(ZeroDivisionError):  # what is no lost process is not tried again
-        cluster.local(2, tmp_path)
+        dask_clients.local(2, tmp_path)
 
 
 def test_what_fails_on_one_worker_is_done_on_another(executor, work, tmp_path):
@@ -168,7 +168,7 @@ def test_an_item_that_ends_three_workers_is_set_aside(executor, work):
 
 
 def test_a_scheduler_that_is_not_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster, "ANSWER", 2)
+    monkeypatch.setattr(dask_clients, "ANSWER", 2)
     (tmp_path / "{}.json").write_text("{}")
     (tmp_path / "bytes.json").write_bytes(b"\x89HDF\r\n")
     for where, said in (
@@ -179,7 +179,7 @@ def test_a_scheduler_that_is_not_there(tmp_path, monkeypatch):
     ):
         with (
             pytest.raises(InputError, match=said),
-            cluster.client_of(None, where, tmp_path),
+            dask_clients.client_of(None, where, tmp_path),
         ):
             pass
 
@@ -187,8 +187,8 @@ def test_a_scheduler_that_is_not_there(tmp_path, monkeypatch):
 def test_a_cluster_that_runs_already_is_joined(executor, work):
     address = executor.client.scheduler.address
     with (
-        cluster.client_of(None, address, executor.folder) as client,
+        dask_clients.client_of(None, address, executor.folder) as client,
         cluster.Cluster(client, executor.folder) as joined,
     ):
-        assert cluster.described(client).startswith("2 workers; dashboard: http")
+        assert dask_clients.described(client).startswith("2 workers; dashboard: http")
         assert joined.map(work.dies, [1, 2]) == [1, 4]
