@@ -20,11 +20,13 @@ import jax
 import numpy as np
 import psutil
 import pytest
+from threadpoolctl import threadpool_limits
 from xdist.scheduler import LoadScopeScheduling
 
 from bayes_refine.util.kept_programs import forget_programs, keep_programs
 
 jax.config.update("jax_enable_x64", True)
+threadpool_limits(1, "blas")  # as the command does
 
 # Tracing makes many objects that stay: looking for cycles among them takes a tenth of the time.
 gc.set_threshold(100_000, 20, 100)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+from threadpoolctl import threadpool_limits
 
 from ..util.kept_programs import keep_programs
 from . import fit  # noqa: F401  the commands register themselves: fit is the first in the help
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.showwarning = lambda message, *_args, **_kw: complain(f"warning: {message}")
     logging.getLogger("fabio").setLevel(logging.CRITICAL + 1)  # readers say it in one sentence
     talk(Talk.usual)
-    _set_up_jax()
+    _set_up_numerics()
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may have any characters
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -47,8 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         end_log()
 
 
-def _set_up_jax() -> None:
-    """Set JAX to float64, and keep compiled code on disk for later runs."""
+def _set_up_numerics() -> None:
+    """Set JAX to float64, keep compiled code on disk for later runs, and BLAS to one thread.
+
+    Matrices are many and small.  Several threads gain nothing, and where another job has one of the
+    processors, each product waits for the system to share it: a hundred times as long.
+    """
+    threadpool_limits(1, "blas")
     jax.config.update("jax_enable_x64", True)
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     jax.config.update("jax_compilation_cache_dir", str(Path(base) / "bayes_refine" / "jax"))

@@ -154,15 +154,9 @@ def _write_pointwise(file, pointwise, terms, reflections, n_chains, kept) -> Non
         for name, values in reflections.items():
             _variable(group, name, ("reflection",), values)
         for name in terms:
-            variable = group.create_variable(
-                name,
-                dims,
-                "f4",
-                chunks=(1, len(kept), max(min(n, BLOCK), 1)),
-                compression="gzip",
-                compression_opts=1,
-                shuffle=True,
-            )
+            # random numbers: gzip would take most of the time for a fifth of the size
+            chunks = (1, len(kept), max(min(n, BLOCK), 1))
+            variable = group.create_variable(name, dims, "f4", chunks=chunks)
             variable.attrs["coordinates"] = " ".join(reflections)
         groups.append(group)
     first = 0

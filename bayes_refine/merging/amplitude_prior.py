@@ -21,13 +21,15 @@ from ..physics import true_intensities
 from ..physics.reference import wilson_mean
 from ..util.kept_programs import kept
 from .latent import AmplitudePrior, Measured, likelihood_at_nodes
-from .pieces import in_pieces, joined, rows_of
+from .pieces import in_pieces, joined, rows_of, some_reflections
 from .reference_scale import N_SCALE, ReferenceAmplitudes
 
 N_KNOTS = 8
 LOG_SIGMA_SD = 5.0  # prior sd of ln Σ at a knot about its first estimate
 LOG_BETA_MEAN, LOG_BETA_SD = -1.5, 3.0  # prior of ln β/Σ(d) at a knot
 PASSES, STILL = 20, 0.02  # most Newton steps; converged if each unknown moves less, in prior sd
+FEW = 1500  # reflections, evenly spread, that the numbers are first found from
+NEAR = 0.5  # nodes serve until a prior has moved by this many sd, or its ln V by as much
 REACH = 2.0  # longest step in ln Σ or ln β up to which the nodes of the quadrature are good
 
 
@@ -61,9 +63,12 @@ def fit_prior(
     level = wilson_mean(d[code], J, knots) / wilson_mean(d[code], g, knots)
     level = np.log(np.maximum(level, 1e-30))
     kinds = np.log(np.asarray(epsilon, float)), np.asarray(centric)
+    few = None
+    if len(d) >= 2 * FEW:
+        few = np.unique(np.linspace(0, len(d) - 1, FEW).astype(int))
     if reference is None or not np.asarray(reference.informed).any():
         parts = partial(_in_pieces, measured, (weights, level, *kinds))
-        x = _climb(_wilson, np.zeros(len(level)), parts, REACH / LOG_SIGMA_SD)[0]
+        x = _climb(_wilson, np.zeros(len(level)), parts, REACH / LOG_SIGMA_SD, few)[0]
         return joined((p.rows, _prior_at(_wilson, x, *p.fixed)) for p in parts())
     reference = reference.starting_from(level, knots)
     parts = partial(
@@ -72,7 +77,7 @@ def fit_prior(
         (weights, level, *kinds, reference, reference.departure_sd(weights)),
     )
     start = np.zeros(N_SCALE + 2 * len(level))
-    x, hessian = _climb(_double_wilson, start, parts, REACH / LOG_BETA_SD)
+    x, hessian = _climb(_double_wilson, start, parts, REACH / LOG_BETA_SD, few)
     covariance = np.linalg.inv(hessian)
     return joined((p.rows, _blurred(x, covariance, p.fixed)) for p in parts())
 
@@ -86,8 +91,15 @@ class _Part(NamedTuple):
     fixed: tuple
 
 
-def _in_pieces(measured: Measured, fixed: tuple) -> Iterator[_Part]:
+def _in_pieces(
+    measured: Measured, fixed: tuple, which: np.ndarray | None = None
+) -> Iterator[_Part]:
+    """Pieces of all reflections, or of some, ascending."""
     weights, level, log_epsilon, centric, *informed = fixed
+    if which is not None:
+        measured, n = some_reflections(measured, which), len(which)
+        weights, log_epsilon, centric = rows_of((weights, log_epsilon, centric), which, n)
+        informed = [informed[0].some(which, n), informed[1]] if informed else []
     for rows, _, part in in_pieces(measured):
         places = len(part.hkl)
         of_reflections = rows_of((log_epsilon, centric), rows, places)
@@ -132,14 +144,29 @@ def _blurred(x, covariance, fixed) -> AmplitudePrior:
 
 
 def _climb(
-    prior_of, x, parts: Callable[[], Iterator[_Part]], reach: float
+    prior_of,
+    x,
+    parts: Callable[..., Iterator[_Part]],
+    reach: float,
+    first: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """x of the greatest Π_h Z_h·N(x; 0, 1), and the Hessian of −ln of that product."""
+    """x of the greatest Π_h Z_h·N(x; 0, 1), and the Hessian of −ln of that product.
+
+    Args:
+        first: reflections that the search begins with: most steps cost no more than these.
+    """
+    if first is not None:
+        x = _climb(prior_of, x, partial(parts, which=first), reach)[0]
+    placed: list = []  # of each part, the prior that its nodes are good for, and ln L there
     for _ in range(PASSES):
         at = []
-        for part in parts():
+        for k, part in enumerate(parts()):
             prior = _prior_at(prior_of, x, *part.fixed)
-            nodes, log_likelihood = likelihood_at_nodes(part.measured, prior)
+            if k == len(placed):
+                placed.append((prior, *likelihood_at_nodes(part.measured, prior)))
+            elif _moved(placed[k][0], prior) > NEAR:
+                placed[k] = prior, *likelihood_at_nodes(part.measured, prior)
+            _, nodes, log_likelihood = placed[k]
             at.append((log_likelihood, nodes, part.counts, *part.fixed))
         found = [map(np.asarray, _derivatives(prior_of, x, *here)) for here in at]
         log_z, slope, hessian = (np.sum(values, axis=0) for values in zip(*found, strict=True))
@@ -154,6 +181,13 @@ def _climb(
         if np.abs(step).max() < STILL:
             break
     return x, (axes * size) @ axes.T
+
+
+def _moved(before: AmplitudePrior, now: AmplitudePrior) -> float:
+    """The most that a reflection's prior has moved: its centre in sd, or its ln V."""
+    (f, log_V), (g, log_W) = (map(np.asarray, p.centre_and_variance) for p in (before, now))
+    by_centre = np.abs(g - f) * np.exp(-0.5 * log_V)
+    return float(max(by_centre.max(), np.abs(log_W - log_V).max()))
 
 
 def _cost(prior_of, x, at) -> float:

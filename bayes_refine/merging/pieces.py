@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from .latent import Measured
     from .observations import IntegratedObservations
 
-OBSERVATIONS, REFLECTIONS = 8192, 4096  # numbers that a piece has room for
-FEW = 256  # reflections that a piece has room for if no piece has more, as in a large run
+OBSERVATIONS, REFLECTIONS = 8192, 4096  # largest numbers that a piece has room for
+LEAST = 256  # observations, or reflections, that any piece has room for
 PART = 4 * BLOCK  # observations of a scaling model that are evaluated at a time, about
 T = TypeVar("T")
 OBSERVED = ("J", "sigma", "weight", "image", "code", "norm_q", "excitation_error")
@@ -44,14 +44,14 @@ class Piece(NamedTuple):
 def in_pieces(measured: Measured) -> Iterator[Piece]:
     """The pieces of ``measured``.
 
-    A piece has room for 8192 observations, or for the next power of two of the largest number of a
-    single reflection.  Of a run with many observations of each reflection, pieces have room for few
-    reflections, so that what is computed for them takes memory in proportion to reflections.
+    All pieces of a run have room for the same numbers, powers of two, so that few programs serve
+    all runs: for 8192 observations, for fewer if the run has fewer, and for more if a single
+    reflection has more; for as many reflections as the largest piece has, 4096 at most.
     """
     code, m = np.asarray(measured.code), len(measured.hkl)
     ends = np.searchsorted(code, np.arange(m), side="right")
     most = int(np.max(np.diff(ends, prepend=0), initial=1))
-    room = max(OBSERVATIONS, 1 << (most - 1).bit_length())
+    room = _power_of_two(max(most, min(OBSERVATIONS, len(code))))
     first = begin = 0
     slices = []
     while first < m:
@@ -59,9 +59,14 @@ def in_pieces(measured: Measured) -> Iterator[Piece]:
         slices.append((slice(first, last), slice(begin, int(ends[last - 1]))))
         first, begin = last, int(ends[last - 1])
     largest = max((rows.stop - rows.start for rows, _ in slices), default=0)
-    places = min(FEW, REFLECTIONS) if len(slices) > 1 and largest <= FEW else REFLECTIONS
+    places = _power_of_two(largest)
     for rows, inside in slices:
         yield Piece(rows, inside, _padded(measured, rows, inside, (room, places)))
+
+
+def _power_of_two(number: int) -> int:
+    """The next power of two, ``LEAST`` at least."""
+    return max(LEAST, 1 << (number - 1).bit_length())
 
 
 def whole_reflections(code: np.ndarray) -> Iterator[slice]:
@@ -90,14 +95,23 @@ def of_observations(measured: Measured, rows: slice) -> Measured:
     return replace(measured, **columns)
 
 
-def _some(column: Any, rows: slice) -> np.ndarray:
+def some_reflections(measured: Measured, which: np.ndarray) -> Measured:
+    """All observations of some reflections (k,), ascending, and these reflections alone."""
+    starts, ends = (np.searchsorted(measured.code, which, side) for side in ("left", "right"))
+    rows = np.concatenate([np.arange(a, b) for a, b in zip(starts, ends, strict=True)])
+    columns: dict[str, Any] = {name: _some(getattr(measured, name), rows) for name in COLUMNS}
+    code = np.repeat(np.arange(len(which)), ends - starts)
+    return replace(measured, **columns, code=code, hkl=np.asarray(measured.hkl)[which])
+
+
+def _some(column: Any, rows: slice | np.ndarray) -> np.ndarray:
     """A copy of some observations of a column that may be in a file."""
     found = np.array(column[rows])
     release(column)
     return found
 
 
-def rows_of(tree: T, rows: slice, places: int) -> T:
+def rows_of(tree: T, rows: slice | np.ndarray, places: int) -> T:
     """Some rows of all arrays (m, ...) of a pytree, padded as a piece's reflections are.
 
     Args:

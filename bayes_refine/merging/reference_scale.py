@@ -111,7 +111,7 @@ class ReferenceAmplitudes:
         B0, log_k0 = np.polyfit(-0.25 / np.asarray(d) ** 2, 0.5 * (log_mean - of_reference), 1)
         return replace(self, log_k0=np.asarray(log_k0), B0=np.asarray(B0))
 
-    def some(self, rows: slice, places: int) -> ReferenceAmplitudes:
+    def some(self, rows: slice | np.ndarray, places: int) -> ReferenceAmplitudes:
         """Of some reflections, padded as a piece's are (``pieces.rows_of``)."""
         names = ("amplitude", "informed", "log_mean", "quarter_q2", "tensors")
         return replace(self, **{name: rows_of(getattr(self, name), rows, places) for name in names})

@@ -27,11 +27,13 @@ from typing import Any
 
 import jax
 import jax.export
+import jax.numpy as jnp
 import numpy as np
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _OURS = (_PACKAGE, _PACKAGE.parent / "models")
 _THEIRS = ("jax", "jaxlib", "numpyro", "numpy", "equinox")
+_QUICK = {"xla_cpu_use_fusion_emitters": False}  # half the time to compile, a few percent slower
 _VERSIONS = 3  # of the sources whose programs are kept
 UNTOLD = "<untold>"
 _folder: Path | None = None
@@ -143,8 +145,21 @@ def _found(told: str, flat: Callable, leaves: list) -> Callable | None:
 
 def _called(program: jax.export.Exported, results: Any) -> Callable:
     """The function of flat arguments, with results in the structure of ``results``."""
-    call, tree = jax.jit(program.call), jax.tree.structure(results)
+    call = jax.jit(program.call, compiler_options=_options())
+    tree = jax.tree.structure(results)
     return lambda leaves: jax.tree.unflatten(tree, call(*leaves))
+
+
+@functools.cache
+def _options() -> dict[str, Any] | None:
+    """Options of the compiler, ``_QUICK`` on a CPU; None where it does not know them."""
+    if jax.default_backend() != "cpu":
+        return None
+    try:
+        jax.jit(lambda x: x, compiler_options=_QUICK).lower(0.0).compile()
+    except Exception:  # of another version
+        return None
+    return _QUICK
 
 
 def _double() -> bool:
@@ -153,10 +168,15 @@ def _double() -> bool:
 
 
 def _kind(leaf: Any) -> tuple:
-    """Shape and type of an argument."""
+    """Shape and type of an argument; a Python number is as an array that JAX makes of it."""
     if hasattr(leaf, "dtype"):
         return leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)
-    return (), type(leaf), True
+    return _kind_of_number(type(leaf)(), _double())
+
+
+@functools.lru_cache(typed=True)
+def _kind_of_number(zero: complex, double: bool) -> tuple:
+    return (), jnp.result_type(zero), not isinstance(zero, bool)
 
 
 def _told(x: Any) -> Any:

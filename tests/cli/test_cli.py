@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from bayes_refine import cli
 from bayes_refine.simulation.files import simulate_run
@@ -179,6 +180,13 @@ def test_simulate(tmp_path, capsys):
     assert status(*again) == 2
     assert "reference.mtz exists and no simulation wrote it" in capsys.readouterr().err
     assert (tmp_path / "s" / "reference.mtz").read_text().startswith("the only copy")
+
+
+def test_a_command_multiplies_small_matrices_in_one_thread():
+    with threadpool_limits(2, "blas"):
+        assert status("--version") == 0
+        libraries = [each for each in threadpool_info() if each["user_api"] == "blas"]
+        assert {each["num_threads"] for each in libraries} <= {1}
 
 
 def test_import_is_quiet():

@@ -47,6 +47,7 @@ def test_pieces_change_nothing(monkeypatch):
     d = run(30.0)
     whole = moments(d, prior_of)
     monkeypatch.setattr(pieces, "OBSERVATIONS", 16)
+    monkeypatch.setattr(pieces, "LEAST", 8)
     monkeypatch.setattr(pieces, "REFLECTIONS", 8)
     parts = list(pieces.in_pieces(d))
     assert len(parts) > 10 and all(len(p.measured.code) == 16 for p in parts)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bayes_refine.merging import pieces
+from bayes_refine.merging import amplitude_prior, pieces
 from bayes_refine.merging.amplitude_prior import fit_prior
 from bayes_refine.merging.latent import Measured, intensity_posteriors, likelihood_only
 from bayes_refine.util import large_arrays
@@ -46,13 +46,36 @@ def merged(measured):
 def test_pieces_of_few_reflections_change_nothing(measured, monkeypatch):
     whole = merged(measured)
     (one,) = pieces.in_pieces(measured)
-    assert len(one.measured.hkl) == pieces.REFLECTIONS
+    assert len(one.measured.hkl) == pieces.LEAST and len(one.measured.J) == 512
     monkeypatch.setattr(pieces, "OBSERVATIONS", 64)
-    monkeypatch.setattr(pieces, "FEW", 8)
+    monkeypatch.setattr(pieces, "LEAST", 8)
     parts = list(pieces.in_pieces(measured))
     # five reflections of twelve observations fit into 64 places
     assert len(parts) == 8 and all(len(p.measured.hkl) == 8 for p in parts)
     np.testing.assert_allclose(merged(measured), whole, rtol=1e-9)
+
+
+def test_some_reflections_are_as_in_the_whole(measured):
+    which = np.array([3, 4, 20, 39])
+    some = pieces.some_reflections(measured, which)
+    np.testing.assert_array_equal(some.hkl, measured.hkl[which])
+    rows = np.isin(measured.code, which)
+    np.testing.assert_array_equal(some.J, measured.J[rows])
+    np.testing.assert_array_equal(which[some.code], measured.code[rows])
+
+
+def test_a_search_that_begins_with_few_reflections_ends_where_it_would(measured, monkeypatch):
+    whole = merged(measured)
+    monkeypatch.setattr(amplitude_prior, "FEW", 15)
+    begun_with = []
+    some = pieces.some_reflections
+    monkeypatch.setattr(
+        amplitude_prior,
+        "some_reflections",
+        lambda measured, which: begun_with.append(len(which)) or some(measured, which),
+    )
+    np.testing.assert_allclose(merged(measured), whole, rtol=1e-3)
+    assert set(begun_with) == {15}
 
 
 def test_intensities_without_a_prior_are_the_same_part_by_part(measured, monkeypatch):

@@ -75,6 +75,20 @@ def test_other_shapes_and_types_are_other_programs():
     assert len(traced) == 4
 
 
+def test_a_number_and_the_array_that_jax_makes_of_it_share_a_program():
+    for number in (2.0, 2, True):
+        traced.clear()
+        for by in (number, jax.device_put(number)):
+            found = kept(shifted)({"a": np.arange(3.0)}, by)
+            np.testing.assert_array_equal(found.each, np.arange(3.0) + number)
+        assert len(traced) == 1
+
+
+def test_a_compiler_without_the_options_is_given_none(monkeypatch):
+    monkeypatch.setattr(kept_programs, "_QUICK", {"xla_no_such_option": True})
+    assert kept_programs._options.__wrapped__() is None
+
+
 def test_what_a_function_closes_over_makes_the_program():
     values = [float(kept(power(n))(np.float64(3.0))) for n in (2, 3, 2)]
     assert values == [9.0, 27.0, 9.0] and traced == ["power 2", "power 3"]
