@@ -113,8 +113,8 @@ class Evidence(msgspec.Struct, frozen=True):
 
     @property
     def recommended(self) -> bool:
-        """Whether the component predicts better than the plain model by over one standard error."""
-        return self.total > self.se
+        """Whether the component predicts better than the plain model by two standard errors."""
+        return self.total > 2 * self.se
 
     def __str__(self) -> str:
         n = len(self.nats)

@@ -145,21 +145,22 @@ def _found(told: str, flat: Callable, leaves: list) -> Callable | None:
 
 def _called(program: jax.export.Exported, results: Any) -> Callable:
     """The function of flat arguments, with results in the structure of ``results``."""
-    call = jax.jit(program.call, compiler_options=_options())
+    call = jax.jit(program.call, **_options())
     tree = jax.tree.structure(results)
     return lambda leaves: jax.tree.unflatten(tree, call(*leaves))
 
 
 @functools.cache
-def _options() -> dict[str, Any] | None:
-    """Options of the compiler, ``_QUICK`` on a CPU; None where it does not know them."""
+def _options() -> dict[str, Any]:
+    """Arguments of ``jax.jit``: ``_QUICK`` on a CPU, where the compiler knows it."""
+    options: dict[str, Any] = {"compiler_options": _QUICK}
     if jax.default_backend() != "cpu":
-        return None
+        return {}
     try:
-        jax.jit(lambda x: x, compiler_options=_QUICK).lower(0.0).compile()
+        jax.jit(lambda x: x, **options).lower(0.0).compile()
     except Exception:  # of another version
-        return None
-    return _QUICK
+        return {}
+    return options
 
 
 def _double() -> bool:

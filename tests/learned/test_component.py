@@ -132,7 +132,8 @@ def test_two_components_of_a_family_are_refused():
         with_components(br.load_model("still"), [one, one])
 
 
-def test_evidence_recommends_beyond_its_standard_error():
+def test_evidence_recommends_beyond_two_standard_errors():
     assert Evidence((1.0, 1.2, 0.8, 1.1), 10).recommended
-    doubt = Evidence((1.0, -1.2, 0.8, -0.9), 10)
+    doubt = Evidence((1.0, -0.2, 0.8, -0.1), 10)
+    assert doubt.se < doubt.total < 2 * doubt.se
     assert not doubt.recommended and "nothing to learn here" in str(doubt)

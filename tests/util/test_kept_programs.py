@@ -86,7 +86,7 @@ def test_a_number_and_the_array_that_jax_makes_of_it_share_a_program():
 
 def test_a_compiler_without_the_options_is_given_none(monkeypatch):
     monkeypatch.setattr(kept_programs, "_QUICK", {"xla_no_such_option": True})
-    assert kept_programs._options.__wrapped__() is None
+    assert kept_programs._options.__wrapped__() == {}
 
 
 def test_what_a_function_closes_over_makes_the_program():
