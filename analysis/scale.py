@@ -36,6 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("sizes", type=int, nargs="+", metavar="N")
     parser.add_argument("--workers", type=int, default=0, help="processes; 0 for the program alone")
+    parser.add_argument("--no-reference", action="store_true")
     parser.add_argument("--pixels", type=int, default=256)
     parser.add_argument("--distance", type=float, default=60.0, help="mm")
     parser.add_argument("--d-min", type=float, default=2.5)
@@ -51,7 +52,9 @@ def main() -> None:
         for n in options.sizes:
             out = folder / f"out{n}"
             words = ["fit", folder / "data" / "indexed.expt", "--images", f"0:{n}", "--out", out]
-            words += ["--reference", folder / "data" / "reference.mtz", "--d-min", options.d_min]
+            words += ["--d-min", options.d_min]
+            if not options.no_reference:
+                words += ["--reference", folder / "data" / "reference.mtz"]
             words += ["--draws", 10, "--gain", 1, "--read-noise", 0, "-q"]
             if options.workers:
                 words += ["--workers", options.workers]
