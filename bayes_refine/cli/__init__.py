@@ -15,6 +15,7 @@ import jax
 from threadpoolctl import threadpool_limits
 
 from ..util.kept_programs import keep_programs
+from ..util.large_arrays import keep_freed_memory
 from . import fit  # noqa: F401  the commands register themselves: fit is the first in the help
 
 # isort: split
@@ -49,12 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _set_up_numerics() -> None:
-    """Set JAX to float64, keep compiled code on disk for later runs, and BLAS to one thread.
+    """Set JAX to float64, keep freed memory, compiled code on disk, and BLAS to one thread.
 
     Matrices are many and small.  Several threads gain nothing, and where another job has one of the
     processors, each product waits for the system to share it: a hundred times as long.
     """
     threadpool_limits(1, "blas")
+    keep_freed_memory()
     jax.config.update("jax_enable_x64", True)
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     jax.config.update("jax_compilation_cache_dir", str(Path(base) / "bayes_refine" / "jax"))

@@ -28,6 +28,7 @@ from distributed.diagnostics.plugin import WorkerPlugin
 from .. import loading
 from ..util.errors import InputError
 from ..util.kept_programs import folder_of_programs, keep_programs
+from ..util.large_arrays import keep_freed_memory
 from ..util.progress import peak_memory
 from ..util.store import hold_in_memory
 from .dask_clients import AGAIN_S, ATTEMPTS, again
@@ -300,6 +301,7 @@ class _Setup(WorkerPlugin):
     def setup(self, worker: Any) -> None:
         for name, value in self.settings.items():
             jax.config.update(name, value)
+        keep_freed_memory()
         keep_programs(self.programs)
         for file in self.files:
             loading.load_file(file)

@@ -35,16 +35,20 @@ class Climb(NamedTuple):
 
     A climb takes at most ``evaluations`` of the gradient, and ends where the quadratic model
     promises less than ``tolerance`` nats, of up to ``TOGETHER`` images; of more, in proportion.
+    The coupling of images and shared unknowns is left out of the curvature where it would mislead,
+    far from the mode.
     """
 
     evaluations: int
     tolerance: float
+    coupled: bool = True
 
 
-# The last tolerance is small: along the common scale of all images and of the reference the block
-# Hessian is steep where the density is flat, so that L-BFGS is slow and promises too little there.
-# Frozen nodes hold a common scale back, so that the last nodes are placed where it has settled.
-STAGES = (Climb(25, 100.0), Climb(35, 10.0), Climb(50, 1.0), Climb(400, 1e-2), Climb(400, 1e-3))
+STAGES = (Climb(25, 100.0, coupled=False), Climb(35, 10.0), Climb(50, 1.0))
+# Then the nodes are renewed alone.  They hold back a scale that all images have in common: each
+# time it moves on by a part of its way to the mode, until a climb ends where it began.
+LAST = Climb(400, 1e-3)
+RENEWALS, STILL = 20, 0.02  # of the nodes at most; sd by which no shared unknown moves any more
 TOGETHER = 1000  # images whose search ends at these promises
 DAMPING = 0.1  # of the curvature that is the preconditioner
 
@@ -82,7 +86,7 @@ def coupled_fit(
     sites, values = find_sites(model, (obs, priors), init)
     flat, unravel = ravelled(sites, values)
     objective = compiled_objective(model, sites) if parts is None else in_parts(model, sites, parts)
-    x, evaluations, last = np.array(flat), 0, None
+    x, evaluations = np.array(flat), 0
     many = max(1.0, len(unravel(x)[0]) / TOGETHER)
     count = itertools.count(1)
 
@@ -93,19 +97,32 @@ def coupled_fit(
         return float(value), np.concatenate([np.ravel(by_image), by_shared])
 
     prior_sd = _prior_sd(model, sites, unravel, x, (obs, priors))
+    sizes = _sizes(unravel, x)
+
+    def climbed(x, precondition, climb: Climb) -> Minimum:
+        limits = climb.evaluations, climb.tolerance * many
+        return minimise(gradient_at, x, precondition, REACH * prior_sd, *limits)
+
+    def renewed():
+        return refresh(obs, unflatten(sites, *map(jnp.asarray, unravel(x))))
+
     for stage in stages:
-        obs = refresh(obs, unflatten(sites, *map(jnp.asarray, unravel(x))))
-        block_hessian = finite_differences(gradient_at, x, *_sizes(unravel, x))
-        last = minimise(
-            gradient_at,
-            x,
-            _preconditioner(block_hessian),
-            REACH * prior_sd,
-            stage.evaluations,
-            stage.tolerance * many,
-        )
+        obs = renewed()
+        block_hessian = finite_differences(gradient_at, x, *sizes)
+        precondition, sd = _preconditioner(block_hessian, stage.coupled)
+        last = climbed(x, precondition, stage)
         x, evaluations = last.x, evaluations + last.evaluations
-    assert last is not None
+    for _ in range(RENEWALS):
+        obs = renewed()
+        last = climbed(x, precondition, LAST)
+        far = np.max(np.abs(last.x - x)[-len(sd) :] / sd)
+        x, evaluations = last.x, evaluations + last.evaluations
+        if far < STILL:
+            break
+    block_hessian = finite_differences(gradient_at, x, *sizes)
+    precondition, _ = _preconditioner(block_hessian)
+    last = climbed(x, precondition, LAST)
+    x, evaluations = last.x, evaluations + last.evaluations
     theta, phi = unravel(x)
 
     def product(v):
@@ -113,7 +130,12 @@ def coupled_fit(
         return (gradient_at(x + step * v)[1] - last.gradient) / step
 
     curved = _covariances(product, block_hessian, prior_sd, next(count) // 3)
-    return _fit(sites, (theta, phi), curved, last, evaluations, stage.tolerance * many), obs
+    # where the true Hessian is flatter than the block Hessian, the search has ended too early
+    step = np.clip(curved.newton_step(last.gradient), -REACH * prior_sd, REACH * prior_sd)
+    there = climbed(x + step, precondition, LAST)
+    if there.value < last.value:
+        last, (theta, phi) = there, unravel(there.x)
+    return _fit(sites, (theta, phi), curved, last, evaluations, LAST.tolerance * many), obs
 
 
 def _prior_sd(model, sites, unravel, x, args) -> np.ndarray:
@@ -221,17 +243,23 @@ def _positive_inverse(matrices: np.ndarray, damping: float) -> np.ndarray:
     return np.einsum("nij,nj,nkj->nik", vectors, inverse, vectors) / scale
 
 
-def _preconditioner(block_hessian: BlockHessian) -> Callable[[np.ndarray], np.ndarray]:
-    """Inverse blocks and inverse shared diagonal; far from the mode the coupling is misleading."""
-    n, k = block_hessian.blocks.shape[:2]
-    blocks = _positive_inverse(np.asarray(block_hessian.blocks), DAMPING)
-    shared = np.diag(_positive_inverse(np.diag(np.diag(block_hessian.shared))[None], DAMPING)[0])
+def _preconditioner(
+    block_hessian: BlockHessian, coupled: bool = True
+) -> tuple[Callable[[np.ndarray], np.ndarray], np.ndarray]:
+    """The product with the inverse of a damped block Hessian, and the sd of the shared unknowns.
 
-    def precondition(gradient):
-        theta = np.einsum("nij,nj->ni", blocks, gradient[: n * k].reshape(n, k))
-        return np.concatenate([theta.ravel(), shared * gradient[n * k :]])
-
-    return precondition
+    Args:
+        coupled: else of its blocks and of the diagonal of the shared unknowns alone.
+    """
+    blocks, coupling, shared = map(np.asarray, block_hessian)
+    inverse = _positive_inverse(blocks, DAMPING)
+    if coupled:
+        shared = shared - np.einsum("nks,nkt->st", coupling, inverse @ coupling)
+    else:
+        coupling, shared = np.zeros_like(coupling), np.diag(np.diag(shared))
+    covariance = _positive_inverse(shared[None], DAMPING)[0]
+    solve = block_solver(inverse, coupling, covariance)
+    return lambda gradient: solve(gradient[:, None])[:, 0], np.sqrt(np.diag(covariance))
 
 
 class _Covariances(NamedTuple):
@@ -240,6 +268,15 @@ class _Covariances(NamedTuple):
     inverse: np.ndarray
     coupling: np.ndarray
     shared: np.ndarray
+
+    def newton_step(self, gradient: np.ndarray) -> np.ndarray:
+        """(n k + s,) to the minimum of the parabola that has this gradient."""
+        n, k, _ = self.coupling.shape
+        g = gradient[: n * k].reshape(n, k)
+        follow = -self.inverse @ self.coupling
+        shared = -self.shared @ (gradient[n * k :] + np.einsum("nks,nk->s", follow, g))
+        image = follow @ shared - np.einsum("nij,nj->ni", self.inverse, g)
+        return np.concatenate([image.ravel(), shared])
 
 
 def _covariances(product, block_hessian: BlockHessian, prior_sd, most: int) -> _Covariances:

@@ -13,6 +13,7 @@ import numpy as np
 import numpyro.distributions as dist
 
 from ..util.kept_programs import kept
+from ..util.student_t import draw_student_t
 from .density import Model, Site, place_of, traced, unflatten
 from .summary import Summary
 
@@ -140,19 +141,14 @@ def _compiled_predictive(model: Model):
 
 
 def _replicate(fn: dist.Distribution, key: jax.Array) -> jax.Array:
-    """A draw; from a Student-t √(ν(U^(−2/ν) − 1))·cos 2πV with U, V uniform (Bailey 1994).
-
-    This is exact, and much faster than a normal over the root of a gamma, which needs rejection.
-    """
+    """A draw."""
     base = fn
     while isinstance(base, dist.MaskedDistribution | dist.ExpandedDistribution):
         base = base.base_dist
     if not isinstance(base, dist.StudentT):
         return fn.sample(key)
-    kind = jnp.result_type(base.scale)
-    u, v = jax.random.uniform(key, (2, *fn.shape()), kind, minval=jnp.finfo(kind).tiny)
-    radius = jnp.sqrt(base.df * jnp.expm1(-2 / base.df * jnp.log(u)))
-    return base.loc + base.scale * radius * jnp.cos(2 * jnp.pi * v)
+    draw = draw_student_t(key, base.df, fn.shape(), jnp.result_type(base.scale))
+    return base.loc + base.scale * draw
 
 
 def _gaussian(precision, shape, *, rng):

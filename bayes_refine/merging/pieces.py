@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from ..physics.true_intensities import BLOCK
 from ..util.large_arrays import release
 
 if TYPE_CHECKING:
@@ -21,7 +20,8 @@ if TYPE_CHECKING:
 
 OBSERVATIONS, REFLECTIONS = 8192, 4096  # largest numbers that a piece has room for
 LEAST = 256  # observations, or reflections, that any piece has room for
-PART = 4 * BLOCK  # observations of a scaling model that are evaluated at a time, about
+PART = 1 << 17  # observations of a scaling model that are evaluated at a time, about
+GRAIN = 1 << 15  # the room of a part is a multiple of it
 T = TypeVar("T")
 OBSERVED = ("J", "sigma", "weight", "image", "code", "norm_q", "excitation_error")
 REFLECTED = ("hkl", "norm_q_unique", "log_epsilon", "centric", "knot_weight", "follows", "nodes")
@@ -183,7 +183,7 @@ class Parts:
         count = min(-(-n // PART), m)
         bounds = m * np.arange(count + 1) // count
         ends = np.searchsorted(code, bounds)
-        self._room = -(-int(np.diff(ends).max()) // BLOCK) * BLOCK
+        self._room = -(-int(np.diff(ends).max()) // GRAIN) * GRAIN
         self._slices = [
             (slice(*bounds[k : k + 2].tolist()), slice(*ends[k : k + 2].tolist()))
             for k in range(count)

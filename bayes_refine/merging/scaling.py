@@ -40,7 +40,7 @@ from .pieces import Part, Parts, joined
 N_DRAWS, N_SCALE_DRAWS = 200, 25  # draws for sd of images' unknowns; of ln g, to 1/7 of the sd
 IMAGES = 4096  # whose draws are in memory at a time
 FIRST_IMAGES = 1000  # whose mode a run of more than twice as many starts from
-CONTINUED = (Climb(50, 1.0), *STAGES[3:])
+CONTINUED = (Climb(50, 1.0),)
 # Starting with large errors keeps every residual near the convex middle of its Student-t.
 BROAD = {"log_model_error": np.log(0.8), "log_sigma_factor": np.log(3.0)}
 
@@ -157,7 +157,7 @@ def _from_some(obs, model, priors, start, seed, progress) -> dict[str, Any]:
     """
     some = np.sort(np.random.default_rng(seed).permutation(obs.n_images)[:FIRST_IMAGES])
     few = of_images(obs, some)
-    found = _fitted(few, model, priors, start | {"log_G": few.log_G0}, STAGES[:-1], progress)
+    found = _fitted(few, model, priors, start | {"log_G": few.log_G0}, STAGES, progress)
     values, all_values = found.values(), dict(start)
     for site in found.sites:
         mine = np.asarray(values[site.name])

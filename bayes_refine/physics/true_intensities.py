@@ -27,7 +27,6 @@ from jax.scipy.special import i0e, i1e, logsumexp
 from ..util.student_t import log_student_t
 from .variance_of_J import variance_of_J
 
-BLOCK = 1 << 15  # observations whose likelihood, at all nodes, is in memory at a time
 DROP = 18.0  # a bracket ends where the integrand is e⁻¹⁸ of its maximum: six sd of a normal density
 
 
@@ -157,8 +156,8 @@ def log_observations(F, J, g, variance: VarianceOfJ, nu, code, weight) -> Array:
     """ln L(F) = Σ_i w_i ln t_ν(J_i; g_i F², s_i²), s_i² = v_i + c_i·g_i·F² + (a_i·g_i·F²)², (m, K).
 
     The product of many observations of each reflection has no closed form, so that it is evaluated
-    at the nodes.  The variance is that of the expected g·F² of each node, never of J.  Observations
-    are taken in blocks, in the gradient too, so that memory does not grow with n times K.
+    at the nodes.  The variance is that of the expected g·F² of each node, never of J.  Memory is
+    some n times K: many observations come in parts (``merging.pieces``).
 
     Args:
         F: (m, K) amplitudes at the nodes.
@@ -167,29 +166,12 @@ def log_observations(F, J, g, variance: VarianceOfJ, nu, code, weight) -> Array:
         code: (n,) which reflection each observation is of, ascending.
         weight: (n,) w, 1, or 0 for what is left out.
     """
-    n = len(J)
-    intensity = F**2
-
-    @jax.checkpoint
-    def block(J, g, background, fraction, per_photon, code, weight):
-        expected = g[:, None] * intensity[code]
-        polynomial = background, per_photon, fraction**2
-        s2 = variance_of_J(expected, *(v[:, None] for v in polynomial))
-        each = log_student_t(J[:, None], nu, expected, jnp.sqrt(s2), jnp)
-        return jax.ops.segment_sum(weight[:, None] * each, code, len(F), indices_are_sorted=True)
-
-    size = max(min(n, BLOCK), 1)
-    spare = -n % size
-
-    def in_blocks(x, **how):
-        return jnp.pad(jnp.broadcast_to(x, (n,)), (0, spare), **how).reshape(-1, size)
-
-    rows = [in_blocks(x, mode="edge") for x in (J, g, *variance, code)]
-    rows.append(in_blocks(weight))  # rows that fill up the last block have weight 0
-    total, _ = jax.lax.scan(
-        lambda total, rows: (total + block(*rows), None), jnp.zeros_like(F), tuple(rows)
-    )
-    return total
+    expected = g[:, None] * (F**2)[code]
+    polynomial = variance.background, variance.per_photon, jnp.square(variance.fraction)
+    v, c, a2 = (jnp.broadcast_to(x, J.shape)[:, None] for x in polynomial)
+    s = jnp.sqrt(variance_of_J(expected, v, c, a2))
+    each = log_student_t(J[:, None], nu, expected, s, jnp)
+    return jax.ops.segment_sum(weight[:, None] * each, code, len(F), indices_are_sorted=True)
 
 
 # --- quadrature ---------------------------------------------------------------------------

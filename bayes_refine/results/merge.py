@@ -38,7 +38,7 @@ from ..util.kept_programs import kept
 from ..util.large_arrays import release, taken, trim
 from ..util.output import jsonable, versions, write_summary, write_table
 from ..util.progress import SILENT, Listener
-from ..util.student_t import log_student_t
+from ..util.student_t import draw_student_t, log_student_t
 from .pictures import MAY_BE_ABSENT, draw_pictures
 
 N_SHELLS = 10
@@ -274,28 +274,32 @@ def _pointwise(run: MergeRun, model, priors, draws, F, *, rng) -> Iterator[dict[
                     ("J", "sigma", "weight", "image", "code", "norm_q",
                      "excitation_error")},
         )  # fmt: skip
-        of, mode = column[np.asarray(d.code)[pad]], jnp.maximum(d.scale[pad], 1e-300)
+        here = jax.device_put(here)
+        of, mode = column[np.asarray(d.code)[pad]], np.maximum(d.scale[pad], 1e-300)
         width = rows.stop - start
         terms = np.empty((2, len(F), width), np.float32)  # as they are written
         for i, key in enumerate(rng.integers(2**31, size=len(F))):
             values = {name: value[i] for name, value in draws.items()}
             g = compiled_sites(model)(here, priors, values)["scale"]
-            # F has the scale of I at the mode, so a factor common to all g is removed
-            g = g * jnp.exp(jnp.mean(jnp.log(mode / jnp.maximum(g, 1e-300))))
-            found = _term(jax.random.key(key), here, g, F[i][of] ** 2, values)
+            found = _term(jax.random.key(key), here.J, here.sigma, g, mode, F[i][of] ** 2, values)
             terms[:, i] = [np.asarray(x)[:width] for x in found]
         release(*vars(obs).values(), *vars(d).values())
         yield {"intensity": (terms[0][None], terms[1][None])}
 
 
 @kept
-def _term(key, obs, g, intensity, values):
-    """ln t_ν(J; gI, s²) and a draw of J; s² as in ``true_intensities.log_observations``."""
+def _term(key, J, sigma, g, mode, intensity, values):
+    """ln t_ν(J; gI, s²) and a draw of J; s² as in ``true_intensities.log_observations``.
+
+    Intensities have the scale of the mode, whose g are ``mode``: a factor common to all g is taken
+    out.
+    """
+    g = g * jnp.exp(jnp.mean(jnp.log(mode / jnp.maximum(g, 1e-300))))
     nu, expected = jnp.exp(values["log_nu"]), g * intensity
-    of_sigma = (jnp.exp(values["log_sigma_factor"]) * obs.sigma) ** 2
+    of_sigma = (jnp.exp(values["log_sigma_factor"]) * sigma) ** 2
     s = jnp.sqrt(variance_of_J(expected, of_sigma, 0.0, jnp.exp(2 * values["log_model_error"])))
-    log_p = log_student_t(obs.J, nu, expected, s, jnp)
-    return log_p, expected + s * jax.random.t(key, nu, expected.shape)
+    log_p = log_student_t(J, nu, expected, s, jnp)
+    return log_p, expected + s * draw_student_t(key, nu, expected.shape)
 
 
 # -- summary.json ---------------------------------------------------------------------------

@@ -22,6 +22,8 @@ from .errors import InputError
 
 LARGE = 1 << 22  # bytes from which on an array is in a file
 SLICE = 1 << 20  # rows of a table that are in memory at a time
+_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # options of glibc's mallopt
+_NEVER = (1 << 31) - 1  # bytes, the largest threshold
 
 
 def room(shape: int | Sequence[int], dtype: DTypeLike = float) -> np.ndarray:
@@ -92,6 +94,19 @@ def release(*arrays: object) -> None:
     for array in arrays:
         if (file := _file_of(array)) is not None:
             file.madvise(mmap.MADV_DONTNEED)
+
+
+def keep_freed_memory() -> None:
+    """Let freed memory serve later arrays, where the C library can (glibc's ``mallopt``).
+
+    Every compiled program asks for its room anew.  By default the system takes back what is large
+    and gives it again full of zeros, page by page, which takes as long as to compute with it.
+    :func:`trim` gives it back where much was freed.
+    """
+    with suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER), (_ARENA_MAX, 1)):
+            mallopt(option, value)
 
 
 def trim() -> None:

@@ -179,6 +179,20 @@ def test_lbfgs_finds_rosenbrocks_minimum():
     np.testing.assert_allclose(found.x, 1.0, atol=1e-4)
 
 
+def test_nodes_placed_anew_do_not_move_the_mode():
+    """The Newton step with fresh nodes, over the sd; nodes that stay hold a common scale back."""
+    simulated = simulate_unmerged(UnmergedSimulation(n_images=N_IMAGES, n_unique=4000))
+    obs, model = prepare(simulated.data, n_knots=4), load_model("latent")
+    found, priors = scaling.fit_scales(obs, model).fit, ScalingPriors()
+    fresh = scaling.renewed(model, obs, priors, found.values())
+    objective = compiled_objective(model, found.sites)
+    by_image, by_shared = map(np.asarray, objective(found.image, found.shared, fresh, priors)[1])
+    follow = -np.linalg.solve(found.image_precision, found.coupling)
+    slope = by_shared + np.einsum("nks,nk->s", follow, by_image)
+    step = found.shared_covariance @ slope / np.sqrt(np.diag(found.shared_covariance))
+    assert np.abs(step).max() < 0.05
+
+
 def test_wilson_knots_are_linear_between(run):
     obs = run[4]
     np.testing.assert_allclose(jnp.sum(obs.knot_weight, 1), 1.0, rtol=1e-6)
@@ -198,7 +212,7 @@ def test_parts_of_the_observations_have_the_density_and_the_sites_of_the_whole(r
         return several, value, slopes, scaling.sites_at(model, here, priors, found.values())
 
     whole = evaluated()
-    monkeypatch.setattr(pieces, "BLOCK", 64)
+    monkeypatch.setattr(pieces, "GRAIN", 64)
     monkeypatch.setattr(pieces, "PART", 512)
     parts = evaluated()
     assert (whole[0], parts[0]) == (False, True)
