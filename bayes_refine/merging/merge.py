@@ -19,7 +19,7 @@ from ..indexing.unmerged_alike import unmerged_alike
 from ..io.unmerged import Unmerged, usable
 from ..physics.reference import Reference, check_symmetry, free_set, wilson_mean
 from ..util.errors import InputError
-from ..util.large_arrays import release, stored
+from ..util.large_arrays import release, stored, trim
 from ..util.progress import SILENT, Listener
 from ..util.status import Kind, Status
 from .merged_intensities import Estimate, Intensities, together
@@ -118,6 +118,7 @@ def merge_run(
         progress.say(line)
         started = time.perf_counter()
         value = call()
+        trim()
         seconds[name] = time.perf_counter() - started
         return value
 

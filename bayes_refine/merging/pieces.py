@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 OBSERVATIONS, REFLECTIONS = 8192, 4096  # largest numbers that a piece has room for
 LEAST = 256  # observations, or reflections, that any piece has room for
-PART = 1 << 17  # observations of a scaling model that are evaluated at a time, about
-GRAIN = 1 << 15  # the room of a part is a multiple of it
+PART = 1 << 17  # observations that are looked at a time, about; a run of as many is one part
+SMALL_PART = 1 << 15  # observations of the parts of a larger run, about; what is in memory at a time
+GRAIN = 1 << 12  # the room of a part is a multiple of it
 T = TypeVar("T")
 OBSERVED = ("J", "sigma", "weight", "image", "code", "norm_q", "excitation_error")
 REFLECTED = ("hkl", "norm_q_unique", "log_epsilon", "centric", "knot_weight", "follows", "nodes")
@@ -180,7 +181,7 @@ class Parts:
     def __init__(self, obs: IntegratedObservations) -> None:
         self._obs, code = obs, np.asarray(obs.code)
         n, m = len(code), len(obs.hkl)
-        count = min(-(-n // PART), m)
+        count = 1 if n <= PART else min(-(-n // SMALL_PART), m)
         bounds = m * np.arange(count + 1) // count
         ends = np.searchsorted(code, bounds)
         self._room = -(-int(np.diff(ends).max()) // GRAIN) * GRAIN

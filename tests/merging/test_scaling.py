@@ -214,6 +214,7 @@ def test_parts_of_the_observations_have_the_density_and_the_sites_of_the_whole(r
     whole = evaluated()
     monkeypatch.setattr(pieces, "GRAIN", 64)
     monkeypatch.setattr(pieces, "PART", 512)
+    monkeypatch.setattr(pieces, "SMALL_PART", 512)
     parts = evaluated()
     assert (whole[0], parts[0]) == (False, True)
     assert float(parts[1]) == pytest.approx(float(whole[1]), rel=1e-12)
