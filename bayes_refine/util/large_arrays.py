@@ -80,7 +80,8 @@ def joined(parts: Iterable[Sequence[np.ndarray]]) -> list[np.ndarray]:
     Raises:
         InputError: the disk has no room for them.
     """
-    size, kinds, files = 0, [np.empty(0)], []
+    size, kinds = 0, [np.empty(0)]
+    files: list[IO[bytes]] = []
     with ExitStack() as opened:
         for part in parts:
             try:
