@@ -263,6 +263,6 @@ def _around(mtz: gemmi.Mtz, few: np.ndarray, n: int) -> tuple[bytes, bytes]:
 def _extremes(table: np.ndarray, cell: gemmi.UnitCell) -> np.ndarray:
     """The rows of a table that have the least and the greatest of a column or of d."""
     d = cell.calculate_d_array(table[:, :3].astype(np.int32))
-    columns = np.column_stack([table, d])
-    least, greatest = (np.where(np.isnan(columns), x, columns) for x in (np.inf, -np.inf))
-    return table[np.union1d(least.argmin(axis=0), greatest.argmax(axis=0))]
+    ends = (extreme.reduce(table, axis=0) for extreme in (np.fmin, np.fmax))  # no NaN
+    rows = [(table == end).argmax(axis=0) for end in ends]
+    return table[np.unique(np.r_[*rows, d.argmin(), d.argmax()])]
