@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 
 from .. import infer
 from ..geometry.detector import Detector
+from ..util.large_arrays import joined
 from .loop import RunFit
 from .reflections import Reflections
 from .state import images_of
@@ -58,25 +61,35 @@ def centroids_of(run: RunFit) -> Centroids | None:
     A statistic T = J·(r_0 + r·δ/ρ + …) of a spot displaced by δ gives δ = ρ(T − E[T])/(J r), with
     J the expected photons and ρ the width of the template.
     """
-    r, fit, model = run.reflections, run.fit, run.problem.model
-    parts = []
+    parts = _of_batches(run)
+    if (first := next(parts)) is None:
+        return None
+    return Centroids(*joined(found for found in chain([first], parts) if found is not None))
+
+
+def _of_batches(run: RunFit) -> Iterator[Centroids | None]:
+    fit, model, usable, end = run.fit, run.problem.model, usable_images(run), 0
     for batch, obs in zip(run.batches, run.observed.parts, strict=True):
         theta = images_of({"theta": fit.image}, batch.images, batch.where.shape[0])["theta"]
         expected = infer.locations(model, fit.sites, theta, fit.shared, obs, run.priors)
         if not set(BOTH) <= set(expected):
-            return None
+            yield None
+            return
         s, flat = batch.statistics, batch.where.flat
         mean, scale = (np.stack([flat(expected[k][j]) for k in BOTH], 1) for j in (0, 1))
         slope = np.stack([s.response[:, k, k] for k in (1, 2)], 1) / s.width[:, None]
-        parts.append(np.concatenate([s.value[:, 1:3] - mean, scale, slope], axis=1))
-    residual, scale, slope = np.split(np.concatenate(parts).astype(float), 3, axis=1)
-    J = np.maximum(r.J_model.astype(float), 0.0)[:, None]
-    good = r.informs & usable_images(run)[r.image] & np.isfinite(J[:, 0] * slope[:, 0])
-    good &= (J * slope > 0).all(axis=1)
-    rows = np.flatnonzero(good)
-    per = (J * slope)[rows]
-    off = residual[rows] / per
-    return _of(r, rows, off, (per / scale[rows]) ** 2)
+        found = np.concatenate([s.value[:, 1:3] - mean, scale, slope], axis=1)
+        residual, scale, slope = np.split(found.astype(float), 3, axis=1)
+        start, end = end, end + len(found)
+        r = run.reflections.some(slice(start, end))
+        J = np.maximum(r.J_model.astype(float), 0.0)[:, None]
+        good = r.informs & usable[r.image] & np.isfinite(J[:, 0] * slope[:, 0])
+        good &= (J * slope > 0).all(axis=1)
+        rows = np.flatnonzero(good)
+        per = (J * slope)[rows]
+        off = residual[rows] / per
+        yield _of(r, rows, off, (per / scale[rows]) ** 2)
+        run.reflections.release()
 
 
 def _of(r: Reflections, rows: np.ndarray, off: np.ndarray, weight: np.ndarray) -> Centroids:

@@ -129,8 +129,7 @@ def informed_unknowns(fit: infer.Fit) -> np.ndarray:
     """(n,) number of an image's unknowns that its data determine: Σ (1 − sd²/prior sd²)."""
     if fit.image_prior_sd is None:
         return np.zeros(len(fit.image))
-    variance = np.diagonal(fit.image_covariance(), axis1=1, axis2=2)
-    return np.clip(1 - variance / fit.image_prior_sd**2, 0.0, 1.0).sum(axis=1)
+    return np.clip(1 - fit.image_variance() / fit.image_prior_sd**2, 0.0, 1.0).sum(axis=1)
 
 
 def judged(fit: infer.Fit, claims: Claims) -> np.ndarray:

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import gemmi
 import numpy as np
 
 from ..geometry.experiments import Still
-from ..geometry.miller import pack_hkl, resolution, unique_hkl
+from ..geometry.miller import pack_hkl, resolution
 from ..geometry.symmetry import asu_map, epsilon_centric
 from ..merging.amplitude_prior import fit_prior
 from ..merging.latent import Measured
 from ..merging.mates import apart
 from ..merging.merged_intensities import Intensities, together
+from ..merging.observations import in_order
 from ..merging.reference_scale import amplitudes_of
 from ..physics.reference import Reference
+from ..util.large_arrays import room, slices, taken
 from .partial_sums import Partials, partials_of
 from .reflections import Reflections
 
 
 def observed_rows(
     r: Reflections, rows: np.ndarray, space_group: gemmi.SpaceGroup, anomalous: bool = False
-) -> np.ndarray:
-    """The reflections ``rows`` of a fit in the order of :func:`measured_of`."""
-    hkl = asu_map(r.hkl[rows], space_group, anomalous)[0]
-    return rows[np.argsort(pack_hkl(hkl), kind="stable")]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The reflections ``rows`` of a fit in the order of :func:`measured_of`.
+
+    Returns:
+        rows: (n,). code: (n,) unique reflection of each. hkl: (m, 3) of these, ascending.
+    """
+
+    def keys() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for part in slices(len(rows), rows, r.hkl):
+            hkl = asu_map(r.hkl[rows[part]], space_group, anomalous)[0]
+            yield rows[part], pack_hkl(hkl)
+
+    return in_order(keys)
 
 
 def measured_of(
@@ -50,19 +61,17 @@ def measured_of(
         anomalous: Friedel mates apart, I− at −h.
         stills: of the run, whose frames of a turning crystal are summed (``partial_sums``).
     """
-    rows = observed_rows(r, rows, space_group, anomalous)
-    hkl = asu_map(r.hkl[rows], space_group, anomalous)[0]
-    first, code = unique_hkl(hkl)
-    sd = np.broadcast_to(scale_sd, len(r))[rows]
+    rows, code, hkl = observed_rows(r, rows, space_group, anomalous)
+    sd = taken(np.broadcast_to(scale_sd, len(r)), rows)
     columns = {
-        "J": r.J[rows],
-        "scale": r.scale[rows],
-        "variance": r.variance_background[rows],
-        "per_photon": r.variance_signal[rows],
-        "weight": np.ones(len(rows)),
+        "J": taken(r.J, rows),
+        "scale": taken(r.scale, rows),
+        "variance": taken(r.variance_background, rows),
+        "per_photon": taken(r.variance_signal, rows),
+        "weight": np.broadcast_to(1.0, len(rows)),
     }
-    fraction2 = r.relative_variance[rows]
-    image = r.image[rows]
+    fraction2 = taken(r.relative_variance, rows)
+    image = taken(r.image, rows)
     if (partials := partials_of(r, rows, code, stills)) is not None:
         columns = _summed(columns, partials)
         fraction2 = partials.mean(np.sqrt(fraction2)) ** 2
@@ -71,14 +80,25 @@ def measured_of(
         sd = np.sqrt(own2 + partials.mean(common) ** 2)
         start = np.unique(partials.group, return_index=True)[1]
         code, image = code[start], image[start]
-    columns["fraction"] = np.sqrt(fraction2 + sd**2)
+    fraction = room(len(code))
+    for part in slices(len(code), fraction, fraction2, sd):
+        fraction[part] = np.sqrt(fraction2[part] + sd[part] ** 2)
     return Measured(
-        **{name: np.asarray(values, float) for name, values in columns.items()},
+        **{name: _double(values) for name, values in columns.items()},
+        fraction=fraction,
         nu=nu,
         code=code,
         image=image,
-        hkl=hkl[first],
+        hkl=hkl,
     )
+
+
+def _double(values: np.ndarray) -> np.ndarray:
+    """The same numbers in double precision; in a file if they are many."""
+    found = room(len(values))
+    for part in slices(len(values), found, values):
+        found[part] = values[part]
+    return found
 
 
 def _summed(columns: dict[str, np.ndarray], partials: Partials) -> dict[str, np.ndarray]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..util.large_arrays import taken
 from .loop import RunFit
 from .tables import usable_images
 
@@ -19,15 +20,16 @@ def outliers_of(run: RunFit) -> dict[str, Any]:
     and ice_rings, d (Å) and number of images of each ring; pixel_inv_angstrom, the median size of
     a pixel in reciprocal space (Å⁻¹).
     """
-    r, usable = run.reflections, usable_images(run)
-    stray = r.stray[r.measured & usable[r.image]]
+    usable = usable_images(run)
+    rows = run.reflections.where(lambda r: r.measured & usable[r.image])
+    stray = taken(run.reflections.stray, rows)
     rings = [image for image, good in zip(run.ice, usable, strict=True) if good and image]
     return {
         "stray_pixels": int(stray.sum()),
         "reflections_with_stray_pixels": int((stray > 0).sum()),
         "images_with_ice": len(rings),
         "ice_rings": _by_resolution(np.array([ring.d for image in rings for ring in image])),
-        "pixel_inv_angstrom": float(np.median(np.sqrt(np.abs(np.linalg.det(r.frame))))),
+        "pixel_inv_angstrom": run.reflections.pixel_inv_angstrom,
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -22,12 +22,13 @@ from .reflections import Reflections, reflections_of_batch, together
 from .state import State, images_of, tails
 
 T = TypeVar("T")
+AT_A_TIME = 256  # batches whose results are in memory, some 100 MB of reflections
 
 
 def all_reflections(
     run: Run, measurements: MeasuredRun, state: State, priors: Priors
 ) -> Reflections:
-    """All reflections of a run in memory, about 130 bytes each."""
+    """All reflections of a run, about 130 bytes each; many are in files."""
     return together(_each(_as_they_are, run, measurements, state, priors))
 
 
@@ -50,7 +51,7 @@ def with_intensities(run: Run, measurements: MeasuredRun, state: State, priors: 
     """A run without a reference, with intensities as its images say them after a round."""
     assert run.crosswise is not None
     r = all_reflections(run, measurements, state, priors)
-    rows = np.flatnonzero(r.informs)
+    rows = r.where(lambda some: some.informs)
     nu = tails(state, priors)
     measured = measured_of(r, rows, run.ref.space_group, 0.0, nu)
     now = crosswise_reference.renewed(run.crosswise, measured)
@@ -64,7 +65,7 @@ def _each(
     state: State,
     priors: Priors,
     own: Sequence[Any] | None = None,
-) -> list[T]:
+) -> Iterator[T]:
     """``use(reflections, own)`` for each batch; the batch's images count from 0."""
     executor, images = run.work.executor, run.batches()
     here = [images_of(state, w, run.size) for w in images]
@@ -76,9 +77,10 @@ def _each(
         [None] * len(images) if own is None else own,
         strict=True,
     )
-    return executor.map(
-        partial(_of_batch, use, executor.share((run.ref, run.model)), priors), [*parts]
-    )
+    work = partial(_of_batch, use, executor.share((run.ref, run.model)), priors)
+    items = [*parts]
+    for start in range(0, len(items), AT_A_TIME):
+        yield from executor.map(work, items[start : start + AT_A_TIME])
 
 
 def _of_batch(use: Callable, shared: Shared, priors: Priors, item: tuple) -> Any:

@@ -19,6 +19,7 @@ from .. import infer
 from ..infer.diagnostics import bfmi, chain_summary, extreme
 from ..infer.guides import Guide, structured
 from ..physics.priors import Priors
+from ..util.large_arrays import stored
 from ..util.progress import Listener
 from .loop import RunFit
 
@@ -59,10 +60,11 @@ class Draws:
     def flat(self, at_most: int | None = None) -> dict[str, np.ndarray]:
         """(D, ...) by site, one chain after the other; evenly spaced ones if there are too many."""
         c, d = self.shape
-        rows = np.arange(c * d)
-        if at_most is not None and at_most < c * d:
-            rows = np.linspace(0, c * d - 1, at_most).astype(int)
-        return {k: v.reshape(-1, *v.shape[2:])[rows] for k, v in self.values.items()}
+        flat = {k: v.reshape(-1, *v.shape[2:]) for k, v in self.values.items()}
+        if at_most is None or at_most >= c * d:
+            return flat
+        rows = np.linspace(0, c * d - 1, at_most).astype(int)
+        return {k: stored(v[rows]) for k, v in flat.items()}
 
 
 class Method(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -12,6 +12,7 @@ from ..physics.observations import SpotStatistics
 from ..physics.priors import Priors
 from ..physics.reference import Reference, wilson_mean
 from ..physics.variance_of_J import variance_of_J
+from ..util.large_arrays import joined, release, room, slices, taken
 from .measure_batch import MIN_COVERED, Batch
 from .state import State, images_of
 
@@ -19,6 +20,9 @@ from .state import State, images_of
 @dataclass(frozen=True)
 class Reflections:
     """Predicted reflections of a run, flat over images (N in all), in single precision.
+
+    Columns of a large run are in files (``util.large_arrays``), and so is what :meth:`column` makes
+    of them.
 
     Attributes:
         image: (N,) index of the still in the run. hkl: (N, 3) as indexed, not reduced.
@@ -67,10 +71,54 @@ class Reflections:
     def __len__(self) -> int:
         return len(self.image)
 
+    def some(self, rows: slice) -> Reflections:
+        """Reflections that follow each other."""
+        return Reflections(*(getattr(self, f.name)[rows] for f in fields(self)))
+
+    def taken(self, rows: np.ndarray) -> Reflections:
+        """The reflections with these numbers (k,), in this order."""
+        return Reflections(*(taken(getattr(self, f.name), rows) for f in fields(self)))
+
+    def release(self) -> None:
+        """Give back the memory of columns that are in files."""
+        release(*vars(self).values())
+
+    def column(self, of: Callable[[Reflections], np.ndarray]) -> np.ndarray:
+        """(N, ...) values of a function of the reflections, computed of a slice at a time."""
+        n = len(self)
+        kind = of(self.some(slice(0)))
+        found = room((n, *kind.shape[1:]), kind.dtype)
+        for part in slices(n, found, *vars(self).values()):
+            found[part] = of(self.some(part))
+        return found
+
+    def where(self, chosen: Callable[[Reflections], np.ndarray]) -> np.ndarray:
+        """(k,) ascending numbers of the reflections for which a function is true."""
+        is_chosen = self.column(chosen)
+        rows, k = room(int(np.count_nonzero(is_chosen)), int), 0
+        for part in slices(len(self), is_chosen, rows):
+            here = part.start + np.flatnonzero(is_chosen[part])
+            rows[k : k + len(here)] = here
+            k += len(here)
+        return rows
+
+    def by_image(self, of: Callable[[Reflections], np.ndarray], n_images: int) -> np.ndarray:
+        """(n_images,) sum over the reflections of each image of a function of the reflections."""
+        found = np.zeros(n_images)
+        for part in slices(len(self), *vars(self).values()):
+            some = self.some(part)
+            found += np.bincount(some.image, of(some), n_images)
+        return found
+
+    @property
+    def pixel_inv_angstrom(self) -> float:
+        """Median size of a pixel in reciprocal space, Å⁻¹."""
+        return float(np.median(self.column(lambda r: np.sqrt(np.abs(np.linalg.det(r.frame))))))
+
     @property
     def J_model(self) -> np.ndarray:
         """(N,) expected photons, scale·I_ref; NaN without a reference."""
-        return self.scale * self.intensity_reference
+        return self.column(lambda r: r.scale * r.intensity_reference)
 
     def variance_at(self, intensity: np.ndarray) -> np.ndarray:
         """(N,) variance of J, photons², at true intensities (N,)."""
@@ -84,19 +132,27 @@ class Reflections:
     @property
     def variance(self) -> np.ndarray:
         """(N,) expected variance of J, photons², at ``expected``, for weights."""
-        return self.variance_at(self.expected)
+        return self.column(lambda r: r.variance_at(r.expected))
 
     @property
     def variance_model(self) -> np.ndarray:
         """(N,) expected variance of J at I_ref where there is one, for residuals only."""
-        known = np.isfinite(self.intensity_reference)
-        return self.variance_at(np.where(known, self.intensity_reference, self.expected))
+
+        def variance(r: Reflections) -> np.ndarray:
+            known = np.isfinite(r.intensity_reference)
+            return r.variance_at(np.where(known, r.intensity_reference, r.expected))
+
+        return self.column(variance)
 
     @property
     def measured(self) -> np.ndarray:
         """(N,) bool: more than 60 % of the template on usable pixels, whatever was expected."""
-        finite = np.isfinite(self.J) & np.isfinite(self.variance)
-        return (self.covered > MIN_COVERED) & finite
+
+        def measured(r: Reflections) -> np.ndarray:
+            finite = np.isfinite(r.J) & np.isfinite(r.variance_at(r.expected))
+            return (r.covered > MIN_COVERED) & finite
+
+        return self.column(measured)
 
 
 def reflections_of(
@@ -110,19 +166,17 @@ def reflections_of(
     """The reflections of all batches with the model's expectations at ``state``."""
     pairs = zip(batches, observations, strict=True)
     return together(
-        [
-            reflections_of_batch(
-                batch, obs, ref, model, images_of(state, batch.images, batch.where.shape[0]), priors
-            )
-            for batch, obs in pairs
-        ]
+        reflections_of_batch(
+            batch, obs, ref, model, images_of(state, batch.images, batch.where.shape[0]), priors
+        )
+        for batch, obs in pairs
     )
 
 
-def together(parts: Sequence[Reflections]) -> Reflections:
-    """The reflections of several batches as one."""
+def together(parts: Iterable[Reflections]) -> Reflections:
+    """The reflections of several batches as one; those of one batch are in memory at a time."""
     return Reflections(
-        *(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Reflections))
+        *joined([getattr(part, f.name) for f in fields(Reflections)] for part in parts)
     )
 
 

@@ -87,9 +87,9 @@ def joint_sweep_scales(
     if smooth is None or run.crosswise is None or not set(NUMBERS) <= set(state):
         return None
     r = all_reflections(run, measurements, state, priors)
-    rows, group = np.flatnonzero(r.informs), run.ref.space_group
+    rows, group = r.where(lambda some: some.informs), run.ref.space_group
     measured = measured_of(r, rows, group, 0.0, tails(state, priors))
-    rows = observed_rows(r, rows, group)
+    rows, _, _ = observed_rows(r, rows, group)
     starts = run.stills[0].sweep.starts  # type: ignore[union-attr]
     mean, sd = _prior(state, starts, measurements.plan.log_G0 or 0.0, priors)
     prior = prior_of(np.asarray(measured.hkl), run.crosswise.reference)

@@ -16,10 +16,14 @@ from ..geometry.experiments import Still
 from ..infer import Fit, Site
 from ..merging.agreement import pearson
 from ..physics.contract import order, unknown
+from ..util.large_arrays import release, room
 from ..util.status import Kind, usable
 from ..util.text import printable
 from .loop import RunFit
+from .reflections import Reflections
 from .state import PANELS
+
+AT_A_TIME = 4096  # images whose reflections are in memory
 
 
 def usable_images(run: RunFit) -> np.ndarray:
@@ -29,9 +33,8 @@ def usable_images(run: RunFit) -> np.ndarray:
 
 def fitted_images(run: RunFit) -> np.ndarray:
     """(n,) bool: images with a posterior mode, usable or not."""
-    r = run.reflections
-    informed = np.bincount(r.image[r.informs], minlength=len(run.stills)) > 0
-    return informed & (run.status != Kind.NO_MAXIMUM)
+    informing = run.reflections.by_image(lambda r: r.informs, len(run.stills))
+    return (informing > 0) & (run.status != Kind.NO_MAXIMUM)
 
 
 def mean_cell(run: RunFit) -> gemmi.UnitCell:
@@ -46,13 +49,22 @@ def mean_cell(run: RunFit) -> gemmi.UnitCell:
 
 def lab_positions(run: RunFit) -> np.ndarray:
     """(N, 2) predicted centres, x and y in the lab frame, mm: one frame for all panels."""
+    r, found = run.reflections, room((len(run.reflections), 2))
+    for still, rows in zip(run.stills, _by_image(run), strict=True):
+        xy = r.xy_px[rows].astype(float)
+        found[rows] = pixel_to_lab(still.detector, r.panel[rows], xy)[:, :2]
+    release(found)
+    return found
+
+
+def _by_image(run: RunFit) -> Iterator[slice]:
+    """The reflections of each image."""
     r, n = run.reflections, len(run.stills)
-    by_image = np.split(np.arange(len(r)), np.searchsorted(r.image, np.arange(1, n)))
-    parts = [
-        pixel_to_lab(still.detector, r.panel[k], r.xy_px[k].astype(float))[:, :2]
-        for still, k in zip(run.stills, by_image, strict=True)
-    ]
-    return np.concatenate(parts)
+    ends = np.searchsorted(r.image, np.arange(n, dtype=r.image.dtype), side="right").tolist()
+    for k, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
+        yield slice(start, end)
+        if k % AT_A_TIME == 0:
+            r.release()
 
 
 def image_table(run: RunFit) -> dict[str, np.ndarray]:
@@ -72,22 +84,26 @@ def image_table(run: RunFit) -> dict[str, np.ndarray]:
     columns: dict[str, np.ndarray] = {
         "identifier": np.array([printable(still.identifier) for still in run.stills], object),
         "status": run.status,
-        "n_reflections": np.bincount(r.image[r.measured], minlength=n),
+        "n_reflections": r.by_image(lambda some: some.measured, n).astype(int),
     }
     unknowns: dict[str, np.ndarray] = {}
     for site in sorted((s for s in run.fit.sites if s.per_image), key=lambda s: order(s.name)):
         for name, value, sd in _numbers(run.fit, site):
             unknowns[name] = np.where(fitted, value, np.nan)
             unknowns[f"{name}_sd"] = np.where(fitted, sd, np.nan)
-    known = np.flatnonzero(r.measured & np.isfinite(r.intensity_reference))
-    J, J_model = r.J.astype(float), r.J_model.astype(float)
-    by_image = np.split(known, np.searchsorted(r.image[known], np.arange(1, n)))
-    cc = [pearson(J[k], J_model[k]) for k in by_image]
+    known = r.column(lambda some: some.measured & np.isfinite(some.intensity_reference))
+    cc = [_correlation(r, rows, known[rows]) for rows in _by_image(run)]
     if len(run.reindexing.ambiguity) > 1:
         columns |= run.reindexing.columns()
     columns |= unknowns
     columns["cc_model"] = np.where(fitted, cc, np.nan)
     return _with_unread(columns, run) if run.unread else columns
+
+
+def _correlation(r: Reflections, rows: slice, known: np.ndarray) -> float:
+    """Pearson CC of J and J_model of those of some reflections (k,) that are ``known`` (k,)."""
+    J_model = r.scale[rows] * r.intensity_reference[rows]
+    return pearson(r.J[rows][known].astype(float), J_model[known].astype(float))
 
 
 def _with_unread(columns: dict[str, np.ndarray], run: RunFit) -> dict[str, np.ndarray]:

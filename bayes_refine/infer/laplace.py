@@ -13,11 +13,13 @@ import numpy as np
 import numpyro.distributions as dist
 
 from ..util.kept_programs import kept
+from ..util.large_arrays import joined, slices
 from ..util.student_t import draw_student_t
 from .density import Model, Site, place_of, traced, unflatten
 from .summary import Summary
 
 BLOCK = 1 << 19  # numbers of images that are drawn at a time
+IMAGES = 1024  # images whose covariances are in memory
 
 
 @dataclass(frozen=True)
@@ -63,18 +65,25 @@ class Fit:
         """The mode by site, in the sites' own (constrained) space."""
         return {k: np.asarray(v) for k, v in unflatten(self.sites, self.image, self.shared).items()}
 
-    def image_covariance(self) -> np.ndarray:
-        """(n, k, k) Laplace covariance of each image's unknowns, the shared ones integrated out."""
-        slope = np.linalg.solve(self.image_precision, self.coupling)
-        inverse = np.linalg.inv(self.image_precision)
+    def image_covariance(self, images: slice | np.ndarray = slice(None)) -> np.ndarray:
+        """(n, k, k) Laplace covariance of the unknowns of some images, the shared ones integrated
+        out."""
+        slope = np.linalg.solve(self.image_precision[images], self.coupling[images])
+        inverse = np.linalg.inv(self.image_precision[images])
         return inverse + slope @ self.shared_covariance @ np.swapaxes(slope, 1, 2)
+
+    def image_variance(self) -> np.ndarray:
+        """(n, k) diagonals of :meth:`image_covariance`."""
+        found = np.empty(self.image.shape)
+        for part in slices(len(found), size=IMAGES):
+            found[part] = np.diagonal(self.image_covariance(part), axis1=1, axis2=2)
+        return found
 
     def sd(self, name: str) -> np.ndarray:
         """Laplace sd of one (unconstrained) site: (n, ...) or the event's shape."""
         site, columns = place_of(self.sites, name)
         if site.per_image:
-            variance = np.diagonal(self.image_covariance(), axis1=1, axis2=2)[:, columns]
-            return np.sqrt(variance).reshape(-1, *site.shape)
+            return np.sqrt(self.image_variance()[:, columns]).reshape(-1, *site.shape)
         return np.sqrt(np.diag(self.shared_covariance)[columns]).reshape(site.shape)
 
 
@@ -83,13 +92,16 @@ def laplace_draws(fit: Fit, n_draws: int, *, rng: np.random.Generator) -> dict[s
 
     Draws are about the posterior mean where the fit knows the mean, else about the mode.  Shared
     unknowns are drawn from their marginal, each image's from its conditional given those, which is
-    exact for a Gaussian with a block Hessian, in a time linear in the number of images.
+    exact for a Gaussian with a block Hessian, in a time linear in the number of images.  Many draws
+    are in files (``util.large_arrays``).
 
         draws = laplace_draws(run.fit, 100, rng=np.random.default_rng(0))
         draws["log_G"].shape  # (100, n, 1)
     """
-    blocks = list(draws_in_blocks(fit, n_draws, rng=rng))
-    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+    names = [site.name for site in fit.sites]
+    blocks = draws_in_blocks(fit, n_draws, rng=rng)
+    columns = joined([block[name] for name in names] for block in blocks)
+    return dict(zip(names, columns, strict=True))
 
 
 def draws_in_blocks(

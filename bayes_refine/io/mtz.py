@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import gemmi
@@ -14,7 +16,7 @@ from ..geometry.symmetry import asu_map
 from ..util.errors import InputError
 from ..util.text import ascii_title
 
-BLOCK = 1 << 16  # rows that are compared at a time
+START = 80  # bytes before the rows
 # Columns of unmerged.mtz and their MTZ types.
 UNMERGED_TYPES = {
     "BATCH": "B",
@@ -58,8 +60,7 @@ def write_unmerged(
         ValueError: a column is unknown, missing or misshaped, or a batch is no still.
         InputError: there is no reflection, or the file cannot be written.
     """
-    batches = (_batch_of_still(k + 1, still) for k, still in enumerate(stills))
-    write_observations(path, [(hkl, columns)], len(hkl), cell, space_group, batches)
+    write_observations(path, [(hkl, columns)], len(hkl), cell, space_group, batches_of(stills))
 
 
 def write_observations(
@@ -72,7 +73,7 @@ def write_observations(
 ) -> None:
     """As :func:`write_unmerged`, of batch headers, such as :func:`new_batch` makes, and of blocks.
 
-    Only one block is in memory beside the file's table.
+    Only one block is in memory.
 
     Args:
         blocks: hkl (k, 3) and columns (k,), as of :func:`write_unmerged`; all observations of a
@@ -91,27 +92,27 @@ def write_observations(
     wavelengths = [header.wavelength for header in mtz.batches]
     _set_wavelength(mtz, float(np.mean(wavelengths)) if wavelengths else 0.0)
     mtz.sort_order = [1, 2, 3, 4, 5]
-    start = 0
-    for hkl, columns in blocks:
-        missing = {"BATCH", "I", "SIGI"} - set(columns)
-        unknown = set(columns) - set(UNMERGED_TYPES)
-        if missing or unknown:
-            raise ValueError(f"columns missing: {sorted(missing)}; unknown: {sorted(unknown)}")
-        batch = np.asarray(columns["BATCH"])
-        if not np.isin(batch, numbers).all():
-            raise ValueError(f"BATCH names an image that is none of the {len(numbers)} headers")
-        asu, isym = asu_map(hkl, space_group)
-        typed = {"M/ISYM": ("Y", isym)} | {
-            label: (kind, columns[label])
-            for label, kind in UNMERGED_TYPES.items()
-            if label in columns
-        }
-        if start == 0:
-            _make_room(mtz, path, typed, n)
-        start += _fill(mtz, start, asu, typed, np.lexsort((batch, isym, *asu.T[::-1])))
-    if start != n:
-        raise ValueError(f"{start} observations were given, not {n}")
-    _save(mtz, path)
+
+    def tables() -> Iterator[np.ndarray]:
+        for hkl, columns in blocks:
+            missing = {"BATCH", "I", "SIGI"} - set(columns)
+            unknown = set(columns) - set(UNMERGED_TYPES)
+            if missing or unknown:
+                raise ValueError(f"columns missing: {sorted(missing)}; unknown: {sorted(unknown)}")
+            batch = np.asarray(columns["BATCH"])
+            if not np.isin(batch, numbers).all():
+                raise ValueError(f"BATCH names an image that is none of the {len(numbers)} headers")
+            asu, isym = asu_map(hkl, space_group)
+            typed = {"M/ISYM": ("Y", isym)} | {
+                label: (kind, columns[label])
+                for label, kind in UNMERGED_TYPES.items()
+                if label in columns
+            }
+            if len(mtz.columns) == 3:
+                _add_columns(mtz, typed)
+            yield _table(asu, typed, np.lexsort((batch, isym, *asu.T[::-1])))
+
+    _write(mtz, path, tables(), n)
 
 
 def write_merged(
@@ -136,9 +137,9 @@ def write_merged(
     mtz = _new_mtz(cell, space_group, wavelength)
     mtz.sort_order = [1, 2, 3, 0, 0]
     hkl_asu = np.asarray(hkl_asu)
-    _make_room(mtz, path, columns, len(hkl_asu))
-    _fill(mtz, 0, hkl_asu, columns, np.lexsort(hkl_asu.T[::-1]))
-    _save(mtz, path)
+    _add_columns(mtz, columns)
+    table = _table(hkl_asu, columns, np.lexsort(hkl_asu.T[::-1]))
+    _write(mtz, path, [table], len(hkl_asu))
 
 
 def _new_mtz(cell: gemmi.UnitCell, space_group: gemmi.SpaceGroup, wavelength: float) -> gemmi.Mtz:
@@ -167,6 +168,11 @@ def new_batch(number: int, title: str, cell: gemmi.UnitCell, wavelength: float) 
     return batch
 
 
+def batches_of(stills: Iterable[Still]) -> Iterator[gemmi.Mtz.Batch]:
+    """The batch headers of stills, with numbers from 1."""
+    return (_batch_of_still(k, still) for k, still in enumerate(stills, 1))
+
+
 def _batch_of_still(number: int, still: Still) -> gemmi.Mtz.Batch:
     """The batch header of a still; CCP4's orientation block has U at 6–14, the source at 80–85."""
     batch = new_batch(number, still.identifier, still.crystal.cell, still.beam.wavelength)
@@ -181,65 +187,82 @@ def _batch_of_still(number: int, still: Still) -> gemmi.Mtz.Batch:
     return batch
 
 
-def _make_room(
-    mtz: gemmi.Mtz, path: str | Path, columns: Mapping[str, tuple[str, ArrayLike]], n: int
-) -> None:
-    """Give an MTZ columns after H K L, and n rows."""
-    if not n:  # gemmi does not read an MTZ without reflections
-        raise InputError(f"{path}: no reflection to write")
+def _add_columns(mtz: gemmi.Mtz, columns: Mapping[str, tuple[str, ArrayLike]]) -> None:
+    """Give an MTZ columns after H K L."""
     for label, (kind, _) in columns.items():
         mtz.add_column(label, kind, dataset_id=1)
-    # zeros that nobody touched take no memory; gemmi has a copy
-    mtz.set_data(np.zeros((n, 3 + len(columns)), np.float32))
 
 
-def _fill(
-    mtz: gemmi.Mtz,
-    start: int,
-    hkl: np.ndarray,
-    columns: Mapping[str, tuple[str, ArrayLike]],
-    order: np.ndarray,
-) -> int:
-    """Fill rows from ``start`` on; return the number of rows."""
-    rows = slice(start, start + len(hkl))
-    for k in range(3):
-        mtz.array[rows, k] = hkl[order, k]
+def _table(
+    hkl: np.ndarray, columns: Mapping[str, tuple[str, ArrayLike]], order: np.ndarray
+) -> np.ndarray:
+    """(k, 3 + columns) float32 rows in an order (k,)."""
+    table = np.empty((len(hkl), 3 + len(columns)), np.float32)
+    table[:, :3] = hkl[order]
     for k, (label, (_, values)) in enumerate(columns.items(), 3):
         if np.shape(values) != (len(hkl),):
             raise ValueError(f"column {label} has shape {np.shape(values)}, not ({len(hkl)},)")
-        mtz.array[rows, k] = np.asarray(values)[order]
-    return len(hkl)
+        table[:, k] = np.asarray(values)[order]
+    return table
 
 
 def save_mtz(mtz: gemmi.Mtz, path: str | Path, table: ArrayLike) -> None:
-    """Write an MTZ with the rows ``table`` (n, columns), and check that the file is complete.
+    """Write an MTZ with the rows ``table`` (n, columns).
 
     Raises:
         InputError: the file cannot be written completely.
     """
-    mtz.set_data(np.ascontiguousarray(table, dtype=np.float32))
-    _save(mtz, path)
+    table = np.ascontiguousarray(table, dtype=np.float32)
+    _write(mtz, path, [table], len(table))
 
 
-def _save(mtz: gemmi.Mtz, path: str | Path) -> None:
+def _write(mtz: gemmi.Mtz, path: str | Path, tables: Iterable[np.ndarray], n: int) -> None:
+    """Write an MTZ with the rows of some tables (k, columns), n in all, a table at a time.
+
+    The text after the rows is what gemmi writes of those few rows that have the extremes of each
+    column and of the resolution, but for the number of rows.
+    """
+    if not n:  # gemmi does not read an MTZ without reflections
+        raise InputError(f"{path}: no reflection to write")
+    path = Path(path)
+    part, rows = path.with_suffix(f".{os.getpid()}.part"), 0
+    few: list[np.ndarray] = []
     try:
-        mtz.write_to_file(str(path))
-    except (RuntimeError, OSError) as error:
-        raise InputError(f"{path}: cannot be written: {error}") from None
-    if not _is_complete(path, mtz.array):  # gemmi does not check that the last bytes are there
-        raise InputError(f"{path}: was not written completely; make room on the disk")
+        with part.open("wb") as file:
+            file.write(bytes(START))
+            for table in tables:
+                file.write(table.data)
+                rows += len(table)
+                few = [_extremes(np.concatenate([*few, table]), mtz.cell)]
+            if rows != n:
+                raise ValueError(f"{rows} observations were given, not {n}")
+            start, text = _around(mtz, few[0], n)
+            file.write(text)
+            file.seek(0)
+            file.write(start)
+        os.replace(part, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
+    finally:
+        part.unlink(missing_ok=True)
 
 
-def _is_complete(path: str | Path, data: np.ndarray) -> bool:
-    """Whether a file holds this table after its first 80 bytes, and a header that can be read."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(80)
-            for start in range(0, len(data), BLOCK):
-                some = data[start : start + BLOCK]
-                there = np.fromfile(file, np.float32, some.size).reshape(-1, data.shape[1])
-                if not np.array_equal(there, some, equal_nan=True):
-                    return False
-        return gemmi.read_mtz_file(str(path), with_data=False).nreflections == len(data)
-    except (RuntimeError, ValueError, OSError):
-        return False
+def _around(mtz: gemmi.Mtz, few: np.ndarray, n: int) -> tuple[bytes, bytes]:
+    """What stands before and after the rows of a file: gemmi's of a few rows, with n for these."""
+    mtz.set_data(few)
+    content, width = mtz.write_to_bytes(), len(mtz.columns)
+    start, text = bytearray(content[:START]), content[START + few.nbytes :]
+    place = START // 4 + 1 + width * n  # of the text, in words
+    far = place > np.iinfo(np.int32).max
+    struct.pack_into("=i", start, 4, -1 if far else place)
+    struct.pack_into("=q", start, 12, place if far else 0)
+    of_few, of_all = (b"NCOL %8d %12d %8d" % (width, k, len(mtz.batches)) for k in (len(few), n))
+    return bytes(start), text.replace(of_few, of_all, 1)
+
+
+def _extremes(table: np.ndarray, cell: gemmi.UnitCell) -> np.ndarray:
+    """The rows of a table that have the least and the greatest of a column or of d."""
+    d = cell.calculate_d_array(table[:, :3].astype(np.int32))
+    ends = (extreme.reduce(table, axis=0) for extreme in (np.fmin, np.fmax))  # no NaN
+    rows = [(table == end).argmax(axis=0) for end in ends]
+    return table[np.unique(np.r_[*rows, d.argmin(), d.argmax()])]

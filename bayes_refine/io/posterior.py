@@ -142,7 +142,7 @@ def _write_observed(file, observed, reflections) -> None:
     for name, values in reflections.items():
         _variable(group, name, ("reflection",), values)
     for name, values in observed.items():
-        _variable(group, name, ("reflection",), np.float32(values), reflections)
+        _variable(group, name, ("reflection",), np.asarray(values, np.float32), reflections)
 
 
 def _write_pointwise(file, pointwise, terms, reflections, n_chains, kept) -> None:

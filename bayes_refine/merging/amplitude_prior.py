@@ -20,6 +20,7 @@ from jax import Array
 from ..physics import true_intensities
 from ..physics.reference import wilson_mean
 from ..util.kept_programs import kept
+from ..util.large_arrays import room, slices, taken
 from .latent import AmplitudePrior, Measured, likelihood_at_nodes
 from .pieces import in_pieces, joined, rows_of, some_reflections
 from .reference_scale import N_SCALE, ReferenceAmplitudes
@@ -59,8 +60,11 @@ def fit_prior(
     """
     code, g = np.asarray(measured.code), np.asarray(measured.scale)
     weights, knots = knot_weights(d)
-    J = np.asarray(measured.J) / epsilon[code]
-    level = wilson_mean(d[code], J, knots) / wilson_mean(d[code], g, knots)
+    d_each, J = taken(d, code), room(len(code))
+    for part in slices(len(code), J, code, measured.J):
+        J[part] = np.asarray(measured.J[part]) / epsilon[code[part]]
+    level = wilson_mean(d_each, J, knots) / wilson_mean(d_each, g, knots)
+    del d_each, J
     level = np.log(np.maximum(level, 1e-30))
     kinds = np.log(np.asarray(epsilon, float)), np.asarray(centric)
     few = None

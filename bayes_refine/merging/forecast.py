@@ -17,17 +17,20 @@ from typing import Any
 import gemmi
 import numpy as np
 
-from ..geometry.miller import find
+from ..geometry.miller import find, numbered
 from ..geometry.symmetry import absent, asu_keys, epsilon_centric
 from ..physics.variance_of_J import variance_of_J
+from ..util.large_arrays import release, room, slices, stored, taken
 from ..util.output import jsonable
 from .agreement import mean_intensity, pearson, shell_index, signal_share
 from .latent import Measured
 from .merged_intensities import Intensities
+from .pieces import whole_reflections
 
 N_DRAWS = 60  # number of futures
 MANY = 6  # largest mean number of observations of a reflection that are drawn one by one
 NODES = 32  # number of intensities at which the information of a shell's observations is tabulated
+AT_A_TIME = 8192  # observations whose information at the nodes is in memory, some 20 MB
 INTERVAL = (0.05, 0.5, 0.95)
 NUMBERS = ("completeness", "mean_i_over_sigma", "cc_half")
 OF_MATES = ("anomalous_completeness", "anomalous_sigma")
@@ -63,7 +66,10 @@ class SoFar:
     efficiency: float = 1.0
 
     def information(self, of: np.ndarray, intensity: np.ndarray) -> np.ndarray:
-        """1/σ_I² that observations ``of`` would have of reflections with these true intensities."""
+        """1/σ_I² that observations ``of`` would have of reflections with these true intensities.
+
+        Shapes are those of one array or broadcast.
+        """
         g = self.scale[of]
         polynomial = self.background[of], self.per_photon[of], self.fraction[of] ** 2
         return self.efficiency * g**2 / variance_of_J(g * intensity, *polynomial)
@@ -71,7 +77,7 @@ class SoFar:
     @property
     def n_images(self) -> int:
         """Number of images with an observation."""
-        return len(np.unique(self.image))
+        return len(numbered(self.image)[0])
 
 
 def forecast(
@@ -112,35 +118,51 @@ def forecast(
 
 @dataclass(frozen=True)
 class _Table:
-    """The information of the k observations of a shell, as a function of the true intensity.
+    """The k observations of a shell, and true intensities at which their information is tabulated.
 
     Attributes:
         rows: (r,) reflections of the shell; observed: (k,) its observations.
         intensity: (NODES,) true intensities, ascending.
-        powers: (k, 2 NODES) information at these intensities, and its square.
     """
 
     rows: np.ndarray
     observed: np.ndarray
     intensity: np.ndarray
-    powers: np.ndarray
 
     @classmethod
     def of(cls, seen: SoFar, shell: int) -> _Table:
         rows = np.flatnonzero(seen.shell == shell)
-        observed = np.flatnonzero(seen.shell[seen.reflection] == shell)
+        observed = [
+            part.start + np.flatnonzero(seen.shell[seen.reflection[part]] == shell)
+            for part in slices(len(seen.reflection), seen.reflection)
+        ]
         most = float(np.max(seen.draws[:, rows], initial=0.0))
         intensity = most * np.linspace(0, 1, NODES) ** 3
-        at = seen.information(np.repeat(observed, NODES), np.tile(intensity, len(observed)))
-        at = at.reshape(-1, NODES)
-        return cls(rows, observed, intensity, np.concatenate([at, at**2], axis=1))
+        return cls(rows, stored(np.concatenate([rows[:0], *observed])), intensity)
 
-    def moments(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and sd (c, NODES) of an observation's information, in c cases of which each has
-        observations ``times`` (c, k)."""
-        share = times / np.maximum(times.sum(axis=1, keepdims=True), 1)
-        mean, square = np.split(share @ self.powers, 2, axis=1)
-        return mean, np.sqrt(np.maximum(square - mean**2, 0.0))
+    def moments(
+        self, seen: SoFar, number: np.ndarray, times: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Number of observations (c,) in each of c cases, and mean and sd (c, NODES) of their
+        information.
+
+        Args:
+            number: (n,) of the image of each observation. times: (c, n_images) how often each
+                image occurs in each case.
+        """
+        columns = self.observed, seen.scale, seen.background, seen.per_photon, seen.fraction
+        of_image = np.zeros(times.shape[1], int)
+        for part in slices(len(self.observed), self.observed, number):
+            of_image += np.bincount(number[self.observed[part]], minlength=len(of_image))
+        total = np.array([case @ of_image for case in times])
+        powers = np.zeros((len(times), 2 * NODES))  # of information, its first and its second
+        for part in slices(len(self.observed), number, *columns, size=AT_A_TIME):
+            observed = self.observed[part]
+            at = seen.information(observed[:, None], self.intensity)
+            share = times[:, number[observed]] / np.maximum(total, 1)[:, None]
+            powers += share @ np.concatenate([at, at**2], axis=1)
+        mean, square = np.split(powers, 2, axis=1)
+        return total, mean, np.sqrt(np.maximum(square - mean**2, 0.0))
 
 
 def _future(
@@ -188,26 +210,26 @@ def _new_information(
     D, m = seen.draws.shape
     new = np.zeros((D, m, 2))
     # Dirichlet weights of the images: the fewer images, the more uncertain is their distribution
-    names, number = np.unique(seen.image, return_inverse=True)
-    times = np.array([rng.multinomial(more, rng.dirichlet(np.ones(len(names)))) for _ in range(D)])
-    halves = np.stack([times - times // 2, times // 2], axis=1)
+    names, number = map(stored, numbered(seen.image))
+    halves = np.zeros((D, 2, len(names)), np.int32)
+    for future in range(D):
+        times = rng.multinomial(more, rng.dirichlet(np.ones(len(names))))
+        halves[future] = times - times // 2, times // 2
     for table in tables.values():
         rows, observed = table.rows, table.observed
         chance = seen.chance[rows] / seen.chance[rows].sum()
-        of_each = halves[:, :, number[observed]]
-        mean, sd = table.moments(of_each.reshape(2 * D, -1))
-        total = of_each.sum(axis=2)
+        total, mean, sd = table.moments(seen, number, halves.reshape(2 * D, -1))
         for future, half in np.ndindex(D, 2):
             true, k = seen.draws[future, rows], 2 * future + half
-            if total[future, half] > MANY * len(rows):
-                hits = rng.multinomial(total[future, half], chance)
+            if total[k] > MANY * len(rows):
+                hits = rng.multinomial(total[k], chance)
                 middle = hits * np.interp(true, table.intensity, mean[k])
                 spread = np.sqrt(hits) * np.interp(true, table.intensity, sd[k])
                 found = middle + spread * rng.standard_normal(len(rows))
                 # a normal sum of few hits may be negative
                 new[future, rows, half] = np.maximum(found, 0.1 * middle)
             else:
-                of = np.repeat(observed, of_each[future, half])
+                of = np.repeat(observed, halves[future, half][number[observed]])
                 hit = np.searchsorted(np.cumsum(chance), rng.random(len(of)))
                 hit = np.minimum(hit, len(rows) - 1)
                 information = seen.information(of, true[hit])
@@ -267,24 +289,33 @@ def so_far(
         shell = np.where(centric, -1, shell)
     with np.errstate(divide="ignore"):
         information = spread(sigma_of**-2.0)
-    hkl = np.asarray(measured.hkl)[np.asarray(measured.code)]
-    at, inside = find(asu_keys(hkl, space_group), key)
-    of = np.flatnonzero(inside)
-    at = at[of]
+    at, inside = find(asu_keys(np.asarray(measured.hkl), space_group), key)
+    code = np.asarray(measured.code)
+    of = room(int(np.bincount(code, minlength=len(at))[inside].sum()), int)
+    reflection, k = room(len(of), int), 0
+    for part in slices(len(code), code, of, reflection):
+        rows = part.start + np.flatnonzero(inside[code[part]])
+        of[k : k + len(rows)], reflection[k : k + len(rows)] = rows, at[code[rows]]
+        k += len(rows)
     seen = SoFar(
         shell=shell,
         chance=2 * len(list(space_group.operations())) / (epsilon * np.where(centric, 2, 1)),
         draws=draws,
         half_intensity=spread(intensity),
         half_information=information,
-        image=np.asarray(measured.image)[of],
-        reflection=at,
-        scale=np.asarray(measured.scale)[of],
-        background=np.asarray(measured.variance)[of],
-        per_photon=np.asarray(measured.per_photon)[of],
-        fraction=np.asarray(measured.fraction)[of],
+        image=taken(np.asarray(measured.image), of),
+        reflection=reflection,
+        scale=taken(np.asarray(measured.scale), of),
+        background=taken(np.asarray(measured.variance), of),
+        per_photon=taken(np.asarray(measured.per_photon), of),
+        fraction=taken(np.asarray(measured.fraction), of),
     )
-    ideal = np.bincount(at, seen.information(np.arange(len(at)), draws.mean(axis=0)[at]), m)
+    ideal, expected = np.zeros(m), draws.mean(axis=0)
+    for part in whole_reflections(reflection):
+        here = reflection[part]
+        alone = seen.information(np.arange(part.start, part.stop), expected[here])
+        ideal += np.bincount(here, alone, m)
+        release(*vars(seen).values())
     told = information.sum(axis=1)
     both = (ideal > 0) & (told > 0)
     return replace(seen, efficiency=float(np.median(told[both] / ideal[both])))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -231,21 +231,33 @@ def of_images(obs: IntegratedObservations, images: np.ndarray) -> IntegratedObse
 def by_reflection(
     data: Unmerged, d_min: float = 0.0, anomalous: bool = False
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows of ``data`` in the order of :class:`IntegratedObservations`.
+    """Rows of ``data`` to d_min (Å) in the order of :class:`IntegratedObservations`, as
+    :func:`in_order`."""
+    return in_order(lambda: _keys(data, d_min, anomalous))
+
+
+def in_order(
+    parts: Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sort rows by reflection, a slice at a time.
 
     Counts the rows of each reflection, and puts slices of rows where they belong.
 
+    Args:
+        parts: called twice for slices of rows: their numbers and the keys of their reflections
+            (``miller.pack_hkl``).
+
     Returns:
-        rows: (n,) to d_min (Å), those of a reflection in the order of ``data``.
+        rows: (n,) those of a reflection in the order of the slices.
         code: (n,) reflection of each. hkl: (m, 3) of the reflections, ascending.
     """
-    known = [np.unique(keys, return_counts=True) for _, keys in _keys(data, d_min, anomalous)]
+    known = [np.unique(keys, return_counts=True) for _, keys in parts()]
     all_keys, place = np.unique(np.concatenate([keys for keys, _ in known]), return_inverse=True)
     counts = np.bincount(place, np.concatenate([count for _, count in known]), len(all_keys))
     ends = np.cumsum(counts.astype(int))
     n = int(ends[-1]) if len(ends) else 0
     rows, code, begin = room(n, int), room(n, int), np.r_[0, ends[:-1]]
-    for mine, keys in _keys(data, d_min, anomalous):
+    for mine, keys in parts():
         order = np.argsort(keys, kind="stable")
         of = np.searchsorted(all_keys, keys[order])
         here = np.bincount(of, minlength=len(all_keys))

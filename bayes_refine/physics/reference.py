@@ -13,6 +13,7 @@ from ..geometry.crystal import Crystal
 from ..geometry.miller import find, pack_hkl, resolution
 from ..geometry.symmetry import absent, asu_keys, epsilon_centric, laue_rotations
 from ..util.errors import InputError
+from ..util.large_arrays import release, stored
 
 MAX_CELL_LENGTH_DEVIATION = 0.03  # fraction
 MAX_CELL_ANGLE_DEVIATION = 3.0  # degrees
@@ -173,23 +174,27 @@ def wilson_mean(
     Raises:
         InputError: no finite intensity, or no bin of positive mean.
     """
+    d, intensity = np.asarray(d, float), np.asarray(intensity, float)
     good = np.isfinite(d) & np.isfinite(intensity)
     if not good.any():
         raise InputError("no finite intensity to take the mean by resolution from")
-    s2 = 1 / np.asarray(d, float)[good] ** 2
+    if not good.all():
+        d, intensity = d[good], intensity[good]
+    s2 = stored(1 / d**2)
     order = np.argsort(s2)
-    s2, values = s2[order], np.asarray(intensity, float)[good][order]
-    n_bins = int(np.clip(len(s2) // per_bin, 1, 40))
-    x = np.array([part.mean() for part in np.array_split(s2, n_bins)])
-    y = np.array([part.mean() for part in np.array_split(values, n_bins)])
+    bins = np.array_split(order, int(np.clip(len(s2) // per_bin, 1, 40)))
+    x = np.array([s2[rows].mean() for rows in bins])
+    y = np.array([intensity[rows].mean() for rows in bins])
+    lowest, highest = s2[order[[0, -1]]]
+    release(s2, d, intensity)
     x, y = x[y > 0], y[y > 0]
     if not len(x):
         raise InputError("the mean intensity is positive in no resolution bin")
     y = np.log(y)
     if len(x) > 1:
-        first = y[0] + (s2[0] - x[0]) * (y[1] - y[0]) / (x[1] - x[0])
-        last = y[-1] + (s2[-1] - x[-1]) * (y[-1] - y[-2]) / (x[-1] - x[-2])
-        x, y = np.r_[s2[0], x, s2[-1]], np.r_[first, y, last]
+        first = y[0] + (lowest - x[0]) * (y[1] - y[0]) / (x[1] - x[0])
+        last = y[-1] + (highest - x[-1]) * (y[-1] - y[-2]) / (x[-1] - x[-2])
+        x, y = np.r_[lowest, x, highest], np.r_[first, y, last]
     return np.exp(np.interp(1 / np.asarray(at_d, float) ** 2, x, y))
 
 

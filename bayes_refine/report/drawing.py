@@ -13,9 +13,15 @@ import numpy as np
 from .quantities import quantity
 from .style import BLUE, RED
 
+SHOWN = 500_000  # reflections that a report looks at
 MAX_POINTS = 20_000
 MAX_HOVER = 3000  # largest number of images whose points can be hovered over
 _D_TICKS = (20, 8, 5, 4, 3.5, 3, 2.7, 2.5, 2.3, 2.1, 2, 1.9, 1.8, 1.7, 1.6, 1.5, 1.4, 1.3, 1.2, 1.1)
+
+
+def shown(rows: np.ndarray) -> np.ndarray:
+    """Rows (n,), of very many every so many, some ``SHOWN`` in all."""
+    return rows[:: max(1, -(-len(rows) // SHOWN))]
 
 
 def sample(rows: np.ndarray, most: int) -> np.ndarray:

@@ -15,6 +15,7 @@ from ..io.protocols import Images
 from ..measuring.point_spread import spread_template
 from ..measuring.template import template_and_gradient
 from ..util.kept_programs import kept
+from .drawing import shown
 from .spots import shoebox_of
 from .style import STYLE
 
@@ -67,8 +68,9 @@ def shoebox_gallery(run: RunFit, reader: Images, n: int = 3, figure: Any = None)
 
 def _kinds(run: RunFit, n: int) -> Iterator[tuple[str, np.ndarray]]:
     rows, z = _residuals(run)
-    expected_J = run.reflections.J_model[rows]
-    strength = expected_J / np.sqrt(run.reflections.variance[rows])
+    some = run.reflections.taken(rows)
+    expected_J = some.J_model
+    strength = expected_J / np.sqrt(some.variance)
     yield "strong", rows[np.argsort(-expected_J)[:n]]
     yield "weak", rows[np.argsort(np.abs(strength - 1))[:n]]
     expected = np.flatnonzero(strength > 3)
@@ -80,21 +82,21 @@ def _boxes_of(
     run: RunFit, reader: Images, rows: np.ndarray, half: int
 ) -> Iterator[tuple[tuple[np.ndarray, ...], str]]:
     """For each reflection data, model and difference, (2·half + 1)² from 0 to 1, and a title."""
-    p = run.reflections
+    p = run.reflections.taken(rows)
     dy, dx = np.mgrid[-half : half + 1, -half : half + 1]
-    middle = np.floor(p.xy_px[rows]).astype(int)
-    moment = p.spot_moment[rows].astype(float) * 1e6
+    middle = np.floor(p.xy_px).astype(int)
+    moment = p.spot_moment.astype(float) * 1e6
     width = np.sqrt(moment[:, 0] + moment[:, 1])
-    spot = p.xy_px[rows] - middle - 0.5, p.frame[rows].astype(float) * 1e3, moment, width
+    spot = p.xy_px - middle - 0.5, p.frame.astype(float) * 1e3, moment, width
     offsets = np.stack([dx.ravel(), dy.ravel()], axis=1)
     if (spread := run.problem.settings.point_spread) is None:
         model = _compiled_template()(*spot, offsets.astype(float))
     else:
         shares = spread.shares(*lab_positions(run)[rows].T)
-        centre, frame, moment, width = (jnp.asarray(a) for a in spot)
+        place, frame, second, size = map(jnp.asarray, spot)
         shared = offsets, spread.nodes, shares
-        model = spread_template(centre, frame, moment, width, *shared)[0]
-    for k, (x0, y0), template in zip(rows, middle, np.asarray(model), strict=True):
+        model = spread_template(place, frame, second, size, *shared)[0]
+    for k, ((x0, y0), template) in enumerate(zip(middle, np.asarray(model), strict=True)):
         image, background = int(p.image[k]), float(p.background[k])
         pixels, valid = reader.read(run.stills[image])
         x, y = x0 + dx, y0 + dy
@@ -117,7 +119,8 @@ def _compiled_template():
 
 
 def _residuals(run: RunFit) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the reflections that inform the fit, and their (J − J_model)/σ."""
-    r = run.reflections
-    rows = np.flatnonzero(r.informs & usable_images(run)[r.image])
-    return rows, ((r.J - r.J_model) / np.sqrt(r.variance))[rows].astype(float)
+    """Rows of the reflections that inform the fit, of very many some; their (J − J_model)/σ."""
+    usable = usable_images(run)
+    rows = shown(run.reflections.where(lambda r: r.informs & usable[r.image]))
+    r = run.reflections.taken(rows)
+    return rows, ((r.J - r.J_model) / np.sqrt(r.variance)).astype(float)

@@ -9,16 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from ..fitting.centroids import centroids_of
+from ..fitting.centroids import Centroids, centroids_of
 from ..fitting.loop import RunFit
 from ..fitting.state import PANELS
 from ..fitting.tables import image_table, lab_positions, usable_images
+from ..infer.laplace import IMAGES
 from ..io.protocols import Images
 from ..physics.contract import unknown
+from ..util.large_arrays import release, room, slices, taken
 from . import glance, images, learned, recipe, sections
 from .arrows import Arrows, arrows_of
 from .beam import Shell, outwards
 from .charts import ObservedAndExpected
+from .drawing import shown
 from .gallery import shoebox_gallery
 from .page import Section, attempt, chart, failures, write_report
 from .spots import predicted_spots
@@ -132,21 +135,23 @@ def run_report(
 
 
 def observed_and_expected(run: RunFit) -> ObservedAndExpected:
-    """The measured reflections of usable images that have a reference."""
-    r = run.reflections
-    rows = np.flatnonzero(r.measured & np.isfinite(r.J_model) & usable_images(run)[r.image])
+    """The measured reflections of usable images that have a reference; of very many a part."""
+    usable = usable_images(run)
+    rows = run.reflections.where(lambda r: r.measured & np.isfinite(r.J_model) & usable[r.image])
+    rows = shown(rows)
+    r = run.reflections.taken(rows)
     arrows, shells = attempt("the displacements", lambda: _displaced(run)) or (None, ())
     return ObservedAndExpected(
-        image=r.image[rows],
-        J=r.J[rows].astype(float),
-        J_model=r.J_model[rows].astype(float),
-        sigma=np.sqrt(r.variance_model[rows].astype(float)),
-        d=r.d[rows].astype(float),
-        fitted=r.informs[rows],
-        free=(r.free & ~r.informs)[rows],
-        excitation_error=r.excitation_error[rows].astype(float),
-        partiality=r.partiality[rows].astype(float),
-        xy_mm=lab_positions(run)[rows],
+        image=r.image,
+        J=r.J.astype(float),
+        J_model=r.J_model.astype(float),
+        sigma=np.sqrt(r.variance_model.astype(float)),
+        d=r.d.astype(float),
+        fitted=r.informs,
+        free=r.free & ~r.informs,
+        excitation_error=r.excitation_error.astype(float),
+        partiality=r.partiality.astype(float),
+        xy_mm=taken(lab_positions(run), rows),
         arrows=arrows,
         outwards=shells,
     )
@@ -157,8 +162,9 @@ def _displaced(run: RunFit) -> tuple[Arrows | None, tuple[Shell, ...]]:
     found = centroids_of(run)
     if found is None:
         return None, ()
-    pixel = float(np.median(np.sqrt(np.abs(np.linalg.det(run.reflections.frame)))))
-    return arrows_of(run, found), outwards(found, pixel)
+    rows = shown(np.arange(len(found.image)))
+    found = Centroids(*(column[rows] for column in found))
+    return arrows_of(run, found), outwards(found, run.reflections.pixel_inv_angstrom)
 
 
 def shared_draws(run: RunFit, draws: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -191,13 +197,23 @@ def couplings(run: RunFit) -> tuple[list[str], np.ndarray] | None:
     all_shared = [site for site in fit.sites if not site.per_image]
     kept = np.concatenate([np.full(site.size, site in sites) for site in all_shared])
     shared = fit.shared_covariance[np.ix_(kept, kept)]
-    slope = np.linalg.solve(fit.image_precision, fit.coupling)[usable][:, :, kept]
-    own = fit.image_covariance()[usable]
-    cross = -slope @ shared
-    whole = np.broadcast_to(shared, (len(own), *shared.shape))
-    covariance = np.block([[own, cross], [np.swapaxes(cross, 1, 2), whole]])
-    sd = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
-    correlation = np.median(covariance / (sd[:, :, None] * sd[:, None, :]), axis=0)
+    images = np.flatnonzero(usable)
+    size = fit.image.shape[1] + len(shared)
+    found = room((size, size, len(images)))
+    for part in slices(len(images), found, size=IMAGES):
+        some = images[part]
+        slope = np.linalg.solve(fit.image_precision[some], fit.coupling[some])[:, :, kept]
+        cross = -slope @ shared
+        whole = np.broadcast_to(shared, (len(some), *shared.shape))
+        covariance = np.block(
+            [[fit.image_covariance(some), cross], [np.swapaxes(cross, 1, 2), whole]]
+        )
+        sd = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
+        found[..., part] = np.moveaxis(covariance / (sd[:, :, None] * sd[:, None, :]), 0, -1)
+    correlation = np.empty((size, size))
+    for k, row in enumerate(found):
+        correlation[k] = np.median(row, axis=-1)
+        release(found)
     names: dict[bool, list[str]] = {True: [], False: []}
     for site in sites:
         names[site.per_image] += unknown(site.name).numbers(site.size)
@@ -209,8 +225,8 @@ def couplings(run: RunFit) -> tuple[list[str], np.ndarray] | None:
 
 def _pixels(run: RunFit, reader: Images | None) -> tuple[str | None, str | None]:
     """The gallery of shoeboxes, and part of an image with its predictions."""
-    r = run.reflections
-    if reader is None or not (r.informs & usable_images(run)[r.image]).any():
+    usable = usable_images(run)
+    if reader is None or not run.reflections.column(lambda r: r.informs & usable[r.image]).any():
         return None, None
     gallery = chart(
         "gallery",

@@ -8,10 +8,12 @@ import numpy as np
 
 from ..fitting.loop import RunFit
 from ..fitting.measure_batch import shoebox_for
+from ..fitting.reflections import Reflections
 from ..fitting.tables import usable_images
 from ..io.protocols import Images
 from ..measuring.shoebox import Shoebox
 from ..util.text import printable
+from .drawing import shown
 from .style import BLUE, ORANGE, RED
 
 
@@ -29,15 +31,19 @@ def predicted_spots(
     """
     from matplotlib.patches import Circle
 
-    p, seen = run.reflections, run.reflections.measured
-    J_model = np.nan_to_num(p.J_model)
     if image is None:
-        weight = np.where(seen & usable_images(run)[p.image], J_model, 0.0)
-        image = int(np.argmax(np.bincount(p.image, weight, len(run.stills))))
+        usable = usable_images(run)
+
+        def expected(r: Reflections) -> np.ndarray:
+            return np.where(r.measured & usable[r.image], np.nan_to_num(r.J_model), 0.0)
+
+        image = int(np.argmax(run.reflections.by_image(expected, len(run.stills))))
     still = run.stills[image]
     pixels, valid = reader.read(still)
-    of_image = np.flatnonzero((p.image == image) & seen)
-    bright = of_image[J_model[of_image] > 3 * np.sqrt(p.variance[of_image])]
+    rows = run.reflections.where(lambda r: (r.image == image) & r.measured)
+    p = run.reflections.taken(rows)
+    of_image = np.arange(len(p))
+    bright = np.flatnonzero(np.nan_to_num(p.J_model) > 3 * np.sqrt(p.variance))
     panel, x0, y0 = _densest(p.panel[bright], p.xy_px[bright], pixels.shape, size_px)
     shown = np.where(valid, pixels, np.nan)[panel, y0 : y0 + size_px, x0 : x0 + size_px]
     low, high = np.nanpercentile(shown, [50, 99.8]) if np.isfinite(shown).any() else (0, 1)
@@ -48,8 +54,8 @@ def predicted_spots(
     here = of_image[p.panel[of_image] == panel]
     inside = np.all((p.xy_px[here] > [x0, y0]) & (p.xy_px[here] < [extent[1], extent[2]]), axis=1)
     for k in here[inside]:
-        expected = k in bright
-        circle = {"color": BLUE if expected else ORANGE, "lw": 1.0 if expected else 0.7}
+        strong = k in bright
+        circle = {"color": BLUE if strong else ORANGE, "lw": 1.0 if strong else 0.7}
         ax.add_patch(Circle(tuple(p.xy_px[k]), radius, fill=False, **circle))
     centres = p.xy_px[here[inside]]
     ax.plot(*centres.T, "+", ms=5, mew=0.8, color=RED)
@@ -69,8 +75,9 @@ def predicted_spots(
 
 def shoebox_of(run: RunFit) -> Shoebox:
     """The shoebox of the last round, up to rounding to whole pixels."""
-    moment = run.reflections.spot_moment.astype(float)
-    shoebox = shoebox_for(run.reflections.frame, moment, run.problem.settings.point_spread)
+    some = run.reflections.taken(shown(np.arange(len(run.reflections))))
+    moment, spread = some.spot_moment.astype(float), run.problem.settings.point_spread
+    shoebox = shoebox_for(some.frame, moment, spread)
     assert shoebox is not None, "a fitted run has reflections"
     return shoebox
 

@@ -37,6 +37,7 @@ from ..merging.merged_intensities import Intensities
 from ..physics.reference import Reference, free_set
 from ..report.overview import write_overview
 from ..util.folder import all_or_none
+from ..util.large_arrays import trim
 from ..util.output import jsonable, versions, write_summary
 from ..util.progress import SILENT, Listener
 from .fit_tables import forecast_of, merged_of, scale_uncertainty, write_tables
@@ -94,6 +95,7 @@ def write_results(
         progress.say(f"writing: {name}")
         started = time.perf_counter()
         value = call(*args, **named)
+        trim()
         timed[name] = time.perf_counter() - started
         return value
 

@@ -33,6 +33,7 @@ from ..merging.scaling import compiled_sites, pinned_draws
 from ..physics.reference import Reference, free_set
 from ..physics.variance_of_J import variance_of_J
 from ..report import Content, ObservedAndExpected, run_report
+from ..report.drawing import SHOWN
 from ..util.folder import all_or_none
 from ..util.kept_programs import kept
 from ..util.large_arrays import release, taken, trim
@@ -44,7 +45,6 @@ from .pictures import MAY_BE_ABSENT, draw_pictures
 N_SHELLS = 10
 N_DRAWS = 100
 ROWS = 1 << 22  # observations in one unmerged_scaled.mtz
-SHOWN = 500_000  # observations that the report looks at
 BLOCK = 1 << 15  # observations whose pointwise terms are in memory at a time
 # other axes: knots
 AXES = {"reference_direction": "tensor", "reference_anisotropy": "tensor", "curve": "number"}

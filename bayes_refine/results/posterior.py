@@ -13,6 +13,7 @@ from ..io.posterior import About, Variable, pointwise_draws, write_posterior
 from ..physics.contract import unknown
 from ..physics.observations import STATISTICS
 from ..physics.priors import Priors
+from ..util.large_arrays import joined, release, stored, taken
 from ..util.text import printable
 
 N_POINTWISE = 400  # draws with log likelihoods and replicates: enough for PSIS-LOO
@@ -33,7 +34,7 @@ def write_draws(
     centroid_radial and centroid_tangential (c), spread (M2), ...
     """
     r = run.reflections
-    rows = np.flatnonzero(r.informs)
+    rows = r.where(lambda some: some.informs)
     posterior, coords = {}, {}
     for site in run.fit.sites:
         values, shape = np.asarray(draws.values[site.name]), site.shape
@@ -48,20 +49,22 @@ def write_draws(
 
     chains, _ = draws.shape
     kept = pointwise_draws(draws.shape, len(rows), N_POINTWISE)
-    some = Draws(draws.method, {k: v[:, kept] for k, v in draws.values.items()})
+    some = Draws(draws.method, {k: stored(v[:, kept]) for k, v in draws.values.items()})
     seen = infer.observed_sites(model, run.observed.parts[0], priors)
     terms = [(k, name) for k, name in enumerate(STATISTICS) if name in seen]
-    observed = [b.statistics.value[b.informs][:, [k for k, _ in terms]] for b in run.batches]
+    fitted = (b.statistics.value[b.informs].astype(np.float32) for b in run.batches)
+    observed = joined([each[:, k] for k, _ in terms] for each in fitted)
 
     def pointwise():
         flat = some.flat()
         for batch, obs in zip(run.batches, run.observed.parts, strict=True):
             here = of_batch(run, flat, batch.images)
+            release(*flat.values())
             found = list(infer.predictive_draws(model, here, obs, priors, rng=rng))
-            fitted = np.asarray(obs.fit)
+            informs = np.asarray(obs.fit)
             yield {
                 name: tuple(
-                    np.stack([row[name][part][fitted] for row in found]).reshape(
+                    np.stack([row[name][part][informs] for row in found]).reshape(
                         chains, len(kept), -1
                     )
                     for part in (0, 1)
@@ -73,8 +76,9 @@ def write_draws(
         path,
         posterior,
         pointwise(),
-        {name: x for (_, name), x in zip(terms, np.concatenate(observed).T, strict=True)},
-        {"image": r.image[rows], **dict(zip("hkl", r.hkl[rows].T, strict=True))},
+        {name: x for (_, name), x in zip(terms, observed, strict=True)},
+        {"image": taken(r.image, rows)}
+        | {name: taken(column, rows) for name, column in zip("hkl", r.hkl.T, strict=True)},
         About(
             coords,
             {"identifier": ("image", np.array([printable(s.identifier) for s in run.stills]))},

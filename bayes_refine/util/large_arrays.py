@@ -12,8 +12,9 @@ import math
 import mmap
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from typing import IO
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -41,10 +42,14 @@ def room(shape: int | Sequence[int], dtype: DTypeLike = float) -> np.ndarray:
             _reserve(file.fileno(), size)
             return np.ndarray(shape, dtype, mmap.mmap(file.fileno(), size))
     except OSError as error:
-        raise InputError(
-            f"{tempfile.gettempdir()}: no room for {size / 2**20:.0f} MiB of temporary files "
-            f"({error.strerror}); set TMPDIR to a folder with room"
-        ) from None
+        raise _no_room(size, error) from None
+
+
+def _no_room(size: int, error: OSError) -> InputError:
+    return InputError(
+        f"{tempfile.gettempdir()}: no room for {size / 2**20:.0f} MiB of temporary files "
+        f"({error.strerror}); set TMPDIR to a folder with room"
+    )
 
 
 def _reserve(file: int, size: int) -> None:
@@ -64,6 +69,41 @@ def stored(values: ArrayLike) -> np.ndarray:
     found[...] = values
     release(found)
     return found
+
+
+def joined(parts: Iterable[Sequence[np.ndarray]]) -> list[np.ndarray]:
+    """Columns of several parts, one part after the other; a large column is in a file.
+
+    Only one part is in memory at a time.
+
+    Args:
+        parts: of each the same columns, (k, ...) with the k of the part; one part or more.
+
+    Raises:
+        InputError: the disk has no room for them.
+    """
+    size, kinds = 0, [np.empty(0)]
+    files: list[IO[bytes]] = []
+    with ExitStack() as opened:
+        for part in parts:
+            try:
+                if not files:
+                    kinds = [column[:0] for column in part]
+                    files = [opened.enter_context(tempfile.TemporaryFile()) for _ in part]
+                for file, column, kind in zip(files, part, kinds, strict=True):
+                    size += file.write(np.ascontiguousarray(column, kind.dtype).data)
+                    file.flush()
+            except OSError as error:
+                raise _no_room(size, error) from None
+        return [_array_in(file, kind) for file, kind in zip(files, kinds, strict=True)]
+
+
+def _array_in(file: IO[bytes], kind: np.ndarray) -> np.ndarray:
+    """The rows (n, ...) that were written to a file, of the type and shape of ``kind`` (0, ...)."""
+    size, one = file.tell(), math.prod(kind.shape[1:]) * kind.dtype.itemsize
+    file.seek(0)
+    where = bytearray(file.read()) if size < LARGE else mmap.mmap(file.fileno(), size)
+    return np.ndarray((size // one, *kind.shape[1:]), kind.dtype, where)
 
 
 def _file_of(array: object) -> mmap.mmap | None:

@@ -47,7 +47,7 @@ def kinds(r: Reflections, n: int, k: int = 0) -> list[Kind]:
         status=settled(np.ones(n, bool)),
         image=np.zeros((n, k)),
         image_prior_sd=np.ones(k),
-        image_covariance=lambda: np.zeros((n, k, k)),
+        image_variance=lambda: np.zeros((n, k)),
     )
     claims = claims_of(r, NU, [f"image {i}" for i in range(n)], 0)
     claims = claims._replace(over_chance=claims.over_chance + k / 2)

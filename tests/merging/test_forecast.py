@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy.stats import truncnorm
@@ -111,3 +113,18 @@ def test_sigma_of_an_anomalous_difference_falls_as_the_root_of_the_images():
         assert sigma[0] / sigma[1] == pytest.approx(2, rel=0.15)
         assert sigma[1] / sigma[2] == pytest.approx(2, rel=0.1)
         assert there[0] <= there[1] <= there[2] == 1
+
+
+def test_memory_does_not_grow_with_the_observations(monkeypatch):
+    """48,000 observations at 64 numbers each would take 25 MB."""
+    seen = so_far(simulated(np.random.default_rng(9), 2000), 2000, 4)
+    whole = forecast(seen, [4000], rng=np.random.default_rng(1))
+    monkeypatch.setattr("bayes_refine.merging.forecast.AT_A_TIME", 500)
+    tracemalloc.start()
+    rows = forecast(seen, [4000], rng=np.random.default_rng(1))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3e6
+    for row, same in zip(rows, whole, strict=True):
+        for name in NUMBERS:
+            assert row[name] == pytest.approx(same[name], rel=1e-12)

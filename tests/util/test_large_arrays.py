@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -66,3 +67,39 @@ def test_a_full_disk_is_one_sentence(monkeypatch):
     monkeypatch.setattr(large_arrays, "_reserve", full)
     with pytest.raises(InputError, match=r"No space left on device.*; set TMPDIR"):
         large_arrays.room(1 << 22)
+
+
+def test_columns_are_joined_part_by_part(monkeypatch):
+    """Columns of 200 parts, 13 MB in all, with no more than a part or two in Python's memory."""
+    monkeypatch.setattr(large_arrays, "LARGE", 1 << 16)
+    rng = np.random.default_rng(4)
+    parts = [(rng.normal(size=(k, 2)), np.full(k, k, np.int16)) for k in rng.integers(1, 5, 9)]
+    pairs, numbers = large_arrays.joined(parts)
+    assert not in_file(pairs) and numbers.dtype == np.int16
+    np.testing.assert_array_equal(pairs, np.concatenate([part[0] for part in parts]))
+    np.testing.assert_array_equal(numbers, np.concatenate([part[1] for part in parts]))
+    tracemalloc.start()
+    (long,) = large_arrays.joined([np.full((4000, 2), k, float)] for k in range(200))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert in_file(long) and long.shape == (800_000, 2) and peak < 500_000
+    assert (long[::4000, 1] == np.arange(200)).all()
+    long[0] = 7.0
+    large_arrays.release(long)
+    assert long[0].tolist() == [7.0, 7.0]
+
+
+def test_a_full_disk_is_one_sentence_for_joined_columns(monkeypatch):
+    class Full:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def write(self, _):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(large_arrays.tempfile, "TemporaryFile", Full)
+    with pytest.raises(InputError, match=r"No space left on device.*; set TMPDIR"):
+        large_arrays.joined([[np.zeros(3)]])
