@@ -24,7 +24,7 @@ def predicted_spots(
 
     Args:
         image: index of the still; by default the one with most expected photons.
-        size_px: size of the part shown, which is where the expected spots are densest.
+        size_px: size of the part view, which is where the expected spots are densest.
 
     Raises:
         InputError: the image cannot be read.
@@ -45,11 +45,11 @@ def predicted_spots(
     of_image = np.arange(len(p))
     bright = np.flatnonzero(np.nan_to_num(p.J_model) > 3 * np.sqrt(p.variance))
     panel, x0, y0 = _densest(p.panel[bright], p.xy_px[bright], pixels.shape, size_px)
-    shown = np.where(valid, pixels, np.nan)[panel, y0 : y0 + size_px, x0 : x0 + size_px]
-    low, high = np.nanpercentile(shown, [50, 99.8]) if np.isfinite(shown).any() else (0, 1)
-    extent = (x0, x0 + shown.shape[1], y0 + shown.shape[0], y0)
+    view = np.where(valid, pixels, np.nan)[panel, y0 : y0 + size_px, x0 : x0 + size_px]
+    low, high = np.nanpercentile(view, [50, 99.8]) if np.isfinite(view).any() else (0, 1)
+    extent = (x0, x0 + view.shape[1], y0 + view.shape[0], y0)
     style = {"cmap": "Greys", "vmin": low, "vmax": max(high, low + 1e-9)}
-    ax.imshow(shown, extent=extent, interpolation="nearest", **style)
+    ax.imshow(view, extent=extent, interpolation="nearest", **style)
     radius = shoebox_of(run).signal_radius
     here = of_image[p.panel[of_image] == panel]
     inside = np.all((p.xy_px[here] > [x0, y0]) & (p.xy_px[here] < [extent[1], extent[2]]), axis=1)
