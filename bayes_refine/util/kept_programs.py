@@ -196,6 +196,8 @@ def _told(x: Any) -> Any:
         return "kept", _told(x._function)
     if isinstance(x, types.FunctionType):
         return _told_function(x)
+    if isinstance(x, types.ModuleType) and _is_known(x):  # closed over by JAX's slopes
+        return "module", x.__name__
     if isinstance(x, type) and _is_known(sys.modules.get(x.__module__)):
         return "type", x.__module__, x.__qualname__
     if dataclasses.is_dataclass(x) and not isinstance(x, type):
