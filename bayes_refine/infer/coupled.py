@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -103,8 +103,10 @@ def coupled_fit(
         limits = climb.evaluations, climb.tolerance * many
         return minimise(gradient_at, x, precondition, REACH * prior_sd, *limits)
 
+    values_at = kept(partial(unflatten, sites))
+
     def renewed():
-        return refresh(obs, unflatten(sites, *map(jnp.asarray, unravel(x))))
+        return refresh(obs, values_at(*unravel(x)))
 
     for stage in stages:
         obs = renewed()

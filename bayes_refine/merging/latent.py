@@ -122,11 +122,7 @@ class Latent:
     def draws(self, n_draws: int, *, seed: int) -> np.ndarray:
         """(n_draws, m) of F; I = F²."""
         key = jax.random.key(seed)
-        return np.asarray(
-            true_intensities.draw_amplitudes(
-                key, jnp.asarray(self.log_integrand), self.nodes, n_draws
-            )
-        )
+        return np.asarray(_compiled_draws(key, self.log_integrand, self.nodes, n_draws))
 
 
 def intensity_posteriors(measured: Measured, prior: AmplitudePrior, n_nodes: int = NODES) -> Latent:
@@ -179,6 +175,7 @@ def _posteriors(measured: Measured, prior: AmplitudePrior, nu, n_nodes: int):
     return true_intensities.posterior(values, nodes), nodes, values
 
 
+_compiled_draws = kept(true_intensities.draw_amplitudes, static=("n_draws",))
 _compiled_likelihood = kept(_likelihood, static=("n_nodes",))
 _compiled_posteriors = kept(_posteriors, static=("n_nodes",))
 
