@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from types import SimpleNamespace
 
 import numpy as np
 
 from bayes_refine.fitting.outliers import outliers_of
+from bayes_refine.fitting.reflections import Reflections
 from bayes_refine.measuring.ice_rings import Ring
 from bayes_refine.util.status import Kind, Status
 
@@ -16,15 +18,15 @@ def ring(d: float) -> Ring:
 
 
 def test_counts_of_usable_images():
-    reflections = SimpleNamespace(
-        stray=np.array([0, 1, 2, 1]),
-        measured=np.array([True, True, True, False]),
-        image=np.array([0, 0, 1, 1]),
-        frame=np.tile(np.diag([1e-3, 4e-3]), (4, 1, 1)),
-    )
+    columns = {f.name: np.ones(4) for f in fields(Reflections)} | {
+        "stray": np.array([0, 1, 2, 1]),
+        "covered": np.array([1.0, 1.0, 1.0, 0.0]),  # the last one is not measured
+        "image": np.array([0, 0, 1, 1]),
+        "frame": np.tile(np.diag([1e-3, 4e-3]), (4, 1, 1)),
+    }
     converged, blank = Status(Kind.CONVERGED), Status(Kind.NO_SIGNAL)
     run = SimpleNamespace(
-        reflections=reflections,
+        reflections=Reflections(**columns),
         status=np.array([converged, converged, blank], object),
         ice=((ring(3.90), ring(3.67)), (ring(3.66),), (ring(3.44),)),
     )
