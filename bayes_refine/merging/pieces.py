@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 OBSERVATIONS, REFLECTIONS = 8192, 4096  # largest numbers that a piece has room for
 LEAST = 256  # observations, or reflections, that any piece has room for
-PART = 1 << 17  # observations that are looked at a time, about; a run of as many is one part
+PART = 1 << 17  # observations of a slice, about; a run of as many is one part
 SMALL_PART = 1 << 15  # observations of each part of a larger run, about
 GRAIN = 1 << 12  # the room of a part is a multiple of it
 T = TypeVar("T")

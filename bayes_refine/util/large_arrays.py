@@ -89,7 +89,8 @@ def joined(parts: Iterable[Sequence[np.ndarray]]) -> list[np.ndarray]:
             try:
                 if not files:
                     kinds = [column[:0] for column in part]
-                    files = [opened.enter_context(tempfile.TemporaryFile()) for _ in part]
+                    spooled = (tempfile.SpooledTemporaryFile(LARGE - 1) for _ in part)
+                    files = [opened.enter_context(file) for file in spooled]
                 for file, column, kind in zip(files, part, kinds, strict=True):
                     size += file.write(np.ascontiguousarray(column, kind.dtype).data)
                     file.flush()

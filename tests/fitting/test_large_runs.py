@@ -48,7 +48,7 @@ def peak_of(call: Callable) -> float:
 
 @pytest.fixture
 def few_in_memory(monkeypatch):
-    monkeypatch.setattr(large_arrays, "LARGE", 1 << 16)
+    monkeypatch.setattr(large_arrays, "LARGE", 1 << 15)
     monkeypatch.setattr(large_arrays, "SLICE", 1 << 12)
 
 
