@@ -66,10 +66,10 @@ def geometry_of(stills: Sequence[Still], state: State) -> Geometry:
 
 def moved(stills: Sequence[Still], geometry: Geometry) -> tuple[Still, ...]:
     """The stills with refined crystals, wavelengths and detectors; shared detectors stay shared."""
-    detectors: dict[tuple[int, int], Detector] = {}
+    detectors: dict[tuple[int, bytes], Detector] = {}
 
     def one(still: Still, rotation, e, wavelength) -> Still:
-        key = id(still.detector), id(still.beam)
+        key = id(still.detector), still.beam.s0_direction.tobytes()
         if key not in detectors:
             axes = beam_frame(still.beam, still.detector) * np.array([[-1], [-1], [1]])
             detector = still.detector

@@ -43,7 +43,7 @@ class IceRings:
     def __init__(self, read_noise: float = 0.0) -> None:
         self.found: dict[tuple[Hashable, int], tuple[Ring, ...]] = {}
         self._read_noise = read_noise
-        self._last: tuple[tuple[Detector, Beam], _Radii] | None = None
+        self._last: tuple[Detector, Beam, _Radii] | None = None
 
     def of(self, still: Still) -> tuple[Ring, ...]:
         """Rings of an image that was measured; none of one that was not."""
@@ -65,11 +65,15 @@ class IceRings:
         return on_ring
 
     def _radii(self, still: Still) -> _Radii:
-        last = self._last
-        if last is None or not (last[0][0] is still.detector and last[0][1] is still.beam):
-            of = still.detector, still.beam
-            last = self._last = of, _Radii.of(inverse_resolution(still))
-        return last[1]
+        detector, beam = still.detector, still.beam
+        if self._last is not None:
+            of, last, radii = self._last
+            same = last.wavelength == beam.wavelength
+            if same and of is detector and np.array_equal(last.s0_direction, beam.s0_direction):
+                return radii
+        radii = _Radii.of(inverse_resolution(still))
+        self._last = detector, beam, radii
+        return radii
 
 
 class _Radii(NamedTuple):
@@ -147,7 +151,7 @@ def _rings_at(
         for a in _profile(image.reshape(-1)[use], radii.place[use], n * n_parts, read_noise**2)
     )
     known = count >= _FEWEST
-    peaks = np.stack([_peaks(*row) for row in zip(mean, known, strict=True)])
+    peaks = _peaks(mean, known)
     sd = np.sqrt(variance)
     high = peaks > np.maximum(_MATTERS * sd, _SURE * sd / np.sqrt(np.maximum(count, 1)))
     n_known = np.sum(known, axis=0)
@@ -168,21 +172,25 @@ def _parts(shape: tuple[int, ...]) -> tuple[np.ndarray, int]:
     return (panel * across + row) * across + column, shape[0] * across**2
 
 
-def _peaks(profile: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """(n,) profile less its opening; 0 where the profile is known at too few radii."""
-    at = np.flatnonzero(known)
-    if len(at) < 2 * WIDEST:
-        return np.zeros(len(profile))
-    level = np.interp(np.arange(len(profile)), at, profile[at])
-    level -= _trend(level)
-    return level - grey_opening(level, WIDEST, mode="nearest")
+def _peaks(profiles: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """(p, n) profiles less their openings; 0 where a profile is known at too few radii."""
+    peaks, radii = np.zeros(profiles.shape), np.arange(profiles.shape[1])
+    rows = np.flatnonzero(np.sum(known, axis=1) >= 2 * WIDEST)
+    if len(rows):
+        level = np.stack([np.interp(radii, radii[known[k]], profiles[k, known[k]]) for k in rows])
+        level -= _trend(level)
+        peaks[rows] = level - grey_opening(level, (1, WIDEST), mode="nearest")
+    return peaks
 
 
-def _trend(profile: np.ndarray) -> np.ndarray:
-    """(n,) sum of the median slope around each radius, in which rings and shadows do not show."""
-    padded = np.pad(profile, (WIDEST // 2, WIDEST - WIDEST // 2), mode="edge")
-    slope = (padded[WIDEST:] - padded[:-WIDEST]) / WIDEST
-    return np.cumsum(median_filter(slope, 4 * WIDEST + 1, mode="nearest"))
+def _trend(profiles: np.ndarray) -> np.ndarray:
+    """(p, n) sum of the median slope around each radius, in which rings and shadows do not show."""
+    padded = np.pad(profiles, ((0, 0), (WIDEST // 2, WIDEST - WIDEST // 2)), mode="edge")
+    slope = (padded[:, WIDEST:] - padded[:, :-WIDEST]) / WIDEST
+    reach = 2 * WIDEST
+    in_one_row = np.pad(slope, ((0, 0), (reach, reach)), mode="edge")  # ten times as fast
+    median = median_filter(in_one_row.ravel(), 2 * reach + 1).reshape(in_one_row.shape)
+    return np.cumsum(median[:, reach:-reach], axis=1)
 
 
 def _pixel_step(inverse_d: np.ndarray) -> float:
@@ -197,15 +205,17 @@ def _profile(
     """(n,) each, by radius: mean without spots, variance of a pixel (the larger of the expected and
     the observed one), and number of pixels."""
     count = np.bincount(at, minlength=n)
-    # Sorting radius and brightness as one whole number is three times as fast.
-    level = np.clip((pixels + _LOWEST) * _LEVELS, 0, _HIGHEST - 1).astype(np.int64)
-    ordered = np.sort(at * _HIGHEST + level)
+    # Sorting radius and brightness as one whole number is three times as fast, five if it is short.
+    level = np.clip((pixels + _LOWEST) * _LEVELS, 0, _HIGHEST - 1)
+    room = int(level.max()) + 1
+    whole = np.uint32 if n * room <= 2**32 else np.int64
+    ordered = np.sort(at.astype(whole) * whole(room) + level.astype(whole))
     middle = np.minimum(np.cumsum(count) - count + count // 2, len(ordered) - 1)
-    median = (ordered[middle] % _HIGHEST) / _LEVELS - _LOWEST
+    median = (ordered[middle] % room) / _LEVELS - _LOWEST
     variance = np.maximum(median, 0.0) + np.log(2) + r2
-    near = np.abs(pixels - median[at]) < (_CLIP * np.sqrt(variance) + 1)[at]
+    near = np.abs(pixels - median.take(at)) < (_CLIP * np.sqrt(variance) + 1).take(at)
     at, pixels = at[near], pixels[near]
     kept = np.bincount(at, minlength=n)
     mean = np.bincount(at, pixels, n) / np.maximum(kept, 1)
-    square = np.bincount(at, (pixels - mean[at]) ** 2, n)
+    square = np.bincount(at, (pixels - mean.take(at)) ** 2, n)
     return mean, np.maximum(variance, square / np.maximum(kept, 1)), kept
