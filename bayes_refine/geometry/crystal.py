@@ -207,8 +207,7 @@ def strain_basis(crystal: Crystal) -> np.ndarray:
     """
     orth = np.array(crystal.cell.orth.mat.tolist())
     frac = np.linalg.inv(orth)
-    ops = crystal.space_group.operations().derive_symmorphic()
-    rotations = np.array([orth @ (np.array(op.rot) / op.DEN) @ frac for op in ops])
+    rotations = orth @ _point_group(crystal.hall) @ frac
     upper = [(0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1)]
     basis = np.zeros((6, 3, 3))
     for k, (i, j) in enumerate(upper):
@@ -224,6 +223,13 @@ def strain_basis(crystal: Crystal) -> np.ndarray:
             orthonormal.append(rest / length)
     invariant = np.einsum("ka,aij->kij", orthonormal, basis)
     return crystal.U @ invariant @ crystal.U.T
+
+
+@lru_cache(maxsize=1024)
+def _point_group(hall: str) -> np.ndarray:
+    """(m, 3, 3) rotations of a space group, in fractional coordinates."""
+    operations = space_group_from_hall(hall).operations().derive_symmorphic()
+    return np.array([op.rot for op in operations]) / gemmi.Op.DEN
 
 
 def refined_crystal(crystal: Crystal, rotation_mrad: np.ndarray, strain: np.ndarray) -> Crystal:

@@ -126,6 +126,11 @@ class Detector:
         """(P, 3) unit normals fast × slow."""
         return np.cross(self.fast, self.slow)
 
+    @cached_property
+    def has_parallax(self) -> bool:
+        """Whether any panel has a sensor of known thickness."""
+        return bool(np.any((self.mu_per_mm > 0) & (self.thickness_mm > 0)))
+
     def shifted(self, shift_mm: np.ndarray) -> Detector:
         """The whole detector translated by ``shift_mm`` (3,), lab frame."""
         return replace(self, origin_mm=self.origin_mm + np.asarray(shift_mm, float))
@@ -169,7 +174,7 @@ def parallax_mm(detector: Detector, panel: np.ndarray, s_hat: np.ndarray) -> np.
     o = 1/μ − (t + 1/μ)·exp(−μt), t = thickness/cos(incidence).  dxtbx's
     ParallaxCorrectedPxMmStrategy has the same formula, so that refined geometries agree.
     """
-    if not np.any((detector.mu_per_mm > 0) & (detector.thickness_mm > 0)):
+    if not detector.has_parallax:
         return np.zeros(len(panel))
     mu, thickness = detector.mu_per_mm[panel], detector.thickness_mm[panel]
     cosine = np.abs(np.einsum("ni,ni->n", s_hat, detector.normal[panel]))
@@ -220,28 +225,17 @@ def pixel_to_lab(detector: Detector, panel: np.ndarray, xy_px: np.ndarray) -> np
     It is the inverse of :func:`ray_to_pixel` along the ray.  Parallax is removed by one fixed-point
     step from the uncorrected direction, exact to 1e-3 of the correction.
     """
-    mm = xy_px * detector.pixel_size_mm[panel]
+    origin, fast, slow = detector.origin_mm[panel], detector.fast[panel], detector.slow[panel]
+    uncorrected = xy_px * detector.pixel_size_mm[panel]
+    lab = origin + uncorrected[:, :1] * fast + uncorrected[:, 1:] * slow
+    if not detector.has_parallax:
+        return lab
     for _ in range(2):
-        lab = (
-            detector.origin_mm[panel]
-            + mm[:, :1] * detector.fast[panel]
-            + mm[:, 1:] * detector.slow[panel]
-        )
         s_hat = lab / np.linalg.norm(lab, axis=1, keepdims=True)
-        along = np.stack(
-            [
-                np.einsum("ni,ni->n", s_hat, detector.fast[panel]),
-                np.einsum("ni,ni->n", s_hat, detector.slow[panel]),
-            ],
-            axis=1,
-        )
-        path = parallax_mm(detector, panel, s_hat)[:, None]
-        mm = xy_px * detector.pixel_size_mm[panel] - path * along
-    return (
-        detector.origin_mm[panel]
-        + mm[:, :1] * detector.fast[panel]
-        + mm[:, 1:] * detector.slow[panel]
-    )
+        along = np.stack([np.einsum("ni,ni->n", s_hat, axis) for axis in (fast, slow)], axis=1)
+        mm = uncorrected - parallax_mm(detector, panel, s_hat)[:, None] * along
+        lab = origin + mm[:, :1] * fast + mm[:, 1:] * slow
+    return lab
 
 
 def pixel_to_q(detector: Detector, beam: Beam, panel: np.ndarray, xy_px: np.ndarray) -> np.ndarray:

@@ -109,13 +109,13 @@ def near_sphere(
     """
     q = still.crystal.A @ np.ascontiguousarray(hkl.T, float)  # (3, m): three times as fast
     norm_q = np.sqrt(q[0] ** 2 + q[1] ** 2 + q[2] ** 2)
-    kept = np.flatnonzero((norm_q <= 1 / d_min) & (norm_q >= 1 / d_max))
-    q, norm_q = q[:, kept], norm_q[kept]
     x, y, z = still.beam.s0[:, None] + q
     nearest = np.abs(np.sqrt(x**2 + y**2 + z**2) - 1 / still.beam.wavelength)
     if still.turn_mrad is not None:
         nearest -= swept(still, q.T)
-    return hkl[kept[nearest < excitation_max(1 / norm_q)]]
+    with np.errstate(divide="ignore"):  # d of (0, 0, 0)
+        near = nearest < excitation_max(1 / norm_q)
+    return hkl[near & (norm_q <= 1 / d_min) & (norm_q >= 1 / d_max)]
 
 
 def half_turn(still: Still, q: np.ndarray) -> np.ndarray:
