@@ -63,7 +63,9 @@ def original_index(
 
 def asu_keys(hkl: np.ndarray, space_group: gemmi.SpaceGroup) -> np.ndarray:
     """(n,) keys (``miller.pack_hkl``) of ``hkl`` (n, 3) in the asymmetric unit."""
-    return pack_hkl(asu_map(hkl, space_group)[0])
+    asu = miller_array(hkl)
+    space_group.switch_to_asu(asu)
+    return pack_hkl(asu)
 
 
 def absent(hkl: np.ndarray, space_group: gemmi.SpaceGroup) -> np.ndarray:
