@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -218,15 +219,13 @@ def _trusted(raw: _Raw, still: Still) -> np.ndarray:
     valid = np.empty(raw.pixels.shape, bool)
     for panel, (low, high) in enumerate(still.detector.trusted_range):
         pixels, good = raw.pixels[panel], valid[panel]
-        np.greater_equal(pixels, max(low, lowest), out=good)
-        good &= pixels < min(high if high > low else np.inf, highest)
-        if kind in "iu":
+        first, end = max(low, lowest), min(high if high > low else np.inf, highest)
+        if kind in "iu":  # compared as whole numbers, which is quick
             ends = np.iinfo(pixels.dtype)
-            good &= pixels != ends.max
-            if kind == "i":
-                good &= pixels != ends.min
-                if low == -1:
-                    good &= pixels != -1
+            first = max(first, 0 if low == -1 else ends.min + (kind == "i"))
+            first, end = (math.ceil(min(max(x, ends.min), ends.max)) for x in (first, end))
+        np.greater_equal(pixels, first, out=good)
+        good &= pixels < end
     return valid if raw.usable is None else valid & raw.usable
 
 

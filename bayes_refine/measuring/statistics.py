@@ -169,10 +169,9 @@ def measure(
     numbers = (_median(ring), frame * 1e3, moment * 1e6, np.maximum(expected, 0.0))
     parts = []
     for first in range(0, n, _CHUNK):
-        rows = np.minimum(np.arange(first, first + _CHUNK), n - 1)
-        chunk = Boxes(*(_single(np.asarray(a)[rows]) for a in boxes))
-        start, *at = (_single(a[rows]) for a in numbers)
-        some = spread and Shares(_single(np.asarray(spread.shares)[rows]), spread.nodes)
+        chunk = Boxes(*(_chunk(a, first) for a in boxes))
+        start, *at = (_chunk(a, first) for a in numbers)
+        some = spread and Shares(_chunk(spread.shares, first), spread.nodes)
         spots = _Spots(at[0], at[1], at[2], some)
         given = chunk, start, spots, read_noise**2
         parts.append(_statistics(*given, shoebox=shoebox, weights=weights))
@@ -200,8 +199,12 @@ def _bounded(found: Statistics) -> Statistics:
     return Statistics(**columns, background_variance=of_mean)
 
 
-def _single(array: np.ndarray) -> jax.Array:
-    return jnp.asarray(array if array.dtype == bool else array.astype(np.float32))
+def _chunk(array: np.ndarray | jax.Array, first: int) -> jax.Array:
+    """The rows of a chunk in single precision, the last one repeated where there are too few."""
+    rows = np.asarray(array)[first : first + _CHUNK]
+    if missing := _CHUNK - len(rows):
+        rows = np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)])
+    return jnp.asarray(rows if rows.dtype == bool else rows.astype(np.float32, copy=False))
 
 
 def _median(ring: np.ndarray) -> np.ndarray:
