@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..geometry.crystal import rotation_matrix, strain_basis
+from ..geometry.crystal import rotation_matrix
 from ..geometry.detector import beam_frame, pixel_to_lab
 from ..geometry.experiments import Still
 from ..geometry.panel_groups import centres, displacements, shifts_mm
@@ -84,13 +84,14 @@ def geometry_observations(
         np.concatenate([x, np.repeat(x[-1:], room, axis=0)])
         for x in (geometry.rotation_mrad, geometry.strain)
     )
-    basis = np.stack([strain_basis(still.crystal) for still in stills])
+    basis = np.stack([still.crystal.strains for still in stills])
     stretch = np.eye(3) + np.einsum("nk,nkij->nij", strain, basis)
     axes = np.stack([beam_frame(s.beam, s.detector) for s in stills]) * np.array([[-1], [-1], [1]])
     p, image = predictions, predictions.image
     e12 = np.stack([p.e1, p.e2], axis=1)
     detector_axes = p.inv_range[:, None, None] * np.einsum("nai,nki->nak", e12, axes[image])
-    column = np.linalg.inv(p.frame) / np.linalg.norm(np.linalg.inv(p.frame), axis=1, keepdims=True)
+    column = np.linalg.inv(p.frame)
+    column /= np.linalg.norm(column, axis=1, keepdims=True)
     q_indexed = np.einsum("nij,nj->ni", np.stack([s.crystal.A for s in stills])[image], p.hkl)
     pad = where.pad
     n, m = n_m = where.shape

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..geometry.crystal import refined_crystal, strain_basis
+from ..geometry.crystal import refined_crystal
 from ..geometry.detector import Beam, Detector, beam_frame
 from ..geometry.experiments import Still
 from ..geometry.panel_groups import moved_groups
@@ -48,7 +48,7 @@ class Geometry(NamedTuple):
 
 def geometry_of(stills: Sequence[Still], state: State) -> Geometry:
     """The geometry of a state; zero where not refined."""
-    n, K = len(stills), strain_basis(stills[0].crystal).shape[0]
+    n, K = len(stills), len(stills[0].crystal.strains)
     panels = None
     if PANELS[0] in state:
         panels = np.stack([np.asarray(state[name]) for name in PANELS], axis=1)

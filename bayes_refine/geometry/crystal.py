@@ -42,11 +42,16 @@ class Crystal:
         """Unit cell, Å and degrees."""
         return cell_from_real_axes(np.linalg.inv(self.A))
 
-    @cached_property
+    @property
     def U(self) -> np.ndarray:
         """(3, 3) rotation of the crystal's Cartesian frame (PDB convention) into the lab."""
         B = np.array(self.cell.frac.mat.tolist()).T
         return rotation_part(self.A @ np.linalg.inv(B))
+
+    @cached_property
+    def strains(self) -> np.ndarray:
+        """(K, 3, 3) orthonormal strains: :func:`strain_basis`."""
+        return strain_basis(self)
 
 
 def cell_from_real_axes(axes: np.ndarray) -> gemmi.UnitCell:
@@ -222,7 +227,8 @@ def strain_basis(crystal: Crystal) -> np.ndarray:
         if (length := np.linalg.norm(rest)) > 0.1:
             orthonormal.append(rest / length)
     invariant = np.einsum("ka,aij->kij", orthonormal, basis)
-    return crystal.U @ invariant @ crystal.U.T
+    U = crystal.U
+    return U @ invariant @ U.T
 
 
 @lru_cache(maxsize=1024)
@@ -239,5 +245,5 @@ def refined_crystal(crystal: Crystal, rotation_mrad: np.ndarray, strain: np.ndar
         rotation_mrad: (3,) mrad.
         strain: (K,) dimensionless.
     """
-    stretch = np.eye(3) + np.einsum("k,kij->ij", np.asarray(strain, float), strain_basis(crystal))
+    stretch = np.eye(3) + np.einsum("k,kij->ij", np.asarray(strain, float), crystal.strains)
     return Crystal(A=rotation_matrix(rotation_mrad) @ stretch @ crystal.A, hall=crystal.hall)

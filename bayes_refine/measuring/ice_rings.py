@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.ndimage import binary_dilation, grey_opening, label, median_filter
@@ -44,6 +44,10 @@ class IceRings:
         self.found: dict[tuple[Hashable, int], tuple[Ring, ...]] = {}
         self._read_noise = read_noise
         self._last: tuple[Detector, Beam, _Radii] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs, without the radii of pixels."""
+        return {**self.__dict__, "_last": None}
 
     def of(self, still: Still) -> tuple[Ring, ...]:
         """Rings of an image that was measured; none of one that was not."""

@@ -99,7 +99,7 @@ def cut_shoeboxes(image, mask, panel, xy_px, claimed, shoebox: Shoebox) -> Boxes
     core = (r2 < shoebox.signal_radius**2) & inside
     own = (r2 < shoebox.spot_radius**2) & inside & claimed[:, None]
     claims = np.zeros(image.size, np.int32)
-    np.add.at(claims, flat[own], 1)  # much of a large image is never touched
+    np.add.at(claims, flat[own], np.int32(1))  # 1 takes ten times as long
     contested = core & valid & (claims[flat] > own)
     signal = np.where(valid & core, image.reshape(-1)[flat], 0.0)
     usable = valid & core & ~contested
