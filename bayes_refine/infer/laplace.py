@@ -171,7 +171,7 @@ def _replicate(fn: dist.Distribution, uniform: jax.Array, key: jax.Array) -> jax
         base = base.base_dist
     if not isinstance(base, dist.StudentT):
         return fn.sample(key)
-    return base.loc + base.scale * student_t_of(*uniform, base.df)
+    return base.loc + base.scale * student_t_of(uniform[0], uniform[1], base.df)
 
 
 def _gaussian(precision, shape, *, rng):

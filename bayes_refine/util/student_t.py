@@ -62,8 +62,8 @@ def draw_student_t(key, nu, shape, dtype=float):
     Args:
         key: of ``jax.random``. nu: ν, of a shape that broadcasts to ``shape``.
     """
-    uniform = jax.random.uniform(key, (2, *shape), dtype, minval=jnp.finfo(dtype).tiny)
-    return student_t_of(*uniform, nu)
+    u, v = jax.random.uniform(key, (2, *shape), dtype, minval=jnp.finfo(dtype).tiny)
+    return student_t_of(u, v, nu)
 
 
 def student_t_of(u, v, nu):
