@@ -111,8 +111,9 @@ def by_place(found: Centroids, detector: Detector) -> list[Cell]:
         edge = max(float(np.sqrt(np.prod(size) * IN_A_CELL / len(on))), size.max() / MOST_CELLS)
         n = np.maximum(np.round(size / edge), 1).astype(int)
         index = np.minimum((found.xy_px[on] * n / size).astype(int), n - 1)
-        for key in np.unique(index, axis=0):
-            rows = on[(index == key).all(axis=1)]
+        cell = index @ [n[1], 1]
+        _, first = np.unique(np.sort(cell), return_index=True)
+        for rows in np.split(on[np.argsort(cell, kind="stable")], first[1:]):
             if len(rows) < 3:
                 continue
             w = weight[rows] / weight[rows].sum()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def fit_report(
     with failures() as failed:
         arrays = (
             attempt("the images", lambda: image_table(run)),
-            attempt("the reflections", lambda: observed_and_expected(run)),
+            attempt("the reflections", lambda: _with_displacements(run)),
             attempt("the draws", lambda: shared_draws(run, draws or {})),
             attempt("the couplings", lambda: couplings(run)),
             *(attempt("the pixels", lambda: _pixels(run, reader)) or (None, None)),
@@ -140,7 +140,6 @@ def observed_and_expected(run: RunFit) -> ObservedAndExpected:
     rows = run.reflections.where(lambda r: r.measured & np.isfinite(r.J_model) & usable[r.image])
     rows = shown(rows)
     r = run.reflections.taken(rows)
-    arrows, shells = attempt("the displacements", lambda: _displaced(run)) or (None, ())
     return ObservedAndExpected(
         image=r.image,
         J=r.J.astype(float),
@@ -152,9 +151,12 @@ def observed_and_expected(run: RunFit) -> ObservedAndExpected:
         excitation_error=r.excitation_error.astype(float),
         partiality=r.partiality.astype(float),
         xy_mm=taken(lab_positions(run), rows),
-        arrows=arrows,
-        outwards=shells,
     )
+
+
+def _with_displacements(run: RunFit) -> ObservedAndExpected:
+    arrows, shells = attempt("the displacements", lambda: _displaced(run)) or (None, ())
+    return replace(observed_and_expected(run), arrows=arrows, outwards=shells)
 
 
 def _displaced(run: RunFit) -> tuple[Arrows | None, tuple[Shell, ...]]:

@@ -11,6 +11,7 @@ STYLE: Any = {
     "axes.titlesize": 9.5,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
+    "axes.titley": 1.0,  # else the labels of all axes with a title are laid out twice
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,

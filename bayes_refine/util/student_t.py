@@ -57,13 +57,21 @@ def normal_weight(z2, nu):
 
 
 def draw_student_t(key, nu, shape, dtype=float):
-    """Draws of the law with ν degrees of freedom: √(ν(U^(−2/ν) − 1))·cos 2πV (Bailey 1994).
-
-    U and V are uniform.  This is exact, and much faster than a normal over the root of a gamma,
-    which needs rejection.
+    """Draws of the law with ν degrees of freedom (:func:`student_t_of`).
 
     Args:
         key: of ``jax.random``. nu: ν, of a shape that broadcasts to ``shape``.
     """
     u, v = jax.random.uniform(key, (2, *shape), dtype, minval=jnp.finfo(dtype).tiny)
+    return student_t_of(u, v, nu)
+
+
+def student_t_of(u, v, nu):
+    """√(ν(U^(−2/ν) − 1))·cos 2πV, a draw of the law with ν degrees of freedom (Bailey 1994).
+
+    This is exact, and much faster than a normal over the root of a gamma, which needs rejection.
+
+    Args:
+        u, v: uniform, above 0 to 1. nu: ν, of a shape that broadcasts to theirs.
+    """
     return jnp.sqrt(nu * jnp.expm1(-2 / nu * jnp.log(u))) * jnp.cos(2 * jnp.pi * v)
