@@ -95,3 +95,12 @@ def _two_loops(gradient, pairs, precondition):
         q = q + (a - rho * (y @ q)) * s
         release(s)
     return q
+
+
+def bfgs(inverse: np.ndarray, step: np.ndarray, change: np.ndarray) -> np.ndarray:
+    """The inverse curvature after an update with the change of the slope along a step."""
+    curved = float(step @ change)
+    if not curved > 0:
+        return inverse
+    turned = np.eye(len(step)) - np.outer(step, change) / curved
+    return turned @ inverse @ turned.T + np.outer(step, step) / curved

@@ -31,6 +31,7 @@ from . import differences
 from .curvature import WIDEST, BlockHessian, upward_inverse, upward_root
 from .density import Model
 from .laplace import Fit
+from .lbfgs import bfgs
 from .search import Curvature, Look, Search, State, fit_at
 from .steps import Slope
 from .summary import Summary
@@ -193,7 +194,7 @@ def _climb(search, state: State, here: Look, frame: _Frame, limits, progress):
         if there is None or found is None or not _rises(best, found, there.phi - state.phi, far):
             step = step / 2
             continue
-        inverse = _bfgs(inverse, there.phi - state.phi, found.slope - best.slope)
+        inverse = bfgs(inverse, there.phi - state.phi, found.slope - best.slope)
         state, best, frame = there, found, frame.renewed(found.curvature)
         step = -inverse @ best.slope
     far = float(np.sqrt(max(best.slope @ inverse @ best.slope, 0.0)))
@@ -234,15 +235,6 @@ def _by_batch(
     curvature = schur + (precision - here.steps.schur) * (count / count.sum())[:, None, None]
     at = np.broadcast_to(state.phi, best.slopes.shape)
     return Summary(at, best.slopes - of_prior / parts, curvature)
-
-
-def _bfgs(inverse: np.ndarray, step: np.ndarray, change: np.ndarray) -> np.ndarray:
-    """The inverse curvature after an update with the change of the slope along a step."""
-    curved = float(step @ change)
-    if not curved > 0:
-        return inverse
-    turned = np.eye(len(step)) - np.outer(step, change) / curved
-    return turned @ inverse @ turned.T + np.outer(step, step) / curved
 
 
 def _settled(

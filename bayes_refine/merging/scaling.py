@@ -18,7 +18,7 @@ from jax import Array
 
 from .. import infer
 from ..geometry.miller import rows_of
-from ..infer.coupled import STAGES, Climb, coupled_fit
+from ..infer.coupled import STAGES, Climb, at_marginal_mode, coupled_fit
 from ..infer.laplace import draws_in_blocks
 from ..physics import true_intensities
 from ..physics.true_intensities import Nodes, Posterior
@@ -91,7 +91,10 @@ def fit_scales(
     seed: int = 0,
     progress: Listener = SILENT,
 ) -> Scaled:
-    """The joint mode of scales, widths, errors and Σ(d), and the intensities at this mode.
+    """Scales, widths, errors and Σ(d) at their mode, and the intensities there.
+
+    What the run shares is at the mode of its marginal density, the images integrated out; each
+    image is at its own mode given that.
 
     Args:
         model: NumPyro program of ``(observations, priors)``: ``latent`` or ``latent_reference``.
@@ -103,14 +106,8 @@ def fit_scales(
         ValueError: JAX is in single precision.
     """
     priors = priors or ScalingPriors()
-    start: dict[str, Any] = (
-        {"log_G": obs.log_G0, "log_Sigma": obs.log_Sigma0} | BROAD | (init or {})
-    )
-    stages: Sequence[Climb] = STAGES
-    if obs.n_images > 2 * FIRST_IMAGES:
-        progress.say(f"scales of {FIRST_IMAGES} images first")
-        start, stages = _from_some(obs, model, priors, start, seed, progress), CONTINUED
-    fit = _fitted(obs, model, priors, start, stages, progress)
+    fit, there = joint_mode(obs, model, priors, init, seed, progress)
+    fit = at_marginal_mode(fit, model, there, priors, _several(obs), seed)
     values = fit.values()
     sites = sites_at(model, obs, priors, values)
     draws = pinned_draws(fit, seed, N_DRAWS)
@@ -136,7 +133,29 @@ def fit_scales(
     )
 
 
-def _fitted(obs, model, priors, start, stages, progress) -> infer.Fit:
+def joint_mode(
+    obs: IntegratedObservations,
+    model: infer.Model,
+    priors: ScalingPriors,
+    init: dict[str, np.ndarray] | None = None,
+    seed: int = 0,
+    progress: Listener = SILENT,
+) -> tuple[infer.Fit, IntegratedObservations]:
+    """The joint mode of all unknowns, and the observations with their nodes there.
+
+    A large run starts from some of its images.  Arguments as :func:`fit_scales`.
+    """
+    start: dict[str, Any] = (
+        {"log_G": obs.log_G0, "log_Sigma": obs.log_Sigma0} | BROAD | (init or {})
+    )
+    stages: Sequence[Climb] = STAGES
+    if obs.n_images > 2 * FIRST_IMAGES:
+        progress.say(f"scales of {FIRST_IMAGES} images first")
+        start, stages = _from_some(obs, model, priors, start, seed, progress), CONTINUED
+    return _fitted(obs, model, priors, start, stages, progress)
+
+
+def _fitted(obs, model, priors, start, stages, progress):
     return coupled_fit(
         model,
         obs,
@@ -145,8 +164,13 @@ def _fitted(obs, model, priors, start, stages, progress) -> infer.Fit:
         lambda obs, at: renewed(model, obs, priors, at),
         stages,
         progress,
-        (lambda obs: (part.obs for part in Parts(obs))) if len(Parts(obs)) > 1 else None,
-    )[0]
+        _several(obs),
+    )
+
+
+def _several(obs: IntegratedObservations):
+    """A function of observations that makes several parts of them; None where they are few."""
+    return (lambda obs: (part.obs for part in Parts(obs))) if len(Parts(obs)) > 1 else None
 
 
 def _from_some(obs, model, priors, start, seed, progress) -> dict[str, Any]:
@@ -157,7 +181,7 @@ def _from_some(obs, model, priors, start, seed, progress) -> dict[str, Any]:
     """
     some = np.sort(np.random.default_rng(seed).permutation(obs.n_images)[:FIRST_IMAGES])
     few = of_images(obs, some)
-    found = _fitted(few, model, priors, start | {"log_G": few.log_G0}, STAGES, progress)
+    found, _ = _fitted(few, model, priors, start | {"log_G": few.log_G0}, STAGES, progress)
     values, all_values = found.values(), dict(start)
     for site in found.sites:
         mine = np.asarray(values[site.name])

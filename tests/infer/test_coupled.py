@@ -11,7 +11,7 @@ import numpyro.distributions as dist
 import pytest
 
 from bayes_refine.infer import krylov
-from bayes_refine.infer.coupled import coupled_fit
+from bayes_refine.infer.coupled import at_marginal_mode, coupled_fit
 from bayes_refine.infer.krylov import inverse_columns
 
 N_IMAGES, N_REFLECTIONS, NOISE = 10, 40, 0.3
@@ -76,6 +76,27 @@ def test_an_image_moves_with_the_shared_unknowns_as_all_images_do(fit):
     slope = -np.linalg.solve(found.image_precision, found.coupling)[:, 0]
     np.testing.assert_allclose(slope @ found.shared_covariance, exact[:-2, -2:], rtol=0.01)
     assert np.abs(exact[:-2, -2]).min() > 0.1
+
+
+def noisy_levels(y, priors):
+    """y_im = c_i + σ·noise, with c_i all but free."""
+    log_sigma = numpyro.sample("log_sigma", dist.Normal(0.0, 10.0))
+    with numpyro.plate("image", len(y)):
+        c = numpyro.sample("c", dist.Normal(0.0, 100.0))
+    numpyro.factor("y", dist.Normal(c[:, None], jnp.exp(log_sigma)).log_prob(y).sum())
+
+
+def test_errors_at_the_marginal_mode_allow_for_what_the_images_fit():
+    """σ² is Σ r²/n at the joint mode, Σ r²/(n − k) at the marginal one; to second order in k/n."""
+    rng = np.random.default_rng(2)
+    n, each = 30, 40
+    y = rng.normal(0, 3.0, (n, 1)) + 0.5 * rng.normal(size=(n, each))
+    joint, obs = coupled_fit(noisy_levels, y, jnp.zeros(()), {}, lambda obs, at: obs)
+    found = at_marginal_mode(joint, noisy_levels, obs, jnp.zeros(()))
+    squares = np.sum((y - y.mean(1, keepdims=True)) ** 2)
+    assert np.exp(2 * joint.shared[0]) == pytest.approx(squares / (n * each), rel=1e-3)
+    assert np.exp(2 * found.shared[0]) == pytest.approx(squares / (n * (each - 1)), rel=2e-3)
+    np.testing.assert_allclose(found.image, joint.image, atol=1e-3)
 
 
 def test_columns_of_an_inverse_and_their_number_of_products(monkeypatch):

@@ -66,8 +66,8 @@ def test_the_sd_of_what_the_run_shares_is_that_of_the_whole_hessian(run):
     The block Hessian alone has the sd of the mosaic spread several times too small.  Nodes are
     placed anew at the mode: with nodes that held a common scale back, the fit would not be there.
     """
-    obs, found = run[4], run[-1].fit
-    model, priors = load_model("latent"), ScalingPriors()
+    obs, model, priors = run[4], load_model("latent"), ScalingPriors()
+    found, _ = scaling.joint_mode(obs, model, priors)
     obs = scaling.renewed(model, obs, priors, found.values())
     objective = compiled_objective(model, found.sites)
 
@@ -183,7 +183,8 @@ def test_nodes_placed_anew_do_not_move_the_mode():
     """The Newton step with fresh nodes, over the sd; nodes that stay hold a common scale back."""
     simulated = simulate_unmerged(UnmergedSimulation(n_images=N_IMAGES, n_unique=4000))
     obs, model = prepare(simulated.data, n_knots=4), load_model("latent")
-    found, priors = scaling.fit_scales(obs, model).fit, ScalingPriors()
+    priors = ScalingPriors()
+    found, _ = scaling.joint_mode(obs, model, priors)
     fresh = scaling.renewed(model, obs, priors, found.values())
     objective = compiled_objective(model, found.sites)
     by_image, by_shared = map(np.asarray, objective(found.image, found.shared, fresh, priors)[1])
