@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +30,6 @@ def draw_pictures(
         These sentences.
     """
     failed: list[str] = []
-    gc.freeze()  # a picture is of many objects in circles: what was there need not be searched
     for k, (name, draw) in enumerate(drawn.items()):
         progress.update(k / len(drawn), f"drawing {name}")
         try:
@@ -45,5 +43,4 @@ def draw_pictures(
         for line in found:
             progress.say(f"{line}; all other results are complete")
         failed += found
-    gc.unfreeze()
     return failed
