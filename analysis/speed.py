@@ -175,7 +175,7 @@ def independent_draws(out: Path) -> float:
     summary = json.loads(path.read_text())
     draws = summary.get("posterior", summary.get("draws", {}))
     seconds = summary.get("seconds", {})
-    spent = seconds.get("posterior", float("nan")) if isinstance(seconds, dict) else float("nan")
+    spent = seconds.get("draws", float("nan")) if isinstance(seconds, dict) else float("nan")
     found = draws.get("ess_bulk_min") if isinstance(draws, dict) else None
     return float(found) / spent if found else float("nan")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import subprocess
 import sys
 import tracemalloc
 
@@ -100,3 +101,31 @@ def test_a_full_disk_is_one_sentence_for_joined_columns(monkeypatch):
     monkeypatch.setattr(large_arrays, "LARGE", 1 << 10)
     with pytest.raises(InputError, match=r"No space left on device.*; set TMPDIR"):
         large_arrays.joined([[np.zeros(1000)]])
+
+
+FAULTS = """
+import platform, resource, numpy as np
+from bayes_refine.util.large_arrays import keep_freed_memory
+
+def pages_given():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        np.ones(4_000_000)  # 32 MB: 7,800 pages
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+first = pages_given()
+keep_freed_memory()
+np.ones(4_000_000)
+print(platform.libc_ver()[0], first, pages_given())
+"""
+
+
+def test_freed_memory_is_kept():
+    """Each array's pages are asked of the system once, in a process of its own."""
+    said = subprocess.run(
+        [sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True
+    )
+    library, first, then = said.stdout.split(" ")
+    if library != "glibc":
+        pytest.skip("only glibc can be told to keep freed memory")
+    assert int(then) < 0.1 * int(first)
