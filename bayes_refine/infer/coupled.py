@@ -149,6 +149,7 @@ def at_marginal_mode(
     priors: Any,
     parts: Callable[[Any], Iterable[Any]] | None = None,
     seed: int = 0,
+    progress: Listener = SILENT,
 ) -> Fit:
     """The fit with its shared unknowns at the mode of their marginal density.
 
@@ -165,6 +166,7 @@ def at_marginal_mode(
     Args:
         fit: of :func:`coupled_fit`. model, priors, parts: as it took them. obs: that it returned.
         seed: of the signs.
+        progress: updated at each step.
     """
     objective = _objective(model, fit.sites, parts)
     n, k = fit.image.shape
@@ -190,7 +192,9 @@ def at_marginal_mode(
     slope = marginal(image, shared)
     step = -inverse @ slope
     for _ in range(RENEWALS):
-        if -slope @ step < STILL**2:
+        far = np.sqrt(max(-slope @ step, 0.0))
+        progress.update(None, f"{far:.2f} sd to the marginal mode of what the images share")
+        if far < STILL:
             break
         there = marginal(image + follow @ step, shared + step)
         if not (slope + there) @ step <= 0:

@@ -107,7 +107,7 @@ def fit_scales(
     """
     priors = priors or ScalingPriors()
     fit, there = joint_mode(obs, model, priors, init, seed, progress)
-    fit = at_marginal_mode(fit, model, there, priors, _several(obs), seed)
+    fit = at_marginal_mode(fit, model, there, priors, _several(obs), seed, progress)
     values = fit.values()
     sites = sites_at(model, obs, priors, values)
     draws = pinned_draws(fit, seed, N_DRAWS)
