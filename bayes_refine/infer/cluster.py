@@ -16,13 +16,14 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
-from distributed import Client, Future, KilledWorker, as_completed, get_worker
+from distributed import Client, Future, KilledWorker, get_worker, wait
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from .. import loading
@@ -38,15 +39,18 @@ T = TypeVar("T")
 RESTART_S = 60.0  # s that a worker which was lost has to come back
 GROUPS = 4  # for each worker: to share work evenly, and to do little again when one is lost
 LOOK = 1.0  # s between questions to the scheduler, for the progress
+STRANDED_S = 5.0  # s without a result; then groups that wait for lost workers are given out anew
 HELD = 0.3  # of a worker's memory: for data that it has read or made
 
 
 class _Task(NamedTuple):
-    """Items from the ``first`` on, ``size`` of them, and the workers where they failed."""
+    """Items from the ``first`` on, ``size`` of them, the workers where they failed, and those that
+    are to have them, if any is preferred."""
 
     first: int
     size: int
     failed: tuple[str, ...] = ()
+    where: tuple[str, ...] = ()
 
 
 @dataclass
@@ -165,27 +169,27 @@ class Cluster:
         self._prepare()
         if not items:
             return
-        self._without(())
         self.record.steps[_name(work)]["calls"] += 1
-        size = self._size(len(items))
+        size, done = self._size(len(items)), 0
         submitted: dict[Future, _Task] = {}
 
-        def submit(task: _Task) -> Future:
-            future = self._submit(how, work, items[task.first : task.first + task.size], task)
-            submitted[future] = task
-            return future
+        def submit(task: _Task, workers: set[str]) -> None:
+            task = task._replace(where=self._preferred(task, workers))
+            some = items[task.first : task.first + task.size]
+            submitted[self._submit(how, work, some, task)] = task
 
+        workers = self._without(())
         for first in range(0, len(items), size):
-            submit(_Task(first, min(size, len(items) - first)))
-        done, waiting = 0, as_completed(submitted)
-        for future in waiting:
+            submit(_Task(first, min(size, len(items) - first)), workers)
+        while submitted:
+            future = self._finished(submitted, submit)
             task = submitted.pop(future)
             try:
                 payload = future.result()
             except KilledWorker as error:
                 if task.size > 1:
                     for k in range(task.first, task.first + task.size):
-                        waiting.add(submit(_Task(k, 1)))
+                        submit(_Task(k, 1), self._without(()))
                     continue
                 why = f"ended {ATTEMPTS} processes, the last at {error.last_worker.address}"
                 if lost is None:
@@ -199,7 +203,7 @@ class Cluster:
                 worker, seconds, memory, result, failure = pickle.loads(payload)
                 self.record.memory[worker] = memory
                 if failure is not None:
-                    waiting.add(submit(self._elsewhere(task, worker, failure)))
+                    submit(self._elsewhere(task, worker, failure), self._without(()))
                     continue
                 self._home[task.first, task.size] = worker
                 self.record.seconds[_name(work)][worker] += seconds
@@ -208,6 +212,23 @@ class Cluster:
             if finished is not None:
                 finished(done)
             yield task.first, result
+
+    def _finished(self, submitted: dict[Future, _Task], submit: Callable) -> Future:
+        """A group that is done.
+
+        Dask never gives out a group of which the preferred workers were lost while no other one was
+        there.  Such a group is submitted anew.
+        """
+        while True:
+            with suppress(TimeoutError):
+                found = wait(list(submitted), timeout=STRANDED_S, return_when="FIRST_COMPLETED")
+                return next(iter(found.done))
+            workers = self._without(())
+            for future, task in list(submitted.items()):
+                if workers and task.where and not workers.intersection(task.where):
+                    del submitted[future]
+                    future.cancel()
+                    submit(task, workers)
 
     def _elsewhere(self, task: _Task, worker: str, error: Exception) -> _Task:
         """A task that failed, for another worker: a full disk is one worker's only.
@@ -233,23 +254,25 @@ class Cluster:
         self._most = max(self._most, len(workers))
         return workers - set(failed)
 
+    def _preferred(self, task: _Task, workers: set[str]) -> tuple[str, ...]:
+        """Which of the workers are to have a task: those where it did not fail, or its home."""
+        if task.failed:
+            return tuple(sorted(workers.difference(task.failed)))
+        return tuple(workers.intersection([self._home.get((task.first, task.size), "")]))
+
     def _submit(self, how, work, some, task: _Task) -> Future:
         payload = pickle.dumps((work, some), protocol=5)
         step = self.record.steps[_name(work)]
         step["bytes_sent"] += len(payload)
         step["groups"] += 1
-        home = self._home.get((task.first, task.size))
-        where = [] if home is None else [home]
-        if task.failed:
-            where = sorted(self._without(task.failed))
         return self.client.submit(
             _work,
             how,
             payload,
             key=f"{_name(work)}-{uuid.uuid4().hex}",
             pure=False,
-            workers=where or None,
-            allow_other_workers=bool(where),
+            workers=list(task.where) or None,
+            allow_other_workers=bool(task.where),
         )
 
     def _prepare(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import warnings
 from functools import partial
 
@@ -128,6 +129,17 @@ if os.getpid() != {os.getpid()} and not flag.exists():
     factor = executor.share(3.0)
     assert (tmp_path / "lost").exists()
     assert executor.map(partial(work.times, factor), [1.0, 2.0]) == [3.0, 6.0]
+    executor.client.wait_for_workers(2, timeout=60)  # other tests want both
+
+
+def test_all_workers_are_lost_at_once(executor, work, monkeypatch):
+    """Work that was preferably for one of them is done by those that come in their place."""
+    monkeypatch.setattr(cluster, "STRANDED_S", 0.5)
+    factor = executor.share(3.0)
+    assert executor.map(partial(work.times, factor), range(16)) == [3.0 * k for k in range(16)]
+    for pid in executor.client.run(os.getpid).values():
+        os.kill(pid, signal.SIGKILL)
+    assert executor.map(partial(work.times, factor), range(16)) == [3.0 * k for k in range(16)]
     executor.client.wait_for_workers(2, timeout=60)  # other tests want both
 
 
