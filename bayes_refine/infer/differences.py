@@ -222,16 +222,19 @@ def integral(model: Model, sites: tuple[Site, ...], apart: bool):
     """ln mean_m p(y, θ + L z_m | φ) exp(½|z_m|²) of a batch, and what is shared with it.
 
     A function of (theta (n, k), phi (s,), roots L (n, k, k), pull (n, k, s), weight, share, points
-    z (m, k), args), where θ moves by −pull with φ.  It returns the sum over images, the slope of
-    minus this (s,), and the mean of Lᵀ g_m z_mᵀ (n, k, k), g_m slopes of −ln p at the points: the
-    curvature of an image in coordinates z, averaged over the points.
+    z (m, k), or (m, n, k) for each image its own, args), where θ moves by −pull with φ.  It returns
+    the sum over images, the slope of minus this (s,), and the mean of Lᵀ g_m z_mᵀ (n, k, k), g_m
+    slopes of −ln p at the points: the curvature of an image in coordinates z, averaged over the
+    points.
     """
     slope = compiled_slope_of_each(model, sites, apart)
 
     def integrated(theta, phi, roots, pull, weight, share, z, args):
         args, used = jax.device_put(args), weight > 0
-        found = [jax.tree.map(np.asarray, slope(theta + roots @ x, phi, weight, args)) for x in z]
-        image = np.array([here.image for here in found]) + 0.5 * np.sum(z**2, 1)[:, None]
+        z = np.broadcast_to(z if z.ndim == 3 else z[:, None], (len(z), *theta.shape))
+        places = theta + (roots @ z[..., None])[..., 0]
+        found = [jax.tree.map(np.asarray, slope(place, phi, weight, args)) for place in places]
+        image = np.array([here.image for here in found]) + 0.5 * np.sum(z**2, 2)
         image = np.where(np.isfinite(image), image, -np.inf)
         of_images = np.logaddexp.reduce(image, axis=0)
         # ln p may not be finite at a point
@@ -243,11 +246,12 @@ def integral(model: Model, sites: tuple[Site, ...], apart: bool):
         g_image, g_each = (np.where(np.isfinite(x), x, 0.0) for x in (g_image, g_each))
         following = np.einsum("nks,mnk->mns", pull, g_image)
         g_shared = np.einsum("mn,mns->ns", of_point, g_each - following)[used].sum(0)
-        curvature = np.einsum("nji,mnj,ml->nil", roots, g_image, z) / len(z)
+        along = (np.swapaxes(roots, 1, 2) @ g_image[..., None])[..., 0]
+        curvature = np.einsum("mni,mnl->nil", along, z) / len(z)
         return (
             float(of_images[used].sum() - used.sum() * np.log(len(z)) + share * found[0].shared),
             g_shared + share * found[0].g_prior,
-            np.where(lost[:, None, None], np.eye(z.shape[1]), _positive(curvature)),
+            np.where(lost[:, None, None], np.eye(z.shape[2]), _positive(curvature)),
         )
 
     return integrated

@@ -20,7 +20,7 @@ images.
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,6 +41,9 @@ CLOSE = 0.1  # posterior sd, step of forward differences of slopes, for the curv
 FAR = 1.0  # posterior sd; the points miss the mode of an image that is further from it
 RENEWALS = 4  # of the points at most
 FEWEST = 16  # pairs of points, for a noise of less than a hundredth of a posterior sd
+PAIRS = 2  # of the few points that lead to within a posterior sd
+NEAR = 0.3  # posterior sd; few points lead no nearer
+AROUND = 0.05  # posterior sd; points that were made further from the mode are made anew
 SETTLING = 5  # Newton steps of the images at the end
 
 
@@ -54,11 +57,11 @@ def marginal_fit(
 ) -> Fit:
     """Move the shared unknowns of a joint MAP to their marginal mode.
 
-    Quasi-Newton steps from the joint density's curvature, halved where the marginal density falls;
-    each image follows at its own mode.  The covariance of the shared
-    unknowns is of the marginal density's curvature; its difference from the joint density's
-    curvature is measured on the first batch of images and scaled to all.  The result also has the
-    posterior means less the modes.
+    Quasi-Newton steps from the joint density's curvature, halved where the marginal density falls,
+    with few points first and with all near the mode; each image follows at its own mode.  The
+    covariance of the shared unknowns is of the marginal density's curvature; its difference from
+    the joint density's curvature is measured on the first batch of images and scaled to all.  The
+    result also has the posterior means less the modes.
 
     Args:
         model, args: as they were given to ``map_fit``. fit: what it returned.
@@ -83,23 +86,23 @@ def _marginal_fit(model, args, fit: Fit, max_iterations, tolerance, progress) ->
     search = Search(model, args, fit.values())
     usable = search.weight * search.data.padded(1.0 * (fit.status == Kind.CONVERGED))
     state = search.start._replace(damping=np.zeros(len(usable)), shared_damping=0.0)
-    here, iteration = search.look(state, _known_curvature(search, fit)), 0
-    for renewal in range(RENEWALS):
+    here = search.look(state, _known_curvature(search, fit))
+    inverse = upward_inverse(here.steps.schur[None], np.zeros(1), np)[0]
+    frame, near = _Frame.of(search, here, usable), tolerance / 2
+    climb = partial(_climb, search, max_steps=max_iterations, progress=progress)
+    # with a few points most of the way, at an eighth of the cost of a step
+    signs, z = random_signs(*state.theta.shape), points(state.theta.shape[1])
+    state, inverse, iteration, *_ = climb(state, frame, signs, inverse, NEAR)
+    for _ in range(RENEWALS):
+        state, here = _looked(search, state, frame, near)
         frame = _Frame.of(search, here, usable)
-        state, far, taken, best = _climb(
-            search, state, here, frame, (max_iterations, tolerance), progress
-        )
+        state, inverse, taken, (first, far), best = climb(state, frame, z, inverse, tolerance)
         iteration += taken
-        if taken or here.curvature is None:
-            state = _settled(search, state, frame, near=tolerance / 2) or state
-            here = search.look(state, differences.exact)
-        for _ in range(SETTLING):  # for images that lag behind the shared unknowns
-            if np.max(usable * here.steps.distance) < tolerance / 2:
-                break
-            state = _moved(search, state, here.steps.alone * usable[:, None], 0 * state.phi)
-            here = search.look(state, differences.exact)
-        if taken <= min(renewal, 1):  # with new points at most one step was left
+        if first < AROUND:  # the images' curvature has not changed
+            here = search.look(state, here.block_hessian)
             break
+    else:
+        state, here = _looked(search, state, frame, near)
     found = fit_at(search, state, here, fit.iterations + iteration, tolerance)
     frame = _Frame.of(search, here, usable)
     covariance = _covariance(search, state, frame, found.shared_covariance)
@@ -129,6 +132,19 @@ def _known_curvature(search: Search, fit: Fit) -> BlockHessian | Curvature:
     return found
 
 
+def _looked(search: Search, state: State, frame: _Frame, near: float) -> tuple[State, Look]:
+    """The state with each image within ``near`` sd of its mode, and the exact curvature there."""
+    state = _settled(search, state, frame, near=near) or state
+    here = search.look(state, differences.exact)
+    for _ in range(SETTLING):  # for images that lag behind the shared unknowns
+        if np.max(frame.usable * here.steps.distance) < near:
+            break
+        alone = here.steps.alone * frame.usable[:, None]
+        state = _moved(search, state, alone, 0 * state.phi)
+        here = search.look(state, differences.exact)
+    return state, here
+
+
 class _Frame(NamedTuple):
     """The points of n images, and how the images' unknowns follow the shared unknowns.
 
@@ -152,6 +168,10 @@ class _Frame(NamedTuple):
         """(n, k, k) from points to an image's unknowns; 0 of an image that is not integrated."""
         return self.factor * self.usable[:, None, None]
 
+    def renewed(self, curvature: np.ndarray) -> _Frame:
+        """With the points where a later curvature, in coordinates of this frame, places them."""
+        return self._replace(factor=self.factor @ np.linalg.cholesky(np.linalg.inv(curvature)))
+
     @property
     def inverse(self) -> np.ndarray:
         """(n, k, k) inverse curvature of the images; 0 of an image that is not integrated."""
@@ -161,44 +181,48 @@ class _Frame(NamedTuple):
         """Of the first n images."""
         return _Frame(*(x[:n] for x in self))
 
-    def renewed(self, curvature: np.ndarray) -> _Frame:
-        """With the points where a later curvature, in coordinates of this frame, places them."""
-        return self._replace(factor=self.factor @ np.linalg.cholesky(np.linalg.inv(curvature)))
 
+def _climb(search, state: State, frame: _Frame, z, inverse, tolerance, *, max_steps, progress):
+    """Steps uphill in the marginal density, to within ``tolerance`` posterior sd of its mode.
 
-def _climb(search, state: State, here: Look, frame: _Frame, limits, progress):
-    """Steps uphill in the marginal density.
+    These are quasi-Newton steps (BFGS), halved where the density falls.  In a climb from far away
+    the points of each step determine those of the next, and it ends at twice ``AROUND``.
 
-    These are quasi-Newton steps (BFGS) from the curvature of the joint density, halved where the
-    density falls.  The points of each step determine the points of the next step.
+    Args:
+        z: points, all or few (:func:`random_signs`). inverse: (s, s) of the curvature.
 
     Returns:
-        The state, its distance to the mode in posterior sd, the number of steps, and the marginal
-        density there.
+        The state, the curvature's inverse, the number of steps, how many posterior sd away the mode
+        was and is, and the marginal density.
     """
-    max_iterations, tolerance = limits
-    inverse = upward_inverse(here.steps.schur[None], np.zeros(1), np)[0]
-    state = _settled(search, state, frame, here.slope) or state
-    best = _marginal(search, state, frame)
-    step = -inverse @ best.slope
-    for taken in range(max_iterations):
-        far = float(np.sqrt(max(best.slope @ inverse @ best.slope, 0.0)))
-        if far < tolerance:
-            return state, far, taken, best
+    state = _settled(search, state, frame) or state
+    best = _marginal(search, state, frame, z)
+    far = first = _distance(best, inverse)
+    if is_far := first > 2 * AROUND:
+        tolerance = max(tolerance, 2 * AROUND)
+    step, taken = -inverse @ best.slope, 0
+    while far >= tolerance and taken < max_steps:
+        taken += 1
         there = _settled(search, _moved(search, state, -frame.pull @ step, step), frame)
-        found = None if there is None else _marginal(search, there, frame)
+        found = None if there is None else _marginal(search, there, frame, z)
         value = -np.inf if found is None else found.log_density
         progress.update(
-            None, f"step {taken + 1}: marginal ln p {value:.2f}, it was {best.log_density:.2f}"
+            None, f"step {taken}: marginal ln p {value:.2f}, it was {best.log_density:.2f}"
         )
         if there is None or found is None or not _rises(best, found, there.phi - state.phi, far):
             step = step / 2
             continue
         inverse = bfgs(inverse, there.phi - state.phi, found.slope - best.slope)
-        state, best, frame = there, found, frame.renewed(found.curvature)
-        step = -inverse @ best.slope
-    far = float(np.sqrt(max(best.slope @ inverse @ best.slope, 0.0)))
-    return state, far, max_iterations, best
+        state, best = there, found
+        if is_far and z.ndim == 2:
+            frame = frame.renewed(found.curvature)
+        far, step = _distance(best, inverse), -inverse @ best.slope
+    return state, inverse, taken, (first, far), best
+
+
+def _distance(found: _Marginal, inverse: np.ndarray) -> float:
+    """Posterior sd to the mode."""
+    return float(np.sqrt(max(found.slope @ inverse @ found.slope, 0.0)))
 
 
 def _rises(best: _Marginal, found: _Marginal, step: np.ndarray, far: float) -> bool:
@@ -273,14 +297,16 @@ class _Marginal(NamedTuple):
     slopes: np.ndarray
 
 
-def _marginal(search: Search, state: State, frame: _Frame) -> _Marginal:
-    """The marginal density with the points of a frame."""
-    z, share, weight = points(state.theta.shape[1]), 1 / len(search.data.parts), search.weight
-    parts = search.each(
-        differences.integral,
-        (search.model, search.sites, search.apart),
-        lambda w: (state.theta[w], state.phi, frame.roots[w], frame.pull[w], weight[w], share, z),
-    )
+def _marginal(search: Search, state: State, frame: _Frame, z: np.ndarray) -> _Marginal:
+    """The marginal density with the points z (m, k), or (m, n, k) of each image, in a frame."""
+    share, weight = 1 / len(search.data.parts), search.weight
+
+    def rows(w: slice) -> tuple:
+        of_frame = frame.roots[w], frame.pull[w]
+        of_images = z[:, w] if z.ndim == 3 else z
+        return state.theta[w], state.phi, *of_frame, weight[w], share, of_images
+
+    parts = search.each(differences.integral, (search.model, search.sites, search.apart), rows)
     ln_p, slope, each = zip(*parts, strict=True)
     used = frame.usable > 0
     eye = np.eye(state.theta.shape[1])
@@ -298,6 +324,16 @@ def points(k: int) -> np.ndarray:
     z = np.random.default_rng(0).standard_normal((max(FEWEST, k + 2), k))
     z = np.concatenate([z, -z])
     return z @ np.linalg.inv(np.linalg.cholesky(z.T @ z / len(z))).T
+
+
+def random_signs(n: int, k: int) -> np.ndarray:
+    """(m, n, k) a few points of each of n images: random signs, and their negatives.
+
+    Products of two of them are on average those of the unit normal, and errors of the images, whose
+    signs differ, cancel in the sum over images (Hutchinson 1990).
+    """
+    z = 2 * np.random.default_rng(0).integers(2, size=(n, PAIRS, k), dtype=np.int8) - 1
+    return np.moveaxis(np.concatenate([z, -z], axis=1), 1, 0)
 
 
 def _shift(search: Search, state: State, here: Look, covariance, usable):
@@ -347,6 +383,7 @@ def _covariance(search: Search, state: State, frame: _Frame, joint: np.ndarray) 
     few, n = search.first_batch(), search.data.size
     share = frame.usable.sum() / max(frame.usable[:n].sum(), 1.0)
     state, frame = state._replace(theta=state.theta[:n], damping=state.damping[:n]), frame.first(n)
+    z = points(state.theta.shape[1])
     factor = np.linalg.cholesky(joint)
 
     def added(d):
@@ -355,7 +392,7 @@ def _covariance(search: Search, state: State, frame: _Frame, joint: np.ndarray) 
         there = state._replace(theta=state.theta - frame.pull @ d, phi=state.phi + d)
         slope = few.slope(there)
         step = -np.einsum("nij,nj->ni", frame.inverse, slope.g_image)
-        found = _marginal(few, there._replace(theta=there.theta + step), frame)
+        found = _marginal(few, there._replace(theta=there.theta + step), frame, z)
         following = np.einsum("nks,nk->s", frame.pull, slope.g_image)
         return found.slope - (slope.g_shared - following), found.curvature
 
@@ -363,7 +400,7 @@ def _covariance(search: Search, state: State, frame: _Frame, joint: np.ndarray) 
     moved = [added(d) for d in CLOSE * factor.T]
     rows = np.array([x - here_added for x, _ in moved]) @ factor / CLOSE
     bent = np.array([x - unit for _, x in moved]) / CLOSE  # (s, n, k, k)
-    rows = share * (rows + _fourth_moments(bent, points(state.theta.shape[1])))
+    rows = share * (rows + _fourth_moments(bent, z))
     values, vectors = np.linalg.eigh(np.eye(len(joint)) + (rows + rows.T) / 2)
     factor = factor @ vectors / np.sqrt(np.maximum(values, WIDEST**-2))
     return factor @ factor.T
