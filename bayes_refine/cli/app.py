@@ -48,7 +48,6 @@ class _Logged(Console):
         if _Logged.to is not None:
             how = {k: v for k, v in how.items() if k in ("sep", "end", "markup", "soft_wrap")}
             Console(file=_Logged.to, highlight=False, width=100).print(*objects, **how)
-            _Logged.to.flush()
 
 
 out_console, err_console = _Logged(highlight=False), _Logged(stderr=True, highlight=False)
@@ -79,7 +78,10 @@ def log_to(path: Path, command: Sequence[str], go_on: bool = False) -> None:
     """Copy what the terminal shows, and each report of progress, to a file from now on."""
     end_log()
     try:
-        _Logged.to = path.open("a" if go_on else "w", encoding="utf-8", errors="backslashreplace")
+        # line by line: it can be followed, and is whole where the program is killed
+        _Logged.to = path.open(
+            "a" if go_on else "w", buffering=1, encoding="utf-8", errors="backslashreplace"
+        )
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
     _Logged.to.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(map(str, command))}\n")

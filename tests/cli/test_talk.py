@@ -25,7 +25,7 @@ def status(*arguments) -> int:
 
 
 @pytest.fixture
-def talkative(monkeypatch):
+def talkative(monkeypatch, tmp_path):
     """``merge`` that shows what it found, makes a step, warns, and cannot go on."""
     data = SimpleNamespace(describe=lambda: "7 observations")
     monkeypatch.setattr(merge, "open_unmerged", lambda *_: data)
@@ -34,6 +34,8 @@ def talkative(monkeypatch):
         with progress() as listener:
             listener.say("scales of 2 images")
             listener.update(1 / 3, "step 3 of 9")
+        log = (tmp_path / "log.txt").read_text()
+        assert "step 3 of 9\n" in log  # whoever follows it sees each line
         with warnings.catch_warnings():
             warnings.simplefilter("always")
             warnings.warn("a mean of nothing", RuntimeWarning, stacklevel=1)

@@ -80,6 +80,7 @@ def test_a_changed_byte_is_noticed(tmp_path, at):
     store: Store[Layout] = Store(1, tmp_path / "s")
     store.put(0, Layout(np.arange(10_000), np.arange(10_000), (1, 1)))
     path = tmp_path / "s" / "000" / "000000.h5"
+    assert store.find(0) is not None  # it is checked again after it was read once
     content = bytearray(path.read_bytes())
     content[int(at * len(content))] ^= 1
     path.write_bytes(content)
