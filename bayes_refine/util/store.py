@@ -20,7 +20,7 @@ from .errors import InputError
 
 T = TypeVar("T")
 _Key = tuple[Path, str, tuple[tuple[str, str], ...]]  # file, field, what it was made of
-HELD = 2**28  # bytes of objects that stay in memory: those of some 1,000 images
+HELD = 2**27  # bytes of objects that stay in memory: those of some 500 images
 
 
 @contextmanager
