@@ -28,15 +28,15 @@ import numpy as np
 from ..util.progress import SILENT, Listener
 from ..util.status import Kind
 from . import differences
-from .curvature import WIDEST, BlockHessian, upward_inverse, upward_root
+from .curvature import WIDEST, BlockHessian, upward_inverse
 from .density import Model
 from .laplace import Fit
 from .lbfgs import bfgs
+from .mean_less_mode import mean_less_mode
 from .search import Curvature, Look, Search, State, fit_at
 from .steps import Slope
 from .summary import Summary
 
-DIFFERENCE = 0.7  # posterior sd, step of second differences of slopes, for means less modes
 CLOSE = 0.1  # posterior sd, step of forward differences of slopes, for the curvature at the mode
 FAR = 1.0  # posterior sd; the points miss the mode of an image that is further from it
 RENEWALS = 4  # of the points at most
@@ -106,7 +106,7 @@ def _marginal_fit(model, args, fit: Fit, max_iterations, tolerance, progress) ->
     found = fit_at(search, state, here, fit.iterations + iteration, tolerance)
     frame = _Frame.of(search, here, usable)
     covariance = _covariance(search, state, frame, found.shared_covariance)
-    image_shift, shared_shift = _shift(search, state, here, covariance, usable)
+    image_shift, shared_shift = mean_less_mode(search, state, here, covariance, usable)
     n = search.n_images
     return replace(
         found,
@@ -334,48 +334,6 @@ def random_signs(n: int, k: int) -> np.ndarray:
     """
     z = 2 * np.random.default_rng(0).integers(2, size=(n, PAIRS, k), dtype=np.int8) - 1
     return np.moveaxis(np.concatenate([z, -z], axis=1), 1, 0)
-
-
-def _shift(search: Search, state: State, here: Look, covariance, usable):
-    """Posterior mean less mode, (n, k) and (s,), to second order: half the third derivatives of
-    ln p, contracted with the covariance once and once more (Tierney & Kadane 1986).
-
-    Second differences of the slope are taken along the shared unknowns, the images following, and
-    along the unknowns of all images at once, which are independent given the shared ones.  The
-    effect of the images' differences on the shared unknowns is in the marginal mode already.
-    """
-    pull, blocks = here.steps.pull, here.block_hessian.blocks
-
-    def bent(image, shared):
-        """Slope of −ln p on both sides of the state less twice the slope at it, (n, k) and (s,)."""
-        sides = [
-            search.slope(state._replace(theta=state.theta + x, phi=state.phi + y))
-            for x, y in ((image, shared), (-image, -shared))
-        ]
-        at = here.slope
-        return (
-            sum(side.g_image - at.g_image for side in sides) / DIFFERENCE**2,
-            sum(side.g_shared - at.g_shared for side in sides) / DIFFERENCE**2,
-        )
-
-    followed = [bent(-pull @ d, d) for d in DIFFERENCE * np.linalg.cholesky(covariance).T]
-    root = upward_root(blocks) * usable[:, None, None]
-    steps = DIFFERENCE * np.moveaxis(root, 2, 0)
-    alone = [bent(x, np.zeros_like(state.phi))[0] for x in steps]
-    of_image, of_shared = (sum(x) for x in zip(*followed, strict=True))
-    of_image = of_image * usable[:, None]
-    of_shared = of_shared - np.einsum("nis,ni->s", pull, of_image)
-    shared = _bounded(np.linalg.cholesky(covariance)[None], of_shared[None])[0]
-    return _bounded(root, of_image + sum(alone)) - pull @ shared, shared
-
-
-def _bounded(root, bent):
-    """−½ W Wᵀ v (n, k) of W (n, k, k) and v (n, k), at most one sd along each column of W.
-
-    Where a direction is nearly flat the expansion does not hold, and its shift means nothing.
-    """
-    along = np.clip(-0.5 * np.einsum("nij,ni->nj", root, bent), -1.0, 1.0)
-    return np.einsum("nij,nj->ni", root, along)
 
 
 def _covariance(search: Search, state: State, frame: _Frame, joint: np.ndarray) -> np.ndarray:
