@@ -1,9 +1,10 @@
 """Does it matter who does the work, and what a killed worker costs?
 
 Fits one simulated run alone, by ``--workers 2``, and by a Dask cluster of two processes that is
-joined by its file.  Then fits it by two workers again and again, and kills a worker (SIGKILL) at a
-random moment of each fit.  For each fit: how many files differ by a byte from those of the fit
-alone, the largest difference of a number in the MTZ files, and seconds.
+joined by its file.  Then fits it by two workers again and again, and kills (SIGKILL) at a random
+moment of each fit one worker, and both workers of every second fit.  For each fit: how many files
+differ by a byte from those of the fit alone, the largest difference of a number in the MTZ files,
+and seconds.
 
     python analysis/killed_workers.py --images 48 --kills 20
 """
@@ -50,8 +51,8 @@ def fitted(words: list[str], meanwhile: Callable[[subprocess.Popen], str] | None
     return said
 
 
-def kill_one(run: subprocess.Popen, after: float, rng: random.Random) -> str:
-    """Kill a worker of a fit after so many seconds."""
+def kill(run: subprocess.Popen, after: float, how_many: int, rng: random.Random) -> str:
+    """Kill workers of a fit after so many seconds, all at the same time."""
     time.sleep(after)
     try:
         family = psutil.Process(run.pid).children(recursive=True)
@@ -60,8 +61,10 @@ def kill_one(run: subprocess.Popen, after: float, rng: random.Random) -> str:
     workers = [p for p in family if "spawn_main" in " ".join(p.cmdline())]
     if not workers:
         return f"no worker at {after:.1f} s"
-    rng.choice(workers).kill()
-    return f"killed one of {len(workers)} at {after:.1f} s"
+    chosen = rng.sample(workers, min(how_many, len(workers)))
+    for worker in chosen:
+        worker.kill()
+    return f"killed {len(chosen)} of {len(workers)} at {after:.1f} s"
 
 
 def compared(one: Path, other: Path) -> str:
@@ -127,7 +130,8 @@ def main() -> None:
         for k in range(options.kills):
             after = rng.uniform(0.05, 0.9) * duration
             words = fit(f"killed {k + 1}", "--workers", 2)
-            row(f"killed {k + 1}", words, lambda run, after=after: kill_one(run, after, rng))
+            n = 1 + k % 2
+            row(f"killed {k + 1}", words, lambda run, after=after, n=n: kill(run, after, n, rng))
 
 
 if __name__ == "__main__":
