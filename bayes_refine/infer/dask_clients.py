@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -63,15 +62,13 @@ def client_of(workers: int | None, scheduler: str | None, folder: Path) -> Itera
 
 
 def local(n: int, folder: Path) -> LocalCluster:
-    """A cluster of ``n`` processes on this machine, which share its processors."""
+    """A cluster of ``n`` processes on this machine."""
     dask.config.set({"distributed.scheduler.allowed-failures": ATTEMPTS - 1})
     start = partial(
         LocalCluster,
         n_workers=n,
         threads_per_worker=1,
         processes=True,
-        # two programs side by side take two thirds of the time of one after the other on both
-        env={"NPROC": str(max(1, (os.cpu_count() or 1) // n))},
         local_directory=str(folder),
         dashboard_address="127.0.0.1:0",
         silence_logs=logging.CRITICAL,
