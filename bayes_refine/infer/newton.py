@@ -13,12 +13,16 @@ import numpy as np
 
 from ..util.progress import SILENT, Listener
 from . import differences
+from .curvature import BlockHessian
 from .density import Model
 from .laplace import Fit
 from .search import Curvature, Look, Search, State, fit_at
 
 SERVES = 0.9  # of the distance left after a step: with more, a new curvature (ten steps' time) pays
 COST = 10  # steps that the exact Hessian costs: near the mode it pays where more steps are left
+LEAST = 0.2  # of the expected curvature along a step, that a change of the slope leads to
+FEW = 0.01  # of the images, that do not hold up the others
+PATIENCE = 8  # steps that these few have when all others are at their modes
 
 
 def map_fit(
@@ -36,10 +40,11 @@ def map_fit(
 
     Damped Fisher scoring, then Newton's method, through the block Hessian (a block for each
     image, a Schur complement for the shared unknowns), which is renewed when steps with the old one
-    no longer pay (Shamanskii 1967).  Directions of negative curvature are followed uphill
-    (|eigenvalue|); no step is longer than one prior sd.  Each image has its own damping, and stays
-    where it is when a step does not raise its ln p, so that ln p never falls and one bad image does
-    not hold up the others.
+    no longer pay (Shamanskii 1967); until then each step corrects that of the shared unknowns
+    (BFGS).  Directions of negative curvature are followed uphill (|eigenvalue|); no step is longer
+    than one prior sd.  Each image has its own damping, and stays where it is when a step does not
+    raise its ln p, so that ln p never falls.  One image in a hundred may be left behind:
+    ``PATIENCE`` steps after all others are at their modes the search ends without these.
 
     Args:
         model: NumPyro program; ``args``: what it is called with, the first of them whole or as
@@ -67,9 +72,15 @@ def map_fit(
             return float(np.quantile(of_images, 1 - stragglers))
         return max(float(of_images.max()), here.steps.shared_distance)
 
+    def of_most(here: Look) -> float:
+        """Posterior sd to the mode, of the furthest image that is not one of the ``FEW``."""
+        of_images = here.steps.distance[: search.n_images]
+        return float(np.quantile(of_images, 1 - FEW, method="higher"))
+
     def is_near(here: Look) -> bool:
-        """Whether the exact Hessian leads straight to the mode."""
-        return bool(exact) and distance(here) < 1.0
+        """Whether the exact Hessian leads straight to the mode: in posterior sd of one image."""
+        of_one = here.steps.shared_distance / np.sqrt(search.n_images)
+        return bool(exact) and max(of_most(here), of_one) < 1.0
 
     def is_slow(here: Look, before: float) -> bool:
         """Whether a new curvature would save time, the last step having begun at ``before``."""
@@ -78,15 +89,21 @@ def map_fit(
         return far > SERVES * before or saves
 
     def is_last(here: Look, iteration: int) -> bool:
-        return distance(here) < tolerance or iteration == max_iterations
+        return distance(here) < tolerance or iteration == max_iterations or waited == PATIENCE
 
     state = fresh = search.start  # ``fresh``: where the last step with a new curvature led
-    here, before = search.look(state, curvature), np.inf
+    here, waited = search.look(state, curvature), 0
+    before, phi = here, state.phi  # where the last step began
     for iteration in range(max_iterations + 1):
-        is_old = here.curvature is None
-        if is_old and not is_last(here, iteration) and is_slow(here, before):
-            state = _eased(state, fresh)
-            here = search.look(state, differences.exact if is_near(here) else curvature, here.slope)
+        is_there = max(of_most(here), here.steps.shared_distance) < tolerance
+        waited = waited + 1 if is_there else 0
+        if here.curvature is None and not is_last(here, iteration):
+            if is_slow(here, distance(before)) and not waited:
+                state = _eased(state, fresh)
+                better = differences.exact if is_near(here) else curvature
+            else:
+                better = _with_secant(before, here, state.phi - phi)
+            here = search.look(state, better, here.slope)
         if exact != "near" and here.curvature is not final and is_last(here, iteration):
             # by the final curvature the mode may be further: then the search goes on
             state = _eased(state, fresh)
@@ -98,7 +115,7 @@ def map_fit(
         )
         if is_last(here, iteration):
             break
-        before = distance(here)
+        before, phi = here, state.phi
         state, slope = search.step(state, here)
         if here.curvature is not None:
             fresh = state
@@ -114,3 +131,20 @@ def _eased(state: State, fresh: State) -> State:
         damping=np.minimum(state.damping, fresh.damping),
         shared_damping=min(state.shared_damping, fresh.shared_damping),
     )
+
+
+def _with_secant(before: Look, here: Look, moved: np.ndarray) -> BlockHessian:
+    """The curvature of a look, with what the slope's change since ``before`` says of the shared
+    unknowns' (BFGS, damped: Powell 1978), by which they moved: (s,).
+    """
+    hessian, curved = here.block_hessian, here.steps.schur @ moved
+    expected = float(moved @ curved)
+    if not expected > 0:  # they stayed
+        return hessian
+    change = here.steps.g_schur - before.steps.g_schur
+    found = float(moved @ change)
+    if found < LEAST * expected:
+        share = (1 - LEAST) * expected / (expected - found)
+        change, found = share * change + (1 - share) * curved, LEAST * expected
+    more = np.outer(change, change) / found - np.outer(curved, curved) / expected
+    return hessian._replace(shared=hessian.shared + more)

@@ -45,15 +45,18 @@ class Slope(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """Newton's steps uphill, damped, and distances to the mode, not damped.
+    """Newton's steps uphill, damped, and distances to the mode.
+
+    An image whose steps have failed is damped, and follows the shared unknowns less; so it does in
+    their slope, curvature and distance.
 
     Attributes:
         alone: (n, k) of each image with the shared unknowns held; distance: (n,) its length, in
-            posterior sd.
+            posterior sd, were it not damped.
         pull: (n, k, s), −∂θ̂_i/∂φ: how far the optimum of image i moves when a shared unknown
             changes.
         shared: (s,) of the shared unknowns, the images following; shared_distance: its length, in
-            posterior sd.
+            posterior sd, were it not damped.
         g_schur, schur: (s,) and (s, s), slope and curvature of −ln p along the shared unknowns,
             the images following.
     """
@@ -80,20 +83,15 @@ def steps_of(
     g, across = (turned @ slope.g_image[:, :, None])[..., 0], turned @ coupling
     easier = 1 / (values + np.reshape(damping, (-1, 1)))
 
-    def of_shared(inverse, damping):
-        """Slope, curvature and inverse curvature with the images following."""
-        schur = shared - np.einsum("nks,nkt->st", across, inverse[..., None] * across)
-        g_schur = slope.g_shared - np.einsum("nks,nk->s", across, inverse * g)
-        return g_schur, schur, upward_inverse(schur[None], np.array([damping]), np)[0]
-
-    g_schur, schur, inverse = of_shared(1 / values, 0.0)
-    g_damped, _, damped_inverse = of_shared(easier, shared_damping)
+    schur = shared - np.einsum("nks,nkt->st", across, easier[..., None] * across)
+    g_schur = slope.g_shared - np.einsum("nks,nk->s", across, easier * g)
+    inverse = upward_inverse(np.stack([schur, schur]), np.array([0.0, shared_damping]), np)
     return Steps(
         alone=-(vectors @ (easier * g)[..., None])[..., 0],
         pull=vectors @ (easier[..., None] * across),
         distance=np.sqrt(np.sum(g * g / values, axis=1)),
-        shared=-damped_inverse @ g_damped,
-        shared_distance=float(np.sqrt(max(g_schur @ inverse @ g_schur, 0.0))),
+        shared=-inverse[1] @ g_schur,
+        shared_distance=float(np.sqrt(max(g_schur @ inverse[0] @ g_schur, 0.0))),
         g_schur=g_schur,
         schur=schur,
     )
