@@ -39,10 +39,10 @@ from .summary import Summary
 
 CLOSE = 0.1  # posterior sd, step of forward differences of slopes, for the curvature at the mode
 FAR = 1.0  # posterior sd; the points miss the mode of an image that is further from it
-RENEWALS = 4  # of the points at most
+RENEWALS = 6  # of the density with all points at most
 FEWEST = 16  # pairs of points, for a noise of less than a hundredth of a posterior sd
-PAIRS = 2  # of the few points that lead to within a posterior sd
-NEAR = 0.3  # posterior sd; few points lead no nearer
+PAIRS = 2  # of the few points that show the way
+NEAR = 0.3  # posterior sd; few points alone lead no nearer
 AROUND = 0.05  # posterior sd; points that were made further from the mode are made anew
 SETTLING = 5  # Newton steps of the images at the end
 
@@ -51,7 +51,7 @@ def marginal_fit(
     model: Model,
     *args: Any,
     fit: Fit,
-    max_iterations: int = 10,
+    max_iterations: int = 25,
     tolerance: float = 0.02,
     progress: Listener = SILENT,
 ) -> Fit:
@@ -90,19 +90,27 @@ def _marginal_fit(model, args, fit: Fit, max_iterations, tolerance, progress) ->
     inverse = upward_inverse(here.steps.schur[None], np.zeros(1), np)[0]
     frame, near = _Frame.of(search, here, usable), tolerance / 2
     climb = partial(_climb, search, max_steps=max_iterations, progress=progress)
-    # with a few points most of the way, at an eighth of the cost of a step
-    signs, z = random_signs(*state.theta.shape), points(state.theta.shape[1])
-    state, inverse, iteration, *_ = climb(state, frame, signs, inverse, NEAR)
+    few, z = random_signs(*state.theta.shape), points(state.theta.shape[1])
+    state = _settled(search, state, frame) or state
+    start = _marginal(search, state, frame, few)
+    state, inverse, iteration = climb(state, frame, few, start, inverse, NEAR)
+    far = np.inf
     for _ in range(RENEWALS):
-        state, here = _looked(search, state, frame, near)
-        frame = _Frame.of(search, here, usable)
-        state, inverse, taken, (first, far), best = climb(state, frame, z, inverse, tolerance)
-        iteration += taken
-        if first < AROUND:  # the images' curvature has not changed
-            here = search.look(state, here.block_hessian)
+        if far > AROUND:  # else the images' curvature has hardly changed
+            state, here = _looked(search, state, frame, near)
+            frame = _Frame.of(search, here, usable)
+        best, before = _marginal(search, state, frame, z), far
+        far = _distance(best, inverse)
+        if far < tolerance:
             break
-    else:
-        state, here = _looked(search, state, frame, near)
+        of_all = far > before / 2  # few points have led nowhere
+        start = best if of_all else _marginal(search, state, frame, few)
+        tilt = best.slope - start.slope  # what few points miss, which hardly changes
+        state, inverse, taken = climb(
+            state, frame, z if of_all else few, start, inverse, near, tilt
+        )
+        iteration += taken
+    here = search.look(state, here.block_hessian)
     found = fit_at(search, state, here, fit.iterations + iteration, tolerance)
     frame = _Frame.of(search, here, usable)
     covariance = _covariance(search, state, frame, found.shared_covariance)
@@ -168,10 +176,6 @@ class _Frame(NamedTuple):
         """(n, k, k) from points to an image's unknowns; 0 of an image that is not integrated."""
         return self.factor * self.usable[:, None, None]
 
-    def renewed(self, curvature: np.ndarray) -> _Frame:
-        """With the points where a later curvature, in coordinates of this frame, places them."""
-        return self._replace(factor=self.factor @ np.linalg.cholesky(np.linalg.inv(curvature)))
-
     @property
     def inverse(self) -> np.ndarray:
         """(n, k, k) inverse curvature of the images; 0 of an image that is not integrated."""
@@ -182,29 +186,42 @@ class _Frame(NamedTuple):
         return _Frame(*(x[:n] for x in self))
 
 
-def _climb(search, state: State, frame: _Frame, z, inverse, tolerance, *, max_steps, progress):
+def _climb(
+    search,
+    state: State,
+    frame: _Frame,
+    z,
+    start,
+    inverse,
+    tolerance,
+    tilt=0,
+    *,
+    max_steps,
+    progress,
+):
     """Steps uphill in the marginal density, to within ``tolerance`` posterior sd of its mode.
 
-    These are quasi-Newton steps (BFGS), halved where the density falls.  In a climb from far away
-    the points of each step determine those of the next, and it ends at twice ``AROUND``.
+    These are quasi-Newton steps (BFGS), halved where the density falls.
 
     Args:
-        z: points, all or few (:func:`random_signs`). inverse: (s, s) of the curvature.
+        z: points, all or few (:func:`random_signs`). start: the density with these.
+        inverse: (s, s) of the curvature. tilt: (s,) to be added to the slope everywhere.
 
     Returns:
-        The state, the curvature's inverse, the number of steps, how many posterior sd away the mode
-        was and is, and the marginal density.
+        The state, the curvature's inverse, and the number of steps.
     """
-    state = _settled(search, state, frame) or state
-    best = _marginal(search, state, frame, z)
-    far = first = _distance(best, inverse)
-    if is_far := first > 2 * AROUND:
-        tolerance = max(tolerance, 2 * AROUND)
-    step, taken = -inverse @ best.slope, 0
+    phi, taken = state.phi, 0
+
+    def tilted(found: _Marginal, at: State) -> _Marginal:
+        value = found.log_density - np.sum(tilt * (at.phi - phi))
+        return found._replace(log_density=value, slope=found.slope + tilt)
+
+    best = tilted(start, state)
+    far, step = _distance(best, inverse), -inverse @ best.slope
     while far >= tolerance and taken < max_steps:
         taken += 1
         there = _settled(search, _moved(search, state, -frame.pull @ step, step), frame)
-        found = None if there is None else _marginal(search, there, frame, z)
+        found = None if there is None else tilted(_marginal(search, there, frame, z), there)
         value = -np.inf if found is None else found.log_density
         progress.update(
             None, f"step {taken}: marginal ln p {value:.2f}, it was {best.log_density:.2f}"
@@ -214,10 +231,8 @@ def _climb(search, state: State, frame: _Frame, z, inverse, tolerance, *, max_st
             continue
         inverse = bfgs(inverse, there.phi - state.phi, found.slope - best.slope)
         state, best = there, found
-        if is_far and z.ndim == 2:
-            frame = frame.renewed(found.curvature)
         far, step = _distance(best, inverse), -inverse @ best.slope
-    return state, inverse, taken, (first, far), best
+    return state, inverse, taken
 
 
 def _distance(found: _Marginal, inverse: np.ndarray) -> float:
