@@ -237,8 +237,8 @@ def integral(model: Model, sites: tuple[Site, ...], apart: bool):
         image = np.array([here.image for here in found]) + 0.5 * np.sum(z**2, 2)
         image = np.where(np.isfinite(image), image, -np.inf)
         of_images = np.logaddexp.reduce(image, axis=0)
-        # ln p may not be finite at a point
-        of_point = np.where(np.isfinite(image), np.exp(image - of_images), 0.0)
+        # ln p may not be finite at a point, nor at any of an image
+        of_point = np.exp(image - np.where(np.isfinite(of_images), of_images, 0.0))
         g_image, g_each = (
             np.array([getattr(here, name) for here in found]) for name in ("g_image", "g_each")
         )

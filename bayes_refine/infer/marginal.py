@@ -103,8 +103,9 @@ def _marginal_fit(model, args, fit: Fit, max_iterations, tolerance, progress) ->
         far = _distance(best, inverse)
         if far < tolerance:
             break
-        of_all = far > before / 2  # few points have led nowhere
-        start = best if of_all else _marginal(search, state, frame, few)
+        start = _marginal(search, state, frame, few)
+        if of_all := far > before / 2 or not np.isfinite(start.log_density):
+            start = best  # few points have led nowhere, or lead nowhere
         tilt = best.slope - start.slope  # what few points miss, which hardly changes
         state, inverse, taken = climb(
             state, frame, z if of_all else few, start, inverse, near, tilt
@@ -218,7 +219,7 @@ def _climb(
 
     best = tilted(start, state)
     far, step = _distance(best, inverse), -inverse @ best.slope
-    while far >= tolerance and taken < max_steps:
+    while far >= tolerance and taken < max_steps and np.isfinite(best.log_density):
         taken += 1
         there = _settled(search, _moved(search, state, -frame.pull @ step, step), frame)
         found = None if there is None else tilted(_marginal(search, there, frame, z), there)

@@ -101,9 +101,10 @@ def map_fit(
             if is_slow(here, distance(before)) and not waited:
                 state = _eased(state, fresh)
                 better = differences.exact if is_near(here) else curvature
+                here = search.look(state, better, here.slope)
             else:
-                better = _with_secant(before, here, state.phi - phi)
-            here = search.look(state, better, here.slope)
+                learned = _with_secant(before, here, state.phi - phi)
+                here = search.look(state, learned, here.slope)
         if exact != "near" and here.curvature is not final and is_last(here, iteration):
             # by the final curvature the mode may be further: then the search goes on
             state = _eased(state, fresh)

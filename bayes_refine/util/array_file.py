@@ -14,21 +14,47 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from zlib import crc32
 
 import h5py
 import numpy as np
 
 VERSION = 2
-# time and size of files as they were when their data were last checked, by path and field
-_checked: dict[tuple[Path, str], tuple[int, int]] = {}
 _PACKAGE = __name__.split(".")[0]
 
 
 class Damaged(Exception):
     """The file differs from what this module wrote."""
+
+
+class _Layout(NamedTuple):
+    """Where the arrays of a group are in a file, and what else is in it.
+
+    Attributes:
+        kind, values: the group's attributes ``class`` and ``values``.
+        arrays: (name, offset, dtype, shape) of each. groups: (name, layout) of each.
+    """
+
+    kind: str
+    values: str
+    arrays: tuple[tuple[str, int, np.dtype, tuple[int, ...]], ...]
+    groups: tuple[tuple[str, _Layout], ...]
+
+
+class _Checked(NamedTuple):
+    """A file as it was when its data were checked: time and size, attributes, layout."""
+
+    time_ns: int
+    size: int
+    attributes: dict[str, str]
+    layout: _Layout
+
+
+_checked: dict[tuple[Path, str], _Checked] = {}  # by path and field
+_layouts: dict[_Layout, _Layout] = {}  # most files of a run have the same
 
 
 def write(path: Path, item: Any, attributes: Mapping[str, str]) -> int:
@@ -69,22 +95,29 @@ def read(path: Path, attributes: Mapping[str, str] | None = None, field: str = "
         FileNotFoundError: there is no such file.
         Damaged: the file is incomplete, was changed, or has other attributes.
     """
-    found = path.stat()
-    state, key = (found.st_mtime_ns, found.st_size), (path, field)
-    is_known = _checked.get(key) == state
+    wanted, key = {"format": _PACKAGE, **(attributes or {})}, (path, field)
+    with path.open("rb", buffering=0) as plain:
+        found = os.fstat(plain.fileno())
+        known, now = _checked.get(key), (found.st_mtime_ns, found.st_size)
+        if known and (known.time_ns, known.size, known.attributes) == (*now, wanted):
+            return _made(known.layout, plain)  # by far faster than by HDF5
     try:
         with h5py.File(path, "r") as file:
-            wanted = {"format": _PACKAGE, **(attributes or {})}
             other = [name for name, value in wanted.items() if _text(file, name) != value]
             if other or file.attrs.get("version") != VERSION:
                 raise Damaged(f"{path}: its {', '.join(other) or 'version'} is another")
-            item = _get(file[field] if field else file, is_known)
-            _checked[key] = state
-            return item
+            layout = _layout(file[field] if field else file)
     except Damaged:
         raise
-    except Exception as error:  # HDF5 and a class that is given damaged values can raise anything
+    except Exception as error:  # HDF5 and damaged values can raise anything
         raise Damaged(f"{path}: {error}") from None
+    with path.open("rb", buffering=0) as plain:
+        try:
+            item = _made(layout, plain)
+        except Exception as error:  # a class that is given damaged values can raise anything
+            raise Damaged(f"{path}: {error}") from None
+    _checked[key] = _Checked(*now, wanted, _layouts.setdefault(layout, layout))
+    return item
 
 
 def _put(group: h5py.Group, item: Any) -> None:
@@ -127,24 +160,39 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__}: this type cannot be written")
 
 
-def _get(group: h5py.Group, is_known: bool) -> Any:
-    """The dataclass in a group; data that are known to be as they were written are not checked."""
+def _layout(group: h5py.Group) -> _Layout:
+    """Layout of a group, whose data are checked."""
     text, checks = _text(group, "values"), json.loads(_text(group, "crc32"))
     if crc32(text.encode()) != checks["values"]:
         raise ValueError(f"the values of {group.name} were changed")
-    values = {name: _lively(value) for name, value in json.loads(text).items()}
+    arrays, groups = [], []
     for name, child in group.items():
         if isinstance(child, h5py.Group):
-            values[name] = _get(child, is_known)
+            groups.append((name, _layout(child)))
             continue
-        values[name], check = child[()], checks["data"].pop(name)
-        if not is_known and crc32(values[name].tobytes()) != check:
+        if crc32(child[()].tobytes()) != checks["data"].pop(name):
             raise ValueError(f"{child.name} was changed")
+        offset = child.id.get_offset() if child.size else 0
+        arrays.append((name, offset, child.dtype, child.shape))
     if checks["data"]:
         raise ValueError(f"{', '.join(checks['data'])} of {group.name} is gone")
-    if _text(group, "class") == "dict":
+    return _Layout(_text(group, "class"), text, tuple(arrays), tuple(groups))
+
+
+def _made(layout: _Layout, file: FileIO) -> Any:
+    """The dataclass of a layout in a file."""
+    values = {name: _lively(value) for name, value in json.loads(layout.values).items()}
+    for name, group in layout.groups:
+        values[name] = _made(group, file)
+    for name, offset, dtype, shape in layout.arrays:
+        array = np.empty(shape, dtype)
+        file.seek(offset)
+        if file.readinto(array.reshape(-1).view(np.uint8).data) != array.nbytes:
+            raise ValueError(f"{name} ends early")
+        values[name] = array[()]  # a number, where there are no axes
+    if layout.kind == "dict":
         return values
-    module, name = _text(group, "class").split(":")
+    module, name = layout.kind.split(":")
     if module.split(".")[0] != _PACKAGE:
         raise ValueError(f"{module} is not of {_PACKAGE}")
     return getattr(importlib.import_module(module), name)(**values)
