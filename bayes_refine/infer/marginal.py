@@ -107,9 +107,8 @@ def _marginal_fit(model, args, fit: Fit, max_iterations, tolerance, progress) ->
         if of_all := far > before / 2 or not np.isfinite(start.log_density):
             start = best  # few points have led nowhere, or lead nowhere
         tilt = best.slope - start.slope  # what few points miss, which hardly changes
-        state, inverse, taken = climb(
-            state, frame, z if of_all else few, start, inverse, near, tilt
-        )
+        show, enough = z if of_all else few, max(near, far / 20)
+        state, inverse, taken = climb(state, frame, show, start, inverse, enough, tilt)
         iteration += taken
     here = search.look(state, here.block_hessian)
     found = fit_at(search, state, here, fit.iterations + iteration, tolerance)
@@ -227,12 +226,21 @@ def _climb(
         progress.update(
             None, f"step {taken}: marginal ln p {value:.2f}, it was {best.log_density:.2f}"
         )
-        if there is None or found is None or not _rises(best, found, there.phi - state.phi, far):
+        if there is None or found is None:
             step = step / 2
             continue
-        inverse = bfgs(inverse, there.phi - state.phi, found.slope - best.slope)
-        state, best = there, found
-        far, step = _distance(best, inverse), -inverse @ best.slope
+        moved = there.phi - state.phi
+        before, behind = best.slope @ moved, found.slope @ moved
+        rises = _rises(best, found, moved, far)
+        if not (rises or behind > 0):
+            step = step / 2
+            continue
+        inverse = bfgs(inverse, moved, found.slope - best.slope)
+        if rises:
+            state, best, far = there, found, _distance(found, inverse)
+        step = -inverse @ best.slope
+        if not rises:  # too far, to beyond the highest place
+            step *= min(1.0, 0.5 * (before - behind) / before)
     return state, inverse, taken
 
 

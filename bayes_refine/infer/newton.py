@@ -13,14 +13,12 @@ import numpy as np
 
 from ..util.progress import SILENT, Listener
 from . import differences
-from .curvature import BlockHessian
 from .density import Model
 from .laplace import Fit
 from .search import Curvature, Look, Search, State, fit_at
 
 SERVES = 0.9  # of the distance left after a step: with more, a new curvature (ten steps' time) pays
 COST = 10  # steps that the exact Hessian costs: near the mode it pays where more steps are left
-LEAST = 0.2  # of the expected curvature along a step, that a change of the slope leads to
 FEW = 0.01  # of the images, that do not hold up the others
 PATIENCE = 8  # steps that these few have when all others are at their modes
 
@@ -93,17 +91,18 @@ def map_fit(
 
     state = fresh = search.start  # ``fresh``: where the last step with a new curvature led
     here, waited = search.look(state, curvature), 0
-    before, phi = here, state.phi  # where the last step began
+    before, phi, learned = here, state.phi, here.block_hessian  # of the last step, where it began
     for iteration in range(max_iterations + 1):
         is_there = max(of_most(here), here.steps.shared_distance) < tolerance
         waited = waited + 1 if is_there else 0
         if here.curvature is None and not is_last(here, iteration):
-            if is_slow(here, distance(before)) and not waited:
+            has_failed = len(phi) and np.all(state.phi == phi)  # the step of the shared unknowns
+            is_same = has_failed and of_most(before) < 1.0
+            if is_slow(here, distance(before)) and not (waited or is_same):
                 state = _eased(state, fresh)
                 better = differences.exact if is_near(here) else curvature
                 here = search.look(state, better, here.slope)
             else:
-                learned = _with_secant(before, here, state.phi - phi)
                 here = search.look(state, learned, here.slope)
         if exact != "near" and here.curvature is not final and is_last(here, iteration):
             # by the final curvature the mode may be further: then the search goes on
@@ -117,7 +116,7 @@ def map_fit(
         if is_last(here, iteration):
             break
         before, phi = here, state.phi
-        state, slope = search.step(state, here)
+        state, slope, learned = search.step(state, here)
         if here.curvature is not None:
             fresh = state
         here = search.look(state, here.block_hessian, slope)
@@ -132,20 +131,3 @@ def _eased(state: State, fresh: State) -> State:
         damping=np.minimum(state.damping, fresh.damping),
         shared_damping=min(state.shared_damping, fresh.shared_damping),
     )
-
-
-def _with_secant(before: Look, here: Look, moved: np.ndarray) -> BlockHessian:
-    """The curvature of a look, with what the slope's change since ``before`` says of the shared
-    unknowns' (BFGS, damped: Powell 1978), by which they moved: (s,).
-    """
-    hessian, curved = here.block_hessian, here.steps.schur @ moved
-    expected = float(moved @ curved)
-    if not expected > 0:  # they stayed
-        return hessian
-    change = here.steps.g_schur - before.steps.g_schur
-    found = float(moved @ change)
-    if found < LEAST * expected:
-        share = (1 - LEAST) * expected / (expected - found)
-        change, found = share * change + (1 - share) * curved, LEAST * expected
-    more = np.outer(change, change) / found - np.outer(curved, curved) / expected
-    return hessian._replace(shared=hessian.shared + more)

@@ -82,7 +82,7 @@ def train(
         search = search.given(weights)
         here = search.look(state, curvature)
         curvature = differences.fisher if (epoch + 1) % RENEWED == 0 else here.block_hessian
-        state, _ = search.step(state, here)
+        state = search.step(state, here).state
         if held is not None and resting is not None and epoch % CHECKED == 0:
             found, resting = log_evidence(held.given(weights), state.phi, resting)
             looks.append((epoch, float(found.sum())))
@@ -123,7 +123,7 @@ def precision(
     def slope(numbers: np.ndarray) -> np.ndarray:
         here, there = search.given(back(jnp.asarray(numbers))), state
         for _ in range(FOLLOWING):
-            there, _ = here.step(there, here.look(there, differences.fisher))
+            there = here.step(there, here.look(there, differences.fisher)).state
         total = np.zeros(len(numbers))
         for args, where in here.batches():
             at = there.theta[where], there.phi, here.weight[where]
@@ -153,7 +153,7 @@ def settled(search: Search, steps: int = 40) -> State:
     for k in range(steps):
         if max(here.steps.distance.max(), here.steps.shared_distance) < CLOSE:
             break
-        state, slope = search.step(state, here)
+        state, slope, _ = search.step(state, here)
         here = search.look(state, here.block_hessian if k % 3 else differences.fisher, slope)
     return state
 

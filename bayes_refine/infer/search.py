@@ -23,7 +23,7 @@ from .curvature import BlockHessian, no_wider, scaled, upward_inverse
 from .density import Model, compiled_prior_means, find_sites, flatten
 from .laplace import Fit
 from .programs import PriorCurvature, compiled_prior, compiled_slope
-from .steps import Slope, Steps, steps_of
+from .steps import Slope, Steps, steps_of, with_secant
 
 # of (model, sites, apart): a function of one batch (``differences``)
 Curvature = Callable[..., Callable[..., BlockHessian]]
@@ -51,6 +51,16 @@ class Look(NamedTuple):
     block_hessian: BlockHessian
     curvature: Curvature | None
     steps: Steps
+
+
+class Step(NamedTuple):
+    """Where a step led, the slope there if it is known, and the curvature it began with, corrected
+    by what it showed.
+    """
+
+    state: State
+    slope: Slope | None
+    learned: BlockHessian
 
 
 class Search:
@@ -302,9 +312,9 @@ class Search:
         """(..., n, k) unknowns; images that were set aside have the start of their stand-in."""
         return np.where(self.aside[:, None], self.stand_in, theta) if self.aside.any() else theta
 
-    def step(self, state: State, here: Look) -> tuple[State, Slope | None]:
-        """One step uphill, and the slope there where it is known: an image moves only if its ln p
-        rises, the shared unknowns only if the total ln p rises.
+    def step(self, state: State, here: Look) -> Step:
+        """One step uphill: an image moves only if its ln p rises, the shared unknowns only if the
+        total ln p rises.
 
         Where the total rises an image may lose a trifle to the shared unknowns: finding out who is
         to blame would take two more slopes.
@@ -315,6 +325,7 @@ class Search:
         d_image = np.clip(steps.alone - steps.pull @ d_shared, -r_image, r_image)
 
         found, there = self._tried(state, d_image, d_shared)  # all move
+        learned = with_secant(here.block_hessian, steps, d_shared, found)
         helped, is_joint = found.image >= here.slope.image - TRIFLE, True
         if not (helped.all() and found.log_density >= here.slope.log_density):
             stayed, _ = self._tried(state, 0.0, d_shared)  # only the shared unknowns move
@@ -332,7 +343,7 @@ class Search:
             float(_eased(state.shared_damping, is_joint)),
         )
         known = self.apart or (is_joint and helped.all())
-        return moved, found if known else None
+        return Step(moved, found if known else None, learned)
 
     def _tried(self, state: State, image, shared) -> tuple[Slope, State]:
         """The slope after a step, with ln p = −∞ where it is not finite, and the state there."""

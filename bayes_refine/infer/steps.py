@@ -8,6 +8,8 @@ import numpy as np
 
 from .curvature import BlockHessian, eigen, upward_inverse
 
+LEAST = 0.2  # of the expected curvature along a step, that is found there
+
 
 class Slope(NamedTuple):
     """ln p of n images and the slope of −ln p.
@@ -95,3 +97,27 @@ def steps_of(
         g_schur=g_schur,
         schur=schur,
     )
+
+
+def with_secant(
+    block_hessian: BlockHessian, steps: Steps, shared: np.ndarray, there: Slope
+) -> BlockHessian:
+    """The curvature, corrected along the shared unknowns by the slope after a step of theirs.
+
+    This is the update of BFGS, damped (Powell 1978): along the step the curvature falls to
+    ``LEAST`` of what it was, or more.
+
+    Args:
+        steps: what the curvature led to. shared: (s,) step; the images followed by ``steps.pull``.
+        there: slope after the step.
+    """
+    g_schur = there.g_shared - np.einsum("nks,nk->s", steps.pull, there.g_image)
+    curved, change = steps.schur @ shared, g_schur - steps.g_schur
+    expected, found = float(shared @ curved), float(shared @ change)
+    if not expected > 0 or not np.all(np.isfinite(change)):
+        return block_hessian
+    if found < LEAST * expected:
+        share = (1 - LEAST) * expected / (expected - found)
+        change, found = share * change + (1 - share) * curved, LEAST * expected
+    more = np.outer(change, change) / found - np.outer(curved, curved) / expected
+    return block_hessian._replace(shared=block_hessian.shared + more)
