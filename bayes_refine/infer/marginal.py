@@ -39,7 +39,7 @@ from .summary import Summary
 
 CLOSE = 0.1  # posterior sd, step of forward differences of slopes, for the curvature at the mode
 FAR = 1.0  # posterior sd; the points miss the mode of an image that is further from it
-RENEWALS = 6  # of the density with all points at most
+RENEWALS = 6  # of the density with all points, at most
 FEWEST = 16  # pairs of points, for a noise of less than a hundredth of a posterior sd
 PAIRS = 2  # of the few points that show the way
 NEAR = 0.3  # posterior sd; few points alone lead no nearer
@@ -57,8 +57,9 @@ def marginal_fit(
 ) -> Fit:
     """Move the shared unknowns of a joint MAP to their marginal mode.
 
-    Quasi-Newton steps from the joint density's curvature, halved where the marginal density falls,
-    with few points first and with all near the mode; each image follows at its own mode.  The
+    Quasi-Newton steps from the joint density's curvature, shorter where the marginal density falls;
+    each image follows at its own mode.  All points say how far the mode is, and few points lead
+    there, to whose slope is added what all points had more where the way began.  The
     covariance of the shared unknowns is of the marginal density's curvature; its difference from
     the joint density's curvature is measured on the first batch of images and scaled to all.  The
     result also has the posterior means less the modes.
@@ -201,7 +202,7 @@ def _climb(
 ):
     """Steps uphill in the marginal density, to within ``tolerance`` posterior sd of its mode.
 
-    These are quasi-Newton steps (BFGS), halved where the density falls.
+    These are quasi-Newton steps (BFGS), shorter where the density falls.
 
     Args:
         z: points, all or few (:func:`random_signs`). start: the density with these.

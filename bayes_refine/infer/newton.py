@@ -97,7 +97,7 @@ def map_fit(
         waited = waited + 1 if is_there else 0
         if here.curvature is None and not is_last(here, iteration):
             has_failed = len(phi) and np.all(state.phi == phi)  # the step of the shared unknowns
-            is_same = has_failed and of_most(before) < 1.0
+            is_same = has_failed and of_most(before) < 1.0  # a new curvature would be the same
             if is_slow(here, distance(before)) and not (waited or is_same):
                 state = _eased(state, fresh)
                 better = differences.exact if is_near(here) else curvature
