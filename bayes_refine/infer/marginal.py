@@ -6,22 +6,17 @@ integrated out,
 
     ln p(φ) = ln p_shared(φ) + Σ_i ln ∫ p(y_i, θ_i | φ) dθ_i,
 
-variances do not: the mode is that of restricted maximum likelihood (Patterson & Thompson 1971).  An
-image's integral is that of Laplace's normal N(θ̂_i, L_iL_iᵀ), corrected by weights,
-
-    ∫ p dθ ≈ (2π)^{k/2} |L_i| mean_m p(θ̂_i + L_i z_m) exp(½|z_m|²),
-
-with the same few points z_m for all images, whose first three moments are the unit normal's.
-Laplace's integral alone (Tierney & Kadane 1986) would be enough for normal data; tails that are not
-normal shift the shared unknowns by a fraction of a posterior sd that grows with the number of
-images.
+variances do not: the mode is that of restricted maximum likelihood (Patterson & Thompson 1971).
+Integrals are made of points (:mod:`marginal_density`): Laplace's alone (Tierney & Kadane 1986)
+would be enough for normal data, but tails that are not normal shift the shared unknowns by a
+fraction of a posterior sd that grows with the number of images.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +27,7 @@ from .curvature import WIDEST, BlockHessian, upward_inverse
 from .density import Model
 from .laplace import Fit
 from .lbfgs import bfgs
+from .marginal_density import Frame, Marginal, Tilted, marginal_density, points, random_signs
 from .mean_less_mode import mean_less_mode
 from .search import Curvature, Look, Search, State, fit_at
 from .steps import Slope
@@ -40,8 +36,6 @@ from .summary import Summary
 CLOSE = 0.1  # posterior sd, step of forward differences of slopes, for the curvature at the mode
 FAR = 1.0  # posterior sd; the points miss the mode of an image that is further from it
 RENEWALS = 6  # of the density with all points, at most
-FEWEST = 16  # pairs of points, for a noise of less than a hundredth of a posterior sd
-PAIRS = 2  # of the few points that show the way
 NEAR = 0.3  # posterior sd; few points alone lead no nearer
 AROUND = 0.05  # posterior sd; points that were made further from the mode are made anew
 SETTLING = 5  # Newton steps of the images at the end
@@ -89,31 +83,33 @@ def _marginal_fit(model, args, fit: Fit, max_iterations, tolerance, progress) ->
     state = search.start._replace(damping=np.zeros(len(usable)), shared_damping=0.0)
     here = search.look(state, _known_curvature(search, fit))
     inverse = upward_inverse(here.steps.schur[None], np.zeros(1), np)[0]
-    frame, near = _Frame.of(search, here, usable), tolerance / 2
-    climb = partial(_climb, search, max_steps=max_iterations, progress=progress)
+    frame, near = Frame.of(search, here, usable), tolerance / 2
+    climb = partial(_climb, max_steps=max_iterations, progress=progress)
     few, z = random_signs(*state.theta.shape), points(state.theta.shape[1])
     state = _settled(search, state, frame) or state
-    start = _marginal(search, state, frame, few)
-    state, inverse, iteration = climb(state, frame, few, start, inverse, NEAR)
+    density = Tilted(search, frame, few, 0 * state.phi, state.phi)
+    state, inverse, iteration = climb(density, state, density.at(state), inverse, NEAR)
     far = np.inf
     for _ in range(RENEWALS):
         if far > AROUND:  # else the images' curvature has hardly changed
             state, here = _looked(search, state, frame, near)
-            frame = _Frame.of(search, here, usable)
-        best, before = _marginal(search, state, frame, z), far
+            frame = Frame.of(search, here, usable)
+        best, before = marginal_density(search, state, frame, z), far
         far = _distance(best, inverse)
         if far < tolerance:
             break
-        start = _marginal(search, state, frame, few)
-        if of_all := far > before / 2 or not np.isfinite(start.log_density):
-            start = best  # few points have led nowhere, or lead nowhere
-        tilt = best.slope - start.slope  # what few points miss, which hardly changes
-        show, enough = z if of_all else few, max(near, far / 20)
-        state, inverse, taken = climb(state, frame, show, start, inverse, enough, tilt)
+        by_few = marginal_density(search, state, frame, few)
+        if far < before / 2 and np.isfinite(by_few.log_density):
+            # what few points miss hardly changes
+            density = Tilted(search, frame, few, best.slope - by_few.slope, state.phi)
+            start = best._replace(log_density=by_few.log_density)
+        else:  # they lead nowhere
+            density, start = Tilted(search, frame, z, 0 * state.phi, state.phi), best
+        state, inverse, taken = climb(density, state, start, inverse, max(near, far / 20))
         iteration += taken
     here = search.look(state, here.block_hessian)
     found = fit_at(search, state, here, fit.iterations + iteration, tolerance)
-    frame = _Frame.of(search, here, usable)
+    frame = Frame.of(search, here, usable)
     covariance = _covariance(search, state, frame, found.shared_covariance)
     image_shift, shared_shift = mean_less_mode(search, state, here, covariance, usable)
     n = search.n_images
@@ -141,7 +137,7 @@ def _known_curvature(search: Search, fit: Fit) -> BlockHessian | Curvature:
     return found
 
 
-def _looked(search: Search, state: State, frame: _Frame, near: float) -> tuple[State, Look]:
+def _looked(search: Search, state: State, frame: Frame, near: float) -> tuple[State, Look]:
     """The state with each image within ``near`` sd of its mode, and the exact curvature there."""
     state = _settled(search, state, frame, near=near) or state
     here = search.look(state, differences.exact)
@@ -154,75 +150,32 @@ def _looked(search: Search, state: State, frame: _Frame, near: float) -> tuple[S
     return state, here
 
 
-class _Frame(NamedTuple):
-    """The points of n images, and how the images' unknowns follow the shared unknowns.
-
-    Attributes:
-        factor: (n, k, k) lower triangular L of LLᵀ, the inverse of an image's curvature.
-        pull: (n, k, s). usable: (n,) 1, or 0 of an image that is not integrated.
-    """
-
-    factor: np.ndarray
-    pull: np.ndarray
-    usable: np.ndarray
-
-    @classmethod
-    def of(cls, search: Search, here: Look, usable: np.ndarray) -> _Frame:
-        inverse = upward_inverse(here.block_hessian.blocks, np.zeros(len(usable)), np)
-        # Cholesky's factors change little where curvature does
-        return cls(np.linalg.cholesky(inverse), here.steps.pull * usable[:, None, None], usable)
-
-    @property
-    def roots(self) -> np.ndarray:
-        """(n, k, k) from points to an image's unknowns; 0 of an image that is not integrated."""
-        return self.factor * self.usable[:, None, None]
-
-    @property
-    def inverse(self) -> np.ndarray:
-        """(n, k, k) inverse curvature of the images; 0 of an image that is not integrated."""
-        return self.roots @ np.swapaxes(self.roots, 1, 2)
-
-    def first(self, n: int) -> _Frame:
-        """Of the first n images."""
-        return _Frame(*(x[:n] for x in self))
-
-
 def _climb(
-    search,
+    density: Tilted,
     state: State,
-    frame: _Frame,
-    z,
-    start,
-    inverse,
-    tolerance,
-    tilt=0,
+    best: Marginal,
+    inverse: np.ndarray,
+    tolerance: float,
     *,
-    max_steps,
-    progress,
-):
-    """Steps uphill in the marginal density, to within ``tolerance`` posterior sd of its mode.
+    max_steps: int,
+    progress: Listener,
+) -> tuple[State, np.ndarray, int]:
+    """Steps uphill in a marginal density, to within ``tolerance`` posterior sd of its mode.
 
     These are quasi-Newton steps (BFGS), shorter where the density falls.
 
     Args:
-        z: points, all or few (:func:`random_signs`). start: the density with these.
-        inverse: (s, s) of the curvature. tilt: (s,) to be added to the slope everywhere.
+        best: the density at the state. inverse: (s, s) of the curvature.
 
     Returns:
         The state, the curvature's inverse, and the number of steps.
     """
-    phi, taken = state.phi, 0
-
-    def tilted(found: _Marginal, at: State) -> _Marginal:
-        value = found.log_density - np.sum(tilt * (at.phi - phi))
-        return found._replace(log_density=value, slope=found.slope + tilt)
-
-    best = tilted(start, state)
+    search, frame, taken = density.search, density.frame, 0
     far, step = _distance(best, inverse), -inverse @ best.slope
     while far >= tolerance and taken < max_steps and np.isfinite(best.log_density):
         taken += 1
         there = _settled(search, _moved(search, state, -frame.pull @ step, step), frame)
-        found = None if there is None else tilted(_marginal(search, there, frame, z), there)
+        found = None if there is None else density.at(there)
         value = -np.inf if found is None else found.log_density
         progress.update(
             None, f"step {taken}: marginal ln p {value:.2f}, it was {best.log_density:.2f}"
@@ -245,12 +198,12 @@ def _climb(
     return state, inverse, taken
 
 
-def _distance(found: _Marginal, inverse: np.ndarray) -> float:
+def _distance(found: Marginal, inverse: np.ndarray) -> float:
     """Posterior sd to the mode."""
     return float(np.sqrt(max(found.slope @ inverse @ found.slope, 0.0)))
 
 
-def _rises(best: _Marginal, found: _Marginal, step: np.ndarray, far: float) -> bool:
+def _rises(best: Marginal, found: Marginal, step: np.ndarray, far: float) -> bool:
     """Whether the density rises along a step.
 
     Values with different points differ by some tenths of a nat, while a step of less than one
@@ -263,7 +216,7 @@ def _rises(best: _Marginal, found: _Marginal, step: np.ndarray, far: float) -> b
 
 
 def _by_batch(
-    search: Search, state: State, here: Look, best: _Marginal, precision: np.ndarray
+    search: Search, state: State, here: Look, best: Marginal, precision: np.ndarray
 ) -> Summary:
     """What each batch says of the shared unknowns, without their priors.
 
@@ -287,7 +240,7 @@ def _by_batch(
 
 
 def _settled(
-    search: Search, state: State, frame: _Frame, slope: Slope | None = None, near: float = FAR
+    search: Search, state: State, frame: Frame, slope: Slope | None = None, near: float = FAR
 ):
     """The state after steps of the images to their modes, the last one shorter than ``near``
     posterior sd; None where one is far from it.
@@ -311,57 +264,7 @@ def _moved(search: Search, state: State, image, shared) -> State:
     )
 
 
-class _Marginal(NamedTuple):
-    """Marginal ln p but for a constant, the slope of minus this (s,), what the points say of
-    the curvature of each image, in the frame's coordinates (n, k, k), 1 where they fit it, and the
-    slopes of the batches, each with its share of the shared unknowns' priors, (batches, s)."""
-
-    log_density: float
-    slope: np.ndarray
-    curvature: np.ndarray
-    slopes: np.ndarray
-
-
-def _marginal(search: Search, state: State, frame: _Frame, z: np.ndarray) -> _Marginal:
-    """The marginal density with the points z (m, k), or (m, n, k) of each image, in a frame."""
-    share, weight = 1 / len(search.data.parts), search.weight
-
-    def rows(w: slice) -> tuple:
-        of_frame = frame.roots[w], frame.pull[w]
-        of_images = z[:, w] if z.ndim == 3 else z
-        return state.theta[w], state.phi, *of_frame, weight[w], share, of_images
-
-    parts = search.each(differences.integral, (search.model, search.sites, search.apart), rows)
-    ln_p, slope, each = zip(*parts, strict=True)
-    used = frame.usable > 0
-    eye = np.eye(state.theta.shape[1])
-    curvature = np.where(used[:, None, None], np.concatenate(each), eye)
-    volume = np.log(np.diagonal(frame.factor, axis1=1, axis2=2)).sum(1) @ frame.usable
-    value, total = float(sum(ln_p) + volume), sum(slope[1:], slope[0])
-    if (earlier := search.data.earlier) is not None:
-        value, total = value - earlier.value_at(state.phi), total + earlier.slope_at(state.phi)
-    return _Marginal(value, total, curvature, np.array(slope))
-
-
-@lru_cache
-def points(k: int) -> np.ndarray:
-    """(m, k) points with the mean, covariance and odd moments of the unit normal."""
-    z = np.random.default_rng(0).standard_normal((max(FEWEST, k + 2), k))
-    z = np.concatenate([z, -z])
-    return z @ np.linalg.inv(np.linalg.cholesky(z.T @ z / len(z))).T
-
-
-def random_signs(n: int, k: int) -> np.ndarray:
-    """(m, n, k) a few points of each of n images: random signs, and their negatives.
-
-    Products of two of them are on average those of the unit normal, and errors of the images, whose
-    signs differ, cancel in the sum over images (Hutchinson 1990).
-    """
-    z = 2 * np.random.default_rng(0).integers(2, size=(n, PAIRS, k), dtype=np.int8) - 1
-    return np.moveaxis(np.concatenate([z, -z], axis=1), 1, 0)
-
-
-def _covariance(search: Search, state: State, frame: _Frame, joint: np.ndarray) -> np.ndarray:
+def _covariance(search: Search, state: State, frame: Frame, joint: np.ndarray) -> np.ndarray:
     """Covariance of the shared unknowns: of ``joint``'s curvature and that of the integrals."""
     few, n = search.first_batch(), search.data.size
     share = frame.usable.sum() / max(frame.usable[:n].sum(), 1.0)
@@ -375,7 +278,7 @@ def _covariance(search: Search, state: State, frame: _Frame, joint: np.ndarray) 
         there = state._replace(theta=state.theta - frame.pull @ d, phi=state.phi + d)
         slope = few.slope(there)
         step = -np.einsum("nij,nj->ni", frame.inverse, slope.g_image)
-        found = _marginal(few, there._replace(theta=there.theta + step), frame, z)
+        found = marginal_density(few, there._replace(theta=there.theta + step), frame, z)
         following = np.einsum("nks,nk->s", frame.pull, slope.g_image)
         return found.slope - (slope.g_shared - following), found.curvature
 
