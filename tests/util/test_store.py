@@ -15,6 +15,7 @@ import pytest
 
 from bayes_refine.fitting.measure_batch import MeasuredBatch, Said
 from bayes_refine.fitting.padding import Layout
+from bayes_refine.util import array_file
 from bayes_refine.util import store as stores
 from bayes_refine.util.errors import InputError
 from bayes_refine.util.output import digest
@@ -50,6 +51,22 @@ def test_any_program_can_read_it(tmp_path):
         assert file["said/log_G"][1, 0] == 1 / 3
         assert json.loads(file["said"].attrs["crc32"])["data"]["counts"] == crc32(SAID.counts)
         assert json.loads(file["batch"].attrs["values"]) == {"shape": {"tuple": [2, 32]}}
+
+
+def test_arrays_of_all_kinds_are_the_same_when_they_are_read_again(tmp_path):
+    arrays = {
+        "flags": np.array([True, False]),
+        "number": np.float64(1 / 3),
+        "none": np.zeros((0, 3)),
+        "single": np.arange(6, dtype="f4").reshape(1, 2, 3),
+    }
+    array_file.write(tmp_path / "a.h5", {**arrays, "part": {"text": "x"}}, {})
+    for _ in range(2):
+        found = array_file.read(tmp_path / "a.h5")
+        assert found.pop("part") == {"text": "x"} and found.keys() == arrays.keys()
+        for name, array in arrays.items():
+            assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
+            np.testing.assert_array_equal(found[name], array)
 
 
 def test_only_what_was_made_of_the_same_is_found(tmp_path):
