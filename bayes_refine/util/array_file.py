@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from io import FileIO
 from pathlib import Path
@@ -99,25 +99,27 @@ def read(path: Path, attributes: Mapping[str, str] | None = None, field: str = "
     with path.open("rb", buffering=0) as plain:
         found = os.fstat(plain.fileno())
         known, now = _checked.get(key), (found.st_mtime_ns, found.st_size)
-        if known and (known.time_ns, known.size, known.attributes) == (*now, wanted):
-            return _made(known.layout, plain)  # by far faster than by HDF5
-    try:
-        with h5py.File(path, "r") as file:
-            other = [name for name, value in wanted.items() if _text(file, name) != value]
-            if other or file.attrs.get("version") != VERSION:
-                raise Damaged(f"{path}: its {', '.join(other) or 'version'} is another")
-            layout = _layout(file[field] if field else file)
-    except Damaged:
-        raise
-    except Exception as error:  # HDF5 and damaged values can raise anything
-        raise Damaged(f"{path}: {error}") from None
-    with path.open("rb", buffering=0) as plain:
         try:
-            item = _made(layout, plain)
-        except Exception as error:  # a class that is given damaged values can raise anything
+            if known and (known.time_ns, known.size, known.attributes) == (*now, wanted):
+                return _made(known.layout, plain)  # by far faster than by HDF5
+            layout, sums = _found(path, wanted, field)
+            item = _made(layout, plain, sums)
+        except Damaged:
+            raise
+        except Exception as error:  # HDF5 and damaged values can raise anything
             raise Damaged(f"{path}: {error}") from None
     _checked[key] = _Checked(*now, wanted, _layouts.setdefault(layout, layout))
     return item
+
+
+def _found(path: Path, wanted: Mapping[str, str], field: str) -> tuple[_Layout, Iterator[int]]:
+    """Layout of a file or of one of its fields, and the CRC-32 of its arrays."""
+    with h5py.File(path, "r") as file:
+        other = [name for name, value in wanted.items() if _text(file, name) != value]
+        if other or file.attrs.get("version") != VERSION:
+            raise Damaged(f"{path}: its {', '.join(other) or 'version'} is another")
+        sums: list[int] = []
+        return _layout(file[field] if field else file, sums), iter(sums)
 
 
 def _put(group: h5py.Group, item: Any) -> None:
@@ -160,35 +162,37 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__}: this type cannot be written")
 
 
-def _layout(group: h5py.Group) -> _Layout:
-    """Layout of a group, whose data are checked."""
+def _layout(group: h5py.Group, sums: list[int]) -> _Layout:
+    """Layout of a group; the CRC-32 of each array is added to ``sums``, as :func:`_made` reads."""
     text, checks = _text(group, "values"), json.loads(_text(group, "crc32"))
     if crc32(text.encode()) != checks["values"]:
         raise ValueError(f"the values of {group.name} were changed")
-    arrays, groups = [], []
-    for name, child in group.items():
-        if isinstance(child, h5py.Group):
-            groups.append((name, _layout(child)))
-            continue
-        if crc32(child[()].tobytes()) != checks["data"].pop(name):
-            raise ValueError(f"{child.name} was changed")
-        offset = child.id.get_offset() if child.size else 0
-        arrays.append((name, offset, child.dtype, child.shape))
+    children = dict(group.items())
+    groups = [(k, _layout(x, sums)) for k, x in children.items() if isinstance(x, h5py.Group)]
+    arrays = []
+    for name, child in children.items():
+        if isinstance(child, h5py.Dataset):
+            sums.append(checks["data"].pop(name))
+            offset = child.id.get_offset() if child.size else 0
+            arrays.append((name, offset, child.dtype, child.shape))
     if checks["data"]:
         raise ValueError(f"{', '.join(checks['data'])} of {group.name} is gone")
     return _Layout(_text(group, "class"), text, tuple(arrays), tuple(groups))
 
 
-def _made(layout: _Layout, file: FileIO) -> Any:
-    """The dataclass of a layout in a file."""
+def _made(layout: _Layout, file: FileIO, sums: Iterator[int] | None = None) -> Any:
+    """The dataclass of a layout in a file; its arrays are checked where ``sums`` are given."""
     values = {name: _lively(value) for name, value in json.loads(layout.values).items()}
     for name, group in layout.groups:
-        values[name] = _made(group, file)
+        values[name] = _made(group, file, sums)
     for name, offset, dtype, shape in layout.arrays:
         array = np.empty(shape, dtype)
+        content = array.reshape(-1).view(np.uint8).data
         file.seek(offset)
-        if file.readinto(array.reshape(-1).view(np.uint8).data) != array.nbytes:
+        if file.readinto(content) != array.nbytes:
             raise ValueError(f"{name} ends early")
+        if sums is not None and crc32(content) != next(sums):
+            raise ValueError(f"{name} was changed")
         values[name] = array[()]  # a number, where there are no axes
     if layout.kind == "dict":
         return values

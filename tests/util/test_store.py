@@ -106,6 +106,17 @@ def test_a_changed_byte_is_noticed(tmp_path, at):
     assert store.find(0) is None
 
 
+def test_a_file_that_is_cut_while_it_is_read(tmp_path, monkeypatch):
+    path = tmp_path / "a.h5"
+    array_file.write(path, {"x": np.arange(1000)}, {})
+    assert array_file.read(path)["x"][-1] == 999
+    before = path.stat()
+    path.write_bytes(path.read_bytes()[:-2000])
+    monkeypatch.setattr(array_file.os, "fstat", lambda _: before)  # as it was a moment ago
+    with pytest.raises(array_file.Damaged, match=r"a\.h5: x ends early"):
+        array_file.read(path)
+
+
 def test_a_temporary_one_goes_with_its_last_view(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
