@@ -30,12 +30,11 @@ from .lbfgs import bfgs
 from .marginal_density import Frame, Marginal, Tilted, marginal_density, points, random_signs
 from .mean_less_mode import mean_less_mode
 from .search import Curvature, Look, Search, State, fit_at
-from .steps import Slope
 from .summary import Summary
 
 CLOSE = 0.1  # posterior sd, step of forward differences of slopes, for the curvature at the mode
 FAR = 1.0  # posterior sd; the points miss the mode of an image that is further from it
-RENEWALS = 6  # of the density with all points, at most
+RENEWALS = 6  # of the way that few points lead, at most
 NEAR = 0.3  # posterior sd; few points alone lead no nearer
 AROUND = 0.05  # posterior sd; points that were made further from the mode are made anew
 SETTLING = 5  # Newton steps of the images at the end
@@ -90,13 +89,13 @@ def _marginal_fit(model, args, fit: Fit, max_iterations, tolerance, progress) ->
     density = Tilted(search, frame, few, 0 * state.phi, state.phi)
     state, inverse, iteration = climb(density, state, density.at(state), inverse, NEAR)
     far = np.inf
-    for _ in range(RENEWALS):
+    for renewal in range(RENEWALS + 1):
         if far > AROUND:  # else the images' curvature has hardly changed
             state, here = _looked(search, state, frame, near)
             frame = Frame.of(search, here, usable)
         best, before = marginal_density(search, state, frame, z), far
         far = _distance(best, inverse)
-        if far < tolerance:
+        if far < tolerance or renewal == RENEWALS:
             break
         by_few = marginal_density(search, state, frame, few)
         if far < before / 2 and np.isfinite(by_few.log_density):
@@ -239,17 +238,15 @@ def _by_batch(
     return Summary(at, best.slopes - of_prior / parts, curvature)
 
 
-def _settled(
-    search: Search, state: State, frame: Frame, slope: Slope | None = None, near: float = FAR
-):
+def _settled(search: Search, state: State, frame: Frame, near: float = FAR) -> State | None:
     """The state after steps of the images to their modes, the last one shorter than ``near``
     posterior sd; None where one is far from it.
     """
     for _ in range(SETTLING):
-        slope = slope or search.slope(state)
-        step = -np.einsum("nij,nj->ni", frame.inverse, slope.g_image)
-        distance = np.sqrt(np.maximum(-np.einsum("ni,ni->n", step, slope.g_image), 0.0))
-        state, slope = _moved(search, state, step, 0 * state.phi), None
+        slope = search.slope(state).g_image
+        step = -np.einsum("nij,nj->ni", frame.inverse, slope)
+        distance = np.sqrt(np.maximum(-np.einsum("ni,ni->n", step, slope), 0.0))
+        state = _moved(search, state, step, 0 * state.phi)
         if np.max(distance, initial=0.0) < near:
             return state
     return None
