@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 import os
@@ -16,6 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from ..util.kept_programs import keep_programs
 from ..util.large_arrays import keep_freed_memory
+from ..util.threads import use_threads
 from . import fit  # noqa: F401  the commands register themselves: fit is the first in the help
 
 # isort: split
@@ -50,11 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _set_up_numerics() -> None:
-    """Set JAX to float64, keep freed memory, compiled code on disk, and BLAS to one thread.
+    """Set JAX to float64, keep freed memory, compiled code on disk; a thread for images on each
+    processor, and one for BLAS; and look for garbage less often, since tracing leaves little.
 
     Matrices are many and small.  Several threads gain nothing, and where another job has one of the
     processors, each product waits for the system to share it: a hundred times as long.
     """
+    gc.set_threshold(20_000, 20, 20)
+    use_threads(None)
     threadpool_limits(1, "blas")
     keep_freed_memory()
     jax.config.update("jax_enable_x64", True)

@@ -214,6 +214,7 @@ def fit_command(
             help="Add the images of more files to the fit that --keep left in --out.",
         ),
     ] = False,
+    threads: place.Threads = None,
     workers: place.Workers = None,
     scheduler: place.Scheduler = None,
     work: place.WorkFolder = None,

@@ -1,4 +1,5 @@
-"""``--workers``, ``--scheduler`` and ``--work``: processes for batches, and the folder of data."""
+"""``--threads``, ``--workers``, ``--scheduler``, ``--work``: who does the work, and the folder of
+data."""
 
 from __future__ import annotations
 
@@ -12,11 +13,32 @@ import typer
 from ..fitting.problem import Work
 from ..util.errors import InputError
 from ..util.folder import prepare_folder
+from ..util.threads import use_threads
 from .app import err_console
 
 PANEL = "Where the work is done"
-OPTIONS = ("--workers", "--scheduler", "--work")  # no result depends on them
+OPTIONS = ("--threads", "--workers", "--scheduler", "--work")  # no result depends on them
 
+
+def _with_threads(n: int | None) -> int | None:
+    if n is not None:
+        use_threads(n)
+    return n
+
+
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        min=1,
+        max=4096,
+        metavar="N",
+        callback=_with_threads,
+        help="Threads of this process that read images, unpack them and cut out shoeboxes.",
+        show_default="one on each processor",
+        rich_help_panel=PANEL,
+    ),
+]
 Workers = Annotated[
     int | None,
     typer.Option(

@@ -23,6 +23,7 @@ from ..physics.priors import Priors
 from ..util.errors import InputError
 from ..util.status import Kind, Status
 from ..util.store import Store
+from ..util.threads import in_threads
 from . import padding
 from .parts import Common
 from .problem import Run
@@ -304,11 +305,10 @@ def statistics_of(
         return Statistics.none(), {}
     bounds = np.searchsorted(predictions.image, np.arange(len(stills) + 1))
     failed: dict[int, str] = {}
-    boxes, spread = [], run.settings.point_spread
-    for i, still in enumerate(stills):
-        rows = slice(*bounds[i : i + 2])
-        if rows.start == rows.stop:
-            continue
+    spread = run.settings.point_spread
+
+    def boxes_of(i: int) -> Boxes:
+        still, rows = stills[i], slice(*bounds[i : i + 2])
         try:
             image, mask = run.reader.read(still)
         except InputError as error:
@@ -318,7 +318,9 @@ def statistics_of(
         else:
             if (on_ring := run.ice(image, mask, still)) is not None:
                 mask &= ~on_ring
-        boxes.append(cut(image, mask, still, predictions, rows, R0_eff, shoebox))
+        return cut(image, mask, still, predictions, rows, R0_eff, shoebox)
+
+    boxes = in_threads(boxes_of, np.flatnonzero(np.diff(bounds)).tolist())
     statistics = measure(
         Boxes(*(np.concatenate(x) for x in zip(*boxes, strict=True))),
         predictions.frame,

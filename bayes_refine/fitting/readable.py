@@ -11,6 +11,7 @@ from ..infer.executor import IN_PROCESS, Executor, Shared
 from ..io.protocols import Images
 from ..util.errors import InputError
 from ..util.status import Kind, Status
+from ..util.threads import in_threads
 
 BATCH = 16  # images that are tried together
 
@@ -50,4 +51,4 @@ def _said(reader: Shared[Images], stills: Sequence[Still]) -> list[Status | None
             return Status(Kind.NOT_READ, str(error))
         return None
 
-    return [of(still) for still in stills]
+    return in_threads(of, stills)

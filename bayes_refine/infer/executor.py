@@ -91,8 +91,9 @@ class Executor(Protocol):
 class InProcess:
     """Does the work on one item after the other, in this process.
 
-    Threads are not used: programs that two threads run on XLA's CPU client can wait for each other
-    for ever (seen with jaxlib 0.10.2 on two processors).  A cluster uses several processors.
+    Items are not worked on in several threads: programs that two threads run on XLA's CPU client
+    can wait for each other for ever (seen with jaxlib 0.10.2 on two processors).  What needs no JAX
+    is done in threads within an item (``util.threads``); a cluster uses processors for all.
     """
 
     def share(self, value: T) -> Shared[T]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,13 @@ from .image_shape import ImageShape
 
 _OPEN_FILES = 4
 _KEPT_BYTES = 2**28  # of images kept as stored, which later rounds need not unpack again
+_ONE_THREAD = Lock()  # HDF5 has a lock of its own, so that nothing is lost
 
 
 class ImageReader:
     """Reads images of stills as photons; a context manager, which keeps a few files open.
+
+    Several threads can read at the same time.
 
         with ImageReader(gain=5.5) as reader:
             photons, valid = reader.read(still)  # (P, ny, nx) float32 and bool
@@ -115,22 +119,25 @@ class ImageReader:
     def _raw(self, still: Still) -> _Raw:
         path, shape = still.image_path, ImageShape.of(still.detector, still.image_path)
         key = (path, still.frame, shape, still.dataset)
-        if key in self._kept:
-            return self._kept[key]
+        with _ONE_THREAD:
+            if key in self._kept:
+                return self._kept[key]
         if not regular_file(path):
             raise InputError(
                 f"image file {path} does not exist; put it there, or say with --image-folder where "
                 "the images are now"
             )
         if is_hdf5(path):
-            source = self._hdf5(path, shape, still.dataset)
-            raw = _Raw(*source.frame(still.frame), source.limits)
+            with _ONE_THREAD:
+                source = self._hdf5(path, shape, still.dataset)
+                raw = _Raw(*source.frame(still.frame), source.limits)
         else:
             raw = _Raw(read_pixels(path, still.frame, shape), None, (-np.inf, np.inf))
-        self._kept[key] = raw
-        # images are read in turn, again and again: the last one but this makes room
-        while sum(r.nbytes for r in self._kept.values()) > _KEPT_BYTES and len(self._kept) > 1:
-            del self._kept[list(self._kept)[-2]]
+        with _ONE_THREAD:
+            self._kept[key] = raw
+            # images are read in turn, again and again: the last one but this makes room
+            while sum(r.nbytes for r in self._kept.values()) > _KEPT_BYTES and len(self._kept) > 1:
+                del self._kept[list(self._kept)[-2]]
         return raw
 
     def _hdf5(self, path: Path, shape: ImageShape, dataset: str) -> Hdf5Images:

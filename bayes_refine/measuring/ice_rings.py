@@ -34,7 +34,7 @@ class Ring(NamedTuple):
 
 
 class IceRings:
-    """The rings of each image of a run, found when the image is first measured.
+    """The rings of each image of a run, found when the image is first measured, by any thread.
 
     Attributes:
         found: rings by file and frame of an image, none for images without.

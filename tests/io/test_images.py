@@ -6,6 +6,7 @@ import bz2
 import gzip
 import tracemalloc
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fabio.cbfimage
@@ -17,6 +18,7 @@ import pytest
 from bayes_refine.geometry.crystal import Crystal
 from bayes_refine.geometry.detector import Beam, Detector
 from bayes_refine.geometry.experiments import Still
+from bayes_refine.io import images
 from bayes_refine.io.expt import read_experiments
 from bayes_refine.io.images import ImageReader, read_bandwidth
 from bayes_refine.util.errors import InputError
@@ -71,6 +73,21 @@ def nexus(path: Path, data, signal="data", **detector) -> Path:
 def cbf(path: Path, data) -> Path:
     fabio.cbfimage.CbfImage(data=data).write(str(path))
     return path
+
+
+def test_several_threads_read_what_one_reads(tmp_path, monkeypatch):
+    """With room for three images, and more files than stay open."""
+    monkeypatch.setattr(images, "_KEPT_BYTES", 3 * 4 * NY * NX)
+    paths = [nexus(tmp_path / f"{k}.h5", frames(8) + k) for k in range(6)]
+    paths += [cbf(tmp_path / f"{k}.cbf", frames(1)[0] + k) for k in range(4)]
+    stills = [still(p, frame) for p in paths for frame in range(8 if p.suffix == ".h5" else 1)]
+    with ImageReader() as reader:
+        one_by_one = [reader.read(s)[0] for s in stills]
+    with ImageReader() as reader, ThreadPoolExecutor(4) as pool:
+        for order in (stills, stills[::-1]):
+            found = [pixels for pixels, _ in pool.map(reader.read, order)]
+            expected = one_by_one if order is stills else one_by_one[::-1]
+            np.testing.assert_array_equal(found, expected)
 
 
 def read(*args, **kwargs):

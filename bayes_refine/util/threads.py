@@ -1,0 +1,40 @@
+"""Threads for work that lets other threads run: reading, unpacking, sorting and cutting arrays."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+A = TypeVar("A")
+T = TypeVar("T")
+_number = 1
+
+
+def use_threads(n: int | None) -> None:
+    """Set how many threads :func:`in_threads` has; None for one on each processor.
+
+    A process has one thread until it calls this: a reader of the caller's own may not be made for
+    several.
+    """
+    global _number
+    _number = processors() if n is None else n
+
+
+def processors() -> int:
+    """Number of processors that this process may use."""
+    allowed = getattr(os, "sched_getaffinity", None)  # Linux only
+    return (len(allowed(0)) if allowed else os.cpu_count()) or 1
+
+
+def in_threads(work: Callable[[A], T], items: Iterable[A]) -> list[T]:
+    """``work`` of each item, in the order of the items.
+
+    ``work`` must not run JAX: programs that two threads run on XLA's CPU client can wait for each
+    other for ever.
+    """
+    if _number == 1:
+        return [work(item) for item in items]
+    with ThreadPoolExecutor(_number) as pool:
+        return list(pool.map(work, items))

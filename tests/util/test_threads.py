@@ -1,0 +1,48 @@
+"""Work in threads: the same results, in order, whatever the number of threads."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from bayes_refine.util import threads
+from bayes_refine.util.threads import in_threads, processors, use_threads
+
+
+@pytest.fixture
+def several(monkeypatch):
+    monkeypatch.setattr(threads, "_number", 1)  # and again after the test
+    use_threads(3)
+
+
+def test_results_are_in_the_order_of_the_items(several):
+    together = threading.Barrier(3, timeout=30)
+
+    def work(k: int) -> tuple[int, int]:
+        together.wait()  # each of three waits for the other two
+        return k, threading.get_ident()
+
+    found = in_threads(work, range(6))
+    assert [k for k, _ in found] == [*range(6)]
+    assert len({ident for _, ident in found}) == 3
+
+
+def test_one_thread_is_the_callers_own(several):
+    use_threads(1)
+    assert in_threads(lambda _: threading.get_ident(), [0, 1]) == 2 * [threading.get_ident()]
+
+
+def test_by_default_one_on_each_processor(several):
+    use_threads(None)
+    assert threads._number == processors() >= 1
+
+
+def test_an_exception_reaches_the_caller(several):
+    def work(k: int) -> int:
+        if k == 1:
+            raise MemoryError("of one image")
+        return k
+
+    with pytest.raises(MemoryError, match="of one image"):
+        in_threads(work, range(4))
