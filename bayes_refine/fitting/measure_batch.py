@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from ..util.store import Store
 from ..util.threads import in_threads
 from . import padding
 from .parts import Common
-from .problem import Run
+from .problem import IMAGE_BYTES, Run
 from .state import State, Width, images_of, partiality_width
 from .statistics_of_images import geometry_at, pixel_size, predictions_of, stills_at
 
@@ -320,7 +321,8 @@ def statistics_of(
                 mask &= ~on_ring
         return cut(image, mask, still, predictions, rows, R0_eff, shoebox)
 
-    boxes = in_threads(boxes_of, np.flatnonzero(np.diff(bounds)).tolist())
+    nbytes = IMAGE_BYTES * math.prod(stills[0].detector.image_shape)
+    boxes = in_threads(boxes_of, np.flatnonzero(np.diff(bounds)).tolist(), nbytes)
     statistics = measure(
         Boxes(*(np.concatenate(x) for x in zip(*boxes, strict=True))),
         predictions.frame,

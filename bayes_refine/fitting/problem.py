@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .checkpoint import Checkpoint
 
 BATCH = 16  # images in memory at a time; the start has as many, so that all is compiled once
+IMAGE_BYTES = 36  # a pixel, while an image is unpacked, searched for rings and cut
 KEPT_CANDIDATES = 8192  # images whose candidates are kept, 100 MB
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -12,6 +13,7 @@ from ..io.protocols import Images
 from ..util.errors import InputError
 from ..util.status import Kind, Status
 from ..util.threads import in_threads
+from .problem import IMAGE_BYTES
 
 BATCH = 16  # images that are tried together
 
@@ -51,4 +53,4 @@ def _said(reader: Shared[Images], stills: Sequence[Still]) -> list[Status | None
             return Status(Kind.NOT_READ, str(error))
         return None
 
-    return in_threads(of, stills)
+    return in_threads(of, stills, IMAGE_BYTES * math.prod(stills[0].detector.image_shape))

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 A = TypeVar("A")
 T = TypeVar("T")
+AT_WORK = 2**30  # bytes that all threads together need for their items, if one needs no more
 _number = 1
 
 
@@ -28,13 +29,17 @@ def processors() -> int:
     return (len(allowed(0)) if allowed else os.cpu_count()) or 1
 
 
-def in_threads(work: Callable[[A], T], items: Iterable[A]) -> list[T]:
+def in_threads(work: Callable[[A], T], items: Iterable[A], nbytes: int = 1) -> list[T]:
     """``work`` of each item, in the order of the items.
 
     ``work`` must not run JAX: programs that two threads run on XLA's CPU client can wait for each
     other for ever.
+
+    Args:
+        nbytes: memory that the work on an item needs; of large items fewer are worked on at a time.
     """
-    if _number == 1:
+    n = min(_number, max(AT_WORK // nbytes, 1))
+    if n == 1:
         return [work(item) for item in items]
-    with ThreadPoolExecutor(_number) as pool:
+    with ThreadPoolExecutor(n) as pool:
         return list(pool.map(work, items))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -31,6 +32,21 @@ def test_results_are_in_the_order_of_the_items(several):
 def test_one_thread_is_the_callers_own(several):
     use_threads(1)
     assert in_threads(lambda _: threading.get_ident(), [0, 1]) == 2 * [threading.get_ident()]
+
+
+def test_large_items_are_worked_on_by_fewer(several):
+    at_work, most = threading.Semaphore(2), threads.AT_WORK // 2  # two have room, not three
+
+    def work(k: int) -> int:
+        assert at_work.acquire(blocking=False)
+        time.sleep(0.02)
+        at_work.release()
+        return k
+
+    assert in_threads(work, range(8), most) == [*range(8)]
+    assert in_threads(lambda _: threading.get_ident(), range(2), most * 3) == 2 * [
+        threading.get_ident()
+    ]
 
 
 def test_by_default_one_on_each_processor(several):
