@@ -58,7 +58,9 @@ def marginal_fit(
     result also has the posterior means less the modes.
 
     Args:
-        model, args: as they were given to ``map_fit``. fit: what it returned.
+        model: as it was given to ``map_fit``.
+        args: as they were given to ``map_fit``.
+        fit: what ``map_fit`` returned.
         tolerance: the last step is shorter than this many posterior sd; each step is several times
             shorter than the one before.
         progress: updated at each step.

@@ -74,7 +74,8 @@ def nuts_fit(
 
     Args:
         fit: of ``map_fit`` for the same model and ``args``.
-        n_draws, n_warmup: of each chain.
+        n_draws: of each chain.
+        n_warmup: of each chain, trajectories before its draws.
         progress: updated every 50 trajectories.
     """
     started = time.perf_counter()

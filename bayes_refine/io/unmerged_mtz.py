@@ -46,7 +46,8 @@ def read_unmerged(
         len(data), data.left_out
 
     Args:
-        space_group, cell: replace those of the file.
+        space_group: replaces that of the file.
+        cell: replaces that of the file.
         labels: of the columns for I, SIGI and BATCH, if they are not called so.
 
     Raises:

@@ -48,9 +48,10 @@ class ScalingPriors:
         log_Sigma_sd: ln Σ(d) about the mean observed intensity, each knot.
         log_beta_mean, log_beta_sd: of ln β(d) about the same, each knot (model latent_reference:
             the variance of F about α·F_ref).
-        reference_log_k_sd, reference_B_sd (Å²), reference_direction_sd,
-            reference_anisotropy_sd (Å²), solvent_sd, solvent_B (Å²), log_solvent_B_sd: of α, as in
+        reference_log_k_sd, reference_B_sd, reference_direction_sd: of α (B in Å²), as in
             ``reference_scale``.
+        reference_anisotropy_sd, solvent_sd, solvent_B, log_solvent_B_sd: of α (anisotropy and B in
+            Å²), as in ``reference_scale``.
     """
 
     R0_inv_angstrom: float = number(1e-4, 1e-7, 0.1, "Å⁻¹")
