@@ -36,7 +36,7 @@ from .measure_run import MeasuredRun
 from .one_round import Round, one_round
 from .over_batches import all_reflections, judged_images, with_intensities
 from .prepare import Prepared, settings_of
-from .problem import Run, Settings, Work, prepare_run
+from .problem import BATCH, Run, Settings, Work, prepare_run
 from .start import BROAD_MARGIN, broadened, wavelengths
 from .state import State, geometry_of, moved
 
@@ -83,6 +83,8 @@ def add(
             "images cannot be added where frames of one crystal share unknowns: fit with --keep, "
             "or with Settings(sweeps=False)"
         )
+    if kept.told["room"] >= BATCH:  # its batches are whole
+        run = replace(run, size=kept.told["room"])
     run = _with_folds(kept.saved.onto(run), kept)
     run, reindexing = _alike(run, kept, priors, progress)
     priors = replace(priors, uneven_blocks_sd=kept.told["uneven_blocks_sd"])

@@ -71,7 +71,7 @@ def _of_batches(run: RunFit) -> Iterator[Centroids | None]:
     fit, model, usable, end = run.fit, run.problem.model, usable_images(run), 0
     for batch, obs in zip(run.batches, run.observed.parts, strict=True):
         theta = images_of({"theta": fit.image}, batch.images, batch.where.shape[0])["theta"]
-        expected = infer.locations(model, fit.sites, theta, fit.shared, obs, run.priors)
+        expected = infer.locations(model, fit.sites, theta, fit.shared, obs, run.priors, apart=True)
         if not set(BOTH) <= set(expected):
             yield None
             return

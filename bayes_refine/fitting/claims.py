@@ -30,6 +30,7 @@ import numpy as np
 from .. import infer
 from ..physics.variance_of_J import variance_of_J
 from ..util.status import Kind, Status
+from ..util.student_t import log_student_t_less_constant
 from .reflections import Reflections
 
 PERMUTATIONS = 32
@@ -82,18 +83,9 @@ class _Totals(NamedTuple):
     signal: np.ndarray
 
     def log_p(self, J_model: np.ndarray, relative: np.ndarray, nu: float) -> np.ndarray:
-        """ln p (...), less a constant, were J_model expected, with relative variance v₂.
-
-        Of Student's t with d = J − J_model it is Σ ½ν ln v − ½(ν + 1) ln(v + d²/ν), of the normal
-        law −½ Σ ln v + d²/v: half the time of the density with its constant and log1p.
-        """
+        """ln p (...), less a constant, were J_model expected, with relative variance v₂."""
         variance = variance_of_J(J_model, self.background, self.signal, relative)
-        square = (self.J - J_model) ** 2
-        if np.isinf(nu):
-            terms = -0.5 * (np.log(variance) + square / variance)
-        else:
-            terms = 0.5 * (nu * np.log(variance) - (nu + 1) * np.log(variance + square / nu))
-        return terms.sum(axis=-1)
+        return log_student_t_less_constant(self.J - J_model, nu, variance).sum(axis=-1)
 
 
 def _of_image(r: Reflections, rows, nu: float, *, rng) -> tuple[float, ...]:

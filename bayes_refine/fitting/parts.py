@@ -53,11 +53,11 @@ class Common:
 
 
 def of_no_images(run: Run) -> Run:
-    """A run without its images, with the room of its batches."""
+    """A run without its images."""
     crosswise = run.crosswise
     if crosswise is not None:
         crosswise = replace(crosswise, fold=crosswise.fold[:0])
-    return replace(run, stills=(), crosswise=crosswise, room=run.size, work=Work())
+    return replace(run, stills=(), crosswise=crosswise, work=Work())
 
 
 def parts_of(run: Run, state: State, status: np.ndarray) -> list[Part]:

@@ -35,8 +35,11 @@ from .sweeps import in_sweeps
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
 
-BATCH = 16  # images in memory at a time; the start has as many, so that all is compiled once
+BATCH = 16  # images of a batch, and of the start of a run
+LARGER = (64, 32)  # images of a batch in runs of four or more of such batches
+SLOTS = 16_384  # reflections of a larger batch at most; of few, a program's time hardly depends on
 IMAGE_BYTES = 36  # a pixel, while an image is unpacked, searched for rings and cut
+FAR = 3.0  # |ε_r| of candidates over that of reflections that are used
 KEPT_CANDIDATES = 8192  # images whose candidates are kept, 100 MB
 
 
@@ -114,7 +117,7 @@ class Candidates:
     """
 
     def __init__(self, hkl: np.ndarray, d_min: float, width: Width, margin: float) -> None:
-        self._hkl, self._d_min, self._width, self._far = hkl, d_min, width, 3 * margin
+        self._hkl, self._d_min, self._width, self._far = hkl, d_min, width, FAR * margin
         self._found: dict[bytes, np.ndarray] = {}
 
     def of(self, still: Still) -> np.ndarray:
@@ -128,6 +131,10 @@ class Candidates:
             if len(self._found) > KEPT_CANDIDATES:
                 self._found.pop(next(iter(self._found)))
         return found
+
+    def number_on(self, still: Still) -> float:
+        """About how many of a still's reflections are near enough to the sphere to be used."""
+        return len(self.of(still)) / FAR
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_found": {}}
@@ -143,7 +150,7 @@ class Run:
         crosswise: without a reference, the estimates of each image's intensities by the others.
         ice: rings of the images that were measured so far; pixels on rings are not used.
         work: who works on batches, and where their statistics are.
-        room: images that a batch has room for, if the run is a batch of a larger run.
+        size: images that a batch has room for.
         panel_groups: number of groups of panels that move; 0 if panels are held in place.
         monitored: whether the pulse energy of any shot is known.
         earlier: what other images say of the shared unknowns; None where there are none.
@@ -158,28 +165,23 @@ class Run:
     crosswise: CrosswiseReference | None = None
     ice: IceRings = field(default_factory=IceRings)
     work: Work = field(default_factory=Work)
-    room: int | None = None
+    size: int = BATCH
     panel_groups: int = 0
     monitored: bool = False
     earlier: Summary | None = None
 
     def few(self, images: np.ndarray) -> Run:
-        """The run with some of its images, in batches of the same room."""
+        """The run with some of its images, in batches of the same size."""
         learned = self.crosswise
         if learned is not None:
             learned = replace(learned, fold=learned.fold[images])
         stills = tuple(self.stills[i] for i in images)
-        return replace(self, stills=stills, crosswise=learned, room=self.size)
-
-    @property
-    def size(self) -> int:
-        """Images that a batch has room for."""
-        return min(len(self.stills), BATCH) if self.room is None else self.room
+        return replace(self, stills=stills, crosswise=learned)
 
     def batches(self) -> list[slice]:
         """The images of each batch."""
         n = len(self.stills)
-        return [slice(i, min(i + BATCH, n)) for i in range(0, n, BATCH)]
+        return [slice(i, min(i + self.size, n)) for i in range(0, n, self.size)]
 
 
 def prepare_run(
@@ -221,7 +223,15 @@ def prepare_run(
     ice, panels = IceRings(settings.read_noise), _moving_groups(stills, priors)
     known = bool(np.isfinite([still.log_pulse_energy for still in stills]).any())
     what = (stills, ref, reader, model, settings, candidates, learned, ice, work or Work())
-    return Run(*what, panel_groups=panels, monitored=known)
+    size = _batch_size(stills, candidates)
+    return Run(*what, size=size, panel_groups=panels, monitored=known)
+
+
+def _batch_size(stills: Sequence[Still], candidates: Candidates) -> int:
+    """Images of a batch: so many that its programs have enough to do, in little memory."""
+    n, reflections = len(stills), candidates.number_on(stills[0])
+    fits = (k for k in LARGER if n >= 4 * k and k * reflections <= SLOTS)
+    return next(fits, min(n, BATCH))
 
 
 def _moving_groups(stills: Sequence[Still], priors: Priors) -> int:

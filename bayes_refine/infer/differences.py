@@ -1,8 +1,9 @@
-"""Curvatures and integrals of a batch of images, computed from ln p and its slope at many points.
+"""Curvatures and integrals of a batch of images, from the few programs of :mod:`programs`.
 
-A program for the curvature would take longer to compile than many runs take to fit, and would be no
-faster: a column of the Hessian costs as much as two slopes.  Unknowns of different images have no
-mixed second derivatives, so that one difference serves all images of a batch.
+The exact Hessian and the integrals are made of slopes of ln p at many points: a program for the
+Hessian would take longer to compile than many runs take to fit, and would be no faster, since a
+column of it costs as much as two slopes.  Unknowns of different images have no mixed second
+derivatives, so that one difference serves all images of a batch.
 
 A function here makes, for a model, a function of one batch:
 
@@ -97,74 +98,29 @@ def fisher(model: Model, sites: tuple[Site, ...], apart: bool):
     This curvature is never negative along an observation.  If an observed site has another law, the
     exact Hessian is returned.
     """
-    expectations, prior = compiled_expectations(model, sites), compiled_prior(model, sites)
+    expectations = compiled_expectations(model, sites, apart)
+    prior = compiled_prior(model, sites)
 
     def curvature(theta, phi, weight, share, scale, args) -> BlockHessian:
         args = jax.device_put(args)
-        slopes = fisher_slopes(expectations, theta, phi, scale, args)
-        if slopes is None:
+        here = expectations(theta, phi, args)
+        if here is None:
             return exact(model, sites, apart)(theta, phi, weight, share, scale, args)
-        return _information(slopes, prior, theta, phi, weight, share, args)
+        return _information(here, prior, theta, phi, weight, share, args)
 
     return curvature
 
 
-def _information(slopes, prior, theta, phi, weight, share, args) -> BlockHessian:
+def _information(here: Expectations, prior, theta, phi, weight, share, args) -> BlockHessian:
     """S Sᵀ, and the curvature of the priors."""
-    used, k = (weight > 0)[:, None, None], theta.shape[1]
-    fisher = np.where(used, slopes @ np.swapaxes(slopes, 1, 2), 0.0)
+    used, k, root = (weight > 0)[:, None, None], theta.shape[1], np.asarray(here.root)
+    fisher = np.where(used, root @ np.swapaxes(root, 1, 2), 0.0)
     of_prior = with_share(jax.tree.map(np.asarray, prior(theta, phi, weight, args)), share)
     return BlockHessian(
         fisher[:, :k, :k] + of_prior.blocks,
         fisher[:, :k, k:] + of_prior.coupling,
         fisher[:, k:, k:].sum(0) + of_prior.shared,
     )
-
-
-def fisher_slopes(expectations, theta, phi, scale, args) -> np.ndarray | None:
-    """(n, k + s, rows) S of which S Sᵀ is the information of each image's observations.
-
-    Rows of an image: (location, ln scale) of each observed site in turn, each for all its
-    reflections, then ln ν of each.  None where a site is neither normal, Student-t nor Poisson.
-
-    Args:
-        expectations: ``programs.compiled_expectations`` of the model.
-    """
-    found = expectations(theta, phi, args)
-    if found is None:
-        return None
-    here = jax.tree.map(np.asarray, found)
-    return _slopes(expectations, here, theta, phi, scale, args) * _root(here)
-
-
-def _root(here: Expectations) -> np.ndarray:
-    """(n, 1, rows) roots of the information of each row of :func:`fisher_slopes`."""
-    information = np.concatenate([here.information, here.of_df], axis=1)
-    return np.sqrt(np.maximum(information, 0.0))[:, None]
-
-
-def _slopes(expectations, here: Expectations, theta, phi, scale, args) -> np.ndarray:
-    """(n, k + s, rows) change of each row of :func:`fisher_slopes` with each unknown."""
-    (n, k), s = theta.shape, len(phi)
-    n_rows, n_sites = here.with_df.shape
-
-    def change(d_theta, d_phi) -> np.ndarray:
-        """Of rows and ln ν, (n, rows + sites)."""
-        there = expectations(theta + d_theta, phi + d_phi, args)
-        of_rows, of_df = np.asarray(there.rows) - here.rows, np.asarray(there.log_df) - here.log_df
-        return np.concatenate([of_rows, np.broadcast_to(of_df, (n, n_sites))], axis=1)
-
-    slopes = np.empty((n, k + s, n_rows + n_sites))
-    for c in range(k + s):
-        along = SHORT * np.append(scale[0][0], scale[1])[c]
-        step = along * (np.arange(k + s) == c)
-        changed = change(step[:k], step[k:])
-        beyond = ~finite_rows(changed)
-        if beyond.any():  # expectations of an image are not defined there: step to the other side
-            changed = np.where(beyond[:, None], -change(-step[:k], -step[k:]), changed)
-        slopes[:, c] = changed / along
-    slopes[:, :, :n_rows] += slopes[:, :, n_rows:] @ here.with_df.T
-    return slopes
 
 
 @lru_cache(maxsize=16)
@@ -175,19 +131,16 @@ def scored(model: Model, sites: tuple[Site, ...], apart: bool):
     Raises:
         ValueError: a site is neither normal, Student-t nor Poisson.
     """
-    expectations, prior = compiled_expectations(model, sites, True), compiled_prior(model, sites)
+    expectations = compiled_expectations(model, sites, apart)
+    prior = compiled_prior(model, sites)
 
     def found(theta, phi, weight, share, scale, args) -> tuple[np.ndarray, BlockHessian]:
         args = jax.device_put(args)
         here = expectations(theta, phi, args)
         if here is None:
             raise ValueError("expectations are known of normal, Student-t and Poisson sites only")
-        here, k = jax.tree.map(np.asarray, here), theta.shape[1]
-        slopes = _slopes(expectations, here, theta, phi, scale, args)
-        of_rows = slopes[:, :k, : here.score.shape[1]]  # ν is not an image's
-        slope = -np.einsum("nkr,nr->nk", of_rows, here.score)
-        slopes *= _root(here)
-        return slope, _information(slopes, prior, theta, phi, weight, share, args)
+        curvature = _information(here, prior, theta, phi, weight, share, args)
+        return np.asarray(here.slope), curvature
 
     return found
 

@@ -53,8 +53,10 @@ def map_fit(
         stragglers: share of the images that need not be so near, nor the shared unknowns then: for
             a fit that will be repeated.
         curvature: the curvature far from the mode, never negative along an observation.
-        exact: end with Newton steps and the exact Hessian at the mode, or ``"near"`` it, which is
-            enough for a start; else with ``curvature``.
+        exact: end with Newton steps and the exact Hessian at the mode; else with ``curvature``.
+            ``"near"`` is enough for a search for the marginal mode, which is from the joint mode by
+            a distance that grows as √n: the shared unknowns end within ``tolerance``·√n posterior
+            sd of the joint mode, where an image sees no change, and with the curvature at hand.
         progress: updated at each step.
 
     Raises:
@@ -63,12 +65,20 @@ def map_fit(
     search = Search(model, args, init or {})
     final = differences.exact if exact else curvature
 
+    def of_one(here: Look) -> float:
+        """Distance of the shared unknowns to the mode, in posterior sd by one image alone."""
+        return here.steps.shared_distance / float(np.sqrt(search.n_images))
+
+    def of_shared(here: Look) -> float:
+        """Distance of the shared unknowns to the mode, in the sd that ``tolerance`` is of."""
+        return of_one(here) if exact == "near" else here.steps.shared_distance
+
     def distance(here: Look) -> float:
         """Posterior sd to the mode, of the furthest image that counts or the shared unknowns."""
         of_images = here.steps.distance[: search.n_images]
         if stragglers:
             return float(np.quantile(of_images, 1 - stragglers))
-        return max(float(of_images.max()), here.steps.shared_distance)
+        return max(float(of_images.max()), of_shared(here))
 
     def of_most(here: Look) -> float:
         """Posterior sd to the mode, of the furthest image that is not one of the ``FEW``."""
@@ -77,8 +87,7 @@ def map_fit(
 
     def is_near(here: Look) -> bool:
         """Whether the exact Hessian leads straight to the mode: in posterior sd of one image."""
-        of_one = here.steps.shared_distance / np.sqrt(search.n_images)
-        return bool(exact) and max(of_most(here), of_one) < 1.0
+        return bool(exact) and max(of_most(here), of_one(here)) < 1.0
 
     def is_slow(here: Look, before: float) -> bool:
         """Whether a new curvature would save time, the last step having begun at ``before``."""
@@ -93,7 +102,7 @@ def map_fit(
     here, waited = search.look(state, curvature), 0
     before, phi, learned = here, state.phi, here.block_hessian  # of the last step, where it began
     for iteration in range(max_iterations + 1):
-        is_there = max(of_most(here), here.steps.shared_distance) < tolerance
+        is_there = max(of_most(here), of_shared(here)) < tolerance
         waited = waited + 1 if is_there else 0
         if here.curvature is None and not is_last(here, iteration):
             has_failed = len(phi) and np.all(state.phi == phi)  # the step of the shared unknowns

@@ -30,6 +30,20 @@ def log_student_t(value, nu, mean, scale, np_=np):
     return constant - np_.log(scale) - 0.5 * (nu + 1) * np_.log1p(z2 / nu)
 
 
+def log_student_t_less_constant(residual, nu, variance):
+    """:func:`log_student_t` less what depends on ν alone, in half the time.
+
+        ½ν ln s² − ½(ν + 1) ln(s² + x²/ν),   −½(ln s² + x²/s²) for infinite ν
+
+    Args:
+        residual, variance: x and s², arrays that broadcast. nu: ν, a number.
+    """
+    square = residual**2
+    if math.isinf(nu):
+        return -0.5 * (np.log(variance) + square / variance)
+    return 0.5 * (nu * np.log(variance) - (nu + 1) * np.log(variance + square / nu))
+
+
 def log_gamma_half_step(nu, np_=np):
     """ln Γ((ν + 1)/2) − ln Γ(ν/2), ν > 0, to rounding; quicker to compile than two of ln Γ.
 
