@@ -51,7 +51,8 @@ def _added(command: Sequence[str]) -> tuple[list[str], list[str]]:
     """The command of the kept fit with more files, and the arguments to run now.
 
     Raises:
-        InputError: ``--out`` has no kept fit, or the command has options of a fit.
+        InputError: ``--out`` has no kept fit, or one of a range of images, or the command has
+            options of a fit.
     """
     out, shown = folder_of(command), [word for word in command if word in TALK]
     record = None if out is None else read_record(out / WORK / KEPT)
@@ -66,6 +67,12 @@ def _added(command: Sequence[str]) -> tuple[list[str], list[str]]:
             f"{options[0]} with --add: the options are those of the fit that images are added to"
         )
     known = list(map(str, record["made_of"][COMMAND]))
+    images = _value(known, "--images")
+    if images is not None and not images.endswith(":"):
+        raise InputError(
+            f"{out}: its fit has --images {images}, which leaves out the images of any other file; "
+            "images can be added to a fit of whole files"
+        )
     first = [*known, *(word for word in files if word not in known)]
     return [*first, *place.chosen(command), *shown], [
         *first[1:],
@@ -77,11 +84,16 @@ def _added(command: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def folder_of(command: Sequence[str]) -> Path | None:
     """The value of ``--out``."""
+    out = _value(command, "--out")
+    return None if out is None else Path(out)
+
+
+def _value(command: Sequence[str], option: str) -> str | None:
     for k, word in enumerate(command):
-        if word == "--out" and k + 1 < len(command):
-            return Path(command[k + 1])
-        if word.startswith("--out="):
-            return Path(word.removeprefix("--out="))
+        if word == option and k + 1 < len(command):
+            return command[k + 1]
+        if word.startswith(f"{option}="):
+            return word.removeprefix(f"{option}=")
     return None
 
 

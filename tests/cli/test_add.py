@@ -118,6 +118,10 @@ def test_what_cannot_be_added_is_said(data, tmp_path, capsys):
     Checkpoint(tmp_path / WORK / "kept", known).begin()
     assert status("fit", "--add", data / "more.expt", "--out", tmp_path, "--seed", "3") == 2
     assert "--seed with --add: the options are those of the fit" in capsys.readouterr().err
+    known["the command"] += ["--images", "0:4"]
+    Checkpoint(tmp_path / "few" / WORK / "kept", known).begin()
+    assert status("fit", "--add", data / "more.expt", "--out", tmp_path / "few") == 2
+    assert "--images 0:4, which leaves out the images of any other file" in capsys.readouterr().err
 
 
 @pytest.mark.slow
