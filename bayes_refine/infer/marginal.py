@@ -163,7 +163,8 @@ def _climb(
 ) -> tuple[State, np.ndarray, int]:
     """Steps uphill in a marginal density, to within ``tolerance`` posterior sd of its mode.
 
-    These are quasi-Newton steps (BFGS), shorter where the density falls.
+    These are quasi-Newton steps (BFGS).  After a step that led downhill the next one is at most
+    half as long, by the curvature that the climb began with.
 
     Args:
         best: the density at the state. inverse: (s, s) of the curvature.
@@ -172,9 +173,14 @@ def _climb(
         The state, the curvature's inverse, and the number of steps.
     """
     search, frame, taken = density.search, density.frame, 0
-    far, step = _distance(best, inverse), -inverse @ best.slope
+    curvature, longest, (_, reach) = np.linalg.inv(inverse), np.inf, search.reach
+    far = _distance(best, inverse)
     while far >= tolerance and taken < max_steps and np.isfinite(best.log_density):
         taken += 1
+        step = -inverse @ best.slope
+        step *= min(1.0, longest / np.sqrt(step @ curvature @ step))
+        step = np.clip(step, -reach, reach)
+        length = float(np.sqrt(step @ curvature @ step))
         there = _settled(search, _moved(search, state, -frame.pull @ step, step), frame)
         found = None if there is None else density.at(there)
         value = -np.inf if found is None else found.log_density
@@ -182,20 +188,14 @@ def _climb(
             None, f"step {taken}: marginal ln p {value:.2f}, it was {best.log_density:.2f}"
         )
         if there is None or found is None:
-            step = step / 2
+            longest = length / 2
             continue
-        moved = there.phi - state.phi
-        before, behind = best.slope @ moved, found.slope @ moved
-        rises = _rises(best, found, moved, far)
-        if not (rises or behind > 0):
-            step = step / 2
-            continue
-        inverse = bfgs(inverse, moved, found.slope - best.slope)
+        rises = _rises(best, found, step, far)
+        if rises or found.slope @ step > 0:  # else the slopes say nothing of the curvature
+            inverse = bfgs(inverse, step, found.slope - best.slope)
         if rises:
             state, best, far = there, found, _distance(found, inverse)
-        step = -inverse @ best.slope
-        if not rises:  # too far, to beyond the highest place
-            step *= min(1.0, 0.5 * (before - behind) / before)
+        longest = max(longest, 2 * length) if rises else length / 2
     return state, inverse, taken
 
 
