@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Hashable
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -53,11 +54,11 @@ class ImageReader:
         self.gain_map = gain_map
         self.pedestal_map = pedestal_map
         self._files: OrderedDict[tuple[Path, ImageShape, str], Hdf5Images] = OrderedDict()
-        self._kept: OrderedDict[tuple[Path, int, ImageShape, str], _Raw] = OrderedDict()
+        self._kept = _Kept()
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs to read the same images, without the open files."""
-        return {**self.__dict__, "_files": OrderedDict(), "_kept": OrderedDict()}
+        return {**self.__dict__, "_files": OrderedDict(), "_kept": _Kept()}
 
     def __enter__(self) -> ImageReader:
         return self
@@ -67,7 +68,7 @@ class ImageReader:
 
     def close(self) -> None:
         """Close all open files, and drop the images in memory."""
-        self._kept.clear()
+        self._kept = _Kept()
         while self._files:
             self._files.popitem()[1].close()
 
@@ -120,8 +121,8 @@ class ImageReader:
         path, shape = still.image_path, ImageShape.of(still.detector, still.image_path)
         key = (path, still.frame, shape, still.dataset)
         with _ONE_THREAD:
-            if key in self._kept:
-                return self._kept[key]
+            if (known := self._kept.get(key)) is not None:
+                return known
         if not regular_file(path):
             raise InputError(
                 f"image file {path} does not exist; put it there, or say with --image-folder where "
@@ -134,10 +135,7 @@ class ImageReader:
         else:
             raw = _Raw(read_pixels(path, still.frame, shape), None, (-np.inf, np.inf))
         with _ONE_THREAD:
-            self._kept[key] = raw
-            # images are read in turn, again and again: the last one but this makes room
-            while sum(r.nbytes for r in self._kept.values()) > _KEPT_BYTES and len(self._kept) > 1:
-                del self._kept[list(self._kept)[-2]]
+            self._kept.put(key, raw)
         return raw
 
     def _hdf5(self, path: Path, shape: ImageShape, dataset: str) -> Hdf5Images:
@@ -167,6 +165,30 @@ class _Raw:
     def nbytes(self) -> int:
         """Bytes in memory; a mask that several images share counts for each of them."""
         return self.pixels.nbytes + (0 if self.usable is None else self.usable.nbytes)
+
+
+class _Kept:
+    """Images as stored, of at most ``_KEPT_BYTES``.
+
+    Images are read in turn, again and again: the last one but the newest makes room.
+    """
+
+    def __init__(self) -> None:
+        self._images: OrderedDict[Hashable, _Raw] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, key: Hashable) -> _Raw | None:
+        """An image; None if it is not kept."""
+        return self._images.get(key)
+
+    def put(self, key: Hashable, raw: _Raw) -> None:
+        """Keep an image, in place of others if need be."""
+        if (same := self._images.pop(key, None)) is not None:
+            self._bytes -= same.nbytes
+        while self._images and self._bytes + raw.nbytes > _KEPT_BYTES:
+            self._bytes -= self._images.popitem()[1].nbytes
+        self._images[key] = raw
+        self._bytes += raw.nbytes
 
 
 def read_beam(still: Still) -> FileBeam:

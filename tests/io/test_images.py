@@ -90,6 +90,24 @@ def test_several_threads_read_what_one_reads(tmp_path, monkeypatch):
             np.testing.assert_array_equal(found, expected)
 
 
+def test_the_first_images_stay_in_memory(tmp_path, monkeypatch):
+    """Images are read in turn: with room for three of five, two are unpacked once."""
+    monkeypatch.setattr(images, "_KEPT_BYTES", 3 * 4 * NY * NX)
+    paths, unpacked = [cbf(tmp_path / f"{k}.cbf", frames(1)[0] + k) for k in range(5)], []
+
+    def counted(path, *rest):
+        unpacked.append(paths.index(path))
+        return read_pixels(path, *rest)
+
+    read_pixels = images.read_pixels
+    monkeypatch.setattr(images, "read_pixels", counted)
+    with ImageReader() as reader:
+        for _ in range(3):
+            for path in paths:
+                reader.read(still(path, 0))
+    assert unpacked == [0, 1, 2, 3, 4, 2, 3, 4, 2, 3, 4]
+
+
 def read(*args, **kwargs):
     with ImageReader() as reader:
         return reader.read(still(*args, **kwargs))
