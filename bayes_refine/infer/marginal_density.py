@@ -70,9 +70,10 @@ class Marginal(NamedTuple):
 def marginal_density(search: Search, state: State, frame: Frame, z: np.ndarray) -> Marginal:
     """The marginal density with the points z (m, k), or (m, n, k) of each image, in a frame."""
     share, weight = 1 / len(search.data.parts), search.weight
+    roots = frame.roots  # of all images: a part of it keeps all of it in memory
 
     def rows(w: slice) -> tuple:
-        of_frame = frame.roots[w], frame.pull[w]
+        of_frame = roots[w], frame.pull[w]
         of_images = z[:, w] if z.ndim == 3 else z
         return state.theta[w], state.phi, *of_frame, weight[w], share, of_images
 
