@@ -23,6 +23,7 @@ from bayes_refine.infer import (
     marginal,
     marginal_fit,
 )
+from bayes_refine.infer.executor import InProcess
 
 N, M = 14, 7
 X = np.stack([np.ones(M), np.linspace(-1, 1, M), np.linspace(-1, 1, M) ** 2], 1)  # (M, 3)
@@ -237,6 +238,31 @@ def test_batches_of_images_are_the_whole_run(parabolas):
     sd = np.sqrt(np.diag(whole.shared_covariance))
     off = (found.shared_covariance - whole.shared_covariance) / np.outer(sd, sd)
     np.testing.assert_allclose(off, 0, atol=1e-4)
+
+
+class Weighed(InProcess):
+    """Knows the most bytes that the items of a step kept in memory."""
+
+    most = 0
+
+    def map(self, work, items, finished=None, lost=None):
+        owners = {}
+        for x in jax.tree.leaves([rows for _, rows in items]):
+            while isinstance(x, np.ndarray) and isinstance(x.base, np.ndarray):
+                x = x.base
+            owners[id(x)] = np.asarray(x).nbytes
+        self.most = max(self.most, sum(owners.values()))
+        return super().map(work, items, finished, lost)
+
+
+def test_memory_of_the_items_is_that_of_the_images_however_many_batches(parabolas):
+    n, k, s = len(parabolas.y), 3, 3
+    executor = Weighed()
+    parts = [Data(parabolas.y[b : b + 1]) for b in range(n)]
+    batches = Batches(parts, 1, n, executor)
+    marginal_fit(curves, batches, fit=map_fit(curves, batches))
+    of_images = 8 * n * (k + k * k + k * s + 1)
+    assert executor.most < 2 * of_images + marginal.points(k).nbytes
 
 
 def test_an_image_that_has_not_converged_stays_and_does_not_count(parabolas):
