@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 BATCH = 16  # images of a batch, and of the start of a run
 LARGER = (64, 32)  # images of a batch in runs of four or more of such batches
-SLOTS = 16_384  # reflections of a larger batch at most; a call of a program has 2 to 4 ms of its own
+SLOTS = 16_384  # reflections of a larger batch at most; a call of a program has 2 ms of its own
 IMAGE_BYTES = 36  # a pixel, while an image is unpacked, searched for rings and cut
 FAR = 3.0  # |ε_r| of candidates over that of reflections that are used
 KEPT_CANDIDATES = 8192  # images whose candidates are kept, 100 MB

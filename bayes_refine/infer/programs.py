@@ -107,8 +107,8 @@ def compiled_expectations(model: Model, sites: tuple[Site, ...], apart: bool):
     """(theta, phi, args) → :class:`Expectations` of a batch; None where a site is neither normal,
     Student-t nor Poisson.
 
-    All derivatives are forward ones, of all unknowns at once: a third of the time of differences, for
-    a program that takes two to three times as long to compile as the expectations alone.
+    All derivatives are forward ones, of all unknowns at once: a third of the time of differences,
+    for a program that takes two to three times as long to compile as the expectations alone.
 
     Args:
         apart: the first argument is a part of ``Batches``, whose images can be told apart.
