@@ -78,19 +78,12 @@ def one_round(
     measurements = measure_run(run, state, priors, status, plan, margin, progress)
     ready = time.perf_counter()
     old = {**state, "log_G": measurements.log_G}
-    fit = infer.map_fit(
-        run.model,
-        measurements.observations,
-        priors,
-        init=old,
-        tolerance=0.1 if last else 0.5,
-        stragglers=0.0 if last else 0.05,
-        exact="near" if last else False,  # what counts is the curvature at the marginal mode
-        progress=progress,
-    )
+    problem = run.model, measurements.observations, priors
     if last:
-        fit = infer.marginal_fit(
-            run.model, measurements.observations, priors, fit=fit, progress=progress
+        fit = infer.mode_of_many(*problem, init=old, progress=progress)
+    else:
+        fit = infer.map_fit(
+            *problem, init=old, tolerance=0.5, stragglers=0.05, exact=False, progress=progress
         )
     seconds = (ready - started, time.perf_counter() - ready)
     new = fit.values()

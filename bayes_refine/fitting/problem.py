@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 BATCH = 16  # images of a batch, and of the start of a run
 LARGER = (64, 32)  # images of a batch in runs of four or more of such batches
 SLOTS = 16_384  # reflections of a larger batch at most; a call of a program has 2 ms of its own
+ON_A_CARD = (512, 256, 128, *LARGER)  # images of a batch on a GPU, all of them at a time
+SLOT_BYTES = 2**16  # of a card's memory: twice what the largest program asks for a reflection
+LOOKED_AT = 16  # stills whose reflections are counted
 IMAGE_BYTES = 36  # a pixel, while an image is unpacked, searched for rings and cut
 FAR = 3.0  # |ε_r| of candidates over that of reflections that are used
 KEPT_CANDIDATES = 8192  # images whose candidates are kept, 100 MB
@@ -223,14 +226,21 @@ def prepare_run(
     ice, panels = IceRings(settings.read_noise), _moving_groups(stills, priors)
     known = bool(np.isfinite([still.log_pulse_energy for still in stills]).any())
     what = (stills, ref, reader, model, settings, candidates, learned, ice, work or Work())
-    size = _batch_size(stills, candidates)
+    size = batch_size(stills, candidates)
     return Run(*what, size=size, panel_groups=panels, monitored=known)
 
 
-def _batch_size(stills: Sequence[Still], candidates: Candidates) -> int:
+def batch_size(stills: Sequence[Still], candidates: Candidates) -> int:
     """Images of a batch: so many that its programs have enough to do, in little memory."""
-    n, reflections = len(stills), candidates.number_on(stills[0])
-    fits = (k for k in LARGER if n >= 4 * k and k * reflections <= SLOTS)
+    n = len(stills)
+    some = [stills[i] for i in np.linspace(0, n - 1, min(n, LOOKED_AT)).astype(int)]
+    reflections = max(candidates.number_on(still) for still in some)
+    larger: tuple[int, ...] = LARGER
+    batches, slots = 4, SLOTS
+    if jax.default_backend() != "cpu":
+        memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
+        larger, batches, slots = ON_A_CARD, 1, max(SLOTS, memory // SLOT_BYTES)
+    fits = (k for k in larger if n >= batches * k and k * reflections <= slots)
     return next(fits, min(n, BATCH))
 
 

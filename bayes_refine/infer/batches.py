@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..util.store import Joined, places
 from .executor import IN_PROCESS, Executor
 from .summary import Summary
 
@@ -40,6 +41,13 @@ class Batches:
         """Rows (n_images, ...), the last one repeated for the unused places of the last part."""
         room = len(self.parts) * self.size - self.n_images
         return np.concatenate([values, np.repeat(np.asarray(values)[-1:], room, axis=0)])
+
+    def some(self, which: Sequence[int]) -> Batches:
+        """Some of the parts, all of whose places are used."""
+        where = places(self.parts)
+        return replace(
+            self, parts=Joined([where[b] for b in which]), n_images=len(which) * self.size
+        )
 
     def whole(self) -> Any:
         """All parts as one, in memory; the first axis of each array is that of the images."""

@@ -178,7 +178,7 @@ def integral(model: Model, sites: tuple[Site, ...], apart: bool):
     z (m, k), or (m, n, k) for each image its own, args), where θ moves by −pull with φ.  It returns
     the sum over images, the slope of minus this (s,), and the mean of Lᵀ g_m z_mᵀ (n, k, k), g_m
     slopes of −ln p at the points: the curvature of an image in coordinates z, averaged over the
-    points.
+    points.  An image that has no density at any point counts with that at θ, as by Laplace.
     """
     slope = compiled_slope_of_each(model, sites, apart)
 
@@ -189,21 +189,27 @@ def integral(model: Model, sites: tuple[Site, ...], apart: bool):
         found = [jax.tree.map(np.asarray, slope(place, phi, weight, args)) for place in places]
         image = np.array([here.image for here in found]) + 0.5 * np.sum(z**2, 2)
         image = np.where(np.isfinite(image), image, -np.inf)
-        of_images = np.logaddexp.reduce(image, axis=0)
+        total = np.logaddexp.reduce(image, axis=0)
         # ln p may not be finite at a point, nor at any of an image
-        of_point = np.exp(image - np.where(np.isfinite(of_images), of_images, 0.0))
+        of_point = np.exp(image - np.where(np.isfinite(total), total, 0.0))
+        of_images = total - np.log(len(z))
         g_image, g_each = (
             np.array([getattr(here, name) for here in found]) for name in ("g_image", "g_each")
         )
         lost = ~np.isfinite(g_image).all(axis=(0, 2))
         g_image, g_each = (np.where(np.isfinite(x), x, 0.0) for x in (g_image, g_each))
         following = np.einsum("nks,mnk->mns", pull, g_image)
-        g_shared = np.einsum("mn,mns->ns", of_point, g_each - following)[used].sum(0)
+        g_shared = np.einsum("mn,mns->ns", of_point, g_each - following)
+        if (nowhere := used & ~np.isfinite(of_images)).any():  # Laplace's integral
+            mode = jax.tree.map(np.asarray, slope(theta, phi, weight, args))
+            of_mode = mode.g_each - np.einsum("nks,nk->ns", pull, mode.g_image)
+            of_images = np.where(nowhere, mode.image, of_images)
+            g_shared = np.where(nowhere[:, None], of_mode, g_shared)
         along = (np.swapaxes(roots, 1, 2) @ g_image[..., None])[..., 0]
         curvature = np.einsum("mni,mnl->nil", along, z) / len(z)
         return (
-            float(of_images[used].sum() - used.sum() * np.log(len(z)) + share * found[0].shared),
-            g_shared + share * found[0].g_prior,
+            float(of_images[used].sum() + share * found[0].shared),
+            g_shared[used].sum(0) + share * found[0].g_prior,
             np.where(lost[:, None, None], np.eye(z.shape[2]), _positive(curvature)),
         )
 

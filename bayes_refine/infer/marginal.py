@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from ..util.status import Kind
 from . import differences
 from .curvature import WIDEST, BlockHessian, upward_inverse
 from .density import Model
+from .images_alone import are_few, few_at_their_modes
 from .laplace import Fit
 from .lbfgs import bfgs
 from .marginal_density import Frame, Marginal, Tilted, marginal_density, points, random_signs
@@ -36,6 +37,7 @@ CLOSE = 0.1  # posterior sd, step of forward differences of slopes, for the curv
 FAR = 1.0  # posterior sd; the points miss the mode of an image that is further from it
 RENEWALS = 6  # of the way that few points lead, at most
 NEAR = 0.3  # posterior sd; few points alone lead no nearer
+LEASH = 2.0  # of the way to the mode, that a tilt is good for
 AROUND = 0.05  # posterior sd; points that were made further from the mode are made anew
 SETTLING = 5  # Newton steps of the images at the end
 
@@ -44,8 +46,10 @@ def marginal_fit(
     model: Model,
     *args: Any,
     fit: Fit,
+    covariance: np.ndarray | None = None,
     max_iterations: int = 25,
     tolerance: float = 0.02,
+    means: bool = True,
     progress: Listener = SILENT,
 ) -> Fit:
     """Move the shared unknowns of a joint MAP to their marginal mode.
@@ -60,9 +64,12 @@ def marginal_fit(
     Args:
         model: as it was given to ``map_fit``.
         args: as they were given to ``map_fit``.
-        fit: what ``map_fit`` returned.
+        fit: what ``map_fit`` returned, or ``images_fit``.
+        covariance: (s, s) of the shared unknowns, about; by default that of ``fit``'s curvature.
         tolerance: the last step is shorter than this many posterior sd; each step is several times
             shorter than the one before.
+        means: find posterior means too, and what each batch says; else the covariance is about what
+            the search learned of it.
         progress: updated at each step.
 
     Returns:
@@ -71,25 +78,75 @@ def marginal_fit(
     """
     if not np.any(fit.status == Kind.CONVERGED):
         return fit
+    search, n = Search(model, args, fit.values()), len(fit.status)
+    usable = search.weight * search.data.padded(1.0 * (fit.status == Kind.CONVERGED))
     try:
-        return _marginal_fit(model, args, fit, max_iterations, tolerance, progress)
+        mode = _marginal_mode(search, fit, covariance, usable, max_iterations, tolerance, progress)
+        state, here, best = mode.state, mode.here, mode.best
+        joint = fit_at(search, state, here, fit.iterations + mode.steps, tolerance)
+        found = replace(
+            joint,
+            shared_covariance=mode.inverse,
+            shared_distance=mode.far,
+            status=np.where(usable[:n] > 0, joint.status, fit.status),
+        )
+        if not means:
+            return found
+        frame = Frame.of(search, here, usable)
+        covariance = _covariance(search, state, frame, joint.shared_covariance)
+        image_shift, shared_shift = mean_less_mode(search, state, here, covariance, usable)
+        return replace(
+            found,
+            by_batch=_by_batch(search, state, here, best, np.linalg.inv(covariance)),
+            shared_covariance=covariance,
+            image_shift=image_shift[:n],
+            shared_shift=shared_shift,
+        )
     except np.linalg.LinAlgError as error:
         progress.say(f"the shared unknowns stay at the joint mode: {error}")
         return fit
 
 
-def _marginal_fit(model, args, fit: Fit, max_iterations, tolerance, progress) -> Fit:
-    search = Search(model, args, fit.values())
-    usable = search.weight * search.data.padded(1.0 * (fit.status == Kind.CONVERGED))
+class _Mode(NamedTuple):
+    """The state at the marginal mode, the look and the density there, and how it was reached.
+
+    Attributes:
+        inverse: (s, s) of the curvature, as the search learned it. far: posterior sd left.
+        steps: number of steps.
+    """
+
+    state: State
+    here: Look
+    best: Marginal
+    inverse: np.ndarray
+    far: float
+    steps: int
+
+
+def _marginal_mode(
+    search: Search,
+    fit: Fit,
+    inverse: np.ndarray | None,
+    usable: np.ndarray,
+    max_iterations: int,
+    tolerance: float,
+    progress: Listener,
+) -> _Mode:
+    """The search of :func:`marginal_fit`, from the state of the search.
+
+    Args:
+        inverse: (s, s) of the curvature, about. usable: (n,) images that are integrated.
+    """
     state = search.start._replace(damping=np.zeros(len(usable)), shared_damping=0.0)
     here = search.look(state, _known_curvature(search, fit))
-    inverse = upward_inverse(here.steps.schur[None], np.zeros(1), np)[0]
+    if inverse is None:
+        inverse = upward_inverse(here.steps.schur[None], np.zeros(1), np)[0]
     frame, near = Frame.of(search, here, usable), tolerance / 2
     climb = partial(_climb, max_steps=max_iterations, progress=progress)
     few, z = random_signs(*state.theta.shape), points(state.theta.shape[1])
-    state = _settled(search, state, frame) or state
+    state, frame, _ = _settled(search, state, frame, FAR)
     density = Tilted(search, frame, few, 0 * state.phi, state.phi)
-    state, inverse, iteration = climb(density, state, density.at(state), inverse, NEAR)
+    state, frame, inverse, steps = climb(density, state, density.at(state), inverse, NEAR)
     far = np.inf
     for renewal in range(RENEWALS + 1):
         if far > AROUND:  # else the images' curvature has hardly changed
@@ -103,26 +160,13 @@ def _marginal_fit(model, args, fit: Fit, max_iterations, tolerance, progress) ->
         if far < before / 2 and np.isfinite(by_few.log_density):
             # what few points miss hardly changes
             density = Tilted(search, frame, few, best.slope - by_few.slope, state.phi)
-            start = best._replace(log_density=by_few.log_density)
+            start, leash = best._replace(log_density=by_few.log_density), LEASH * max(far, 1.0)
         else:  # they lead nowhere
-            density, start = Tilted(search, frame, z, 0 * state.phi, state.phi), best
-        state, inverse, taken = climb(density, state, start, inverse, max(near, far / 20))
-        iteration += taken
-    here = search.look(state, here.block_hessian)
-    found = fit_at(search, state, here, fit.iterations + iteration, tolerance)
-    frame = Frame.of(search, here, usable)
-    covariance = _covariance(search, state, frame, found.shared_covariance)
-    image_shift, shared_shift = mean_less_mode(search, state, here, covariance, usable)
-    n = search.n_images
-    return replace(
-        found,
-        by_batch=_by_batch(search, state, here, best, np.linalg.inv(covariance)),
-        shared_covariance=covariance,
-        shared_distance=far,
-        status=np.where(usable[:n] > 0, found.status, fit.status),
-        image_shift=image_shift[:n],
-        shared_shift=shared_shift,
-    )
+            density, start, leash = Tilted(search, frame, z, 0 * state.phi, state.phi), best, np.inf
+        end = max(near, far / 20)
+        state, frame, inverse, taken = climb(density, state, start, inverse, end, leash=leash)
+        steps += taken
+    return _Mode(state, search.look(state, here.block_hessian), best, inverse, far, steps)
 
 
 def _known_curvature(search: Search, fit: Fit) -> BlockHessian | Curvature:
@@ -140,13 +184,16 @@ def _known_curvature(search: Search, fit: Fit) -> BlockHessian | Curvature:
 
 def _looked(search: Search, state: State, frame: Frame, near: float) -> tuple[State, Look]:
     """The state with each image within ``near`` sd of its mode, and the exact curvature there."""
-    state = _settled(search, state, frame, near=near) or state
+    state, frame, _ = _settled(search, state, frame, near)
     here = search.look(state, differences.exact)
     for _ in range(SETTLING):  # for images that lag behind the shared unknowns
-        if np.max(frame.usable * here.steps.distance) < near:
+        distance = frame.usable * here.steps.distance
+        if np.max(distance) < near:
             break
-        alone = here.steps.alone * frame.usable[:, None]
-        state = _moved(search, state, alone, 0 * state.phi)
+        if are_few(distance >= near, frame.usable):
+            state = few_at_their_modes(search, state, distance >= near, near).of(state)
+        else:
+            state = _moved(search, state, here.steps.alone * frame.usable[:, None], 0 * state.phi)
         here = search.look(state, differences.exact)
     return state, here
 
@@ -160,7 +207,8 @@ def _climb(
     *,
     max_steps: int,
     progress: Listener,
-) -> tuple[State, np.ndarray, int]:
+    leash: float = np.inf,
+) -> tuple[State, Frame, np.ndarray, int]:
     """Steps uphill in a marginal density, to within ``tolerance`` posterior sd of its mode.
 
     These are quasi-Newton steps (BFGS).  After a step that led downhill the next one is at most
@@ -168,35 +216,41 @@ def _climb(
 
     Args:
         best: the density at the state. inverse: (s, s) of the curvature.
+        leash: posterior sd from where the density is tilted, beyond which the tilt means nothing.
 
     Returns:
-        The state, the curvature's inverse, and the number of steps.
+        The state, the frame, the curvature's inverse, and the number of steps.
     """
-    search, frame, taken = density.search, density.frame, 0
+    search, taken = density.search, 0
     curvature, longest, (_, reach) = np.linalg.inv(inverse), np.inf, search.reach
     far = _distance(best, inverse)
     while far >= tolerance and taken < max_steps and np.isfinite(best.log_density):
+        away = state.phi - density.phi
+        if away @ curvature @ away > leash**2:
+            break
         taken += 1
         step = -inverse @ best.slope
         step *= min(1.0, longest / np.sqrt(step @ curvature @ step))
         step = np.clip(step, -reach, reach)
         length = float(np.sqrt(step @ curvature @ step))
-        there = _settled(search, _moved(search, state, -frame.pull @ step, step), frame)
-        found = None if there is None else density.at(there)
+        there = _moved(search, state, -density.frame.pull @ step, step)
+        there, frame, off = _settled(search, there, density.frame, FAR)
+        found = density._replace(frame=frame).at(there) if off < FAR else None
         value = -np.inf if found is None else found.log_density
         progress.update(
             None, f"step {taken}: marginal ln p {value:.2f}, it was {best.log_density:.2f}"
         )
-        if there is None or found is None:
+        if found is None:
             longest = length / 2
             continue
         rises = _rises(best, found, step, far)
         if rises or found.slope @ step > 0:  # else the slopes say nothing of the curvature
             inverse = bfgs(inverse, step, found.slope - best.slope)
         if rises:
+            density = density._replace(frame=frame)
             state, best, far = there, found, _distance(found, inverse)
         longest = max(longest, 2 * length) if rises else length / 2
-    return state, inverse, taken
+    return state, density.frame, inverse, taken
 
 
 def _distance(found: Marginal, inverse: np.ndarray) -> float:
@@ -240,18 +294,25 @@ def _by_batch(
     return Summary(at, best.slopes - of_prior / parts, curvature)
 
 
-def _settled(search: Search, state: State, frame: Frame, near: float = FAR) -> State | None:
-    """The state after steps of the images to their modes, the last one shorter than ``near``
-    posterior sd; None where one is far from it.
+def _settled(search: Search, state: State, frame: Frame, near: float) -> tuple[State, Frame, float]:
+    """The state after steps of the images to their modes, and how far the furthest still is.
+
+    The last step is shorter than ``near`` posterior sd.  A few images that are further go on alone,
+    and have new points in the frame.
     """
+    far = np.inf
     for _ in range(SETTLING):
         slope = search.slope(state).g_image
         step = -np.einsum("nij,nj->ni", frame.inverse, slope)
         distance = np.sqrt(np.maximum(-np.einsum("ni,ni->n", step, slope), 0.0))
         state = _moved(search, state, step, 0 * state.phi)
-        if np.max(distance, initial=0.0) < near:
-            return state
-    return None
+        far = float(np.max(distance, initial=0.0))
+        if far < near:
+            return state, frame, far
+    if not are_few(distance >= near, frame.usable):
+        return state, frame, far
+    found = few_at_their_modes(search, state, distance >= near, near)
+    return found.of(state), frame.with_few(found), float(np.max(found.distance))
 
 
 def _moved(search: Search, state: State, image, shared) -> State:

@@ -17,6 +17,7 @@ import numpy as np
 
 from . import differences
 from .curvature import upward_inverse
+from .images_alone import Settled
 from .search import Look, Search, State
 
 FEWEST = 16  # pairs of points, for a noise of less than a hundredth of a posterior sd
@@ -50,6 +51,14 @@ class Frame(NamedTuple):
     def inverse(self) -> np.ndarray:
         """(n, k, k) inverse curvature of the images; 0 of an image that is not integrated."""
         return self.roots @ np.swapaxes(self.roots, 1, 2)
+
+    def with_few(self, found: Settled) -> Frame:
+        """The frame with new points of some images, which went to their modes alone."""
+        inverse = upward_inverse(found.blocks, np.zeros(len(found.rows)), np)
+        factor, pull = self.factor.copy(), self.pull.copy()
+        factor[found.rows] = np.linalg.cholesky(inverse)
+        pull[found.rows] = inverse @ found.coupling
+        return self._replace(factor=factor, pull=pull)
 
     def first(self, n: int) -> Frame:
         """Of the first n images."""

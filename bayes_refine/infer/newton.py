@@ -14,13 +14,13 @@ import numpy as np
 from ..util.progress import SILENT, Listener
 from . import differences
 from .density import Model
+from .images_alone import FEW, with_few
 from .laplace import Fit
 from .search import Curvature, Look, Search, State, fit_at
 
 SERVES = 0.9  # of the distance left after a step: with more, a new curvature (ten steps' time) pays
 COST = 10  # steps that the exact Hessian costs: near the mode it pays where more steps are left
-FEW = 0.01  # of the images, that do not hold up the others
-PATIENCE = 8  # steps that these few have when all others are at their modes
+PATIENCE = 2  # times that these few are taken to their modes when all others are there
 
 
 def map_fit(
@@ -41,8 +41,8 @@ def map_fit(
     no longer pay (Shamanskii 1967); until then each step corrects that of the shared unknowns
     (BFGS).  Directions of negative curvature are followed uphill (|eigenvalue|); no step is longer
     than one prior sd.  Each image has its own damping, and stays where it is when a step does not
-    raise its ln p, so that ln p never falls.  One image in a hundred may be left behind:
-    ``PATIENCE`` steps after all others are at their modes the search ends without these.
+    raise its ln p, so that ln p never falls.  When all others are at their modes, one image in a
+    hundred goes on alone (:mod:`images_alone`), and is left behind where it does not get there.
 
     Args:
         model: NumPyro program; ``args``: what it is called with, the first of them whole or as
@@ -96,18 +96,25 @@ def map_fit(
         return far > SERVES * before or saves
 
     def is_last(here: Look, iteration: int) -> bool:
-        return distance(here) < tolerance or iteration == max_iterations or waited == PATIENCE
+        is_there = distance(here) < tolerance or (most_are_there(here) and taken == PATIENCE)
+        return is_there or iteration == max_iterations
+
+    def most_are_there(here: Look) -> bool:
+        return max(of_most(here), of_shared(here)) < tolerance
 
     state = fresh = search.start  # ``fresh``: where the last step with a new curvature led
-    here, waited = search.look(state, curvature), 0
+    here, taken = search.look(state, curvature), 0
     before, phi, learned = here, state.phi, here.block_hessian  # of the last step, where it began
     for iteration in range(max_iterations + 1):
-        is_there = max(of_most(here), of_shared(here)) < tolerance
-        waited = waited + 1 if is_there else 0
+        if most_are_there(here) and not is_last(here, iteration):
+            taken += 1
+            far = (here.steps.distance >= tolerance) & (search.weight > 0)
+            state, known = with_few(search, state, here, far, tolerance)
+            here, learned = search.look(state, known), known._replace(shared=learned.shared)
         if here.curvature is None and not is_last(here, iteration):
             has_failed = len(phi) and np.all(state.phi == phi)  # the step of the shared unknowns
             is_same = has_failed and of_most(before) < 1.0  # a new curvature would be the same
-            if is_slow(here, distance(before)) and not (waited or is_same):
+            if is_slow(here, distance(before)) and not is_same:
                 state = _eased(state, fresh)
                 better = differences.exact if is_near(here) else curvature
                 here = search.look(state, better, here.slope)

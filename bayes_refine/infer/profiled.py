@@ -26,6 +26,7 @@ from ..util.kept_programs import kept
 from . import differences
 from .curvature import BlockHessian, upward_root
 from .density import Model, Site, density
+from .images_alone import at_their_modes
 from .search import Curvature, Search, State
 
 RENEWED = 10  # epochs with one curvature
@@ -168,18 +169,8 @@ def log_evidence(
     Args:
         phi: (s,) shared unknowns, held. start: of the images' unknowns.
     """
-    state = (start or search.start)._replace(phi=phi)
-    here, reach = search.look(state, differences.fisher), search.reach[0]
-    for k in range(SETTLING):
-        if here.steps.distance.max() < CLOSE:
-            break
-        move = np.clip(here.steps.alone, -reach, reach)
-        there = search.slope(state._replace(theta=state.theta + move)).image
-        helped = there > here.slope.image
-        damping = np.where(helped, 0.3 * state.damping, np.maximum(10 * state.damping, 0.1))
-        theta = state.theta + np.where(helped[:, None], move, 0.0)
-        state = state._replace(theta=theta, damping=np.clip(damping, 1e-9, 1e9))
-        here = search.look(state, here.block_hessian if k % 3 else differences.fisher)
+    start = (start or search.start)._replace(phi=phi)
+    state, here = at_their_modes(search, start, differences.fisher, CLOSE, SETTLING)
     blocks = search.block_hessian(state, differences.fisher).blocks
     _, log_root = np.linalg.slogdet(upward_root(np.asarray(blocks)))
     k = state.theta.shape[1]

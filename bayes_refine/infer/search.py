@@ -16,7 +16,7 @@ import numpy as np
 
 from ..util.errors import InputError
 from ..util.status import Kind, Status, settled
-from ..util.store import Place, places
+from ..util.store import Joined, Place, places
 from . import differences
 from .batches import Batches, finite_rows
 from .curvature import BlockHessian, no_wider, scaled, upward_inverse
@@ -116,9 +116,9 @@ class Search:
 
     def some_batches(self, which: Sequence[int]) -> Search:
         """The same search on some batches of images, in ascending order."""
-        few, size = copy(self), self.data.size
+        few, size, where = copy(self), self.data.size, self._places()
         few.n_images = sum(min(size, self.n_images - b * size) for b in which)
-        few.data = Batches([self._part(b) for b in which], size, few.n_images)
+        few.data = Batches(Joined([where[b] for b in which]), size, few.n_images)
         few.spared = {}
         rows = np.concatenate([np.arange(b * size, (b + 1) * size) for b in which])
         few.weight, few.aside = self.weight[rows], self.aside[rows]
@@ -226,6 +226,10 @@ class Search:
     def _part(self, b: int) -> Any:
         return self.spared[b] if b in self.spared else self.data.parts[b]
 
+    def _places(self) -> list[Place]:
+        where = places(self.data.parts)
+        return [Place((self.spared[b],), 0) if b in self.spared else w for b, w in enumerate(where)]
+
     def slope(self, state: State) -> Slope:
         """ln p and its slope; zeros at unused places."""
         made_of = self.model, self.sites, self.apart
@@ -302,11 +306,8 @@ class Search:
                 batch's ``rows`` and the model's arguments.
             rows: the first arguments for the batch at a place among the images.
         """
-        where = places(self.data.parts)
-        for b, part in self.spared.items():
-            where[b] = Place((part,), 0)
-        items = [(place, rows(w)) for place, w in zip(where, self.data.slices(), strict=True)]
-        return self.data.executor.map(partial(_of_part, make, made_of, self.rest), items)
+        items = zip(self._places(), map(rows, self.data.slices()), strict=True)
+        return self.data.executor.map(partial(_of_part, make, made_of, self.rest), list(items))
 
     def _spared(self, theta: np.ndarray) -> np.ndarray:
         """(..., n, k) unknowns; images that were set aside have the start of their stand-in."""
@@ -339,8 +340,8 @@ class Search:
         moved = State(
             np.where(helped[:, None], there.theta, state.theta),
             there.phi,
-            _eased(state.damping, helped),
-            float(_eased(state.shared_damping, is_joint)),
+            eased(state.damping, helped),
+            float(eased(state.shared_damping, is_joint)),
         )
         known = self.apart or (is_joint and helped.all())
         return Step(moved, found if known else None, learned)
@@ -361,7 +362,7 @@ def _of_part(make, made_of: tuple, rest: tuple, item: tuple[Place, tuple]) -> An
     return jax.tree.map(np.asarray, make(*made_of)(*rows, args))
 
 
-def _eased(damping, helped):
+def eased(damping, helped):
     """Less damping after a step that raised ln p; after another one, enough to shorten the next."""
     return np.clip(np.where(helped, 0.3 * damping, np.maximum(10 * damping, 0.1)), 1e-9, 1e9)
 

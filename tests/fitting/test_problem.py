@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 
 from bayes_refine import load_model
-from bayes_refine.fitting.problem import Settings, prepare_run
+from bayes_refine.fitting.problem import Settings, batch_size, prepare_run
 from bayes_refine.fitting.statistics_of_images import geometry_at, predictions_of
 from bayes_refine.io.expt import read_experiments
 from bayes_refine.io.images import ImageReader
@@ -72,3 +73,44 @@ def test_pulses_bring_a_wavelength_and_an_energy_of_each_shot(stills):
     wavelength = [still.beam.wavelength for still in run.stills]
     np.testing.assert_allclose(1 / obs.wavevector[:, 0], wavelength)
     assert obs.panel_group is None
+
+
+class Card:
+    """A device of a GPU with so many bytes."""
+
+    def __init__(self, memory: int) -> None:
+        self.memory = memory
+
+    def memory_stats(self) -> dict[str, int]:
+        return {"bytes_limit": self.memory}
+
+
+class SomeOnEach:
+    """So many reflections on each still."""
+
+    def __init__(self, reflections: int) -> None:
+        self.reflections = reflections
+
+    def number_on(self, still: int) -> float:
+        return self.reflections + still % 2
+
+
+@pytest.mark.parametrize(
+    "memory, n, reflections, size",
+    [(80e9, 2000, 499, 512), (80e9, 300, 499, 256), (80e9, 2000, 9000, 128), (1e9, 20, 99, 16)],
+)
+def test_a_batch_on_a_card_is_as_large_as_its_memory_allows(
+    monkeypatch, memory, n, reflections, size
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "local_devices", lambda: [Card(int(memory))])
+    assert batch_size(range(n), SomeOnEach(reflections)) == size
+
+
+@pytest.mark.parametrize(
+    "n, reflections, size",
+    [(300, 255, 64), (300, 256, 32), (300, 999, 16), (200, 99, 32), (9, 99, 9)],
+)
+def test_a_batch_on_a_cpu_is_large_where_its_reflections_are_few(n, reflections, size):
+    """The still that has most reflections counts: 256 · 64 are as many as there may be."""
+    assert batch_size(range(n), SomeOnEach(reflections)) == size

@@ -141,3 +141,27 @@ def test_slope_from_expectations_is_that_of_ln_p(case):
     np.testing.assert_allclose(slope, expected, rtol=2e-6, atol=2e-6)
     fisher = differences.fisher(decays, case.sites, True)(*rows)
     np.testing.assert_array_equal(curvature.blocks, fisher.blocks)
+
+
+def test_an_image_without_density_at_any_point_counts_as_at_its_mode():
+    """ln p has no meaning beyond c = 2, where the wide points of the second image lie."""
+
+    def edge(y):
+        level = numpyro.sample("level", dist.Normal(0.0, 1.0))
+        with numpyro.plate("image", len(y), dim=-2):
+            c = numpyro.sample("c", dist.Normal(level, 1.0))
+            with numpyro.plate("reflection", 1, dim=-1):
+                numpyro.sample("y", dist.Normal(jnp.sqrt(4 - c**2), 1.0), obs=y)
+
+    args, weight, z = (np.array([[1.9], [2.1]]),), np.ones(2), np.array([[1.0], [-1.0]])
+    sites, _ = find_sites(edge, args, {})
+    theta, phi = np.array([[0.3], [0.4]]), np.array([0.1])
+    roots, pull = np.array([[[0.5]], [[9.0]]]), np.full((2, 1, 1), -0.2)
+    integral = differences.integral(edge, sites, True)
+    both, slope, curvature = integral(theta, phi, roots, pull, weight, 1.0, z, args)
+    first, of_first, _ = integral(theta, phi, roots, pull, weight * [1, 0], 1.0, z, args)
+    mode = compiled_slope(edge, sites, True)(theta, phi, weight, args)
+    assert both == pytest.approx(first + float(mode.image[1]), rel=1e-12)
+    along = mode.g_each[1] + 0.2 * mode.g_image[1]
+    np.testing.assert_allclose(slope, of_first + np.asarray(along), rtol=1e-12)
+    assert curvature[1, 0, 0] == 1.0

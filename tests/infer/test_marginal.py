@@ -22,8 +22,10 @@ from bayes_refine.infer import (
     map_fit,
     marginal,
     marginal_fit,
+    mode_of_many,
 )
 from bayes_refine.infer.executor import InProcess
+from bayes_refine.util.progress import Listener
 
 N, M = 14, 7
 X = np.stack([np.ones(M), np.linspace(-1, 1, M), np.linspace(-1, 1, M) ** 2], 1)  # (M, 3)
@@ -151,6 +153,23 @@ def test_few_points_lead_near_the_mode(parabolas, monkeypatch):
     slow, same = slopes_and_mode()
     np.testing.assert_allclose(mode, same, atol=0.04)
     assert fast < slow
+
+
+def test_after_a_step_that_is_too_long_the_next_is_much_shorter(parabolas):
+    """By a curvature of a hundredth the first step is a hundred times too long."""
+    joint = map_fit(curves, parabolas)
+    here = joint.shared_precision
+    schur = here - np.einsum(
+        "nks,nkl,nlt->st", joint.coupling, np.linalg.inv(joint.image_precision), joint.coupling
+    )
+    lines: list[str] = []
+    told = Listener(update=lambda _, line: lines.append(line))
+    flat = replace(joint, shared_precision=here - 0.99 * schur)
+    found = marginal_fit(curves, parabolas, fit=flat, progress=told)
+    sd = np.sqrt(np.diag(found.shared_covariance))
+    expected = marginal_fit(curves, parabolas, fit=joint)
+    np.testing.assert_allclose((found.shared - expected.shared) / sd, 0, atol=0.04)
+    assert sum("marginal ln p" in line for line in lines) < 20
 
 
 def lifetimes(data):
@@ -385,3 +404,35 @@ def test_nothing_is_known_worse_than_its_prior():
     curvature = 1 + 4 * (0.1**2 - 4) / (0.1**2 + 4) ** 2
     assert curvature**-0.5 > 11
     assert map_fit(torn, Data(y)).sd("level") == pytest.approx(2.0, rel=1e-6)
+
+
+def test_of_many_images_some_are_fitted_first_and_the_end_is_the_same(monkeypatch):
+    """Forty batches, of which the first fit has five: 20 images for the way of 158."""
+    rng = np.random.default_rng(3)
+    y = (1.5 + rng.standard_normal((158, 3))) @ X.T + 0.5 * rng.standard_normal((158, M))
+    padded = np.concatenate([y, y[-2:]])
+    seen: list[int] = []
+
+    class Counting(InProcess):
+        def map(self, work, items, finished=None, lost=None):
+            seen.append(len(items))
+            return super().map(work, items, finished, lost)
+
+    data = Batches([Data(x) for x in padded.reshape(40, 4, M)], 4, 158, Counting())
+    init = {"c": np.zeros((158, 1, 3))}
+    at_once = mode_of_many(curves, data, init=init)
+    passes = seen.count(40)
+    seen.clear()
+    monkeypatch.setattr("bayes_refine.infer.many_images.FEWEST", 16)
+    found = mode_of_many(curves, data, init=init)
+    assert seen.count(4) > 10 and seen.count(40) < passes
+    sd = np.sqrt(np.diag(at_once.shared_covariance))
+    np.testing.assert_allclose((found.shared - at_once.shared) / sd, 0, atol=0.03)
+    np.testing.assert_allclose(
+        found.shared_covariance / np.outer(sd, sd),
+        at_once.shared_covariance / np.outer(sd, sd),
+        atol=0.02,
+    )
+    precision = at_once.image_precision[:, 0, 0] ** 0.5
+    np.testing.assert_allclose((found.image - at_once.image)[:, 0] * precision, 0, atol=0.1)
+    assert set(found.status) == {"converged"}
