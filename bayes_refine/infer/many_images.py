@@ -20,6 +20,7 @@ from .images_alone import images_fit
 from .laplace import Fit
 from .marginal import marginal_fit
 from .newton import map_fit
+from .search import Search
 
 SHARE = 8  # batches, of which one is fitted first
 FEWEST = 128  # images that are fitted first, at least
@@ -58,13 +59,13 @@ def _before(model, data: Batches, rest, init, tolerance, progress) -> dict[str, 
         return {"fit": map_fit(model, data, *rest, init=init, **limits, progress=progress)}
     images = np.concatenate([np.arange(b * data.size, (b + 1) * data.size) for b in first])
     progress.say(f"fitting {len(images)} of the {data.n_images} images first")
+    some, start, of_some = data.some(first), dict(init), dict(init)
     sites, _ = find_sites(model, (data.parts[0], *rest), {})
-    start, of_some = dict(init), dict(init)
     for site in sites:
         if site.per_image and site.name in init:
             every = np.broadcast_to(init[site.name], (data.n_images, *site.shape))
             start[site.name], of_some[site.name] = np.array(every), every[images]
-    some, rough = data.some(first), {"tolerance": ROUGH, "means": False, "progress": progress}
+    rough = {"tolerance": ROUGH, "means": False, "progress": progress}
     before = _before(model, some, rest, of_some, tolerance, progress)
     fit = marginal_fit(model, some, *rest, **before, **rough)
     found = fit.values()
@@ -73,6 +74,22 @@ def _before(model, data: Batches, rest, init, tolerance, progress) -> dict[str, 
             start[site.name] = found[site.name]
         elif site.name in init:
             start[site.name][images] = found[site.name]
-    covariance = fit.shared_covariance * len(images) / data.n_images
+    search = Search(model, (some, *rest), found)
+    prior_sd, ratio = search.prior_sd(search.start), data.n_images / len(images)
+    covariance = of_more_data(fit.shared_covariance, prior_sd, ratio)
     fit = images_fit(model, data, *rest, init=start, tolerance=tolerance, progress=progress)
     return {"fit": fit, "covariance": covariance}
+
+
+def of_more_data(covariance: np.ndarray, prior_sd: np.ndarray, ratio: float) -> np.ndarray:
+    """The covariance (s, s) with ``ratio`` times as much data, and the same priors.
+
+        of_more_data(np.array([[0.5]]), np.ones(1), 9.0)  # [[0.1]]: 1 of the prior, 9 · 1 of data
+
+    Args:
+        prior_sd: (s,) of priors that are independent.
+    """
+    values, vectors = np.linalg.eigh(covariance / np.outer(prior_sd, prior_sd))
+    of_data = np.maximum(1 / values - 1, 0.0)
+    root = prior_sd[:, None] * vectors / np.sqrt(1 + ratio * of_data)
+    return root @ root.T

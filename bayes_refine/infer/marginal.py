@@ -235,7 +235,13 @@ def _climb(
         length = float(np.sqrt(step @ curvature @ step))
         there = _moved(search, state, -density.frame.pull @ step, step)
         there, frame, off = _settled(search, there, density.frame, FAR)
-        found = density._replace(frame=frame).at(there) if off < FAR else None
+        if frame is not density.frame:  # else images with other points would be compared
+            back = _moved(search, there, frame.pull @ step, -step)
+            new = np.any(frame.factor != density.frame.factor, axis=(1, 2))
+            state = state._replace(theta=np.where(new[:, None], back.theta, state.theta))
+            density = density._replace(frame=frame)
+            best = density.at(state)
+        found = density.at(there) if off < FAR else None
         value = -np.inf if found is None else found.log_density
         progress.update(
             None, f"step {taken}: marginal ln p {value:.2f}, it was {best.log_density:.2f}"
@@ -247,7 +253,6 @@ def _climb(
         if rises or found.slope @ step > 0:  # else the slopes say nothing of the curvature
             inverse = bfgs(inverse, step, found.slope - best.slope)
         if rises:
-            density = density._replace(frame=frame)
             state, best, far = there, found, _distance(found, inverse)
         longest = max(longest, 2 * length) if rises else length / 2
     return state, density.frame, inverse, taken
@@ -311,7 +316,7 @@ def _settled(search: Search, state: State, frame: Frame, near: float) -> tuple[S
             return state, frame, far
     if not are_few(distance >= near, frame.usable):
         return state, frame, far
-    found = few_at_their_modes(search, state, distance >= near, near)
+    found = few_at_their_modes(search, state, distance >= near, near / 4)
     return found.of(state), frame.with_few(found), float(np.max(found.distance))
 
 

@@ -25,6 +25,7 @@ from bayes_refine.infer import (
     mode_of_many,
 )
 from bayes_refine.infer.executor import InProcess
+from bayes_refine.infer.many_images import of_more_data
 from bayes_refine.util.progress import Listener
 
 N, M = 14, 7
@@ -436,3 +437,11 @@ def test_of_many_images_some_are_fitted_first_and_the_end_is_the_same(monkeypatc
     precision = at_once.image_precision[:, 0, 0] ** 0.5
     np.testing.assert_allclose((found.image - at_once.image)[:, 0] * precision, 0, atol=0.1)
     assert set(found.status) == {"converged"}
+
+
+def test_more_data_add_to_what_the_priors_know():
+    rng = np.random.default_rng(0)
+    prior_sd, x = np.array([0.5, 2.0, 3.0]), rng.standard_normal((2, 3))
+    once, prior = x.T @ x, np.diag(prior_sd**-2)  # of one direction the data say nothing
+    found = of_more_data(np.linalg.inv(prior + once), prior_sd, 8.0)
+    np.testing.assert_allclose(found, np.linalg.inv(prior + 8 * once), rtol=1e-9)
