@@ -25,7 +25,7 @@ from ..util.status import Kind
 from . import differences
 from .curvature import WIDEST, BlockHessian, upward_inverse
 from .density import Model
-from .images_alone import are_few, few_at_their_modes
+from .images_alone import are_few, few_at_their_modes, with_few
 from .laplace import Fit
 from .lbfgs import bfgs
 from .marginal_density import Frame, Marginal, Tilted, marginal_density, points, random_signs
@@ -191,9 +191,11 @@ def _looked(search: Search, state: State, frame: Frame, near: float) -> tuple[St
         if np.max(distance) < near:
             break
         if are_few(distance >= near, frame.usable):
-            state = few_at_their_modes(search, state, distance >= near, near).of(state)
-        else:
-            state = _moved(search, state, here.steps.alone * frame.usable[:, None], 0 * state.phi)
+            moved, known = with_few(search, state, here, distance >= near, near)
+            state = state._replace(theta=moved.theta)
+            here = search.look(state, known)
+            break
+        state = _moved(search, state, here.steps.alone * frame.usable[:, None], 0 * state.phi)
         here = search.look(state, differences.exact)
     return state, here
 
