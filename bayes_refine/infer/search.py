@@ -118,8 +118,7 @@ class Search:
         """The same search on some batches of images, in ascending order."""
         few, size, where = copy(self), self.data.size, self._places()
         few.n_images = sum(min(size, self.n_images - b * size) for b in which)
-        few.data = Batches(Joined([where[b] for b in which]), size, few.n_images)
-        few.spared = {}
+        few.data, few.spared = Batches(Joined([where[b] for b in which]), size, few.n_images), {}
         rows = np.concatenate([np.arange(b * size, (b + 1) * size) for b in which])
         few.weight, few.aside = self.weight[rows], self.aside[rows]
         few.scale = self.scale[0][rows], self.scale[1]
