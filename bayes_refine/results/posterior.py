@@ -60,13 +60,14 @@ def write_draws(
         for batch, obs in zip(run.batches, run.observed.parts, strict=True):
             here = of_batch(run, flat, batch.images)
             release(*flat.values())
-            found = list(infer.predictive_draws(model, here, obs, priors, rng=rng))
             informs = np.asarray(obs.fit)
+            found = [  # half the bytes of the draws, and only of reflections that were fitted
+                {name: [np.float32(part[informs]) for part in row[name]] for _, name in terms}
+                for row in infer.predictive_draws(model, here, obs, priors, rng=rng)
+            ]
             yield {
                 name: tuple(
-                    np.stack([row[name][part][informs] for row in found]).reshape(
-                        chains, len(kept), -1
-                    )
+                    np.stack([row[name][part] for row in found]).reshape(chains, len(kept), -1)
                     for part in (0, 1)
                 )
                 for _, name in terms
