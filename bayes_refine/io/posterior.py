@@ -167,7 +167,7 @@ def _write_pointwise(file, pointwise, terms, reflections, n_chains, kept) -> Non
             for group, values in zip(groups, block[name], strict=True):
                 if np.shape(values) != expected:
                     raise ValueError(f"{name}: shape {np.shape(values)}, not {expected}")
-                group[name][:, :, first : first + width] = np.float32(values)
+                group[name][:, :, first : first + width] = np.asarray(values, np.float32)
         first += width
     if first != n:
         raise ValueError(f"pointwise terms of {first} reflections, {n} were observed")

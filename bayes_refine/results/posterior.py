@@ -61,16 +61,17 @@ def write_draws(
             here = of_batch(run, flat, batch.images)
             release(*flat.values())
             informs = np.asarray(obs.fit)
-            found = [  # half the bytes of the draws, and only of reflections that were fitted
-                {name: [np.float32(part[informs]) for part in row[name]] for _, name in terms}
-                for row in infer.predictive_draws(model, here, obs, priors, rng=rng)
-            ]
-            yield {
-                name: tuple(
-                    np.stack([row[name][part] for row in found]).reshape(chains, len(kept), -1)
-                    for part in (0, 1)
-                )
+            found = {  # of one batch these are most of the memory of the command's end
+                name: np.empty((2, chains * len(kept), informs.sum()), np.float32)
                 for _, name in terms
+            }
+            replicated = infer.predictive_draws(model, here, obs, priors, rng=rng)
+            for k, row in enumerate(replicated):
+                for name, values in found.items():
+                    values[:, k] = [part[informs] for part in row[name]]
+            yield {
+                name: tuple(values.reshape(2, chains, len(kept), -1))
+                for name, values in found.items()
             }
 
     write_posterior(
