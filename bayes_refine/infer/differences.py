@@ -176,9 +176,8 @@ def integral(model: Model, sites: tuple[Site, ...], apart: bool):
 
     A function of (theta (n, k), phi (s,), roots L (n, k, k), pull (n, k, s), weight, share, points
     z (m, k), or (m, n, k) for each image its own, args), where θ moves by −pull with φ.  It returns
-    the sum over images, the slope of minus this (s,), and the mean of Lᵀ g_m z_mᵀ (n, k, k), g_m
-    slopes of −ln p at the points: the curvature of an image in coordinates z, averaged over the
-    points.  An image that has no density at any point counts with that at θ, as by Laplace.
+    the sum over images and the slope of minus this (s,).  An image that has no density at any point
+    counts with that at θ, as by Laplace.
     """
     slope = compiled_slope_of_each(model, sites, apart)
 
@@ -196,7 +195,6 @@ def integral(model: Model, sites: tuple[Site, ...], apart: bool):
         g_image, g_each = (
             np.array([getattr(here, name) for here in found]) for name in ("g_image", "g_each")
         )
-        lost = ~np.isfinite(g_image).all(axis=(0, 2))
         g_image, g_each = (np.where(np.isfinite(x), x, 0.0) for x in (g_image, g_each))
         following = np.einsum("nks,mnk->mns", pull, g_image)
         g_shared = np.einsum("mn,mns->ns", of_point, g_each - following)
@@ -205,18 +203,9 @@ def integral(model: Model, sites: tuple[Site, ...], apart: bool):
             of_mode = mode.g_each - np.einsum("nks,nk->ns", pull, mode.g_image)
             of_images = np.where(nowhere, mode.image, of_images)
             g_shared = np.where(nowhere[:, None], of_mode, g_shared)
-        along = (np.swapaxes(roots, 1, 2) @ g_image[..., None])[..., 0]
-        curvature = np.einsum("mni,mnl->nil", along, z) / len(z)
         return (
             float(of_images[used].sum() + share * found[0].shared),
             g_shared[used].sum(0) + share * found[0].g_prior,
-            np.where(lost[:, None, None], np.eye(z.shape[2]), _positive(curvature)),
         )
 
     return integrated
-
-
-def _positive(curvature: np.ndarray) -> np.ndarray:
-    """The symmetric part with eigenvalues limited to ¼ to 4, since few points are noisy."""
-    values, vectors = np.linalg.eigh((curvature + np.swapaxes(curvature, 1, 2)) / 2)
-    return (vectors * np.clip(values, 0.25, 4.0)[:, None]) @ np.swapaxes(vectors, 1, 2)

@@ -14,6 +14,7 @@ fraction of a posterior sd that grows with the number of images.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,23 +24,25 @@ import numpy as np
 from ..util.progress import SILENT, Listener
 from ..util.status import Kind
 from . import differences
-from .curvature import WIDEST, BlockHessian, upward_inverse
+from .curvature import WIDEST, BlockHessian, no_wider, upward_inverse
 from .density import Model
 from .images_alone import are_few, few_at_their_modes, with_few
 from .laplace import Fit
 from .lbfgs import bfgs
-from .marginal_density import Frame, Marginal, Tilted, marginal_density, points, random_signs
+from .marginal_density import Frame, Marginal, marginal_density, points, random_signs
 from .mean_less_mode import mean_less_mode
 from .search import Curvature, Look, Search, State, fit_at
 from .summary import Summary
 
 CLOSE = 0.1  # posterior sd, step of forward differences of slopes, for the curvature at the mode
 FAR = 1.0  # posterior sd; the points miss the mode of an image that is further from it
-RENEWALS = 6  # of the way that few points lead, at most
-NEAR = 0.3  # posterior sd; few points alone lead no nearer
-LEASH = 2.0  # of the way to the mode, that a tilt is good for
+NEAR = 0.3  # posterior sd; few points lead no nearer
+TRIFLE = 1.0  # nats that a step may lose, and as many again for each hundredth image
 AROUND = 0.05  # posterior sd; points that were made further from the mode are made anew
+STILL = 5  # steps that together have not halved what is left, near the mode, end a search
+CHECKS = 3  # of a mode, at most
 SETTLING = 5  # Newton steps of the images at the end
+MANY = 16  # batches, of which one says what the integrals add to the curvature
 
 
 def marginal_fit(
@@ -54,20 +57,20 @@ def marginal_fit(
 ) -> Fit:
     """Move the shared unknowns of a joint MAP to their marginal mode.
 
-    Quasi-Newton steps from the joint density's curvature, shorter where the marginal density falls;
-    each image follows at its own mode.  All points say how far the mode is, and few points lead
-    there, to whose slope is added what all points had more where the way began.  The
-    covariance of the shared unknowns is of the marginal density's curvature; its difference from
-    the joint density's curvature is measured on the first batch of images and scaled to all.  The
+    Quasi-Newton steps from the joint density's curvature; each image follows at its own mode.  Few
+    points show the way, and all points the end of it, which are made anew at each step.  The
+    covariance of the shared unknowns is of the marginal density's curvature, by points made anew as
+    well; its difference from the joint density's curvature is measured on one batch of 16 and
+    scaled to all.  If the mode is further than .05 sd by this covariance, the search goes on.  The
     result also has the posterior means less the modes.
 
     Args:
         model: as it was given to ``map_fit``.
         args: as they were given to ``map_fit``.
         fit: what ``map_fit`` returned, or ``images_fit``.
-        covariance: (s, s) of the shared unknowns, about; by default that of ``fit``'s curvature.
-        tolerance: the last step is shorter than this many posterior sd; each step is several times
-            shorter than the one before.
+        covariance: (s, s) of the shared unknowns, about, where they are near the marginal mode of
+            some of the images; few points do not lead there first.
+        tolerance: posterior sd that are left at the end, unless several steps led no nearer.
         means: find posterior means too, and what each batch says; else the covariance is about what
             the search learned of it.
         progress: updated at each step.
@@ -81,24 +84,22 @@ def marginal_fit(
     search, n = Search(model, args, fit.values()), len(fit.status)
     usable = search.weight * search.data.padded(1.0 * (fit.status == Kind.CONVERGED))
     try:
-        mode = _marginal_mode(search, fit, covariance, usable, max_iterations, tolerance, progress)
-        state, here, best = mode.state, mode.here, mode.best
+        start = _start(search, fit, covariance, usable, max_iterations, tolerance / 2, progress)
+        mode = _marginal_mode(search, start, max_iterations, tolerance, means, progress)
+        (state, here, _, density), covariance = mode.place, mode.inverse
         joint = fit_at(search, state, here, fit.iterations + mode.steps, tolerance)
         found = replace(
             joint,
-            shared_covariance=mode.inverse,
+            shared_covariance=covariance,
             shared_distance=mode.far,
             status=np.where(usable[:n] > 0, joint.status, fit.status),
         )
         if not means:
             return found
-        frame = Frame.of(search, here, usable)
-        covariance = _covariance(search, state, frame, joint.shared_covariance)
         image_shift, shared_shift = mean_less_mode(search, state, here, covariance, usable)
         return replace(
             found,
-            by_batch=_by_batch(search, state, here, best, np.linalg.inv(covariance)),
-            shared_covariance=covariance,
+            by_batch=_by_batch(search, state, here, density, np.linalg.inv(covariance)),
             image_shift=image_shift[:n],
             shared_shift=shared_shift,
         )
@@ -107,66 +108,157 @@ def marginal_fit(
         return fit
 
 
+class _Place(NamedTuple):
+    """A state with the images at their modes, a look, the points, and the marginal density."""
+
+    state: State
+    here: Look
+    frame: Frame
+    density: Marginal
+
+
 class _Mode(NamedTuple):
-    """The state at the marginal mode, the look and the density there, and how it was reached.
+    """The marginal mode, or the way to it.
 
     Attributes:
         inverse: (s, s) of the curvature, as the search learned it. far: posterior sd left.
         steps: number of steps.
     """
 
-    state: State
-    here: Look
-    best: Marginal
+    place: _Place
     inverse: np.ndarray
     far: float
     steps: int
 
 
-def _marginal_mode(
+def _start(
     search: Search,
     fit: Fit,
     inverse: np.ndarray | None,
     usable: np.ndarray,
-    max_iterations: int,
-    tolerance: float,
+    max_steps: int,
+    near: float,
     progress: Listener,
 ) -> _Mode:
-    """The search of :func:`marginal_fit`, from the state of the search.
+    """Where all points take over: at the state of the search, or where few points led from there.
 
     Args:
-        inverse: (s, s) of the curvature, about. usable: (n,) images that are integrated.
+        inverse: (s, s) of the curvature, if no few points are to lead.
+        usable: (n,) images that are integrated.
     """
     state = search.start._replace(damping=np.zeros(len(usable)), shared_damping=0.0)
     here = search.look(state, _known_curvature(search, fit))
+    frame, steps = Frame.of(search, here, usable), 0
     if inverse is None:
         inverse = upward_inverse(here.steps.schur[None], np.zeros(1), np)[0]
-    frame, near = Frame.of(search, here, usable), tolerance / 2
-    climb = partial(_climb, max_steps=max_iterations, progress=progress)
-    few, z = random_signs(*state.theta.shape), points(state.theta.shape[1])
-    state, frame, _ = _settled(search, state, frame, FAR)
-    density = Tilted(search, frame, few, 0 * state.phi, state.phi)
-    state, frame, inverse, steps = climb(density, state, density.at(state), inverse, NEAR)
-    far = np.inf
-    for renewal in range(RENEWALS + 1):
-        if far > AROUND:  # else the images' curvature has hardly changed
-            state, here = _looked(search, state, frame, near)
-            frame = Frame.of(search, here, usable)
-        best, before = marginal_density(search, state, frame, z), far
-        far = _distance(best, inverse)
-        if far < tolerance or renewal == RENEWALS:
+        state, frame, _ = _settled(search, state, frame, FAR)
+        few = random_signs(*state.theta.shape)
+        place = _Place(state, here, frame, marginal_density(search, state, frame, few))
+        follow = partial(_by_few, search, few)
+        mode = _climb(search, _Mode(place, inverse, np.inf, 0), follow, NEAR, max_steps, progress)
+        (state, _, frame, _), inverse, _, steps = mode
+    return _Mode(_placed(search, state, frame, near), inverse, np.inf, steps)
+
+
+def _marginal_mode(
+    search: Search,
+    mode: _Mode,
+    max_steps: int,
+    tolerance: float,
+    checked: bool,
+    progress: Listener,
+) -> _Mode:
+    """The search of :func:`marginal_fit` by all points, from a start.
+
+    Args:
+        checked: by the density's own curvature, which the mode then has, and not only by what the
+            search learned of it.
+    """
+    follow = partial(_by_all, search, tolerance / 2)
+    for _ in range(CHECKS):
+        mode = _climb(search, mode, follow, tolerance, max_steps, progress)
+        if not checked:
             break
-        by_few = marginal_density(search, state, frame, few)
-        if far < before / 2 and np.isfinite(by_few.log_density):
-            # what few points miss hardly changes
-            density = Tilted(search, frame, few, best.slope - by_few.slope, state.phi)
-            start, leash = best._replace(log_density=by_few.log_density), LEASH * max(far, 1.0)
-        else:  # they lead nowhere
-            density, start, leash = Tilted(search, frame, z, 0 * state.phi, state.phi), best, np.inf
-        end = max(near, far / 20)
-        state, frame, inverse, taken = climb(density, state, start, inverse, end, leash=leash)
-        steps += taken
-    return _Mode(state, search.look(state, here.block_hessian), best, inverse, far, steps)
+        covariance = _covariance(search, mode.place)
+        far = _distance(mode.place.density, covariance)
+        mode = mode._replace(inverse=covariance, far=far)
+        if far < AROUND:
+            break
+    look = search.look(mode.place.state, mode.place.here.block_hessian)
+    return mode._replace(place=mode.place._replace(here=look))
+
+
+def _climb(
+    search: Search,
+    mode: _Mode,
+    follow: Callable[[State, _Place, float], _Place | None],
+    tolerance: float,
+    max_steps: int,
+    progress: Listener,
+) -> _Mode:
+    """Quasi-Newton steps (BFGS) uphill in a marginal density, to within ``tolerance`` posterior sd
+    of its mode.
+
+    Values with different points differ by more than a step gains, so that slopes say whether a step
+    was too long: the density falls at its end, and more steeply than it rose where it began.  It is
+    then made anew, to where by these slopes the density is highest along it; half as long where
+    there was much less density.
+
+    Args:
+        follow: (a state after a step, where it began, posterior sd that were left there) → the
+            place where the images followed, None where they could not.
+    """
+    (place, inverse, _, steps), longest = mode, np.inf
+    trifle, far = TRIFLE * (1 + place.frame.usable.sum() / 100), _distance(place.density, inverse)
+    left = [np.inf] * STILL
+    for _ in range(max_steps):
+        progress.update(None, f"step {steps}: {far:.2g} posterior sd to the marginal mode")
+        left.append(far)
+        if far < tolerance or left[-1 - STILL] / 2 < far < NEAR:
+            break
+        length, steps = min(far, longest), steps + 1
+        step = -inverse @ place.density.slope * (length / far)
+        step = np.clip(step, -search.reach[1], search.reach[1])
+        there = follow(_moved(search, place.state, -place.frame.pull @ step, step), place, far)
+        before, after = place.density, None if there is None else there.density
+        if after is None or not after.log_density > before.log_density - trifle:
+            longest = length / 2
+            continue
+        rise, fall = -before.slope @ step, after.slope @ step
+        if fall > rise:
+            longest = length * rise / (rise + fall)
+            continue
+        place, longest = there, 2 * longest
+        inverse = bfgs(inverse, step, after.slope - before.slope)
+        far = _distance(place.density, inverse)
+    return _Mode(place, inverse, far, steps)
+
+
+def _by_few(
+    search: Search, few: np.ndarray, state: State, place: _Place, far: float
+) -> _Place | None:
+    """Where the images followed, by few points (m, n, k), which are those of the place."""
+    state, frame, off = _settled(search, state, place.frame, FAR)
+    if off >= FAR:
+        return None
+    return _Place(state, place.here, frame, marginal_density(search, state, frame, few))
+
+
+def _by_all(search: Search, near: float, state: State, place: _Place, far: float) -> _Place:
+    """Where the images followed, by all points, which are made anew."""
+    if far > AROUND:
+        return _placed(search, state, place.frame, near)
+    # the images' curvature has hardly changed
+    density = marginal_density(search, state, place.frame, points(state.theta.shape[1]))
+    return place._replace(state=state, density=density)
+
+
+def _placed(search: Search, state: State, frame: Frame, near: float) -> _Place:
+    """Each image within ``near`` posterior sd of its mode, with new points there."""
+    state, here = _looked(search, state, frame, near)
+    frame = Frame.of(search, here, frame.usable)
+    density = marginal_density(search, state, frame, points(state.theta.shape[1]))
+    return _Place(state, here, frame, density)
 
 
 def _known_curvature(search: Search, fit: Fit) -> BlockHessian | Curvature:
@@ -200,85 +292,13 @@ def _looked(search: Search, state: State, frame: Frame, near: float) -> tuple[St
     return state, here
 
 
-def _climb(
-    density: Tilted,
-    state: State,
-    best: Marginal,
-    inverse: np.ndarray,
-    tolerance: float,
-    *,
-    max_steps: int,
-    progress: Listener,
-    leash: float = np.inf,
-) -> tuple[State, Frame, np.ndarray, int]:
-    """Steps uphill in a marginal density, to within ``tolerance`` posterior sd of its mode.
-
-    These are quasi-Newton steps (BFGS).  After a step that led downhill the next one is at most
-    half as long, by the curvature that the climb began with.
-
-    Args:
-        best: the density at the state. inverse: (s, s) of the curvature.
-        leash: posterior sd from where the density is tilted, beyond which the tilt means nothing.
-
-    Returns:
-        The state, the frame, the curvature's inverse, and the number of steps.
-    """
-    search, taken = density.search, 0
-    curvature, longest, (_, reach) = np.linalg.inv(inverse), np.inf, search.reach
-    far = _distance(best, inverse)
-    while far >= tolerance and taken < max_steps and np.isfinite(best.log_density):
-        away = state.phi - density.phi
-        if away @ curvature @ away > leash**2:
-            break
-        taken += 1
-        step = -inverse @ best.slope
-        step *= min(1.0, longest / np.sqrt(step @ curvature @ step))
-        step = np.clip(step, -reach, reach)
-        length = float(np.sqrt(step @ curvature @ step))
-        there = _moved(search, state, -density.frame.pull @ step, step)
-        there, frame, off = _settled(search, there, density.frame, FAR)
-        if frame is not density.frame:  # else images with other points would be compared
-            back = _moved(search, there, frame.pull @ step, -step)
-            new = np.any(frame.factor != density.frame.factor, axis=(1, 2))
-            state = state._replace(theta=np.where(new[:, None], back.theta, state.theta))
-            density = density._replace(frame=frame)
-            best = density.at(state)
-        found = density.at(there) if off < FAR else None
-        value = -np.inf if found is None else found.log_density
-        progress.update(
-            None, f"step {taken}: marginal ln p {value:.2f}, it was {best.log_density:.2f}"
-        )
-        if found is None:
-            longest = length / 2
-            continue
-        rises = _rises(best, found, step, far)
-        if rises or found.slope @ step > 0:  # else the slopes say nothing of the curvature
-            inverse = bfgs(inverse, step, found.slope - best.slope)
-        if rises:
-            state, best, far = there, found, _distance(found, inverse)
-        longest = max(longest, 2 * length) if rises else length / 2
-    return state, density.frame, inverse, taken
-
-
 def _distance(found: Marginal, inverse: np.ndarray) -> float:
     """Posterior sd to the mode."""
     return float(np.sqrt(max(found.slope @ inverse @ found.slope, 0.0)))
 
 
-def _rises(best: Marginal, found: Marginal, step: np.ndarray, far: float) -> bool:
-    """Whether the density rises along a step.
-
-    Values with different points differ by some tenths of a nat, while a step of less than one
-    posterior sd gains half a nat at most: such a step may also rise by the slopes at its ends.
-    """
-    if not np.isfinite(found.log_density):
-        return False
-    by_slopes = far < 1 and (best.slope + found.slope) @ step <= 0
-    return bool(by_slopes or found.log_density >= best.log_density)
-
-
 def _by_batch(
-    search: Search, state: State, here: Look, best: Marginal, precision: np.ndarray
+    search: Search, state: State, here: Look, density: Marginal, precision: np.ndarray
 ) -> Summary:
     """What each batch says of the shared unknowns, without their priors.
 
@@ -297,8 +317,8 @@ def _by_batch(
     schur = search.shared_of_parts - own / parts - followed.reshape(parts, n, *own.shape).sum(1)
     count = search.weight.reshape(parts, n).sum(1)
     curvature = schur + (precision - here.steps.schur) * (count / count.sum())[:, None, None]
-    at = np.broadcast_to(state.phi, best.slopes.shape)
-    return Summary(at, best.slopes - of_prior / parts, curvature)
+    at = np.broadcast_to(state.phi, density.slopes.shape)
+    return Summary(at, density.slopes - of_prior / parts, curvature)
 
 
 def _settled(search: Search, state: State, frame: Frame, near: float) -> tuple[State, Frame, float]:
@@ -331,44 +351,37 @@ def _moved(search: Search, state: State, image, shared) -> State:
     )
 
 
-def _covariance(search: Search, state: State, frame: Frame, joint: np.ndarray) -> np.ndarray:
-    """Covariance of the shared unknowns: of ``joint``'s curvature and that of the integrals."""
-    few, n = search.first_batch(), search.data.size
-    share = frame.usable.sum() / max(frame.usable[:n].sum(), 1.0)
-    state, frame = state._replace(theta=state.theta[:n], damping=state.damping[:n]), frame.first(n)
+def _covariance(search: Search, place: _Place) -> np.ndarray:
+    """Covariance of the shared unknowns: of the joint density's curvature, and of what the
+    integrals of some batches have besides, scaled to all.
+
+    Points are made anew where slopes are compared: by those of one place the density falls too
+    steeply away from it.
+    """
+    state, here, frame, _ = place
+    n, which = search.data.size, range(0, len(search.data.parts), MANY)
+    few, rows = search.some_batches(which), np.arange(len(search.weight)).reshape(-1, n)[which]
+    rows = rows.ravel()
+    state = state._replace(theta=state.theta[rows], damping=state.damping[rows])
+    of_all, frame = frame.usable.sum(), frame.of_images(rows)
+    share = of_all / max(frame.usable.sum(), 1.0)
     z = points(state.theta.shape[1])
-    factor = np.linalg.cholesky(joint)
+    joint = upward_inverse(here.steps.schur[None], np.zeros(1), np)[0]
+    factor = np.linalg.cholesky(no_wider(joint, search.prior_sd(state)))
 
     def added(d):
-        """Slope of the marginal density less that of the joint, the images following, and what the
-        points say of the images' curvature."""
+        """Slope of the marginal density less that of the joint, the images following."""
         there = state._replace(theta=state.theta - frame.pull @ d, phi=state.phi + d)
-        slope = few.slope(there)
-        step = -np.einsum("nij,nj->ni", frame.inverse, slope.g_image)
-        found = marginal_density(few, there._replace(theta=there.theta + step), frame, z)
-        following = np.einsum("nks,nk->s", frame.pull, slope.g_image)
-        return found.slope - (slope.g_shared - following), found.curvature
+        step = -np.einsum("nij,nj->ni", frame.inverse, few.slope(there).g_image)
+        there = there._replace(theta=there.theta + step)
+        here = few.look(there, differences.exact)
+        following = np.einsum("nks,nk->s", frame.pull, here.slope.g_image)
+        anew = Frame.of(few, here, frame.usable)._replace(pull=frame.pull)
+        found = marginal_density(few, there, anew, z)
+        return found.slope - (here.slope.g_shared - following)
 
-    here_added, unit = added(np.zeros(len(joint)))
-    moved = [added(d) for d in CLOSE * factor.T]
-    rows = np.array([x - here_added for x, _ in moved]) @ factor / CLOSE
-    bent = np.array([x - unit for _, x in moved]) / CLOSE  # (s, n, k, k)
-    rows = share * (rows + _fourth_moments(bent, z))
-    values, vectors = np.linalg.eigh(np.eye(len(joint)) + (rows + rows.T) / 2)
+    unmoved = added(np.zeros(len(factor)))
+    rows = np.array([added(d) - unmoved for d in CLOSE * factor.T]) @ factor / CLOSE
+    values, vectors = np.linalg.eigh(np.eye(len(factor)) + share * (rows + rows.T) / 2)
     factor = factor @ vectors / np.sqrt(np.maximum(values, WIDEST**-2))
     return factor @ factor.T
-
-
-def _fourth_moments(bent: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """(s, s) to be added to the curvature of −ln Σ_m exp(−½ z_mᵀ A z_m), A = 1 + Σ_a t_a A_a.
-
-    The points' fourth moments are not the normal's, whose curvature has −½ tr(A_a A_b) where the
-    points have −¼ Cov(zᵀ A_a z, zᵀ A_b z).
-
-    Args:
-        bent: (s, n, k, k) A_a of each image. z: (m, k).
-    """
-    squares = np.einsum("mi,anij,mj->anm", z, bent, z)
-    squares -= squares.mean(-1, keepdims=True)
-    of_points = np.einsum("anm,bnm->ab", squares, squares) / len(z)
-    return of_points / 4 - np.einsum("anij,bnji->ab", bent, bent) / 2

@@ -60,19 +60,17 @@ class Frame(NamedTuple):
         pull[found.rows] = inverse @ found.coupling
         return self._replace(factor=factor, pull=pull)
 
-    def first(self, n: int) -> Frame:
-        """Of the first n images."""
-        return Frame(*(x[:n] for x in self))
+    def of_images(self, rows: np.ndarray) -> Frame:
+        """Of some of the images."""
+        return Frame(*(x[rows] for x in self))
 
 
 class Marginal(NamedTuple):
-    """Marginal ln p but for a constant, the slope of minus this (s,), what the points say of
-    the curvature of each image, in the frame's coordinates (n, k, k), 1 where they fit it, and the
-    slopes of the batches, each with its share of the shared unknowns' priors, (batches, s)."""
+    """Marginal ln p but for a constant, the slope of minus this (s,), and the slopes of the
+    batches, each with its share of the shared unknowns' priors, (batches, s)."""
 
     log_density: float
     slope: np.ndarray
-    curvature: np.ndarray
     slopes: np.ndarray
 
 
@@ -87,15 +85,12 @@ def marginal_density(search: Search, state: State, frame: Frame, z: np.ndarray) 
         return state.theta[w], state.phi, *of_frame, weight[w], share, of_images
 
     parts = search.each(differences.integral, (search.model, search.sites, search.apart), rows)
-    ln_p, slope, each = zip(*parts, strict=True)
-    used = frame.usable > 0
-    eye = np.eye(state.theta.shape[1])
-    curvature = np.where(used[:, None, None], np.concatenate(each), eye)
+    ln_p, slope = zip(*parts, strict=True)
     volume = np.log(np.diagonal(frame.factor, axis1=1, axis2=2)).sum(1) @ frame.usable
     value, total = float(sum(ln_p) + volume), sum(slope[1:], slope[0])
     if (earlier := search.data.earlier) is not None:
         value, total = value - earlier.value_at(state.phi), total + earlier.slope_at(state.phi)
-    return Marginal(value, total, curvature, np.array(slope))
+    return Marginal(value, total, np.array(slope))
 
 
 @lru_cache
@@ -114,24 +109,3 @@ def random_signs(n: int, k: int) -> np.ndarray:
     """
     z = 2 * np.random.default_rng(0).integers(2, size=(n, PAIRS, k), dtype=np.int8) - 1
     return np.moveaxis(np.concatenate([z, -z], axis=1), 1, 0)
-
-
-class Tilted(NamedTuple):
-    """The marginal density with some points in a frame, and a slope that is added everywhere.
-
-    Attributes:
-        z: points, as of :func:`marginal_density`.
-        tilt: (s,) to be added to the slope of −ln p. phi: (s,) where nothing is added to ln p.
-    """
-
-    search: Search
-    frame: Frame
-    z: np.ndarray
-    tilt: np.ndarray
-    phi: np.ndarray
-
-    def at(self, state: State) -> Marginal:
-        """The density at a state."""
-        found = marginal_density(self.search, state, self.frame, self.z)
-        lifted = found.log_density - float(self.tilt @ (state.phi - self.phi))
-        return found._replace(log_density=lifted, slope=found.slope + self.tilt)

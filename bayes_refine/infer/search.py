@@ -110,10 +110,6 @@ class Search:
                 values[site.name] = np.concatenate([np.asarray(m[site.name]) for m in means])
         return values
 
-    def first_batch(self) -> Search:
-        """The same search on the first batch of images alone."""
-        return self.some_batches([0])
-
     def some_batches(self, which: Sequence[int]) -> Search:
         """The same search on some batches of images, in ascending order."""
         few, size, where = copy(self), self.data.size, self._places()
