@@ -220,13 +220,14 @@ def _climb(
         step = -inverse @ place.density.slope * (length / far)
         step = np.clip(step, -search.reach[1], search.reach[1])
         there = follow(_moved(search, place.state, -place.frame.pull @ step, step), place, far)
-        before, after = place.density, None if there is None else there.density
-        if after is None or not after.log_density > before.log_density - trifle:
+        before = place.density
+        if there is None or not there.density.log_density > before.log_density - trifle:
             longest = length / 2
             continue
+        after = there.density
         rise, fall = -before.slope @ step, after.slope @ step
         if fall > rise:
-            longest = length * rise / (rise + fall)
+            longest = length * max(rise / (rise + fall), 0.1)  # limits may have turned the step
             continue
         place, longest = there, 2 * longest
         inverse = bfgs(inverse, step, after.slope - before.slope)
@@ -381,7 +382,7 @@ def _covariance(search: Search, place: _Place) -> np.ndarray:
         return found.slope - (here.slope.g_shared - following)
 
     unmoved = added(np.zeros(len(factor)))
-    rows = np.array([added(d) - unmoved for d in CLOSE * factor.T]) @ factor / CLOSE
-    values, vectors = np.linalg.eigh(np.eye(len(factor)) + share * (rows + rows.T) / 2)
+    more = np.array([added(d) - unmoved for d in CLOSE * factor.T]) @ factor * (share / CLOSE)
+    values, vectors = np.linalg.eigh(np.eye(len(factor)) + (more + more.T) / 2)
     factor = factor @ vectors / np.sqrt(np.maximum(values, WIDEST**-2))
     return factor @ factor.T
