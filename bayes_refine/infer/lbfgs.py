@@ -41,7 +41,7 @@ def minimise(
     Args:
         precondition: g → H₀g, H₀ a positive definite guess at the inverse Hessian of the right
             scale, so that a step of one is tried first.
-        reach: (n,) longest step of each unknown.
+        reach: (n,) longest step of each unknown; a longer one is shortened as a whole.
         tolerance: stop when ½gᵀHg, the promised decrease, falls below ``tolerance`` (nats).
     """
     value, gradient = value_and_gradient(x)
@@ -50,9 +50,9 @@ def minimise(
     while True:
         direction = -_two_loops(gradient, pairs, precondition)
         promise = -0.5 * float(gradient @ direction)
-        direction = np.clip(direction, -reach, reach)
+        direction *= min(1.0, 1 / np.max(np.abs(direction) / reach))
         slope = float(gradient @ direction)
-        if slope >= 0:  # the pairs have become useless, or the limits turned the step uphill
+        if slope >= 0:  # the pairs have become useless
             pairs.clear()
             direction = -precondition(gradient)
             promise = -0.5 * float(gradient @ direction)
