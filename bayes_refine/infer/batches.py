@@ -99,21 +99,28 @@ def side_by_side(function: Callable, data: Any, *rows: jax.Array) -> Any:
 def one_by_one(function: Callable, data: Any, *rows: jax.Array) -> Any:
     """``function`` of the data and rows of one image at a time, results stacked: (n, ...) each.
 
-    Arrays of one image have a first axis of length one, and stay in a processor's cache.  A GPU has
-    more use for all images at a time (:func:`side_by_side`).
+    Arrays of one image have a first axis of length one; on a GPU as :func:`side_by_side`.
 
     Args:
         data: as a part of :class:`Batches`. rows: (n, ...) arrays.
     """
-    if jax.default_backend() != "cpu":
-        return side_by_side(function, data, *rows)
     own, part_of = _own_and_common(data)
 
     def one(image):
         own, *rows = jax.tree.map(lambda x: x[None], image)
         return function(part_of(own), *rows)
 
-    return jax.lax.map(one, (own, *rows))
+    return of_each(one, (own, *rows))
+
+
+def of_each(function: Callable, rows: Any) -> Any:
+    """``function`` of each row of the arrays ``rows``, results stacked.
+
+    One after another on a CPU, in whose cache the arrays of one row stay; together on a GPU.
+    """
+    if jax.default_backend() == "cpu":
+        return jax.lax.map(function, rows)
+    return jax.vmap(function)(rows)
 
 
 def finite_rows(*arrays: Any) -> np.ndarray:

@@ -16,7 +16,7 @@ about a parabola: a posterior sd where one is known, else a prior sd.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import jax
 import numpy as np
@@ -42,25 +42,34 @@ TOO_LONG = 1e3  # differences are repeated if a step was this factor too long
 @lru_cache(maxsize=16)
 def exact(model: Model, sites: tuple[Site, ...], apart: bool):
     """The Hessian of −ln p, by forward differences of the slope."""
-    slope = compiled_slope(model, sites, apart)
+    return _by_differences(compiled_slope(model, sites, apart), of_shared=True)
 
+
+@lru_cache(maxsize=16)
+def exact_blocks(model: Model, sites: tuple[Site, ...], apart: bool):
+    """As :func:`exact`, of the images' unknowns alone: the shared ones have a unit matrix."""
+    return _by_differences(compiled_slope(model, sites, apart), of_shared=False)
+
+
+def _by_differences(slope, of_shared: bool):
     def curvature(theta, phi, weight, share, scale, args) -> BlockHessian:
         args = jax.device_put(args)
-        at = jax.tree.map(np.asarray, slope(theta, phi, weight, args))
-        found = _hessian(slope, at, theta, phi, weight, share, scale, args)
+        at, places = jax.tree.map(np.asarray, slope(theta, phi, weight, args)), (theta, phi)
+        find = partial(_hessian, slope, of_shared, at, places, weight, share, args=args)
+        found = find(scale=scale)
         own = 1 / np.sqrt(np.abs(np.diagonal(found.blocks, axis1=1, axis2=2)) + 1e-300)
         if np.any((scale[0] > TOO_LONG * own) & (weight > 0)[:, None]):
-            scale = np.minimum(scale[0], own), scale[1]
-            found = _hessian(slope, at, theta, phi, weight, share, scale, args)
+            found = find(scale=(np.minimum(scale[0], own), scale[1]))
         return found
 
     return curvature
 
 
-def _hessian(slope, at: Slope, theta, phi, weight, share, scale, args) -> BlockHessian:
+def _hessian(slope, of_shared: bool, at: Slope, places, weight, share, args, scale) -> BlockHessian:
+    theta, phi = places
     (n, k), s = theta.shape, len(phi)
     used = weight > 0
-    blocks, coupling, shared = np.zeros((n, k, k)), np.zeros((n, k, s)), np.zeros((s, s))
+    blocks, coupling, shared = np.zeros((n, k, k)), np.zeros((n, k, s)), np.eye(s)
 
     def moved(d_theta, d_phi) -> Slope:
         return jax.tree.map(np.asarray, slope(theta + d_theta, phi + d_phi, weight, args))
@@ -83,7 +92,7 @@ def _hessian(slope, at: Slope, theta, phi, weight, share, scale, args) -> BlockH
     for c in range(k):
         step = SHORT * scale[0][:, c]
         blocks[:, :, c] = change(step[:, None] * (np.arange(k) == c), 0.0, step)[0]
-    for c in range(s):
+    for c in range(s if of_shared else 0):
         step = np.full(n, SHORT * scale[1][c])
         coupling[:, :, c], each, prior = change(0.0, step[0] * (np.arange(s) == c), step)
         shared[:, c] = np.where(used[:, None], each, 0.0).sum(0) + share * prior

@@ -375,7 +375,7 @@ def _covariance(search: Search, place: _Place) -> np.ndarray:
         there = state._replace(theta=state.theta - frame.pull @ d, phi=state.phi + d)
         step = -np.einsum("nij,nj->ni", frame.inverse, few.slope(there).g_image)
         there = there._replace(theta=there.theta + step)
-        here = few.look(there, differences.exact)
+        here = few.look(there, differences.exact_blocks)
         following = np.einsum("nks,nk->s", frame.pull, here.slope.g_image)
         anew = Frame.of(few, here, frame.usable)._replace(pull=frame.pull)
         found = marginal_density(few, there, anew, z)

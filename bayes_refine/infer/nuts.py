@@ -13,6 +13,7 @@ import numpy as np
 from numpyro.infer.hmc import hmc
 
 from ..util.progress import SILENT, Listener
+from .batches import of_each
 from .density import Model, Site, density, unflatten
 from .diagnostics import chain_summary, judge_chains
 from .laplace import Fit
@@ -110,8 +111,7 @@ def nuts_fit(
             kept = (state.z, state.diverging, state.accept_prob, state.num_steps)
             return state, (*kept, state.energy, state.potential_energy)
 
-        # a slope of four chains at once takes twice as long as four slopes
-        return jax.lax.map(lambda chain: jax.lax.scan(one, chain, None, length=length), state)
+        return of_each(lambda chain: jax.lax.scan(one, chain, None, length=length), state)
 
     parts = []
     total = n_warmup + n_draws

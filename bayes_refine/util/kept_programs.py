@@ -33,7 +33,7 @@ import numpy as np
 _PACKAGE = Path(__file__).resolve().parents[1]
 _OURS = (_PACKAGE, _PACKAGE.parent / "models")
 _THEIRS = ("jax", "jaxlib", "numpyro", "numpy", "equinox")
-_QUICK = {"xla_cpu_use_fusion_emitters": False}  # half the time to compile, a few percent slower
+_QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1}
 _VERSIONS = 3  # of the sources whose programs are kept
 UNTOLD = "<untold>"
 _folder: Path | None = None

@@ -72,6 +72,16 @@ def case() -> Case:
     return Case(data, sites, theta + 0.1 * shift(theta.shape), phi + 0.1 * shift(phi.shape))
 
 
+def test_blocks_alone_are_those_of_the_whole_curvature(case):
+    weight = np.array([1.0, 1.0, 0.0])
+    scale = np.full(case.theta.shape, 0.3), np.full(case.phi.shape, 0.3)
+    rows = case.theta, case.phi, weight, 0.5, scale, (case.data,)
+    whole = differences.exact(decays, case.sites, True)(*rows)
+    alone = differences.exact_blocks(decays, case.sites, True)(*rows)
+    np.testing.assert_array_equal(alone.blocks, whole.blocks)
+    assert not alone.coupling.any() and whole.coupling.any()
+
+
 @pytest.mark.parametrize("kind", ["exact", "fisher"])
 def test_curvature_is_that_of_automatic_derivatives(case, kind):
     """To a millionth of what a posterior sd is worth."""

@@ -8,7 +8,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 
-from bayes_refine.infer import map_fit
+from bayes_refine.infer import batches, map_fit
 from bayes_refine.infer.diagnostics import bfmi, chain_summary, judge_chains, judge_guide, psis
 from bayes_refine.infer.nuts import nuts_fit
 from bayes_refine.util.progress import Listener
@@ -91,6 +91,24 @@ def test_the_same_seed_gives_the_same_draws(sampled):
     )
     np.testing.assert_array_equal(one.draws["a"], two.draws["a"])
     assert not one.converged  # 40 draws cannot be judged
+
+
+def test_chains_together_have_the_draws_of_one_after_another(sampled, monkeypatch):
+    """As on a GPU; draws differ by rounding, which grows along a chain."""
+    fit, data = sampled[-1]
+
+    def drawn():
+        short = {"n_draws": 5, "n_warmup": 5, "n_chains": 2}
+        return nuts_fit(fit, scaled, data, rng=np.random.default_rng(7), **short)
+
+    apart = drawn()
+    ways: list[str] = []
+    monkeypatch.setattr(batches.jax, "default_backend", lambda: ways.append("gpu") or "gpu")
+    together = drawn()
+    assert ways
+    for name, draws in apart.draws.items():
+        sd = draws.std(axis=(0, 1))
+        np.testing.assert_allclose(together.draws[name] / sd, draws / sd, rtol=1e-6, atol=1e-6)
 
 
 # -- what is said -----------------------------------------------------------------------------
