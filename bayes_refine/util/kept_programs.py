@@ -33,6 +33,7 @@ import numpy as np
 _PACKAGE = Path(__file__).resolve().parents[1]
 _OURS = (_PACKAGE, _PACKAGE.parent / "models")
 _THEIRS = ("jax", "jaxlib", "numpyro", "numpy", "equinox")
+# less than half the time to compile; what is made is as fast, within what can be measured
 _QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1}
 _VERSIONS = 3  # of the sources whose programs are kept
 UNTOLD = "<untold>"
