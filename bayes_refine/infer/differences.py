@@ -16,7 +16,7 @@ about a parabola: a posterior sd where one is known, else a prior sd.
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import jax
 import numpy as np
@@ -42,62 +42,89 @@ TOO_LONG = 1e3  # differences are repeated if a step was this factor too long
 @lru_cache(maxsize=16)
 def exact(model: Model, sites: tuple[Site, ...], apart: bool):
     """The Hessian of −ln p, by forward differences of the slope."""
-    return _by_differences(compiled_slope(model, sites, apart), of_shared=True)
+    slope = compiled_slope(model, sites, apart)
+
+    def curvature(theta, phi, weight, share, scale, args) -> BlockHessian:
+        args = jax.device_put(args)
+        differences = _Differences(slope, theta, phi, weight, args)
+        coupling, shared = differences.of_shared(scale[1], share)
+        return BlockHessian(differences.blocks(scale[0]), coupling, shared)
+
+    return curvature
 
 
 @lru_cache(maxsize=16)
 def exact_blocks(model: Model, sites: tuple[Site, ...], apart: bool):
     """As :func:`exact`, of the images' unknowns alone: the shared ones have a unit matrix."""
-    return _by_differences(compiled_slope(model, sites, apart), of_shared=False)
+    slope = compiled_slope(model, sites, apart)
 
-
-def _by_differences(slope, of_shared: bool):
     def curvature(theta, phi, weight, share, scale, args) -> BlockHessian:
         args = jax.device_put(args)
-        at, places = jax.tree.map(np.asarray, slope(theta, phi, weight, args)), (theta, phi)
-        find = partial(_hessian, slope, of_shared, at, places, weight, share, args=args)
-        found = find(scale=scale)
-        own = 1 / np.sqrt(np.abs(np.diagonal(found.blocks, axis1=1, axis2=2)) + 1e-300)
-        if np.any((scale[0] > TOO_LONG * own) & (weight > 0)[:, None]):
-            found = find(scale=(np.minimum(scale[0], own), scale[1]))
-        return found
+        (n, k), s = theta.shape, len(phi)
+        blocks = _Differences(slope, theta, phi, weight, args).blocks(scale[0])
+        return BlockHessian(blocks, np.zeros((n, k, s)), np.eye(s))
 
     return curvature
 
 
-def _hessian(slope, of_shared: bool, at: Slope, places, weight, share, args, scale) -> BlockHessian:
-    theta, phi = places
-    (n, k), s = theta.shape, len(phi)
-    used = weight > 0
-    blocks, coupling, shared = np.zeros((n, k, k)), np.zeros((n, k, s)), np.eye(s)
+class _Differences:
+    """Second derivatives at a place, by forward differences of a compiled slope.
 
-    def moved(d_theta, d_phi) -> Slope:
-        return jax.tree.map(np.asarray, slope(theta + d_theta, phi + d_phi, weight, args))
+    Args:
+        theta: (n, k); phi: (s,); weight: (n,), 0 for an unused place.
+    """
 
-    def change(d_theta, d_phi, step) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def __init__(self, slope, theta, phi, weight, args) -> None:
+        self._slope, self._args = slope, args
+        self.theta, self.phi, self._weight, self._used = theta, phi, weight, weight > 0
+        self._at = self._moved(0.0, 0.0)
+
+    def blocks(self, scale: np.ndarray) -> np.ndarray:
+        """Of the unknowns of each image (n, k, k); anew where a step by ``scale`` (n, k) was far
+        too long."""
+        found = self._blocks(scale)
+        own = 1 / np.sqrt(np.abs(np.diagonal(found, axis1=1, axis2=2)) + 1e-300)
+        if np.any((scale > TOO_LONG * own) & self._used[:, None]):
+            found = self._blocks(np.minimum(scale, own))
+        return found
+
+    def of_shared(self, scale: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+        """Of images' and shared unknowns (n, k, s), and of shared ones (s, s); ``scale`` (s,)."""
+        (n, k), s = self.theta.shape, len(self.phi)
+        coupling, shared = np.zeros((n, k, s)), np.zeros((s, s))
+        for c in range(s):
+            step = np.full(n, SHORT * scale[c])
+            coupling[:, :, c], each, prior = self._change(0.0, step[0] * (np.arange(s) == c), step)
+            shared[:, c] = np.where(self._used[:, None], each, 0.0).sum(0) + share * prior
+        return np.where(self._used[:, None, None], coupling, 0.0), (shared + shared.T) / 2
+
+    def _blocks(self, scale: np.ndarray) -> np.ndarray:
+        n, k = self.theta.shape
+        blocks = np.zeros((n, k, k))
+        for c in range(k):
+            step = SHORT * scale[:, c]
+            blocks[:, :, c] = self._change(step[:, None] * (np.arange(k) == c), 0.0, step)[0]
+        blocks = np.where(self._used[:, None, None], blocks, 0.0)
+        return (blocks + blocks.swapaxes(1, 2)) / 2
+
+    def _moved(self, d_theta, d_phi) -> Slope:
+        place = self.theta + d_theta, self.phi + d_phi
+        return jax.tree.map(np.asarray, self._slope(*place, self._weight, self._args))
+
+    def _change(self, d_theta, d_phi, step) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Derivatives of g_image (n, k), g_each (n, s) and g_prior (s,); backwards for an image
         that has no slope ahead."""
-        there = moved(d_theta, d_phi)
+        at, there = self._at, self._moved(d_theta, d_phi)
         beyond = ~finite_rows(there.image, there.g_image, there.g_each)
         change_of = [there.g_image - at.g_image, there.g_each - at.g_each]
         prior = there.g_prior - at.g_prior
-        if beyond[used].any():
-            back = moved(-d_theta, -d_phi)
+        if beyond[self._used].any():
+            back = self._moved(-d_theta, -d_phi)
             behind = [at.g_image - back.g_image, at.g_each - back.g_each]
             change_of = [
                 np.where(beyond[:, None], b, a) for a, b in zip(change_of, behind, strict=True)
             ]
         return *(x / step[:, None] for x in change_of), prior / np.max(step)
-
-    for c in range(k):
-        step = SHORT * scale[0][:, c]
-        blocks[:, :, c] = change(step[:, None] * (np.arange(k) == c), 0.0, step)[0]
-    for c in range(s if of_shared else 0):
-        step = np.full(n, SHORT * scale[1][c])
-        coupling[:, :, c], each, prior = change(0.0, step[0] * (np.arange(s) == c), step)
-        shared[:, c] = np.where(used[:, None], each, 0.0).sum(0) + share * prior
-    blocks, coupling = (np.where(used[:, None, None], x, 0.0) for x in (blocks, coupling))
-    return BlockHessian((blocks + blocks.swapaxes(1, 2)) / 2, coupling, (shared + shared.T) / 2)
 
 
 @lru_cache(maxsize=16)

@@ -49,15 +49,12 @@ def minimise(
     pairs: deque[tuple[np.ndarray, np.ndarray, float]] = deque(maxlen=MEMORY)
     while True:
         direction = -_two_loops(gradient, pairs, precondition)
-        promise = -0.5 * float(gradient @ direction)
-        direction *= min(1.0, 1 / np.max(np.abs(direction) / reach))
-        slope = float(gradient @ direction)
-        if slope >= 0:  # the pairs have become useless
+        if gradient @ direction >= 0:  # the pairs have become useless
             pairs.clear()
             direction = -precondition(gradient)
-            promise = -0.5 * float(gradient @ direction)
-            direction *= min(1.0, 1 / np.max(np.abs(direction) / reach))
-            slope = float(gradient @ direction)
+        promise = -0.5 * float(gradient @ direction)
+        direction = direction / max(1.0, np.max(np.abs(direction) / reach))
+        slope = float(gradient @ direction)
         if promise < tolerance or evaluations >= max_evaluations:
             break
         step, moved = 1.0, False

@@ -97,15 +97,23 @@ def test_chains_together_have_the_draws_of_one_after_another(sampled, monkeypatc
     """As on a GPU; draws differ by rounding, which grows along a chain."""
     fit, data = sampled[-1]
 
+    one_after_another = batches.jax.lax.map
+    mapped: list[int] = []  # calls that take one row after another
+
     def drawn():
         short = {"n_draws": 5, "n_warmup": 5, "n_chains": 2}
+        mapped.append(0)
         return nuts_fit(fit, scaled, data, rng=np.random.default_rng(7), **short)
 
+    def counted(*args, **kwargs):
+        mapped[-1] += 1
+        return one_after_another(*args, **kwargs)
+
+    monkeypatch.setattr(batches.jax.lax, "map", counted)
     apart = drawn()
-    ways: list[str] = []
-    monkeypatch.setattr(batches.jax, "default_backend", lambda: ways.append("gpu") or "gpu")
+    monkeypatch.setattr(batches.jax, "default_backend", lambda: "gpu")
     together = drawn()
-    assert ways
+    assert mapped[1] == mapped[0] - 1  # all but the chains
     for name, draws in apart.draws.items():
         sd = draws.std(axis=(0, 1))
         np.testing.assert_allclose(together.draws[name] / sd, draws / sd, rtol=1e-6, atol=1e-6)
