@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import time
 from pathlib import Path
@@ -54,6 +55,18 @@ def simulate_command(
     rotation_error_deg: Annotated[
         float, number(0, 180, "DEG", "Angle from true to indexed orientation, rms.")
     ] = 0.05,
+    model_error: Annotated[
+        float, number(0, 10, "FRACTION", "Error of each spot's photons beyond counting, rms.")
+    ] = 0.0,
+    mosaic_blocks: Annotated[
+        float, number(1, math.inf, "N", "Mosaic blocks in a crystal; with few, p is uneven.")
+    ] = math.inf,
+    position_error_px: Annotated[
+        float, number(0, 10, "PX", "Displacement of each spot, each axis, rms.")
+    ] = 0.0,
+    shape_error: Annotated[
+        float, number(0, 1, "FRACTION", "Error of the square of each spot's width, rms.")
+    ] = 0.0,
     layout: Annotated[
         Layout, typer.Option(help="Also write files as users of this program have them.")
     ] = Layout.dials,
@@ -74,6 +87,10 @@ def simulate_command(
         gain=gain,
         read_noise=read_noise,
         rotation_error_deg=rotation_error_deg,
+        model_error=model_error,
+        mosaic_blocks=mosaic_blocks,
+        position_error_px=position_error_px,
+        shape_error=shape_error,
     )
     expt = _simulate(simulation, out)
     data = expt.parent

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..geometry.detector import Beam, Detector
+from .errors import with_errors
 from .spots import N_WIDTHS, Spots, SpotsOf, predict_spots
 from .truth import SimulatedTruth, Simulation
 
@@ -119,7 +120,7 @@ def simulate_image(
         counts: (P, height, width) of ``simulation.dtype``; bad pixels hold its largest value.
         spots: what was put on it.
     """
-    spots = spots_of(simulation, truth, image)
+    spots = with_errors(simulation, spots_of(simulation, truth, image), rng=rng)
     expected = background_photons(simulation, truth.detector)
     expected = expected + spot_photons(truth.detector, truth.beam, spots)
     counts = simulation.gain * rng.poisson(expected)

@@ -37,6 +37,10 @@ class Simulation:
             beam centre; an infinite radius is a flat background.
         gain, read_noise: counts per photon; counts rms a pixel.
         bad_fraction: fraction of masked pixels.
+        model_error, mosaic_blocks: error of each J beyond counting, a fraction, and the number of
+            mosaic blocks in a crystal (``simulation.errors``).
+        position_error_px, shape_error: displacement of each spot along each axis, px, and error of
+            the squares of its widths, a fraction; all rms.
         rotation_error_deg: rms angle between true and indexed orientation.
         cell_error: rms of each strain that keeps the crystal system, a fraction.
         distance_error_mm, beam_center_error_px: indexed less true.
@@ -71,6 +75,10 @@ class Simulation:
     gain: float = 1.0
     read_noise: float = 0.0
     bad_fraction: float = 0.0
+    model_error: float = 0.0
+    mosaic_blocks: float = np.inf
+    position_error_px: float = 0.0
+    shape_error: float = 0.0
     rotation_error_deg: float = 0.05
     cell_error: float = 1e-3
     distance_error_mm: float = 0.1

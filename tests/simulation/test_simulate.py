@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import gemmi
 import h5py
@@ -13,6 +13,7 @@ import pytest
 
 from bayes_refine.geometry.crystal import cell_from_real_axes, rotation_matrix
 from bayes_refine.geometry.detector import pixel_to_q
+from bayes_refine.simulation.errors import block_variance, with_errors
 from bayes_refine.simulation.files import simulate_run
 from bayes_refine.simulation.pixels import simulate_image, spot_photons
 from bayes_refine.simulation.spots import Spots, diffraction_frame, predict_spots, relp_covariance
@@ -276,3 +277,46 @@ def test_seeds_reproduce(tmp_path):
     first = images(1, "a")
     assert np.array_equal(first, images(1, "b"))
     assert not np.array_equal(first, images(2, "c"))
+
+
+def test_errors_of_spots_have_the_stated_sizes():
+    plain = Simulation(n_images=1, mosaic_rad=2e-3, n_pixels=480)
+    truth = draw_truth(plain, rng=np.random.default_rng(0))
+    spots = predict_spots(plain, truth, 0)
+    wrong = replace(plain, model_error=0.2, position_error_px=0.1, shape_error=0.3)
+    rng, n = np.random.default_rng(1), 400
+    found = [with_errors(wrong, spots, rng=rng) for _ in range(n)]
+    J = np.array([f.J for f in found]) / spots.J
+    assert J.mean() == pytest.approx(1, abs=0.01) and J.std() == pytest.approx(0.2, rel=0.03)
+    pixel = plain.pixel_size_mm / plain.distance_mm / plain.wavelength  # Å⁻¹, near the beam
+    off = (np.array([f.center for f in found]) - spots.center) / pixel
+    assert np.std(off, axis=(0, 1)) == pytest.approx([0.1, 0.1], rel=0.03)
+    wider = np.log(np.array([f.width for f in found]) / spots.width)
+    assert 2 * np.std(wider, axis=(0, 1)) == pytest.approx([0.3, 0.3], rel=0.03)
+
+
+def test_few_blocks_vary_p_as_blocks_do():
+    """Against crystals of a few blocks, each turned by itself."""
+    blocks = 5
+    simulation = Simulation(n_images=1, mosaic_rad=2e-3, bandwidth=0.0, mosaic_blocks=blocks)
+    truth = draw_truth(simulation, rng=np.random.default_rng(0))
+    spots = predict_spots(simulation, truth, 0)
+    rng = np.random.default_rng(1)
+    turned = rng.normal(size=(4000, blocks, 3)) * simulation.mosaic_rad / np.sqrt(2)
+    for i in np.argsort(-spots.partiality)[:200:40]:
+        q, s_hat = spots.q[i], spots.frame[i, 0]
+        away = spots.epsilon_r[i] + np.cross(turned, q) @ s_hat
+        p = np.exp(-((away / simulation.R0) ** 2)).mean(axis=1)
+        variance = block_variance(simulation, one(spots, i))[0]
+        assert p.mean() == pytest.approx(spots.partiality[i], rel=0.1)
+        assert p.var() / p.mean() ** 2 == pytest.approx(variance / blocks, rel=0.15)
+        J = [with_errors(simulation, one(spots, i), rng=rng).J[0] for _ in range(4000)]
+        assert np.var(J) / np.mean(J) ** 2 == pytest.approx(variance / blocks, rel=0.15)
+
+
+def test_a_simulation_without_errors_draws_no_numbers_for_them():
+    simulation = Simulation(n_images=1)
+    truth = draw_truth(simulation, rng=np.random.default_rng(0))
+    spots, rng = predict_spots(simulation, truth, 0), np.random.default_rng(2)
+    assert with_errors(simulation, spots, rng=rng) is spots
+    assert rng.random() == np.random.default_rng(2).random()
