@@ -29,6 +29,7 @@ from ..merging.merged_columns import blank_sentence
 from ..physics import reference
 from ..physics.priors import Priors, load_priors
 from ..results import fit as results
+from ..results.pictures import load_meanwhile
 from ..util import folder
 from ..util.errors import InputError
 from ..util.status import Kind
@@ -334,6 +335,7 @@ def fit_and_write(
         listener.say("estimating gain and read-out noise")
         mark = time.perf_counter()
         ready = make()
+        load_meanwhile()
         if ready.bad_pixels.mask.any():
             listener.say(str(ready.bad_pixels))
         seconds["noise"] = time.perf_counter() - mark

@@ -20,6 +20,7 @@ from ..merging.merged_columns import blank_sentence
 from ..merging.observations import ScalingPriors
 from ..physics.reference import check_symmetry
 from ..results.merge import write_merge
+from ..results.pictures import load_meanwhile
 from ..util import folder
 from ..util.errors import InputError
 from . import options
@@ -130,6 +131,7 @@ def merge_command(
         model = with_learned_curve(model)
     settings = MergeSettings(d_min or 0.0, free_fraction, seed, anomalous, refit_halves)
     seconds = {"read": time.perf_counter() - started}
+    load_meanwhile()
     with progress() as listener:
         run = merge_run(
             data,

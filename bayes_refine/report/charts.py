@@ -242,11 +242,11 @@ def probability(figure: Any, r: ObservedAndExpected, nu: float) -> None:
         n = int(rows.sum())
         if not n:
             continue
-        u = np.sort(expected_cdf(r.pull[rows], nu))
         kept = np.unique(np.linspace(0, n - 1, min(n, 600)).astype(int))
+        u = expected_cdf(np.sort(r.pull[rows])[kept], nu)
         band = 1.36 / np.sqrt(n)
         ax.fill_between([0, 1], -band, band, color=color, alpha=0.12, lw=0)
-        ax.plot(u[kept], ((kept + 0.5) / n) - u[kept], color=color, lw=1.4, label=f"{name}, {n}")
+        ax.plot(u, ((kept + 0.5) / n) - u, color=color, lw=1.4, label=f"{name}, {n}")
     ax.axhline(0, color="k", lw=0.5)
     top = max(0.1, 1.1 * float(np.abs(ax.get_ylim()).max()))
     ax.set(xlabel="expected cumulative probability", ylabel="observed − expected", xlim=(0, 1))

@@ -4,13 +4,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
+from threading import Thread
 
 from ..util.folder import flush_to_disk, taken
 from ..util.progress import Listener
 
 # of an earlier run these would not belong to the new results
 MAY_BE_ABSENT = ("overview.png", "report.html", "half1.mtz", "half2.mtz")
+
+
+def load_meanwhile() -> None:
+    """Load Matplotlib and its fonts in a thread, most of a second, while this one computes."""
+    Thread(target=_load).start()  # which the end of the process waits for
+
+
+def _load() -> None:
+    with suppress(Exception):  # it is said when a picture is drawn
+        from matplotlib.figure import Figure
+
+        figure = Figure()
+        figure.add_subplot()
+        figure.savefig(BytesIO(), format="svg")
 
 
 def draw_pictures(
