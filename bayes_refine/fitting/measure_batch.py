@@ -74,13 +74,15 @@ class FixedForAll:
     """What all batches of a round have in common, decided before they are measured.
 
     Attributes:
-        slots, log_G0, pixel_inv_angstrom: as ``Plan``. shoebox: pixels of every spot.
+        slots, log_G0, pixel_inv_angstrom: as ``Plan``. shoebox: pixels of every spot. R0_eff: at
+            the state.
     """
 
     slots: int
     log_G0: float | None
     pixel_inv_angstrom: float
     shoebox: Shoebox | None
+    R0_eff: Width
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,8 @@ def fixed_for_all(
         pixel = pixel_size(predictions)
     *_, moment = _expected(run, state, priors, plan.slots, pixel, predictions)
     shoebox = shoebox_for(predictions.frame, moment, run.settings.point_spread)
-    return FixedForAll(plan.slots, plan.log_G0, pixel, shoebox)
+    width = partiality_width(state, priors)
+    return FixedForAll(plan.slots, plan.log_G0, pixel, shoebox, width)
 
 
 def _expected(run: Run, state: State, priors: Priors, slots: int, pixel: float, predictions):
@@ -152,11 +155,30 @@ def _expected(run: Run, state: State, priors: Priors, slots: int, pixel: float, 
     return where, obs, J, refs, where.flat(sites["spot_moment"])
 
 
-def measure_batch(common: Common, predicted, found, fixed: FixedForAll, item) -> Said:
-    """Measure a batch into its store, unless the store has it from before."""
+def cut_batch(common: Common, predicted, found, fixed: FixedForAll, item) -> Pixels | None:
+    """Read the images of a batch and cut out its shoeboxes; None if its store has it from before.
+
+    Runs no JAX.
+    """
+    b, part, _ = item
+    if found.of("said").find(b) is not None:
+        return None
+    run = common.run_of(part)
+    stills = stills_at(run, part.state, slice(0, len(part.stills)))
+    return pixels_of(run, stills, predicted[b], fixed.R0_eff, fixed.shoebox)
+
+
+def measure_batch(
+    common: Common, predicted, found, fixed: FixedForAll, item, pixels: Pixels | None
+) -> Said:
+    """Measure a batch into its store, unless the store has it from before.
+
+    Args:
+        pixels: :func:`cut_batch`.
+    """
     b, part, images = item
-    if (said_before := found.of("said").find(b)) is not None:
-        return said_before
+    if pixels is None:
+        return found.of("said")[b]
     run, state, n = common.run_of(part), part.state, len(part.stills)
     predictions, said = predicted[b], part.status.copy()
     where, obs, J, refs, moment = _expected(
@@ -165,16 +187,9 @@ def measure_batch(common: Common, predicted, found, fixed: FixedForAll, item) ->
     intensity, sd, free, _ = refs
     scaled = "log_G" in state
     # without scales no photons are expected, and all pixels have equal weight
-    statistics, failed = statistics_of(
-        run,
-        stills_at(run, state, slice(0, n)),
-        predictions,
-        J * scaled,
-        moment,
-        partiality_width(state, common.priors),
-        fixed.shoebox,
-    )
-    for i, why in failed.items():
+    stills = stills_at(run, state, slice(0, n))
+    statistics = statistics_of(run, stills, predictions, J * scaled, moment, pixels, fixed.shoebox)
+    for i, why in pixels.failed.items():
         said[i] = Status(Kind.NOT_READ, why)
     unsure = np.divide(sd, intensity, out=np.zeros(len(sd)), where=intensity > 0)
     known = np.isfinite(intensity) & (unsure < UNKNOWN)
@@ -294,19 +309,24 @@ def cut(
     return cut_shoeboxes(image, mask, panel, xy_px, claimed, shoebox)
 
 
-def statistics_of(
-    run: Run, stills, predictions: Predictions, expected, moment, R0_eff, shoebox
-) -> tuple[Statistics, dict[int, str]]:
-    """Statistics of some images' reflections.
+class Pixels(NamedTuple):
+    """Shoeboxes of some images' spots, None of no spot; why an image cannot be read, by image."""
 
-    Returns the statistics, and by image the reason why it cannot be read; spots of such an image
-    count as uncovered.
+    boxes: Boxes | None
+    failed: dict[int, str]
+
+
+def pixels_of(
+    run: Run, stills, predictions: Predictions, R0_eff: Width, shoebox: Shoebox | None
+) -> Pixels:
+    """Read some images and cut out the shoeboxes of their reflections, in threads.
+
+    Spots of an image that cannot be read have no usable pixel.
     """
-    if not len(predictions):
-        return Statistics.none(), {}
+    if not len(predictions) or shoebox is None:
+        return Pixels(None, {})
     bounds = np.searchsorted(predictions.image, np.arange(len(stills) + 1))
     failed: dict[int, str] = {}
-    spread = run.settings.point_spread
 
     def boxes_of(i: int) -> Boxes:
         still, rows = stills[i], slice(*bounds[i : i + 2])
@@ -323,8 +343,18 @@ def statistics_of(
 
     nbytes = IMAGE_BYTES * math.prod(stills[0].detector.image_shape)
     boxes = in_threads(boxes_of, np.flatnonzero(np.diff(bounds)).tolist(), nbytes)
-    statistics = measure(
-        Boxes(*(np.concatenate(x) for x in zip(*boxes, strict=True))),
+    return Pixels(Boxes(*(np.concatenate(x) for x in zip(*boxes, strict=True))), failed)
+
+
+def statistics_of(
+    run: Run, stills, predictions: Predictions, expected, moment, pixels: Pixels, shoebox
+) -> Statistics:
+    """Statistics of some images' reflections."""
+    if pixels.boxes is None:
+        return Statistics.none()
+    spread = run.settings.point_spread
+    return measure(
+        pixels.boxes,
         predictions.frame,
         moment,
         expected,
@@ -333,4 +363,3 @@ def statistics_of(
         run.settings.weights,
         None if spread is None else shares_of(spread, stills, predictions),
     )
-    return statistics, failed

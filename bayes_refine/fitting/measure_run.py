@@ -9,6 +9,7 @@ import numpy as np
 
 from .. import infer
 from ..geometry.predict import Predictions
+from ..infer.executor import InTwoSteps
 from ..physics.priors import Priors
 from ..util.errors import InputError
 from ..util.progress import Listener, Pace
@@ -20,6 +21,7 @@ from .measure_batch import (
     MeasuredBatch,
     Plan,
     Said,
+    cut_batch,
     fixed_for_all,
     measure_batch,
     predict_batch,
@@ -95,15 +97,18 @@ def measure_run(
     )
 
     found: Store[MeasuredBatch] = run.work.store("measured", len(parts), made_of)
-    work = partial(measure_batch, common, predicted, found)
+    about = common, predicted, found
     items = [(b, part, images) for b, (part, images) in enumerate(zip(parts, batches, strict=True))]
     nothing = predicted[first].select(np.zeros(0, int))
+
+    def measuring() -> InTwoSteps[Said]:
+        return InTwoSteps(partial(cut_batch, *about, fixed), partial(measure_batch, *about, fixed))
 
     def not_measured(item: tuple[int, Part, slice], why: str) -> Said:
         b, part, images = item
         predicted.put(b, nothing)
         said = np.array([s or Status(Kind.LOST, why) for s in part.status], object)
-        return work(fixed, (b, replace(part, status=said), images))
+        return measuring()((b, replace(part, status=said), images))
 
     for b, why in gone.items():
         predicted.put(b, nothing)
@@ -121,7 +126,7 @@ def measure_run(
                 pace.done(min((before + done) * run.size, n))
 
         for (_, _, images), one in zip(
-            some, executor.map(partial(work, fixed), some, count, not_measured), strict=True
+            some, executor.map(measuring(), some, count, not_measured), strict=True
         ):
             log_G[images], informing[images], status[images] = one.log_G, one.counts, one.statuses()
             run.ice.found.update(one.rings_found())

@@ -11,7 +11,14 @@ from ..physics.contract import check_deterministic, check_unknowns
 from ..physics.priors import Priors
 from ..util.errors import InputError
 from ..util.progress import Listener
-from .measure_batch import MIN_COVERED, Plan, references, shoebox_for, statistics_of
+from .measure_batch import (
+    MIN_COVERED,
+    Plan,
+    pixels_of,
+    references,
+    shoebox_for,
+    statistics_of,
+)
 from .one_round import one_round
 from .padding import slots
 from .problem import BATCH, Run
@@ -145,15 +152,11 @@ def spot_width(run: Run, priors: Priors) -> float:
         expected = references(run, predictions, images)[3]
         J1 = where.flat(sites["scale"]) * predictions.polarisation * expected
         moment = where.flat(sites["spot_moment"])
-        found, _ = statistics_of(
-            run,
-            stills_at(run, state, images),
-            predictions,
-            0 * J1,
-            moment,
-            partiality_width(state, priors),
-            shoebox_for(predictions.frame, moment, run.settings.point_spread),
-        )
+        stills = stills_at(run, state, images)
+        shoebox = shoebox_for(predictions.frame, moment, run.settings.point_spread)
+        width = partiality_width(state, priors)
+        pixels = pixels_of(run, stills, predictions, width, shoebox)
+        found = statistics_of(run, stills, predictions, 0 * J1, moment, pixels, shoebox)
         J1 = np.where(found.covered > MIN_COVERED, J1, 0.0)
         total, spread = np.sum(found.value[:, [0, 3]] * J1[:, None], axis=0)
         wider = np.clip(spread / total if total > 0 else 0.0, -0.3, 0.45)

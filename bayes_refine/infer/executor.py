@@ -7,13 +7,14 @@ of this item alone, so that any process can do it, and can do it again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 import jax
 
 from ..util.progress import peak_memory
+from ..util.threads import ahead
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -38,6 +39,21 @@ class Here(Generic[T]):
         return self.value
 
 
+@dataclass(frozen=True)
+class InTwoSteps(Generic[T]):
+    """Work of which a first step runs no JAX, so that a thread can do it ahead of the second.
+
+    Attributes:
+        first: a function of an item. second: of the item and what the first step returned.
+    """
+
+    first: Callable[[Any], Any]
+    second: Callable[[Any, Any], T]
+
+    def __call__(self, item: Any) -> T:
+        return self.second(item, self.first(item))
+
+
 class Executor(Protocol):
     """Does the same work on many items, in any order and in any process.
 
@@ -59,8 +75,8 @@ class Executor(Protocol):
         """``work`` of each item, in the order of the items.
 
         Args:
-            work: a function of a module, or ``functools.partial`` of one; the work changes neither
-                the function nor an item.
+            work: a function of a module, or ``functools.partial`` of one, or :class:`InTwoSteps` of
+                such; the work changes neither the function nor an item.
             finished: called with the number of items that are done.
             lost: called as ``lost(item, why)`` for an item that ended several processes; it
                 returns what replaces the result.
@@ -93,7 +109,8 @@ class InProcess:
 
     Items are not worked on in several threads: programs that two threads run on XLA's CPU client
     can wait for each other for ever (seen with jaxlib 0.10.2 on two processors).  What needs no JAX
-    is done in threads within an item (``util.threads``); a cluster uses processors for all.
+    is done in threads (``util.threads``): within an item, or ahead, for the next one
+    (:class:`InTwoSteps`).  A cluster uses processors for all.
     """
 
     def share(self, value: T) -> Shared[T]:
@@ -106,9 +123,9 @@ class InProcess:
         finished: Callable[[int], None] | None = None,
         lost: Callable[[Any, str], T] | None = None,
     ) -> list[T]:
-        found = []
-        for item in items:
-            found.append(work(item))
+        found: list[T] = []
+        for value in _done(work, items):
+            found.append(value)
             if finished is not None:
                 finished(len(found))
         return found
@@ -124,6 +141,14 @@ class InProcess:
 
     def summary(self) -> dict[str, Any]:
         return {}
+
+
+def _done(work: Callable[[Any], T], items: Sequence[Any]) -> Iterator[T]:
+    if not isinstance(work, InTwoSteps):
+        yield from map(work, items)
+        return
+    for item, first in zip(items, ahead(work.first, items), strict=True):
+        yield work.second(item, first)
 
 
 IN_PROCESS = InProcess()

@@ -39,7 +39,7 @@ SEEN = ("background", "contested", "slope")
 ONES = ("variance_background", "width", "saturation")
 
 MAX_SATURATION = 1.9  # below 2, so that the response is positive down to points, η = −½
-_CHUNK = 1024  # reflections per compiled call: bounds memory, one compilation for all runs
+_CHUNK = 256  # reflections per compiled call, which fit a cache; one compilation for all runs
 
 
 @dataclass(frozen=True)

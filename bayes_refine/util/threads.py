@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -43,3 +43,21 @@ def in_threads(work: Callable[[A], T], items: Iterable[A], nbytes: int = 1) -> l
         return [work(item) for item in items]
     with ThreadPoolExecutor(n) as pool:
         return list(pool.map(work, items))
+
+
+def ahead(work: Callable[[A], T], items: Iterable[A]) -> Iterator[T]:
+    """``work`` of each item, in order, the next one by a thread while the caller uses one.
+
+    ``work`` must not run JAX, as of :func:`in_threads`.
+    """
+    if _number == 1:
+        yield from map(work, items)
+        return
+    with ThreadPoolExecutor(1) as pool:
+        coming = None
+        for item in items:
+            found, coming = coming, pool.submit(work, item)
+            if found is not None:
+                yield found.result()
+        if coming is not None:
+            yield coming.result()

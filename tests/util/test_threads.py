@@ -8,7 +8,7 @@ import time
 import pytest
 
 from bayes_refine.util import threads
-from bayes_refine.util.threads import in_threads, processors, use_threads
+from bayes_refine.util.threads import ahead, in_threads, processors, use_threads
 
 
 @pytest.fixture
@@ -62,3 +62,31 @@ def test_an_exception_reaches_the_caller(several):
 
     with pytest.raises(MemoryError, match="of one image"):
         in_threads(work, range(4))
+
+
+def test_the_next_item_is_worked_on_while_the_caller_uses_one(several):
+    begun = [threading.Event() for _ in range(4)]
+
+    def work(k: int) -> int:
+        begun[k].set()
+        return 10 * k
+
+    for k, found in enumerate(ahead(work, range(4))):
+        assert found == 10 * k
+        assert all(event.wait(30) for event in begun[: k + 2])
+        assert not any(event.is_set() for event in begun[k + 2 :])  # one item, and not all
+
+
+def test_ahead_with_one_thread_is_the_callers_own(several):
+    use_threads(1)
+    assert [*ahead(lambda _: threading.get_ident(), [0, 1])] == 2 * [threading.get_ident()]
+
+
+def test_an_exception_ahead_comes_in_its_turn(several):
+    def work(k: int) -> float:
+        return 1 / (1 - k)
+
+    found = ahead(work, range(3))
+    assert next(found) == 1
+    with pytest.raises(ZeroDivisionError):
+        next(found)
