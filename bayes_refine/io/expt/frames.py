@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections import defaultdict
 from pathlib import Path
 
 from ...util.errors import InputError
@@ -26,8 +26,9 @@ class Frames:
 
     def __init__(self, document: Document, path: Path) -> None:
         self._document, self._folder = document, path.parent
+        scanned = _scanned(document)
         self._relative = {
-            i for i, s in enumerate(document.imageset) if _counts_from_first(document, i, s)
+            i for i, s in enumerate(document.imageset) if _counts_from_first(scanned[i], s)
         }
 
     def of(self, n: int, image: int | None = None) -> tuple[Path, int]:
@@ -129,23 +130,28 @@ def _numbered(template: str, number: int) -> str:
     return os.path.join(folder, name[:start] + digits + name[end:])
 
 
-def _counts_from_first(document: Document, i: int, images: ImageSetEntry) -> bool:
+def _counts_from_first(frames: set[int], images: ImageSetEntry) -> bool:
     """Whether image ranges count from the first of a sequence's own frames, not of the file.
 
     DIALS counts from the file's first.  A list whose ranges are not among the sequence's frames,
     but would be if counted from its first, was renumbered.
+
+    Args:
+        frames: that experiments have of the image set.
     """
-    frames = list(_scanned(document, i))
     own = images.single_file_indices
     if images.images or not own or not frames:
         return False
     within = all(0 <= frame < len(own) for frame in frames)
-    return within and not set(frames) <= set(own)
+    return within and not frames <= set(own)
 
 
-def _scanned(document: Document, i: int) -> Iterable[int]:
+def _scanned(document: Document) -> dict[int, set[int]]:
+    """The frames that experiments have of each image set by their scans."""
+    found: dict[int, set[int]] = defaultdict(set)
     for entry in document.experiment:
-        if entry.imageset == i and entry.scan is not None:
+        if entry.scan is not None:
             image_range = document.scan[entry.scan].image_range
             if image_range is not None:
-                yield image_range[0] - 1
+                found[entry.imageset].add(image_range[0] - 1)
+    return found
