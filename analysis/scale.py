@@ -1,11 +1,12 @@
 """How do time, memory and bytes on the wire of a whole fit grow with the number of images?
 
-Simulates a run of small stills once, and fits its first N images for each N by the command line,
-each in a process of its own, alone or with ``--workers``.  From ``summary.json`` and from the
-process: images a second, processor seconds of all processes, peak memory of the program and of the
-largest worker, and with workers the bytes of each kind of step.
+Simulates a run of small stills once, with the errors of real crystals, and fits its first N images
+for each N by the command line, each in a process of its own, alone or with ``--workers``.  From
+``summary.json`` and from the process: images a second, processor seconds of all processes, peak
+memory of the program and of the largest worker, and with workers the bytes of each kind of step.
 
     python analysis/scale.py 32 128 512 --workers 2
+    python analysis/scale.py 1000 10000 100000 --pixels 96 --d-min 6 --work DIR
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ import tempfile
 import time
 from pathlib import Path
 
+ERRORS = (
+    *("--mosaic-mrad", 1, "--model-error", 0.1, "--mosaic-blocks", 400),
+    *("--position-error-px", 0.05, "--shape-error", 0.1),
+)
 MAIN = "import sys; from bayes_refine.cli import main; main(sys.argv[1:])"
 
 
@@ -40,14 +45,17 @@ def main() -> None:
     parser.add_argument("--pixels", type=int, default=256)
     parser.add_argument("--distance", type=float, default=60.0, help="mm")
     parser.add_argument("--d-min", type=float, default=2.5)
+    parser.add_argument("--work", type=Path, help="folder that stays; what it has is taken")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        seconds = run(
-            *("simulate", "--out", folder / "data", "--images", max(options.sizes), "--pixels"),
-            *(options.pixels, "--distance-mm", options.distance),
-        )
-        print(f"simulated in {seconds[1]:.0f} processor s")
+        folder = options.work or Path(name)
+        if not (folder / "data" / "simulation.json").exists():
+            seconds = run(
+                *("simulate", "--out", folder / "data", "--images", max(options.sizes)),
+                *("--pixels", options.pixels, "--distance-mm", options.distance),
+                *("--d-min", options.d_min, *ERRORS),
+            )
+            print(f"simulated in {seconds[1]:.0f} processor s")
         print("images  wall s  cpu s  images/s  GiB here  GiB worker   kB/image sent  received")
         for n in options.sizes:
             out = folder / f"out{n}"
