@@ -33,7 +33,7 @@ from ..util.large_arrays import keep_freed_memory
 from ..util.progress import peak_memory
 from ..util.store import hold_in_memory
 from .dask_clients import AGAIN_S, ATTEMPTS, again
-from .executor import tree_sum
+from .executor import InTwoSteps, tree_sum
 
 T = TypeVar("T")
 RESTART_S = 60.0  # s that a worker which was lost has to come back
@@ -356,7 +356,10 @@ def _summed(work: Callable, items: Sequence[Any]) -> tuple[Any, list[Any]]:
 
 
 def _name(work: Callable) -> str:
-    """The name of a function, whatever is bound; of what it makes, where it makes a function."""
-    while isinstance(work, partial):
-        work = work.args[0] if work.args and callable(work.args[0]) else work.func
+    """The name of a function, whatever is bound; of what it makes, where it makes a function; of
+    the second of two steps."""
+    if isinstance(work, InTwoSteps):
+        return _name(work.second)
+    if isinstance(work, partial):
+        return _name(work.args[0] if work.args and callable(work.args[0]) else work.func)
     return work.__name__.strip("_")
