@@ -22,6 +22,8 @@ import numpy as np
 from .spots import Spots, relp_covariance
 from .truth import Simulation
 
+LEAST = 1e-12  # relative variance of J that is drawn
+
 
 def with_errors(simulation: Simulation, spots: Spots, *, rng: np.random.Generator) -> Spots:
     """The n spots of an image with the errors of a simulation; no number is drawn without any.
@@ -32,7 +34,8 @@ def with_errors(simulation: Simulation, spots: Spots, *, rng: np.random.Generato
     n = len(spots.J)
     if simulation.model_error or np.isfinite(simulation.mosaic_blocks):
         of_blocks = block_variance(simulation, spots) / simulation.mosaic_blocks
-        variance = simulation.model_error**2 + of_blocks
+        # blocks that are not turned vary nothing, within rounding, where a gamma must vary
+        variance = np.maximum(simulation.model_error**2 + of_blocks, LEAST)
         spots = replace(spots, J=spots.J * rng.gamma(1 / variance, variance))
     if simulation.position_error_px:
         pixel = simulation.pixel_size_mm / (simulation.distance_mm * simulation.wavelength)

@@ -314,6 +314,14 @@ def test_few_blocks_vary_p_as_blocks_do():
         assert np.var(J) / np.mean(J) ** 2 == pytest.approx(variance / blocks, rel=0.15)
 
 
+def test_few_blocks_that_are_not_turned_vary_nothing():
+    simulation = Simulation(n_images=1, mosaic_rad=0.0, mosaic_blocks=5)
+    truth = draw_truth(simulation, rng=np.random.default_rng(0))
+    spots = predict_spots(simulation, truth, 0)
+    found = with_errors(simulation, spots, rng=np.random.default_rng(1))
+    np.testing.assert_allclose(found.J, spots.J, rtol=1e-5)
+
+
 def test_a_simulation_without_errors_draws_no_numbers_for_them():
     simulation = Simulation(n_images=1)
     truth = draw_truth(simulation, rng=np.random.default_rng(0))
