@@ -54,7 +54,8 @@ def mean_orientation(draws, rng: np.random.Generator, blocks=None) -> np.ndarray
     mosaic_mrad, shape = np.exp(draws["log_mosaic_image_mrad"]), draws["mosaic_shape"]
     covariance = physics.mosaic_covariance(mosaic_mrad.reshape(-1), shape.reshape(-1, 5))
     lower = np.linalg.cholesky(covariance).reshape(*mosaic_mrad.shape[:2], 3, 3)
-    speckle = np.maximum(draws["speckle"], 0)[:, None, None] if blocks is None else blocks**-0.5
+    of_run = np.sqrt(np.maximum(draws["speckle_variance"], 0))[:, None, None]
+    speckle = of_run if blocks is None else blocks**-0.5
     white = rng.standard_normal((*mosaic_mrad.shape[:2], 3))
     return np.einsum("dnij,dnj->dni", lower, white) * speckle / np.sqrt(2)
 
@@ -177,14 +178,13 @@ def main() -> None:
     sd = run.fit.sd("rotation_mrad")[good, 0]
     print(f"ω: Laplace sd {np.median(sd, 0).round(4)}, error {error[good].std(0).round(4)} mrad")
     values = run.fit.values()
-    speckle = float(values["speckle"])
+    variance, variance_sd = float(values["speckle_variance"]), run.fit.sd("speckle_variance")
     mosaic_mrad = float(np.median(np.exp(values["log_mosaic_image_mrad"])))
     needed = np.mean(error[good] ** 2 - sd**2)
     print(
-        f"η {mosaic_mrad:.3f} mrad, speckle {speckle:.4f} ± {float(run.fit.sd('speckle')):.4f},"
-        f" {speckle**-2:.1f} blocks:"
-        f" mean orientation {mosaic_mrad * speckle / np.sqrt(2):.3f} mrad an axis; beyond the"
-        f" posterior {np.sign(needed) * np.sqrt(abs(needed)):.3f} mrad"
+        f"η {mosaic_mrad:.3f} mrad, 1/blocks {variance:.4f} ± {float(variance_sd):.4f}:"
+        f" mean orientation {mosaic_mrad * np.sqrt(max(variance, 0) / 2):.3f} mrad an axis; beyond"
+        f" the posterior {np.sign(needed) * np.sqrt(abs(needed)):.3f} mrad"
     )
 
     # scale about one common offset, B as it is
@@ -208,8 +208,8 @@ def main() -> None:
         off, off_sd, fit = block_replica(run, model, priors, n_blocks, options.replicas)
         print(
             f"replica with {n_blocks} blocks: ln G off by {off.std():.4f}, sd"
-            f" {np.median(off_sd):.4f}, pulls {(off / off_sd).std():.2f}; fitted speckle"
-            f" {float(fit.values()['speckle']):.4f}, model error"
+            f" {np.median(off_sd):.4f}, pulls {(off / off_sd).std():.2f}; fitted 1/blocks"
+            f" {float(fit.values()['speckle_variance']):.4f}, model error"
             f" {np.exp(float(fit.values()['log_model_error'])):.3f}"
         )
 

@@ -53,7 +53,7 @@ def prior_sd(priors: br.Priors):
             [priors.beam_center_sd_mm, priors.beam_center_sd_mm, priors.distance_sd_mm]
         ),
         "log_model_error": priors.log_model_error_sd,
-        "speckle": priors.speckle_sd,
+        "speckle_variance": priors.speckle_variance_sd,
         "log_position_error": priors.log_position_error_sd,
         "log_shape_error": priors.log_shape_error_sd,
     }

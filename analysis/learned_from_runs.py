@@ -37,7 +37,7 @@ from bayes_refine.learned.training import OWN, Training, settings_for, train_com
 
 EACH = "each image"  # a partiality with numbers of each image
 FAMILIES = (*map(str, Family), EACH)
-SHOWN = ("R0_inv_angstrom", "mosaic_mrad", "bandwidth", "model_error", "speckle", "nu")
+SHOWN = ("R0_inv_angstrom", "mosaic_mrad", "bandwidth", "model_error", "speckle_variance", "nu")
 NEAR = 2.4  # widths at 1/e, the reach of a plain fit
 AT = (-3.0, -2.0, -1.5, -1.0, -0.5, 0.5, 1.0, 1.5, 2.0, 3.0)  # widths at 1/e
 

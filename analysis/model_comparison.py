@@ -63,7 +63,8 @@ def without_an_error(model: infer.Model, priors: br.Priors, pixel: float) -> dic
     small = np.log(1e-5)
     return dict(
         [
-            held("no speckle", "speckle", HELD, speckle=HELD, speckle_sd=HELD),
+            held("no speckle", "speckle_variance", 0.0,
+                 speckle_variance=0.0, speckle_variance_sd=HELD**2),
             held("no model error", "log_model_error", small,
                  model_error=1e-5, log_model_error_sd=HELD),
             held("no fall of model error", "model_error_fall", 0.0,

@@ -114,7 +114,8 @@ def main() -> None:
     for name in ("R0", "bandwidth", "mosaic_mrad", "model_error", "shape_error"):
         x, s = float(values[f"log_{name}"]), float(sd(f"log_{name}"))
         print(f"{name}: {np.exp(x):.4g} (ln sd {s:.3f})")
-    print(f"speckle: {float(values['speckle']):.4g} ± {float(sd('speckle')):.2g}")
+    variance, variance_sd = float(values["speckle_variance"]), float(sd("speckle_variance"))
+    print(f"1/blocks: {variance:.4g} ± {variance_sd:.2g}")
     for k, direction in enumerate(("radial", "tangential")):
         x, s = values["log_position_error"][k], sd("log_position_error")[k]
         fall, fall_sd = values["position_error_fall"][k], sd("position_error_fall")[k]

@@ -44,7 +44,7 @@ NAMES = {
     "log_mosaic_mrad": "ln mosaic spread, run",
     "log_mosaic_image_mrad": "ln mosaic spread, image",
     "log_model_error": "ln model error",
-    "speckle": "speckle",
+    "speckle_variance": "1/blocks",
     "log_bandwidth": "ln bandwidth",
     "log_position_error_0": "ln position error, radial",
     "log_position_error_1": "ln position error, tangential",

@@ -56,7 +56,7 @@ def prior_precision(fit: br.Fit, priors: br.Priors) -> np.ndarray:
         "model_error_fall": priors.model_error_fall_sd_angstrom,
         "log_nu": priors.log_student_t_nu_sd,
         "log_nu_moments": priors.log_student_t_nu_sd,
-        "speckle": priors.speckle_sd,
+        "speckle_variance": priors.speckle_variance_sd,
         "log_position_error": [priors.log_position_error_sd] * 2,
         "position_error_fall": [priors.position_error_fall_sd_angstrom] * 2,
         "log_shape_error": priors.log_shape_error_sd,

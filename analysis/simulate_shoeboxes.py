@@ -55,8 +55,8 @@ PRIORS = br.Priors(
     log_R1_sd=0.15,
     model_error=0.05,
     log_model_error_sd=0.3,
-    speckle=0.06,
-    speckle_sd=0.015,
+    speckle_variance=0.003,
+    speckle_variance_sd=0.002,
     position_error_px=0.03,
     log_position_error_sd=0.3,
     position_error_fall_sd_angstrom=2.0,
@@ -69,8 +69,8 @@ COUNTING = replace(
     PRIORS,
     model_error=1e-3,
     log_model_error_sd=0.05,
-    speckle=1e-3,
-    speckle_sd=5e-5,
+    speckle_variance=1e-6,
+    speckle_variance_sd=1e-7,
     position_error_px=1e-3,
     log_position_error_sd=0.05,
     position_error_fall_sd_angstrom=0.1,
@@ -180,7 +180,7 @@ def draw_unknowns(
         * [p.beam_center_sd_mm, p.beam_center_sd_mm, p.distance_sd_mm],
         "log_model_error": log(p.model_error, p.log_model_error_sd),
         "model_error_fall": p.model_error_fall_sd_angstrom * rng.standard_normal(),
-        "speckle": p.speckle + p.speckle_sd * rng.standard_normal(),
+        "speckle_variance": p.speckle_variance + p.speckle_variance_sd * rng.standard_normal(),
         "log_position_error": log(p.position_error_px * pixel, p.log_position_error_sd, 2),
         "position_error_fall": p.position_error_fall_sd_angstrom * rng.standard_normal(2),
         "log_shape_error": log(p.shape_error, p.log_shape_error_sd),
@@ -231,9 +231,9 @@ def true_spots(setup: Setup, stills, truth: dict[str, np.ndarray], i: int):
 def with_discrepancies(setup: Setup, spots, relp, truth, rng: np.random.Generator):
     """Spots as bright, as wide and where the model's errors put them, independently.
 
-    J about J_model with variance a² + speckle²·(that of one block), displaced by N(0, σ²) along
-    e1 and along e2, σ falling with resolution, R1² changed by a fraction: the discrepancies of
-    ``models/still.py``.
+    J about J_model with the variance of ``learned_errors.variance_of_J_model``, displaced by
+    N(0, σ²) along e1 and along e2, σ falling with resolution, R1² changed by a fraction: the
+    discrepancies of ``models/still.py``.
     """
     wavelength = setup.beam.wavelength
     n = len(spots.J)
@@ -244,7 +244,8 @@ def with_discrepancies(setup: Setup, spots, relp, truth, rng: np.random.Generato
     power = 2 * spots.epsilon_r**2 * (1 / (k2 + mosaic_variance) - 1 / (k2 + 2 * mosaic_variance))
     of_one = (k2 + mosaic_variance) / np.sqrt(k2 * (k2 + 2 * mosaic_variance)) * np.exp(power) - 1
     error = np.exp(truth["log_model_error"] - truth["model_error_fall"] * (norm_q - 0.25))
-    variance = error**2 + of_one * max(truth["speckle"], 0.0) ** 2
+    speckle = of_one * truth["speckle_variance"]
+    variance = np.where(speckle < 0, error**4 / (error**2 - speckle), error**2 + speckle)
     fall = np.exp(-np.outer(truth["position_error_fall"], norm_q - 0.25))
     delta = np.exp(truth["log_position_error"])[:, None] * fall * rng.standard_normal((2, n))
     wider = np.exp(truth["log_shape_error"]) * rng.standard_normal((n, 1))

@@ -22,9 +22,10 @@ def learned(obs: SpotStatistics, priors: Priors, terms: int) -> Errors:
     error = log_normal("model_error", priors.model_error, priors.log_model_error_sd)
     # The error may change with resolution: weak, wide spots err otherwise than strong, sharp ones.
     fall = numpyro.sample("model_error_fall", dist.Normal(0.0, priors.model_error_fall_sd_angstrom))
-    # Sampled on a linear scale: data can exclude a large speckle but cannot tell 0 from 0.01, so
-    # its logarithm would have a flat tail.
-    speckle = numpyro.sample("speckle", dist.Normal(priors.speckle, priors.speckle_sd))
+    # The variance, on a linear scale and below zero too: ln p is about a parabola in it, while its
+    # root turns at 0 and its logarithm has a flat tail.
+    blocks = dist.Normal(priors.speckle_variance, priors.speckle_variance_sd)
+    speckle_variance = numpyro.sample("speckle_variance", blocks)
     # Two directions: wavelengths smear a spot along the radius, turned blocks mostly across it.
     off = priors.position_error_px * obs.pixel_inv_angstrom
     position = log_normal("position_error", off, priors.log_position_error_sd, (2,))
@@ -41,4 +42,4 @@ def learned(obs: SpotStatistics, priors: Priors, terms: int) -> Errors:
         if terms > 1:
             nu_moments = log_normal("nu_moments", priors.student_t_nu, priors.log_student_t_nu_sd)
     fraction = physics.at_resolution(error, fall, obs.norm_q)
-    return Errors(fraction, speckle, place_1, place_2, shape_error**2, nu, nu_moments)
+    return Errors(fraction, speckle_variance, place_1, place_2, shape_error**2, nu, nu_moments)

@@ -68,8 +68,12 @@ def find_start(run: Run, priors: Priors, progress: Listener) -> Start:
     # heavy tails while much is still wrong
     priors = replace(priors, log_student_t_nu_sd=HELD_SD)
     if run.crosswise is not None:  # errors of the model and unknown intensities look alike
-        priors = replace(priors, log_model_error_sd=HELD_SD, speckle_sd=HELD_SD * priors.speckle)
-        priors = replace(priors, model_error_fall_sd_angstrom=HELD_SD)
+        priors = replace(
+            priors,
+            log_model_error_sd=HELD_SD,
+            model_error_fall_sd_angstrom=HELD_SD,
+            speckle_variance_sd=HELD_SD * priors.speckle_variance,
+        )
     state: State = {"log_R1": np.full((len(images), 1), spot_width(few, priors))}
     state |= wavelengths(few)
     state |= {name: np.log(np.squeeze(value)) for name, value in FIRST_ERRORS.items()}

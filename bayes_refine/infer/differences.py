@@ -212,8 +212,9 @@ def integral(model: Model, sites: tuple[Site, ...], apart: bool):
 
     A function of (theta (n, k), phi (s,), roots L (n, k, k), pull (n, k, s), weight, share, points
     z (m, k), or (m, n, k) for each image its own, args), where θ moves by −pull with φ.  It returns
-    the sum over images and the slope of minus this (s,).  An image that has no density at any point
-    counts with that at θ, as by Laplace.
+    the sum over images, the slope of minus this (s,), and the scatter of images' slopes (s, s): n
+    times their covariance.  An image that has no density at any point counts with that at θ, as by
+    Laplace.
     """
     slope = compiled_slope_of_each(model, sites, apart)
 
@@ -239,9 +240,12 @@ def integral(model: Model, sites: tuple[Site, ...], apart: bool):
             of_mode = mode.g_each - np.einsum("nks,nk->ns", pull, mode.g_image)
             of_images = np.where(nowhere, mode.image, of_images)
             g_shared = np.where(nowhere[:, None], of_mode, g_shared)
+        each = g_shared[used]
+        off = each - each.mean(0) if len(each) > 1 else 0 * each
         return (
             float(of_images[used].sum() + share * found[0].shared),
-            g_shared[used].sum(0) + share * found[0].g_prior,
+            each.sum(0) + share * found[0].g_prior,
+            off.T @ off * (len(each) / max(len(each) - 1, 1)),
         )
 
     return integrated

@@ -20,7 +20,6 @@ from .images_alone import images_fit
 from .laplace import Fit
 from .marginal import marginal_fit
 from .newton import map_fit
-from .search import Search
 
 SHARE = 8  # batches, of which one is fitted first
 FEWEST = 128  # images that are fitted first, at least
@@ -51,7 +50,7 @@ def mode_of_many(
 
 
 def _before(model, data: Batches, rest, init, tolerance, progress) -> dict[str, Any]:
-    """The fit from which the search for the marginal mode begins, and the covariance about."""
+    """The fit from which the search for the marginal mode begins, and whether it is near."""
     first = range(0, len(data.parts) - SHARE, SHARE)
     if len(first) * data.size < FEWEST:
         # what counts is the curvature at the marginal mode
@@ -74,22 +73,5 @@ def _before(model, data: Batches, rest, init, tolerance, progress) -> dict[str, 
             start[site.name] = found[site.name]
         elif site.name in init:
             start[site.name][images] = found[site.name]
-    search = Search(model, (some, *rest), found)
-    prior_sd, ratio = search.prior_sd(search.start), data.n_images / len(images)
-    covariance = of_more_data(fit.shared_covariance, prior_sd, ratio)
     fit = images_fit(model, data, *rest, init=start, tolerance=tolerance, progress=progress)
-    return {"fit": fit, "covariance": covariance}
-
-
-def of_more_data(covariance: np.ndarray, prior_sd: np.ndarray, ratio: float) -> np.ndarray:
-    """The covariance (s, s) with ``ratio`` times as much data, and the same priors.
-
-        of_more_data(np.array([[0.5]]), np.ones(1), 9.0)  # [[0.1]]: 1 of the prior, 9 · 1 of data
-
-    Args:
-        prior_sd: (s,) of priors that are independent.
-    """
-    values, vectors = np.linalg.eigh(covariance / np.outer(prior_sd, prior_sd))
-    of_data = np.maximum(1 / values - 1, 0.0)
-    root = prior_sd[:, None] * vectors / np.sqrt(1 + ratio * of_data)
-    return root @ root.T
+    return {"fit": fit, "near": True}

@@ -23,8 +23,8 @@ import numpy as np
 
 from ..util.progress import SILENT, Listener
 from ..util.status import Kind
-from . import differences
-from .curvature import WIDEST, BlockHessian, no_wider, upward_inverse
+from . import differences, marginal_covariance
+from .curvature import BlockHessian, upward_inverse
 from .density import Model
 from .images_alone import are_few, few_at_their_modes, with_few
 from .laplace import Fit
@@ -34,7 +34,6 @@ from .mean_less_mode import mean_less_mode
 from .search import Curvature, Look, Search, State, fit_at
 from .summary import Summary
 
-CLOSE = 0.1  # posterior sd, step of forward differences of slopes, for the curvature at the mode
 FAR = 1.0  # posterior sd; the points miss the mode of an image that is further from it
 NEAR = 0.3  # posterior sd; few points lead no nearer
 TRIFLE = 1.0  # nats that a step may lose, and as many again for each hundredth image
@@ -42,14 +41,13 @@ AROUND = 0.05  # posterior sd; points that were made further from the mode are m
 STILL = 5  # steps that together have not halved what is left, near the mode, end a search
 CHECKS = 3  # of a mode, at most
 SETTLING = 5  # Newton steps of the images at the end
-MANY = 16  # batches, of which one says what the integrals add to the curvature
 
 
 def marginal_fit(
     model: Model,
     *args: Any,
     fit: Fit,
-    covariance: np.ndarray | None = None,
+    near: bool = False,
     max_iterations: int = 25,
     tolerance: float = 0.02,
     means: bool = True,
@@ -57,19 +55,20 @@ def marginal_fit(
 ) -> Fit:
     """Move the shared unknowns of a joint MAP to their marginal mode.
 
-    Quasi-Newton steps from the joint density's curvature; each image follows at its own mode.  Few
-    points show the way, and all points the end of it, which are made anew at each step.  The
-    covariance of the shared unknowns is of the marginal density's curvature, by points made anew as
-    well; its difference from the joint density's curvature is measured on one batch of 16 and
-    scaled to all.  If the mode is further than .05 sd by this covariance, the search goes on.  The
-    result also has the posterior means less the modes.
+    Quasi-Newton steps from the joint density's curvature, or of many images from the scatter of
+    their slopes; each image follows at its own mode.  Few points show the way, and all points the
+    end of it, which are made anew at each step.  The covariance of the shared unknowns is of the
+    marginal density's curvature, by points made anew as well; its difference from the joint
+    density's curvature is measured on one batch of 16, or on some 2,000 images, and scaled to all.
+    If the mode is further than .05 sd by this covariance, the search goes on.  The result also has
+    the posterior means less the modes.
 
     Args:
         model: as it was given to ``map_fit``.
         args: as they were given to ``map_fit``.
         fit: what ``map_fit`` returned, or ``images_fit``.
-        covariance: (s, s) of the shared unknowns, about, where they are near the marginal mode of
-            some of the images; few points do not lead there first.
+        near: the shared unknowns are near the marginal mode of some of the images, and these are
+            many: few points do not lead there first, and the scatter tells the curvature.
         tolerance: posterior sd that are left at the end, unless several steps led no nearer.
         means: find posterior means too, and what each batch says; else the covariance is about what
             the search learned of it.
@@ -84,7 +83,7 @@ def marginal_fit(
     search, n = Search(model, args, fit.values()), len(fit.status)
     usable = search.weight * search.data.padded(1.0 * (fit.status == Kind.CONVERGED))
     try:
-        start = _start(search, fit, covariance, usable, max_iterations, tolerance / 2, progress)
+        start = _start(search, fit, near, usable, max_iterations, tolerance / 2, progress)
         mode = _marginal_mode(search, start, max_iterations, tolerance, means, progress)
         (state, here, _, density), covariance = mode.place, mode.inverse
         joint = fit_at(search, state, here, fit.iterations + mode.steps, tolerance)
@@ -134,30 +133,34 @@ class _Mode(NamedTuple):
 def _start(
     search: Search,
     fit: Fit,
-    inverse: np.ndarray | None,
+    near: bool,
     usable: np.ndarray,
     max_steps: int,
-    near: float,
+    tolerance: float,
     progress: Listener,
 ) -> _Mode:
     """Where all points take over: at the state of the search, or where few points led from there.
 
     Args:
-        inverse: (s, s) of the curvature, if no few points are to lead.
+        near: no few points are to lead.
         usable: (n,) images that are integrated.
+        tolerance: of the images, posterior sd.
     """
     state = search.start._replace(damping=np.zeros(len(usable)), shared_damping=0.0)
     here = search.look(state, _known_curvature(search, fit))
-    frame, steps = Frame.of(search, here, usable), 0
-    if inverse is None:
-        inverse = upward_inverse(here.steps.schur[None], np.zeros(1), np)[0]
-        state, frame, _ = _settled(search, state, frame, FAR)
-        few = random_signs(*state.theta.shape)
-        place = _Place(state, here, frame, marginal_density(search, state, frame, few))
-        follow = partial(_by_few, search, few)
-        mode = _climb(search, _Mode(place, inverse, np.inf, 0), follow, NEAR, max_steps, progress)
-        (state, _, frame, _), inverse, _, steps = mode
-    return _Mode(_placed(search, state, frame, near), inverse, np.inf, steps)
+    frame = Frame.of(search, here, usable)
+    if near:
+        place = _placed(search, state, frame, tolerance)
+        inverse = marginal_covariance.by_scatter(search, place.state, place.density)
+        return _Mode(place, inverse, np.inf, 0)
+    inverse = upward_inverse(here.steps.schur[None], np.zeros(1), np)[0]
+    state, frame, _ = _settled(search, state, frame, FAR)
+    few = random_signs(*state.theta.shape)
+    place = _Place(state, here, frame, marginal_density(search, state, frame, few))
+    follow = partial(_by_few, search, few)
+    mode = _climb(search, _Mode(place, inverse, np.inf, 0), follow, NEAR, max_steps, progress)
+    (state, _, frame, _), inverse, _, steps = mode
+    return _Mode(_placed(search, state, frame, tolerance), inverse, np.inf, steps)
 
 
 def _marginal_mode(
@@ -179,7 +182,7 @@ def _marginal_mode(
         mode = _climb(search, mode, follow, tolerance, max_steps, progress)
         if not checked:
             break
-        covariance = _covariance(search, mode.place)
+        covariance = marginal_covariance.by_differences(search, *mode.place[:3])
         far = _distance(mode.place.density, covariance)
         mode = mode._replace(inverse=covariance, far=far)
         if far < AROUND:
@@ -350,39 +353,3 @@ def _moved(search: Search, state: State, image, shared) -> State:
         theta=state.theta + np.clip(image, -r_image, r_image),
         phi=state.phi + np.clip(shared, -r_shared, r_shared),
     )
-
-
-def _covariance(search: Search, place: _Place) -> np.ndarray:
-    """Covariance of the shared unknowns: of the joint density's curvature, and of what the
-    integrals of some batches have besides, scaled to all.
-
-    Points are made anew where slopes are compared: by those of one place the density falls too
-    steeply away from it.
-    """
-    state, here, frame, _ = place
-    n, which = search.data.size, range(0, len(search.data.parts), MANY)
-    few, rows = search.some_batches(which), np.arange(len(search.weight)).reshape(-1, n)[which]
-    rows = rows.ravel()
-    state = state._replace(theta=state.theta[rows], damping=state.damping[rows])
-    of_all, frame = frame.usable.sum(), frame.of_images(rows)
-    share = of_all / max(frame.usable.sum(), 1.0)
-    z = points(state.theta.shape[1])
-    joint = upward_inverse(here.steps.schur[None], np.zeros(1), np)[0]
-    factor = np.linalg.cholesky(no_wider(joint, search.prior_sd(state)))
-
-    def added(d):
-        """Slope of the marginal density less that of the joint, the images following."""
-        there = state._replace(theta=state.theta - frame.pull @ d, phi=state.phi + d)
-        step = -np.einsum("nij,nj->ni", frame.inverse, few.slope(there).g_image)
-        there = there._replace(theta=there.theta + step)
-        here = few.look(there, differences.exact_blocks)
-        following = np.einsum("nks,nk->s", frame.pull, here.slope.g_image)
-        anew = Frame.of(few, here, frame.usable)._replace(pull=frame.pull)
-        found = marginal_density(few, there, anew, z)
-        return found.slope - (here.slope.g_shared - following)
-
-    unmoved = added(np.zeros(len(factor)))
-    more = np.array([added(d) - unmoved for d in CLOSE * factor.T]) @ factor * (share / CLOSE)
-    values, vectors = np.linalg.eigh(np.eye(len(factor)) + (more + more.T) / 2)
-    factor = factor @ vectors / np.sqrt(np.maximum(values, WIDEST**-2))
-    return factor @ factor.T

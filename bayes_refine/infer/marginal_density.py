@@ -66,12 +66,19 @@ class Frame(NamedTuple):
 
 
 class Marginal(NamedTuple):
-    """Marginal ln p but for a constant, the slope of minus this (s,), and the slopes of the
-    batches, each with its share of the shared unknowns' priors, (batches, s)."""
+    """The marginal density at a place.
+
+    Attributes:
+        log_density: ln p but for a constant. slope: (s,) of minus this.
+        slopes: (batches, s), each with its share of the shared unknowns' priors.
+        scatter: (s, s) Σ g_i g_iᵀ of the images' slopes g_i about the mean of their batch, of n
+            images, times n/(n − 1).
+    """
 
     log_density: float
     slope: np.ndarray
     slopes: np.ndarray
+    scatter: np.ndarray
 
 
 def marginal_density(search: Search, state: State, frame: Frame, z: np.ndarray) -> Marginal:
@@ -85,12 +92,12 @@ def marginal_density(search: Search, state: State, frame: Frame, z: np.ndarray) 
         return state.theta[w], state.phi, *of_frame, weight[w], share, of_images
 
     parts = search.each(differences.integral, (search.model, search.sites, search.apart), rows)
-    ln_p, slope = zip(*parts, strict=True)
+    ln_p, slope, scatter = zip(*parts, strict=True)
     volume = np.log(np.diagonal(frame.factor, axis1=1, axis2=2)).sum(1) @ frame.usable
     value, total = float(sum(ln_p) + volume), sum(slope[1:], slope[0])
     if (earlier := search.data.earlier) is not None:
         value, total = value - earlier.value_at(state.phi), total + earlier.slope_at(state.phi)
-    return Marginal(value, total, np.array(slope))
+    return Marginal(value, total, np.array(slope), sum(scatter[1:], scatter[0]))
 
 
 @lru_cache

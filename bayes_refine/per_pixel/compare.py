@@ -38,7 +38,7 @@ NEAR = 3e-4  # Å⁻¹: reflections this near the sphere show errors of ε_r
 ERRORS = (
     "log_model_error",
     "model_error_fall",
-    "speckle",
+    "speckle_variance",
     "log_position_error",
     "position_error_fall",
     "log_shape_error",

@@ -219,7 +219,12 @@ _ROWS: tuple[Unknown, ...] = (
         size=None,
         priors=("mosaic_shape_sd",),
     ),
-    Unknown("speckle", "speckle", **_SHARED, priors=("speckle", "speckle_sd")),
+    Unknown(
+        "speckle_variance",
+        "speckle_variance",
+        **_SHARED,
+        priors=("speckle_variance", "speckle_variance_sd"),
+    ),
     Unknown("stretch_diagonal", "stretch_diagonal", **_OF_IMAGE, priors=("stretch_sd",)),
     Unknown("stretch_fast", "stretch_fast", **_OF_IMAGE, priors=("stretch_sd",)),
 )

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from .observations import Array, SpotStatistics
 from .spot import Spot
 
+SMALLEST = 1e-30  # fraction²; keeps 0/0 out where there is no error
 MIDDLE = 0.25  # Å⁻¹, the 1/d at which an error that changes with resolution has its stated value
 
 
@@ -22,7 +23,8 @@ class Errors(NamedTuple):
     """Errors of a model of spots, each a number or an array (n, m).
 
     Attributes:
-        fraction: sd of J/J_model. speckle: 1/√(mosaic blocks); no speckle below 0.
+        fraction: sd of J/J_model.
+        speckle_variance: 1/(mosaic blocks); below 0 it lowers what the fraction causes.
         place_1, place_2: variance of a spot's centroid along e1 and e2, Å⁻².
         shape: variance of R1² over its square.
         nu, nu_moments: degrees of freedom of the residuals of totals and of moments; ``math.inf``
@@ -30,7 +32,7 @@ class Errors(NamedTuple):
     """
 
     fraction: Array | float
-    speckle: Array | float
+    speckle_variance: Array | float
     place_1: Array | float
     place_2: Array | float
     shape: Array | float
@@ -52,12 +54,16 @@ def blurred(spot: Spot, errors: Errors) -> Spot:
 
 
 def variance_of_J_model(errors: Errors, block_variance: Array) -> Array:
-    """Relative variance of J_model, (n, m): fraction² + block_variance·speckle².
+    """Relative variance of J_model, (n, m).
+
+    With a = fraction² and b = block_variance·speckle_variance it is a + b; for b < 0 it is
+    a²/(a − b), which stays positive and continues a + b with the same slope.
 
     Args:
         block_variance: (n, m), ``Partiality.block_variance``.
     """
-    return errors.fraction**2 + block_variance * jnp.maximum(errors.speckle, 0.0) ** 2
+    a, b = errors.fraction**2, block_variance * errors.speckle_variance
+    return a / (1 - jnp.minimum(b, 0.0) / jnp.maximum(a, SMALLEST)) + jnp.maximum(b, 0.0)
 
 
 def variance_of_response(obs: SpotStatistics, errors: Errors, count: int) -> Array:

@@ -72,8 +72,9 @@ class Priors:
         stretch_sd: ln of the ratio of a spot's widths, each of two components (model tensor).
         model_error, log_model_error_sd: fractional error of J_model at d = 4 Å, shared.
         model_error_fall_sd_angstrom: sd about 0 of how fast ln model_error falls with 1/d, Å.
-        speckle, speckle_sd: 1/√(mosaic blocks in the beam), shared; the fewer blocks, the more p
-            varies from spot to spot.  The prior is normal; a value below zero is no speckle.
+        speckle_variance, speckle_variance_sd: 1/(mosaic blocks in the beam), shared; the fewer
+            blocks, the more p varies from spot to spot.  The prior is normal; below zero the tails
+            of the curve vary less than model_error says.
         position_error_px, log_position_error_sd: centroid error beyond counting at d = 4 Å,
             radial and tangential, shared.
         position_error_fall_sd_angstrom: sd about 0 of how fast ln of these errors falls with 1/d.
@@ -118,8 +119,8 @@ class Priors:
     model_error: float = number(0.1, 1e-5, 10)
     log_model_error_sd: float = number(1.0, 1e-4, 20)
     model_error_fall_sd_angstrom: float = number(5.0, 1e-4, 1e3, "Å")
-    speckle: float = number(0.1, 1e-4, 10)
-    speckle_sd: float = number(0.2, 1e-4, 10)
+    speckle_variance: float = number(0.02, 0.0, 10)
+    speckle_variance_sd: float = number(0.05, 1e-6, 10)
     position_error_px: float = number(0.05, 1e-5, 100, "px")
     log_position_error_sd: float = number(1.0, 1e-4, 20)
     position_error_fall_sd_angstrom: float = number(3.0, 1e-4, 1e3, "Å")

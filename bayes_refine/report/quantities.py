@@ -33,7 +33,7 @@ _KNOWN = {
     "model_error_fall": Quantity("fall of the model error with 1/d", 1, "Å"),
     "nu": Quantity("degrees of freedom ν, of J"),
     "nu_moments": Quantity("degrees of freedom ν, moments"),
-    "speckle": Quantity("speckle of p, 1/√(mosaic blocks)"),
+    "speckle_variance": Quantity("speckle of p, 1/(mosaic blocks)"),
     "dispersion_angstrom": Quantity("dispersion bλ/√2", 1e3, "10⁻³ Å"),
     "student_t_nu": Quantity("degrees of freedom ν"),
     "sigma_factor": Quantity("factor of the file's σ"),

@@ -153,8 +153,8 @@ def _prior_of(name: str, priors: Mapping[str, Any]) -> str:
         return f"{number(unit.factor * median)} ×÷ {math.exp(sd):.2g}"
     if name == "bandwidth" and "log_bandwidth_sd" in priors:
         return f"input ×÷ {math.exp(priors['log_bandwidth_sd']):.2g}"
-    if name == "speckle" and "speckle_sd" in priors:
-        return f"{number(priors['speckle'])} ± {number(priors['speckle_sd'])}, not below 0"
+    if name == "speckle_variance" and "speckle_variance_sd" in priors:
+        return f"{number(priors[name])} ± {number(priors['speckle_variance_sd'])}"
     fall = re.match("(model_error|position_error)_fall", name)
     if fall and (key := f"{fall[0]}_sd_angstrom") in priors:
         return f"0 ± {number(priors[key])}"

@@ -168,9 +168,27 @@ def test_an_image_without_density_at_any_point_counts_as_at_its_mode():
     theta, phi = np.array([[0.3], [0.4]]), np.array([0.1])
     roots, pull = np.array([[[0.5]], [[9.0]]]), np.full((2, 1, 1), -0.2)
     integral = differences.integral(edge, sites, True)
-    both, slope = integral(theta, phi, roots, pull, weight, 1.0, z, args)
-    first, of_first = integral(theta, phi, roots, pull, weight * [1, 0], 1.0, z, args)
+    both, slope, _ = integral(theta, phi, roots, pull, weight, 1.0, z, args)
+    first, of_first, _ = integral(theta, phi, roots, pull, weight * [1, 0], 1.0, z, args)
     mode = compiled_slope(edge, sites, True)(theta, phi, weight, args)
     assert both == pytest.approx(first + float(mode.image[1]), rel=1e-12)
     along = mode.g_each[1] + 0.2 * mode.g_image[1]
     np.testing.assert_allclose(slope, of_first + np.asarray(along), rtol=1e-12)
+
+
+def test_the_scatter_is_that_of_the_slopes_of_single_images(case):
+    """n times the covariance of the images' slopes; an unused place has none, one image neither."""
+    (n, k), s = case.theta.shape, len(case.phi)
+    rng = np.random.default_rng(5)
+    roots, pull = 0.1 * rng.standard_normal((n, k, k)), rng.standard_normal((n, k, s))
+    integral = differences.integral(decays, case.sites, True)
+    z = np.concatenate([np.eye(k), -np.eye(k)]) * k**0.5
+
+    def of(*images):
+        weight = np.isin(np.arange(n), images) * 1.0
+        return integral(case.theta, case.phi, roots, pull, weight, 0.0, z, (case.data,))
+
+    first, second = of(0)[1], of(1)[1]
+    off = np.outer(first - second, first - second)  # twice the covariance of two
+    np.testing.assert_allclose(of(0, 1)[2], off, rtol=1e-9, atol=1e-9 * off.max())
+    np.testing.assert_array_equal(of(0)[2], np.zeros_like(off))

@@ -21,11 +21,14 @@ from bayes_refine.infer import (
     laplace_draws,
     map_fit,
     marginal,
+    marginal_covariance,
     marginal_fit,
     mode_of_many,
 )
 from bayes_refine.infer.executor import InProcess
-from bayes_refine.infer.many_images import of_more_data
+from bayes_refine.infer.marginal_density import Frame, marginal_density, points
+from bayes_refine.infer.search import Search
+from bayes_refine.infer.summary import Summary
 from bayes_refine.util.progress import Listener
 
 N, M = 14, 7
@@ -458,9 +461,22 @@ def test_of_many_images_some_are_fitted_first_and_the_end_is_the_same(monkeypatc
     assert set(found.status) == {"converged"}
 
 
-def test_more_data_add_to_what_the_priors_know():
-    rng = np.random.default_rng(0)
-    prior_sd, x = np.array([0.5, 2.0, 3.0]), rng.standard_normal((2, 3))
-    once, prior = x.T @ x, np.diag(prior_sd**-2)  # of one direction the data say nothing
-    found = of_more_data(np.linalg.inv(prior + once), prior_sd, 8.0)
-    np.testing.assert_allclose(found, np.linalg.inv(prior + 8 * once), rtol=1e-9)
+def test_the_scatter_of_many_images_tells_the_curvature():
+    """600 images of a model that is right: its inverse is the covariance, to √(2/600) or so."""
+    rng = np.random.default_rng(4)
+    data = Data((1.5 + rng.standard_normal((600, 3))) @ X.T + 0.5 * rng.standard_normal((600, M)))
+    batches = Batches([Data(x) for x in data.y.reshape(20, 30, M)], 30, 600)
+    found = marginal_fit(curves, batches, fit=map_fit(curves, batches))
+    search = Search(curves, (batches,), found.values())
+    frame = Frame.of(search, search.look(search.start, differences.exact), search.weight)
+    density = marginal_density(search, search.start, frame, points(3))
+    told = marginal_covariance.by_scatter(search, search.start, density)
+    sd = np.sqrt(np.diag(found.shared_covariance))
+    np.testing.assert_allclose(
+        told / np.outer(sd, sd), found.shared_covariance / np.outer(sd, sd), atol=0.15
+    )
+    # summaries of earlier images count as their curvature
+    search.data = replace(batches, earlier=Summary(found.shared, np.zeros(3), np.diag(sd**-2)))
+    more = marginal_covariance.by_scatter(search, search.start, density)
+    expected = np.linalg.inv(np.linalg.inv(told) + np.diag(sd**-2))
+    np.testing.assert_allclose(more, expected, rtol=1e-6, atol=1e-9)

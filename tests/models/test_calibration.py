@@ -61,8 +61,8 @@ PRIORS = Priors(
     model_error=0.08,
     log_model_error_sd=0.4,
     model_error_fall_sd_angstrom=3.0,
-    speckle=0.1,
-    speckle_sd=0.04,
+    speckle_variance=0.01,
+    speckle_variance_sd=0.008,
     position_error_px=0.02,
     log_position_error_sd=0.4,
     position_error_fall_sd_angstrom=3.0,
@@ -94,7 +94,7 @@ def drawn(rng: np.random.Generator) -> dict[str, np.ndarray]:
         "position_error_fall": p.position_error_fall_sd_angstrom * normal(2),
         "log_shape_error": np.log(p.shape_error) + p.log_shape_error_sd * normal(),
         "model_error_fall": p.model_error_fall_sd_angstrom * normal(),
-        "speckle": p.speckle + p.speckle_sd * normal(),
+        "speckle_variance": p.speckle_variance + p.speckle_variance_sd * normal(),
         "log_G": p.log_G_sd * normal((n, 1)),
         "B": p.B_mean + p.B_sd * normal((n, 1)),
         "rotation_mrad": p.rotation_sd_mrad * normal((n, 1, 3)),
@@ -148,10 +148,9 @@ def painted(truth, stills, reference, sphere, rng: np.random.Generator) -> np.nd
         spots = predict_spots(relp, here, 0)
         n = len(spots.J)
         norm_q = np.linalg.norm(spots.q, axis=1)
-        bright = np.exp(
-            2 * (truth["log_model_error"] - truth["model_error_fall"] * (norm_q - 0.25))
-        )
-        bright += max(truth["speckle"], 0.0) ** 2 * of_one_block(relp, spots)
+        error = np.exp(truth["log_model_error"] - truth["model_error_fall"] * (norm_q - 0.25))
+        speckle = truth["speckle_variance"] * of_one_block(relp, spots)
+        bright = np.where(speckle < 0, error**4 / (error**2 - speckle), error**2 + speckle)
         fall = np.exp(-np.outer(truth["position_error_fall"], norm_q - 0.25))
         off = np.exp(truth["log_position_error"])[:, None] * fall
         delta = off * rng.standard_normal((2, n))

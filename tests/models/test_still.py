@@ -134,7 +134,7 @@ def replicas(fitted):
         "shape_error": 0.1,
     }.items():
         values[f"log_{name}"] = jnp.full(np.shape(values[f"log_{name}"]), np.log(value))
-    values["speckle"] = jnp.array(0.1)
+    values["speckle_variance"] = jnp.array(0.01)
     rotation = values["rotation_mrad"]
     assert np.abs(rotation[GOOD]).max() > 0.3  # so that its sign matters
 

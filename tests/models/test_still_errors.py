@@ -104,7 +104,7 @@ def true_values(off_px, fall, wider) -> dict:
         "detector_shift_mm": np.zeros(3),
         "log_model_error": np.log(1e-4),
         "model_error_fall": 0.0,
-        "speckle": 1e-3,
+        "speckle_variance": 1e-6,
         "log_position_error": np.log(np.multiply(off_px, PIXEL)),
         "position_error_fall": np.array(fall),
         "log_shape_error": np.log(wider),
@@ -205,7 +205,7 @@ def test_perfect_is_the_plain_model():
 
     found = variances()
     latent = {k for k, s in sites.items() if s["type"] == "sample" and not s["is_observed"]}
-    errors = {"log_model_error", "model_error_fall", "speckle", "log_position_error"}
+    errors = {"log_model_error", "model_error_fall", "speckle_variance", "log_position_error"}
     errors |= {"position_error_fall", "log_shape_error"}
     assert latent == set(truth) - errors
     counting = obs.variance_background + 300.0 * obs.variance_signal
