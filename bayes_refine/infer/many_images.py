@@ -51,7 +51,7 @@ def mode_of_many(
 
 def _before(model, data: Batches, rest, init, tolerance, progress) -> dict[str, Any]:
     """The fit from which the search for the marginal mode begins, and whether it is near."""
-    first = range(0, len(data.parts) - SHARE, SHARE)
+    first = range(0, len(data.parts) - 1, SHARE)  # the last batch may be nearly empty
     if len(first) * data.size < FEWEST:
         # what counts is the curvature at the marginal mode
         limits = {"tolerance": tolerance, "exact": "near"}

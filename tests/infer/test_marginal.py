@@ -448,7 +448,7 @@ def test_of_many_images_some_are_fitted_first_and_the_end_is_the_same(monkeypatc
     seen.clear()
     monkeypatch.setattr("bayes_refine.infer.many_images.FEWEST", 16)
     found = mode_of_many(curves, data, init=init)
-    assert seen.count(4) > 10 and seen.count(40) < passes
+    assert seen.count(5) > 10 and seen.count(40) < passes
     sd = np.sqrt(np.diag(at_once.shared_covariance))
     np.testing.assert_allclose((found.shared - at_once.shared) / sd, 0, atol=0.03)
     np.testing.assert_allclose(
