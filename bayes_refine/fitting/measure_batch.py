@@ -74,11 +74,12 @@ class FixedForAll:
     """What all batches of a round have in common, decided before they are measured.
 
     Attributes:
-        slots, log_G0, pixel_inv_angstrom: as ``Plan``. shoebox: pixels of every spot. R0_eff: at
-            the state.
+        slots: reflections that an image has room for, of one shape of batches or two
+            (``padding.shapes``). log_G0, pixel_inv_angstrom: as ``Plan``. shoebox: pixels of every
+            spot. R0_eff: at the state.
     """
 
-    slots: int
+    slots: tuple[int, ...]
     log_G0: float | None
     pixel_inv_angstrom: float
     shoebox: Shoebox | None
@@ -131,23 +132,37 @@ def predict_batch(common: Common, margin: float, predicted: Store, item) -> np.n
 
 
 def fixed_for_all(
-    run: Run, state: State, priors: Priors, plan: Plan, predictions: Predictions
+    run: Run,
+    state: State,
+    priors: Priors,
+    plan: Plan,
+    slots: tuple[int, ...],
+    predictions: Predictions,
 ) -> FixedForAll:
     """The numbers that are fixed for all batches, from the first batch that has predictions."""
     pixel = plan.pixel_inv_angstrom
     if pixel is None:
         pixel = pixel_size(predictions)
-    *_, moment = _expected(run, state, priors, plan.slots, pixel, predictions)
+    *_, moment = _expected(run, state, priors, slots, pixel, predictions)
     shoebox = shoebox_for(predictions.frame, moment, run.settings.point_spread)
     width = partiality_width(state, priors)
-    return FixedForAll(plan.slots, plan.log_G0, pixel, shoebox, width)
+    return FixedForAll(slots, plan.log_G0, pixel, shoebox, width)
 
 
-def _expected(run: Run, state: State, priors: Priors, slots: int, pixel: float, predictions):
+def _expected(
+    run: Run,
+    state: State,
+    priors: Priors,
+    slots: tuple[int, ...],
+    pixel: float,
+    predictions: Predictions,
+):
     """A batch's layout, observations without statistics, expected J at G = 1 or at the state's
     scales, references, and moments of spots."""
     n = len(run.stills)
-    where, obs = geometry_at(run, state, predictions, slice(0, n), slots, pixel)
+    most = np.max(np.bincount(predictions.image), initial=0)
+    m = next(m for m in slots if m >= most)
+    where, obs = geometry_at(run, state, predictions, slice(0, n), m, pixel)
     here = images_of(state, slice(0, n), run.size)
     sites = infer.evaluate(run.model, {"log_G": np.zeros((run.size, 1)), **here}, obs, priors)
     refs = references(run, predictions, slice(0, n))

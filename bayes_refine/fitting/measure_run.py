@@ -92,8 +92,9 @@ def measure_run(
         raise InputError("no reflection is predicted on the detector; check d_min and the geometry")
     first = next(b for b, c in enumerate(counts) if np.any(c))
     plan = plan._replace(slots=padding.slots(np.concatenate(counts), plan.slots))
+    slots = padding.shapes(counts, run.size, plan.slots)
     fixed = fixed_for_all(
-        common.run_of(parts[first]), parts[first].state, priors, plan, predicted[first]
+        common.run_of(parts[first]), parts[first].state, priors, plan, slots, predicted[first]
     )
 
     found: Store[MeasuredBatch] = run.work.store("measured", len(parts), made_of)
@@ -141,6 +142,6 @@ def measure_run(
         raise InputError(f"no image can be used; the first one: {status[0]}")
 
     predicted.delete()
-    plan = Plan(fixed.slots, fixed.log_G0, fixed.pixel_inv_angstrom)
+    plan = Plan(plan.slots, fixed.log_G0, fixed.pixel_inv_angstrom)
     observations = infer.Batches(found.of("observations"), run.size, n, executor, run.earlier)
     return MeasuredRun(found.of("batch"), observations, informing, log_G, plan)

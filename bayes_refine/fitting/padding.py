@@ -17,6 +17,7 @@ from ..physics.observations import Metadata, SpotStatistics
 from .state import Geometry, wavelengths_of
 
 WASTE = 10_000  # empty slots cost 3 s on two cores, a compilation 10 s
+SPARED = 100_000  # empty slots from which on a second shape of batches is worth its compilation
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,23 @@ def slots(counts: np.ndarray, at_least: int = 0, n_images: int | None = None) ->
     m = -(-int(np.max(counts, initial=1)) // 32) * 32
     n_images = len(counts) if n_images is None else n_images
     return max(m, at_least) if n_images * (at_least - m) < WASTE else m
+
+
+def shapes(counts: Sequence[np.ndarray], size: int, most: int) -> tuple[int, ...]:
+    """Slots of the batches of a run, one number or two; a batch takes the first that holds it.
+
+    The image with the most reflections of a large run has many more than others have.
+
+    Args:
+        counts: reflections of each image, batch by batch. size: images that a batch has room for.
+        most: :func:`slots` of all images.
+    """
+    largest = np.array([np.max(of_batch, initial=0) for of_batch in counts])
+    fewer = np.arange(32, most, 32)
+    spared = np.array([np.sum(largest <= m) * size * (most - m) for m in fewer])
+    if np.max(spared, initial=0) < SPARED:
+        return (most,)
+    return int(fewer[np.argmax(spared)]), most
 
 
 def layout(image: np.ndarray, n_image: int, m: int) -> Layout:

@@ -20,7 +20,8 @@ class Batches:
     """The observations of a model, a batch of images at a time, for runs larger than memory.
 
     Attributes:
-        parts: the model's first argument for each batch, all of one shape, read when needed.
+        parts: the model's first argument for each batch, read when needed; the first axis of
+            each array is that of images, the last one may differ.
         size: number of images that a part has room for.
         n_images: of the run; unused places of the last part are filled with its last image.
         executor: does the work on the parts.
@@ -64,6 +65,26 @@ class Batches:
             return jnp.concatenate(padded)[: self.n_images]
 
         return jax.tree.map(joined, *self.parts)
+
+
+def with_stand_in(part: Any, aside: np.ndarray, donor: Any, row: int) -> Any:
+    """A part whose images ``aside`` (n,) bool have the arrays of the image ``row`` of a donor.
+
+    Parts differ in the length of the last axis: of a donor that is longer the last numbers are cut
+    off, of one that is shorter the last one is repeated.
+    """
+
+    def leaf(own, other):
+        if np.ndim(own) == 0 or len(own) != len(aside):
+            return own
+        donated = np.asarray(other)[row]
+        if donated.ndim:
+            last = np.minimum(np.arange(np.shape(own)[-1]), donated.shape[-1] - 1)
+            donated = donated[..., last]
+        where = np.reshape(aside, (-1, *[1] * (np.ndim(own) - 1)))
+        return np.where(where, donated, np.asarray(own))
+
+    return jax.tree.map(leaf, part, donor)
 
 
 def _own_and_common(data: Any):

@@ -18,7 +18,7 @@ from ..util.errors import InputError
 from ..util.status import Kind, Status, settled
 from ..util.store import Joined, Place, places
 from . import differences
-from .batches import Batches, finite_rows
+from .batches import Batches, finite_rows, with_stand_in
 from .curvature import BlockHessian, no_wider, scaled, upward_inverse
 from .density import Model, compiled_prior_means, find_sites, flatten
 from .laplace import Fit
@@ -204,18 +204,9 @@ class Search:
         size, good = self.data.size, int(np.flatnonzero(self.weight)[0])
         self.stand_in = self.start.theta[good]
         donor = self._part(good // size)
-
-        def spared(part, aside):
-            def leaf(own, other):
-                if np.ndim(own) == 0 or len(own) != len(aside):
-                    return own
-                where = np.reshape(aside, (-1, *[1] * (np.ndim(own) - 1)))
-                return np.where(where, np.asarray(other)[good % size], np.asarray(own))
-
-            return jax.tree.map(leaf, part, donor)
-
         for b in {int(i) // size for i in new}:
-            self.spared[b] = spared(self._part(b), self.aside[b * size : (b + 1) * size])
+            aside = self.aside[b * size : (b + 1) * size]
+            self.spared[b] = with_stand_in(self._part(b), aside, donor, good % size)
         return True
 
     def _part(self, b: int) -> Any:

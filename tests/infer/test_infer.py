@@ -306,6 +306,19 @@ def test_an_image_whose_density_is_not_finite_is_set_aside_and_the_others_fitted
         assert np.isfinite(marginal.shared_covariance).all()
 
 
+def test_an_image_that_is_set_aside_has_data_of_a_batch_of_another_width():
+    """Batches of lines of M and of M − 2 points: either one lends the other its image."""
+    y = np.random.default_rng(5).standard_normal((6, M))
+    for spoiled in (1, 4):
+        bad = y.copy()
+        bad[spoiled, 2] = np.nan
+        parts = [Lines(bad[:3], NOISE), Lines(bad[3:, :-2], NOISE)]
+        fit = map_fit(normal_lines, Batches(parts, 3, 6), 1.4)
+        rest = np.arange(6) != spoiled
+        assert fit.status[spoiled].kind == "not finite" and np.all(fit.status[rest] == "converged")
+        assert np.isfinite(fit.shared).all() and np.isfinite(fit.image).all()
+
+
 def normal_lines(data, monitor):
     level = numpyro.sample("level", dist.Normal(1.0, 2.0))
     numpyro.sample("monitor", dist.Normal(level, 0.2), obs=monitor)
