@@ -37,6 +37,7 @@ from .executor import InTwoSteps, tree_sum
 
 T = TypeVar("T")
 RESTART_S = 60.0  # s that a worker which was lost has to come back
+GONE_S = 180.0  # s without any worker of this program's own, after which none is expected
 GROUPS = 4  # for each worker: to share work evenly, and to do little again when one is lost
 LOOK = 1.0  # s between questions to the scheduler, for the progress
 STRANDED_S = 5.0  # s without a result; then groups that wait for lost workers are given out anew
@@ -218,12 +219,22 @@ class Cluster:
 
         Dask never gives out a group of which the preferred workers were lost while no other one was
         there.  Such a group is submitted anew.
+
+        Raises:
+            InputError: the processes that this one started are gone, and none is started anew.
         """
+        seen = time.monotonic()
         while True:
             with suppress(TimeoutError):
                 found = wait(list(submitted), timeout=STRANDED_S, return_when="FIRST_COMPLETED")
                 return next(iter(found.done))
             workers = self._without(())
+            seen = time.monotonic() if workers else seen
+            if self.client.cluster is not None and time.monotonic() - seen > GONE_S:
+                raise InputError(
+                    "all worker processes are gone, and none could be started in their place; "
+                    "--resume goes on from here"
+                )
             for future, task in list(submitted.items()):
                 if workers and task.where and not workers.intersection(task.where):
                     del submitted[future]

@@ -14,7 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..util.large_arrays import in_slices
+from .batches import finite_rows
+
 Array = jax.Array | np.ndarray
+IMAGES = 1024  # whose matrices are in memory at a time
+SINGULAR = 1e-10  # of the diagonal: the Cholesky factor of a smaller eigenvalue is rounding
 WIDEST = 2.0  # largest sd of a direction over that of the prior that is believed
 
 
@@ -24,6 +29,11 @@ class BlockHessian(NamedTuple):
     blocks: Array
     coupling: Array
     shared: Array
+
+    def finite(self) -> np.ndarray:
+        """(n,) bool: images whose curvature is finite."""
+        columns = self.blocks, self.coupling
+        return in_slices(lambda *rows: [finite_rows(*rows)], *columns, size=IMAGES)[0]
 
 
 def columns_of(product, theta, phi):
@@ -53,6 +63,16 @@ def upward_root(matrices, damping=None, np_=np):
     if damping is not None:
         values = values + damping[:, None]
     return vectors / np_.sqrt(values)[:, None]
+
+
+def made_positive(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) bool, which blocks (n, k, k) are those of a maximum, and the blocks, the eigenvalues of
+    the others made positive."""
+    is_mode = np.linalg.eigvalsh(scaled(blocks))[:, 0] > SINGULAR
+    precision = np.array(blocks, float)
+    others = precision[~is_mode]
+    precision[~is_mode] = np.linalg.inv(upward_inverse(others, np.zeros(len(others)), np))
+    return is_mode, precision
 
 
 def no_wider(covariance, sd):

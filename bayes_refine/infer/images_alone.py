@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..util.large_arrays import copied
 from ..util.progress import SILENT, Listener
 from . import differences
 from .curvature import BlockHessian
@@ -144,7 +145,7 @@ def with_few(
         return state, here.block_hessian
     found = few_at_their_modes(search, state, far, tolerance)
     blocks, coupling, shared = here.block_hessian
-    blocks, coupling, damping = np.array(blocks), np.array(coupling), state.damping.copy()
+    blocks, coupling, damping = copied(blocks), copied(coupling), state.damping.copy()
     blocks[found.rows], coupling[found.rows] = found.blocks, found.coupling
     damping[found.rows] = found.damping
     return found.of(state)._replace(damping=damping), BlockHessian(blocks, coupling, shared)

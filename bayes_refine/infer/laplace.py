@@ -13,13 +13,13 @@ import numpy as np
 import numpyro.distributions as dist
 
 from ..util.kept_programs import kept
-from ..util.large_arrays import joined, slices
+from ..util.large_arrays import in_slices, joined, slices
 from ..util.student_t import student_t_of
+from .curvature import IMAGES
 from .density import Model, Site, observed_shapes, place_of, traced, unflatten
 from .summary import Summary
 
 BLOCK = 1 << 19  # numbers of images that are drawn at a time
-IMAGES = 1024  # images whose covariances are in memory
 AT_A_TIME = 10  # draws that one call predicts: it takes half the time of ten calls
 
 
@@ -110,7 +110,9 @@ def draws_in_blocks(
 ) -> Iterator[dict[str, np.ndarray]]:
     """The draws of :func:`laplace_draws` a few at a time, (d, ...) by site."""
     off = _gaussian(np.linalg.inv(fit.shared_covariance), (n_draws,), rng=rng)
-    slope = np.linalg.solve(fit.image_precision, fit.coupling)
+    (slope,) = in_slices(
+        lambda a, b: [np.linalg.solve(a, b)], fit.image_precision, fit.coupling, size=IMAGES
+    )
     shared = fit.shared + fit.shared_shift + off
     size = max(1, BLOCK // max(fit.image.size, 1))
     for start in range(0, n_draws, size):

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..util.large_arrays import stored
 from ..util.progress import SILENT, Listener
 from ..util.status import Kind
 from . import differences, marginal_covariance
@@ -222,7 +223,7 @@ def _climb(
         length, steps = min(far, longest), steps + 1
         step = -inverse @ place.density.slope * (length / far)
         step = np.clip(step, -search.reach[1], search.reach[1])
-        there = follow(_moved(search, place.state, -place.frame.pull @ step, step), place, far)
+        there = follow(_moved(search, place.state, place.frame.followed(step), step), place, far)
         before = place.density
         if there is None or not there.density.log_density > before.log_density - trifle:
             longest = length / 2
@@ -270,10 +271,9 @@ def _known_curvature(search: Search, fit: Fit) -> BlockHessian | Curvature:
     if fit.shared_precision is None:
         return differences.exact
     blocks, coupling = (search.data.padded(x) for x in (fit.image_precision, fit.coupling))
-    unused = (search.weight == 0)[:, None, None]
-    eye = np.eye(blocks.shape[1])
-    blocks, coupling = np.where(unused, eye, blocks), np.where(unused, 0.0, coupling)
-    found = BlockHessian(blocks, coupling, fit.shared_precision)
+    unused = search.weight == 0
+    blocks[unused], coupling[unused] = np.eye(blocks.shape[1]), 0.0
+    found = BlockHessian(stored(blocks), stored(coupling), fit.shared_precision)
     search.set_scale(found)
     return found
 
@@ -334,7 +334,7 @@ def _settled(search: Search, state: State, frame: Frame, near: float) -> tuple[S
     far = np.inf
     for _ in range(SETTLING):
         slope = search.slope(state).g_image
-        step = -np.einsum("nij,nj->ni", frame.inverse, slope)
+        step = frame.newton(slope)
         distance = np.sqrt(np.maximum(-np.einsum("ni,ni->n", step, slope), 0.0))
         state = _moved(search, state, step, 0 * state.phi)
         far = float(np.max(distance, initial=0.0))

@@ -50,9 +50,8 @@ def by_differences(search: Search, state: State, here: Look, frame: Frame) -> np
 
     def added(d):
         """Slope of the marginal density less that of the joint, the images following."""
-        there = state._replace(theta=state.theta - frame.pull @ d, phi=state.phi + d)
-        step = -np.einsum("nij,nj->ni", frame.inverse, few.slope(there).g_image)
-        there = there._replace(theta=there.theta + step)
+        there = state._replace(theta=state.theta + frame.followed(d), phi=state.phi + d)
+        there = there._replace(theta=there.theta + frame.newton(few.slope(there).g_image))
         here = few.look(there, differences.exact_blocks)
         following = np.einsum("nks,nk->s", frame.pull, here.slope.g_image)
         anew = Frame.of(few, here, frame.usable)._replace(pull=frame.pull)

@@ -15,8 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..util.large_arrays import copied, in_slices
 from . import differences
-from .curvature import upward_inverse
+from .curvature import IMAGES, upward_inverse
 from .images_alone import Settled
 from .search import Look, Search, State
 
@@ -28,8 +29,9 @@ class Frame(NamedTuple):
     """The points of n images, and how the images' unknowns follow the shared unknowns.
 
     Attributes:
-        factor: (n, k, k) lower triangular L of LLᵀ, the inverse of an image's curvature.
-        pull: (n, k, s). usable: (n,) 1, or 0 of an image that is not integrated.
+        factor: (n, k, k) lower triangular L of LLᵀ, the inverse of an image's curvature, from
+            points to its unknowns. pull: (n, k, s). usable: (n,) 1, or 0 of an image that is not
+            integrated, whose factor and pull are 0.
     """
 
     factor: np.ndarray
@@ -38,24 +40,40 @@ class Frame(NamedTuple):
 
     @classmethod
     def of(cls, search: Search, here: Look, usable: np.ndarray) -> Frame:
-        inverse = upward_inverse(here.block_hessian.blocks, np.zeros(len(usable)), np)
-        # Cholesky's factors change little where curvature does
-        return cls(np.linalg.cholesky(inverse), here.steps.pull * usable[:, None, None], usable)
+        def of_images(blocks, pull, usable):
+            # Cholesky's factors change little where curvature does
+            factor = np.linalg.cholesky(upward_inverse(blocks, np.zeros(len(blocks)), np))
+            return factor * usable[:, None, None], pull * usable[:, None, None]
 
-    @property
-    def roots(self) -> np.ndarray:
-        """(n, k, k) from points to an image's unknowns; 0 of an image that is not integrated."""
-        return self.factor * self.usable[:, None, None]
+        columns = here.block_hessian.blocks, here.steps.pull, usable
+        factor, pull = in_slices(of_images, *columns, size=IMAGES)
+        return cls(factor, pull, usable)
 
-    @property
-    def inverse(self) -> np.ndarray:
-        """(n, k, k) inverse curvature of the images; 0 of an image that is not integrated."""
-        return self.roots @ np.swapaxes(self.roots, 1, 2)
+    def newton(self, slope: np.ndarray) -> np.ndarray:
+        """(n, k) steps of the images to their modes, by the slope (n, k) of −ln p."""
+
+        def of_images(factor, slope):
+            return [-(factor @ (np.swapaxes(factor, 1, 2) @ slope[:, :, None]))[..., 0]]
+
+        return in_slices(of_images, self.factor, slope, size=IMAGES)[0]
+
+    def followed(self, shared: np.ndarray) -> np.ndarray:
+        """(n, k) moves of the images when the shared unknowns move by ``shared`` (s,)."""
+        return in_slices(lambda pull: [-pull @ shared], self.pull, size=IMAGES)[0]
+
+    def log_volume(self) -> float:
+        """Σ ln |L_i| of the images that are integrated."""
+
+        def of_images(factor, usable):
+            sizes = np.diagonal(factor, axis1=1, axis2=2)
+            return [np.log(np.where(usable[:, None] > 0, sizes, 1.0)).sum(1)]
+
+        return float(in_slices(of_images, self.factor, self.usable, size=IMAGES)[0].sum())
 
     def with_few(self, found: Settled) -> Frame:
         """The frame with new points of some images, which went to their modes alone."""
         inverse = upward_inverse(found.blocks, np.zeros(len(found.rows)), np)
-        factor, pull = self.factor.copy(), self.pull.copy()
+        factor, pull = copied(self.factor), copied(self.pull)
         factor[found.rows] = np.linalg.cholesky(inverse)
         pull[found.rows] = inverse @ found.coupling
         return self._replace(factor=factor, pull=pull)
@@ -84,17 +102,15 @@ class Marginal(NamedTuple):
 def marginal_density(search: Search, state: State, frame: Frame, z: np.ndarray) -> Marginal:
     """The marginal density with the points z (m, k), or (m, n, k) of each image, in a frame."""
     share, weight = 1 / len(search.data.parts), search.weight
-    roots = frame.roots  # of all images: a part of it keeps all of it in memory
 
     def rows(w: slice) -> tuple:
-        of_frame = roots[w], frame.pull[w]
+        of_frame = frame.factor[w], frame.pull[w]
         of_images = z[:, w] if z.ndim == 3 else z
         return state.theta[w], state.phi, *of_frame, weight[w], share, of_images
 
     parts = search.each(differences.integral, (search.model, search.sites, search.apart), rows)
     ln_p, slope, scatter = zip(*parts, strict=True)
-    volume = np.log(np.diagonal(frame.factor, axis1=1, axis2=2)).sum(1) @ frame.usable
-    value, total = float(sum(ln_p) + volume), sum(slope[1:], slope[0])
+    value, total = float(sum(ln_p)) + frame.log_volume(), sum(slope[1:], slope[0])
     if (earlier := search.data.earlier) is not None:
         value, total = value - earlier.value_at(state.phi), total + earlier.slope_at(state.phi)
     return Marginal(value, total, np.array(slope), sum(scatter[1:], scatter[0]))

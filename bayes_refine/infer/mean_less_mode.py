@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .curvature import upward_root
+from ..util.large_arrays import in_slices, release
+from .curvature import IMAGES, upward_root
 from .search import Look, Search, State
 
 DIFFERENCE = 0.7  # posterior sd, step of second differences of slopes
@@ -36,9 +37,12 @@ def mean_less_mode(
         )
 
     followed = [bent(-pull @ d, d) for d in DIFFERENCE * np.linalg.cholesky(covariance).T]
-    root = upward_root(blocks) * usable[:, None, None]
-    steps = DIFFERENCE * np.moveaxis(root, 2, 0)
-    alone = [bent(x, np.zeros_like(state.phi))[0] for x in steps]
+    (root,) = in_slices(
+        lambda b, u: [upward_root(b) * u[:, None, None]], blocks, usable, size=IMAGES
+    )
+    columns = range(root.shape[2])
+    alone = [bent(DIFFERENCE * root[:, :, c], np.zeros_like(state.phi))[0] for c in columns]
+    release(root, pull)
     of_image, of_shared = (sum(x) for x in zip(*followed, strict=True))
     of_image = of_image * usable[:, None]
     of_shared = of_shared - np.einsum("nis,ni->s", pull, of_image)

@@ -15,11 +15,12 @@ import jax
 import numpy as np
 
 from ..util.errors import InputError
+from ..util.large_arrays import in_slices, joined, release
 from ..util.status import Kind, Status, settled
 from ..util.store import Joined, Place, places
 from . import differences
 from .batches import Batches, finite_rows, with_stand_in
-from .curvature import BlockHessian, no_wider, scaled, upward_inverse
+from .curvature import IMAGES, BlockHessian, made_positive, no_wider, upward_inverse
 from .density import Model, compiled_prior_means, find_sites, flatten
 from .laplace import Fit
 from .programs import PriorCurvature, compiled_prior, compiled_slope
@@ -28,7 +29,6 @@ from .steps import Slope, Steps, steps_of, with_secant
 # of (model, sites, apart): a function of one batch (``differences``)
 Curvature = Callable[..., Callable[..., BlockHessian]]
 TRIFLE = 0.1  # nats
-SINGULAR = 1e-10  # of the diagonal: the Cholesky factor of a smaller eigenvalue is rounding
 
 
 class State(NamedTuple):
@@ -180,7 +180,7 @@ class Search:
             slope = self.slope(state)
         if not isinstance(curvature, BlockHessian):
             found, curvature = curvature, self.block_hessian(state, curvature)
-            while self._set_aside(~finite_rows(curvature.blocks, curvature.coupling)):
+            while self._set_aside(~curvature.finite()):
                 slope, curvature = self.slope(state), self.block_hessian(state, found)
         if not (np.all(np.isfinite(slope.g_shared)) and np.all(np.isfinite(curvature.shared))):
             raise InputError(
@@ -259,11 +259,11 @@ class Search:
 
     def _whole_hessian(self, parts: Sequence[BlockHessian]) -> BlockHessian:
         blocks, coupling, shared = zip(*parts, strict=True)
-        room = (1 - self.weight)[:, None, None] * np.eye(blocks[0].shape[1])
+        unused, eye = (1 - self.weight)[:, None, None], np.eye(blocks[0].shape[1])
+        rows = zip(blocks, coupling, self.data.slices(), strict=True)
+        of_images = joined((b + unused[w] * eye, c) for b, c, w in rows)
         self.shared_of_parts = np.array(shared)
-        found = BlockHessian(
-            np.concatenate(blocks) + room, np.concatenate(coupling), sum(shared[1:], shared[0])
-        )
+        found = BlockHessian(of_images[0], of_images[1], sum(shared[1:], shared[0]))
         if (earlier := self.data.earlier) is not None:
             found = found._replace(shared=found.shared + earlier.curvature)
         self.set_scale(found)
@@ -281,6 +281,7 @@ class Search:
             own = 1 / np.sqrt(np.maximum(np.abs(curved), 1e-300))
             scale.append(np.where(np.isfinite(own), np.minimum(own, reach), reach))
         self.scale = scale[0], scale[1]
+        release(found.blocks)
 
     def each(
         self, make: Callable[..., Any], made_of: tuple, rows: Callable[[slice], tuple]
@@ -345,7 +346,9 @@ def _of_part(make, made_of: tuple, rest: tuple, item: tuple[Place, tuple]) -> An
     place, rows = item
     part = place.get()
     args = () if part is None else (part, *rest)
-    return jax.tree.map(np.asarray, make(*made_of)(*rows, args))
+    found = jax.tree.map(np.asarray, make(*made_of)(*rows, args))
+    release(*jax.tree.leaves(rows))
+    return found
 
 
 def eased(damping, helped):
@@ -361,9 +364,7 @@ def fit_at(search: Search, state: State, here: Look, iterations: int, tolerance:
     block_hessian = BlockHessian(
         here.block_hessian.blocks[:n], here.block_hessian.coupling[:n], here.block_hessian.shared
     )
-    blocks, coupling, _ = (np.asarray(x, float) for x in block_hessian)
-    is_mode = np.linalg.eigvalsh(scaled(blocks))[:, 0] > SINGULAR
-    upward = np.linalg.inv(upward_inverse(blocks, np.zeros(n), np))
+    is_mode, precision = in_slices(made_positive, block_hessian.blocks, size=IMAGES)
     steps = steps_of(slope, block_hessian)
     status = settled(steps.distance < max(tolerance, 0.1))
     status[~is_mode] = Status(Kind.NO_MAXIMUM)
@@ -372,8 +373,8 @@ def fit_at(search: Search, state: State, here: Look, iterations: int, tolerance:
         sites=search.sites,
         image=state.theta[:n],
         shared=state.phi,
-        image_precision=np.where(is_mode[:, None, None], blocks, upward),
-        coupling=coupling,
+        image_precision=precision,
+        coupling=np.asarray(block_hessian.coupling, float),
         shared_precision=np.asarray(block_hessian.shared),
         shared_covariance=no_wider(
             upward_inverse(steps.schur[None], np.zeros(1), np)[0], search.prior_sd(state)

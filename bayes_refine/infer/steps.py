@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .curvature import BlockHessian, eigen, upward_inverse
+from ..util.large_arrays import in_slices
+from .curvature import IMAGES, BlockHessian, eigen, upward_inverse
 
 LEAST = 0.2  # of the expected curvature along a step, that is found there
 
@@ -80,18 +81,28 @@ def steps_of(
 ) -> Steps:
     """Steps of (|H| + damping·|diag H|)⁻¹; ``damping`` (n,) of the images."""
     blocks, coupling, shared = (np.asarray(x, float) for x in block_hessian)
-    values, vectors = eigen(blocks, np)
-    turned = np.swapaxes(vectors, 1, 2)
-    g, across = (turned @ slope.g_image[:, :, None])[..., 0], turned @ coupling
-    easier = 1 / (values + np.reshape(damping, (-1, 1)))
+    schur, g_schur = shared.copy(), slope.g_shared.copy()
 
-    schur = shared - np.einsum("nks,nkt->st", across, easier[..., None] * across)
-    g_schur = slope.g_shared - np.einsum("nks,nk->s", across, easier * g)
+    def of_images(blocks, coupling, g_image, damping):
+        values, vectors = eigen(blocks, np)
+        turned = np.swapaxes(vectors, 1, 2)
+        g, across = (turned @ g_image[:, :, None])[..., 0], turned @ coupling
+        easier = 1 / (values + damping[:, None])
+        weighed = easier[..., None] * across
+        schur[...] -= np.einsum("nks,nkt->st", across, weighed)
+        g_schur[...] -= np.einsum("nks,nk->s", weighed, g)
+        alone = -(vectors @ (easier * g)[..., None])[..., 0]
+        return alone, vectors @ weighed, np.sqrt(np.sum(g * g / values, axis=1))
+
+    damping = np.broadcast_to(damping, len(blocks))
+    alone, pull, distance = in_slices(
+        of_images, blocks, coupling, slope.g_image, damping, size=IMAGES
+    )
     inverse = upward_inverse(np.stack([schur, schur]), np.array([0.0, shared_damping]), np)
     return Steps(
-        alone=-(vectors @ (easier * g)[..., None])[..., 0],
-        pull=vectors @ (easier[..., None] * across),
-        distance=np.sqrt(np.sum(g * g / values, axis=1)),
+        alone=alone,
+        pull=pull,
+        distance=distance,
         shared=-inverse[1] @ g_schur,
         shared_distance=float(np.sqrt(max(g_schur @ inverse[0] @ g_schur, 0.0))),
         g_schur=g_schur,

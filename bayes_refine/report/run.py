@@ -13,7 +13,7 @@ from ..fitting.centroids import Centroids, centroids_of
 from ..fitting.loop import RunFit
 from ..fitting.state import PANELS
 from ..fitting.tables import image_table, lab_positions, usable_images
-from ..infer.laplace import IMAGES
+from ..infer.curvature import IMAGES
 from ..io.protocols import Images
 from ..physics.contract import unknown
 from ..util.large_arrays import release, room, slices, taken

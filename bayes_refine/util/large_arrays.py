@@ -12,9 +12,9 @@ import math
 import mmap
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -65,8 +65,7 @@ def stored(values: ArrayLike) -> np.ndarray:
     values = np.asarray(values)
     if values.nbytes < LARGE or _file_of(values) is not None:
         return values
-    found = room(values.shape, values.dtype)
-    found[...] = values
+    found = copied(values)
     release(found)
     return found
 
@@ -82,7 +81,7 @@ def joined(parts: Iterable[Sequence[np.ndarray]]) -> list[np.ndarray]:
     Raises:
         InputError: the disk has no room for them.
     """
-    size, kinds = 0, [np.empty(0)]
+    size, n, kinds = 0, 0, [np.empty(0)]
     files: list[IO[bytes]] = []
     with ExitStack() as opened:
         for part in parts:
@@ -91,20 +90,45 @@ def joined(parts: Iterable[Sequence[np.ndarray]]) -> list[np.ndarray]:
                     kinds = [column[:0] for column in part]
                     spooled = (tempfile.SpooledTemporaryFile(LARGE - 1) for _ in part)
                     files = [opened.enter_context(file) for file in spooled]
+                n += len(part[0])
                 for file, column, kind in zip(files, part, kinds, strict=True):
                     size += file.write(np.ascontiguousarray(column, kind.dtype).data)
                     file.flush()
             except OSError as error:
                 raise _no_room(size, error) from None
-        return [_array_in(file, kind) for file, kind in zip(files, kinds, strict=True)]
+        return [_array_in(file, n, kind) for file, kind in zip(files, kinds, strict=True)]
 
 
-def _array_in(file: IO[bytes], kind: np.ndarray) -> np.ndarray:
-    """The rows (n, ...) that were written to a file, of the type and shape of ``kind`` (0, ...)."""
-    size, one = file.tell(), math.prod(kind.shape[1:]) * kind.dtype.itemsize
+def in_slices(
+    function: Callable[..., Sequence[np.ndarray]], *columns: Any, size: int
+) -> list[np.ndarray]:
+    """Columns of what a function makes of slices of the rows of other columns (n, ...).
+
+    Only a slice of all of them is in memory at a time; columns that are large are in files.
+
+        (inverse,) = in_slices(lambda a: [np.linalg.inv(a)], matrices, size=1024)
+
+    Args:
+        function: of the columns' rows (m, ...) → columns (m, ...).  size: rows of a slice.
+    """
+    rows = slices(len(columns[0]), *columns, size=size)
+    return joined(function(*(column[w] for column in columns)) for w in rows)
+
+
+def copied(values: ArrayLike) -> np.ndarray:
+    """A copy; in a file if it is large."""
+    values = np.asarray(values)
+    found = room(values.shape, values.dtype)
+    found[...] = values
+    return found
+
+
+def _array_in(file: IO[bytes], n: int, kind: np.ndarray) -> np.ndarray:
+    """The n rows that were written to a file, of the type and shape of ``kind`` (0, ...)."""
+    size = file.tell()
     file.seek(0)
     where = bytearray(file.read()) if size < LARGE else mmap.mmap(file.fileno(), size)
-    return np.ndarray((size // one, *kind.shape[1:]), kind.dtype, where)
+    return np.ndarray((n, *kind.shape[1:]), kind.dtype, where)
 
 
 def _file_of(array: object) -> mmap.mmap | None:

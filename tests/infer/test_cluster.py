@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 import warnings
 from functools import partial
 
@@ -141,6 +142,22 @@ def test_all_workers_are_lost_at_once(executor, work, monkeypatch):
         os.kill(pid, signal.SIGKILL)
     assert executor.map(partial(work.times, factor), range(16)) == [3.0 * k for k in range(16)]
     executor.client.wait_for_workers(2, timeout=60)  # other tests want both
+
+
+def test_processes_that_are_gone_for_good_end_the_run_in_a_sentence(work, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "STRANDED_S", 0.2)
+    monkeypatch.setattr(cluster, "GONE_S", 0.5)
+    with (
+        dask_clients.client_of(1, None, tmp_path) as client,
+        cluster.Cluster(client, tmp_path) as executor,
+    ):
+        factor = executor.share(3.0)
+        assert executor.map(partial(work.times, factor), [1.0]) == [3.0]
+        client.cluster.scale(0)
+        while client.nthreads():
+            time.sleep(0.1)
+        with pytest.raises(InputError, match="all worker processes are gone"):
+            executor.map(partial(work.times, factor), [1.0])
 
 
 def test_a_process_that_is_lost_while_it_starts(tmp_path, monkeypatch):
