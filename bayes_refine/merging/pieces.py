@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from ..util.large_arrays import release
+from ..util import large_arrays
+from ..util.large_arrays import release, slices, taken
 
 if TYPE_CHECKING:
     from .latent import Measured
@@ -92,6 +93,18 @@ def of_observations(measured: Measured, rows: slice) -> Measured:
     """Some observations, with the same reflections."""
     columns: dict[str, Any] = {
         name: _some(getattr(measured, name), rows) for name in (*COLUMNS, "code")
+    }
+    return replace(measured, **columns)
+
+
+def of_images(measured: Measured, chosen: np.ndarray) -> Measured:
+    """The observations of some images, (n_images,) bool, with the same reflections."""
+    image = np.asarray(measured.image)
+    (rows,) = large_arrays.joined(
+        [part.start + np.flatnonzero(chosen[image[part]])] for part in slices(len(image), image)
+    )
+    columns: dict[str, Any] = {
+        name: taken(np.asarray(getattr(measured, name)), rows) for name in (*COLUMNS, "code")
     }
     return replace(measured, **columns)
 
