@@ -97,12 +97,17 @@ def of_observations(measured: Measured, rows: slice) -> Measured:
     return replace(measured, **columns)
 
 
+def rows_of_images(image: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """(k,) which observations, of images (n,), are of those chosen (n_images,) bool."""
+    parts = slices(len(image), image)
+    return large_arrays.joined(
+        [part.start + np.flatnonzero(chosen[image[part]])] for part in parts
+    )[0]
+
+
 def of_images(measured: Measured, chosen: np.ndarray) -> Measured:
     """The observations of some images, (n_images,) bool, with the same reflections."""
-    image = np.asarray(measured.image)
-    (rows,) = large_arrays.joined(
-        [part.start + np.flatnonzero(chosen[image[part]])] for part in slices(len(image), image)
-    )
+    rows = rows_of_images(np.asarray(measured.image), chosen)
     columns: dict[str, Any] = {
         name: taken(np.asarray(getattr(measured, name)), rows) for name in (*COLUMNS, "code")
     }

@@ -378,18 +378,13 @@ def refit_halves(
     priors: ScalingPriors | None = None,
     seed: int = 0,
 ) -> Halves:
-    """Fit each random half of the images from scratch, so that the halves share nothing.
-
-    The halves go through one compiled program, with the other half's weights at zero.
-    """
-    half_of_image = split_images(obs.n_images, seed)
-    of_observation = half_of_image[np.asarray(obs.image)]
-    m = len(obs.hkl)
+    """Fit each random half of the images from scratch, so that the halves share nothing."""
+    half_of_image, m = split_images(obs.n_images, seed), len(obs.hkl)
     post, merged, fits = np.full((m, 2), np.nan), np.full((m, 2), np.nan), []
     for half in (0, 1):
-        mine = of_observation == half
-        fit = fit_scales(replace(obs, weight=jnp.asarray(mine * 1.0)), model, priors, seed=seed)
-        seen = np.bincount(np.asarray(obs.code)[mine], minlength=m) > 0
+        mine = of_images(obs, np.flatnonzero(half_of_image == half))
+        fit = fit_scales(mine, model, priors, seed=seed)
+        seen = np.bincount(np.asarray(mine.code), minlength=m) > 0
         post[seen, half] = np.asarray(fit.posterior.intensity)[seen]
         merged[rows_of(fit.merged.hkl, np.asarray(obs.hkl)), half] = fit.merged.intensity
         fits.append(fit)
