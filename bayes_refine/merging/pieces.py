@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 OBSERVATIONS, REFLECTIONS = 8192, 4096  # largest numbers that a piece has room for
 LEAST = 256  # observations, or reflections, that any piece has room for
 PART = 1 << 17  # observations of a slice, about; a run of as many is one part
-SMALL_PART = 1 << 15  # observations of each part of a larger run, about; as many as images at least
+SMALL_PART = 1 << 15  # observations of each part of a larger run, about
+IMAGES = 8  # of the run, at most, for each observation of a part: they take a tenth of its time
 GRAIN = 1 << 12  # the room of a part is a multiple of it
 T = TypeVar("T")
 OBSERVED = ("J", "sigma", "weight", "image", "code", "norm_q", "excitation_error")
@@ -194,13 +195,13 @@ class Parts:
     Parts have one number of reflections, or one more, and one number of observations, so that two
     programs serve all of them.  ln p of the observations is the sum over parts, since all
     observations of a reflection are in one part.  A slope of it along the unknowns of all images
-    comes from each part, which therefore has as many observations as there are images.
+    comes from each part, which therefore has more observations if there are very many images.
     """
 
     def __init__(self, obs: IntegratedObservations) -> None:
         self._obs, code = obs, np.asarray(obs.code)
         n, m = len(code), len(obs.hkl)
-        count = 1 if n <= PART else min(-(-n // max(SMALL_PART, obs.n_images)), m)
+        count = 1 if n <= PART else min(-(-n // max(SMALL_PART, obs.n_images // IMAGES)), m)
         bounds = m * np.arange(count + 1) // count
         ends = np.searchsorted(code, bounds)
         self._room = -(-int(np.diff(ends).max()) // GRAIN) * GRAIN

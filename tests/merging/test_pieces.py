@@ -122,7 +122,7 @@ def test_observations_of_some_images_are_those_with_a_weight(measured, monkeypat
     np.testing.assert_allclose(other.log_evidence, one.log_evidence, rtol=1e-12)
 
 
-def test_a_part_has_as_many_observations_as_there_are_images(monkeypatch):
+def test_parts_of_very_many_images_have_more_observations(monkeypatch):
     """Each part makes a slope along the unknowns of all images: time would grow as their square."""
     monkeypatch.setattr(pieces, "PART", 1000)
     monkeypatch.setattr(pieces, "SMALL_PART", 100)
@@ -131,4 +131,4 @@ def test_a_part_has_as_many_observations_as_there_are_images(monkeypatch):
         settings = UnmergedSimulation(n_images=n_images, each=6000 // n_images, n_unique=300)
         return len(pieces.Parts(prepare(simulate_unmerged(settings).data, n_knots=4)))
 
-    assert (count(20), count(1000)) == (60, 6)
+    assert (count(20), count(3000)) == (60, 16)  # of 3000 / 8 observations
