@@ -92,7 +92,7 @@ class Unmerged:
         """The observations of a boolean mask (n,); the others are counted under ``reason``."""
         if keep.all():
             return self
-        rows = {
+        rows: dict[str, Any] = {
             f.name: stored(value[keep])
             for f in fields(self)
             if f.name != "empty" and isinstance(value := getattr(self, f.name), np.ndarray)
