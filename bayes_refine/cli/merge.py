@@ -95,7 +95,7 @@ def merge_command(
     refit_halves: Annotated[
         bool,
         typer.Option(
-            "--refit-halves", help="Also fit each half of the images alone (three times the time)."
+            "--refit-halves", help="Also fit each half of the images alone (twice the time)."
         ),
     ] = False,
     config: options.Config = None,

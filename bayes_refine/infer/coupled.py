@@ -21,12 +21,21 @@ from ..util.kept_programs import kept
 from ..util.progress import SILENT, Listener
 from ..util.status import settled
 from .curvature import BlockHessian, no_wider
-from .density import Model, Site, density, find_sites, flatten, prior_density, unflatten
+from .density import (
+    Model,
+    Site,
+    density,
+    find_sites,
+    flatten,
+    observed_density,
+    prior_density,
+    unflatten,
+)
+from .gradient_differences import DIFFERENCE, finite_differences, images_alone
 from .krylov import block_solver, inverse_columns
 from .laplace import Fit
 from .lbfgs import Minimum, bfgs, minimise
 
-DIFFERENCE = 1e-4  # step of unconstrained unknowns, for second derivatives from gradients
 REACH = 0.5  # longest step of each unknown, in prior sd
 WITHIN = 0.5  # posterior sd of an image's unknowns, step of second differences of the gradient
 ALONG = 1e-6  # step along a vector in prior sd; flat directions ask for less than ``DIFFERENCE``
@@ -38,12 +47,13 @@ class Climb(NamedTuple):
     A climb takes at most ``evaluations`` of the gradient, and ends where the quadratic model
     promises less than ``tolerance`` nats, of up to ``TOGETHER`` images; of more, in proportion.
     The coupling of images and shared unknowns is left out of the curvature where it would mislead,
-    far from the mode.
+    far from the mode.  Before the climb each image takes ``alone`` Newton's steps by itself.
     """
 
     evaluations: int
     tolerance: float
     coupled: bool = True
+    alone: int = 0
 
 
 STAGES = (Climb(25, 100.0, coupled=False), Climb(35, 10.0), Climb(50, 1.0))
@@ -110,8 +120,11 @@ def coupled_fit(
     def renewed():
         return refresh(obs, values_at(*unravel(x)))
 
+    reach = REACH * prior_sd[: x.size - sizes[2]].reshape(sizes[:2])
+    upright = partial(_positive_inverse, damping=0.0)
     for stage in stages:
         obs = renewed()
+        x = images_alone(gradient_at, x, reach, upright, stage.alone)
         block_hessian = finite_differences(gradient_at, x, *sizes)
         precondition, sd = _preconditioner(block_hessian, stage.coupled)
         last = climbed(x, precondition, stage)
@@ -150,6 +163,7 @@ def at_marginal_mode(
     parts: Callable[[Any], Iterable[Any]] | None = None,
     seed: int = 0,
     progress: Listener = SILENT,
+    shift: np.ndarray | float = 0.0,
 ) -> Fit:
     """The fit with its shared unknowns at the mode of their marginal density.
 
@@ -161,12 +175,13 @@ def at_marginal_mode(
     to whose mode quasi-Newton steps lead (BFGS), halved where the density falls by the slopes at
     their ends; images follow.  The slope of the last term, ½ Σ_i tr(A_i⁻¹ ∂A_i), is taken from
     second differences of the gradient along the columns of A_i^{−½} at the joint mode, up or down
-    at random in each image as in :func:`finite_differences`.
+    at random in each image as in :mod:`gradient_differences`.
 
     Args:
         fit: of :func:`coupled_fit`. model, priors, parts: as it took them. obs: that it returned.
         seed: of the signs.
         progress: updated at each step.
+        shift: (s,) where the search begins, from the joint mode.
     """
     objective = _objective(model, fit.sites, parts)
     n, k = fit.image.shape
@@ -188,7 +203,8 @@ def at_marginal_mode(
                 x += 0.5 * (up + down - 2 * here) / WITHIN**2
         return total[1] + np.einsum("nks,nk->s", follow, total[0])
 
-    image, shared, inverse = fit.image, fit.shared, fit.shared_covariance
+    shift = shift + np.zeros(fit.shared.shape)
+    image, shared, inverse = fit.image + follow @ shift, fit.shared + shift, fit.shared_covariance
     slope = marginal(image, shared)
     step = -inverse @ slope
     for _ in range(RENEWALS):
@@ -224,28 +240,6 @@ def _prior_sd(model, sites, unravel, x, args) -> np.ndarray:
     return np.sqrt(2 * DIFFERENCE / np.maximum(change[0] - change[1], 1e-12))
 
 
-def finite_differences(gradient_at, x, n: int, k: int, s: int, seed: int = 0) -> BlockHessian:
-    """The block Hessian from k + s + 1 gradients.
-
-    All images move at once, each up or down at random, so that contributions of the coupling to a
-    block average out instead of adding up (Hutchinson's trick), and a common shift of all images,
-    which is fixed, is not tried.
-    """
-    at = gradient_at(x)[1]
-    sign = np.random.default_rng(seed).choice([-1.0, 1.0], n)
-    blocks, coupling, shared = np.zeros((n, k, k)), np.zeros((n, k, s)), np.zeros((s, s))
-    for c in range(k):
-        step = np.zeros((n, k))
-        step[:, c] = DIFFERENCE * sign
-        change = gradient_at(x + np.concatenate([step.ravel(), np.zeros(s)]))[1] - at
-        blocks[:, :, c] = change[: n * k].reshape(n, k) / step[:, c, None]
-    for c in range(s):
-        change = gradient_at(x + DIFFERENCE * (np.arange(len(x)) == n * k + c))[1] - at
-        coupling[:, :, c] = change[: n * k].reshape(n, k) / DIFFERENCE
-        shared[:, c] = change[n * k :] / DIFFERENCE
-    return BlockHessian((blocks + blocks.swapaxes(1, 2)) / 2, coupling, (shared + shared.T) / 2)
-
-
 def ravelled(sites: tuple[Site, ...], values):
     """All unknowns as one vector (n k + s,), and the function that splits it: (n, k) and (s,)."""
     theta, phi = (np.asarray(a) for a in flatten(sites, values))
@@ -279,8 +273,11 @@ def in_parts(model: Model, sites: tuple[Site, ...], parts: Callable[[Any], Itera
     def objective(theta, phi, obs, priors):
         total = None
         for part in parts(obs):
-            found = jax.tree.map(np.array, likelihood(theta, phi, part, priors))
-            total = found if total is None else jax.tree.map(np.add, total, found)
+            found = likelihood(theta, phi, part, priors)
+            if total is None:
+                total = jax.tree.map(np.array, found)
+            else:
+                jax.tree.map(lambda sum, x: np.add(sum, x, out=sum), total, found)
         return jax.tree.map(np.add, total, prior(theta, phi, part, priors))
 
     return objective
@@ -295,8 +292,7 @@ def _compiled_terms(model: Model, sites: tuple[Site, ...]):
         return -sum(x.sum() for x in parts)
 
     def of_observations(theta, phi, obs, priors):
-        whole = -sum(x.sum() for x in density(model, sites, theta, phi, (obs, priors)))
-        return whole - of_priors(theta, phi, obs, priors)
+        return -sum(x.sum() for x in observed_density(model, sites, theta, phi, (obs, priors)))
 
     return tuple(kept(jax.value_and_grad(f, argnums=(0, 1))) for f in (of_observations, of_priors))
 

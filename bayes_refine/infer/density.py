@@ -274,17 +274,28 @@ def density(model, sites, theta, phi, args):
     shared unknowns.
     """
     trace = traced(model, unflatten(sites, theta, phi), args)
-    image, shared = _log_priors(sites, latent_sites(trace), theta, phi)
+    priors = _log_priors(sites, latent_sites(trace), theta, phi)
+    return tuple(a + b for a, b in zip(priors, _log_observed(trace, len(theta)), strict=True))
+
+
+def observed_density(model, sites, theta, phi, args):
+    """The part of :func:`density` without the priors of the unknowns."""
+    return _log_observed(traced(model, unflatten(sites, theta, phi), args), len(theta))
+
+
+def _log_observed(trace, n):
+    """ln of the densities of observations, (n,) of the images and a scalar of all others."""
+    image, shared = jnp.zeros(n), jnp.zeros(())
     observed = [s for s in trace.values() if s["type"] == "sample" and s["is_observed"]]
     alike, others = _alike(observed)
     if alike:
-        image += _log_student_ts(alike).reshape(len(theta), -1).sum(1)
+        image += _log_student_ts(alike).reshape(n, -1).sum(1)
     for site in others:
         log_prob = site["fn"].log_prob(site["value"])
         if site["scale"] is not None:
             log_prob = log_prob * site["scale"]
         if in_image_plate(site):
-            image += log_prob.reshape(len(theta), -1).sum(1)
+            image += log_prob.reshape(n, -1).sum(1)
         else:
             shared += log_prob.sum()
     return image, shared

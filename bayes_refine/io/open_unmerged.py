@@ -10,6 +10,7 @@ import gemmi
 import numpy as np
 
 from ..util.errors import InputError
+from ..util.large_arrays import joined
 from .boundary import refusing
 from .crystfel_unmerged import unmerged_of_stream
 from .dials_reflections import unmerged_of_dials
@@ -20,7 +21,8 @@ from .unmerged import Unmerged
 from .unmerged_mtz import Columns, read_unmerged
 from .xds_unmerged import unmerged_of_xds
 
-PER_REFLECTION = ("hkl", "hkl_asu", "isym", "J", "sigma")
+# the last two only where all files have them
+COLUMNS = ("hkl", "hkl_asu", "isym", "J", "sigma", "excitation_error", "xy_px")
 
 
 def open_unmerged(
@@ -110,10 +112,16 @@ def _together(parts: Sequence[Unmerged]) -> Unmerged:
             )
     counts = [int(part.image.max()) + 1 for part in parts]
     starts = np.cumsum([0, *counts[:-1]])
-    image = np.concatenate([p.image + s for p, s in zip(parts, starts, strict=True)])
+    there = [name for name in COLUMNS if all(getattr(part, name) is not None for part in parts)]
+    rows = dict(
+        zip(there, joined([getattr(p, name) for name in there] for p in parts), strict=True)
+    )
+    image, batch = joined(
+        [part.image + int(s), part.image + int(s) + 1]
+        for part, s in zip(parts, starts, strict=True)
+    )
     weights = np.array(counts) / sum(counts)
     cells = np.array([p.cell.parameters for p in parts])
-    rows = {name: np.concatenate([getattr(p, name) for p in parts]) for name in PER_REFLECTION}
     left_out: Counter[str] = Counter()
     names: dict[int, str] = {}
     for part, start in zip(parts, starts, strict=True):
@@ -126,10 +134,10 @@ def _together(parts: Sequence[Unmerged]) -> Unmerged:
         isym=rows["isym"],
         J=rows["J"],
         sigma=rows["sigma"],
-        batch=image + 1,
+        batch=batch,
         image=image,
-        excitation_error=_of_all([p.excitation_error for p in parts]),
-        xy_px=_of_all([p.xy_px for p in parts]),
+        excitation_error=rows.get("excitation_error"),
+        xy_px=rows.get("xy_px"),
         cell=gemmi.UnitCell(*(weights @ cells)),
         space_group=first.space_group,
         source=f"{first.source} and {len(parts) - 1} more",
@@ -138,9 +146,3 @@ def _together(parts: Sequence[Unmerged]) -> Unmerged:
         names=names,
         unread=tuple(sentence for part in parts for sentence in part.unread),
     )
-
-
-def _of_all(columns: Sequence[np.ndarray | None]) -> np.ndarray | None:
-    """The columns of all files, concatenated; None if a file does not have the column."""
-    there = [column for column in columns if column is not None]
-    return np.concatenate(there) if len(there) == len(columns) else None

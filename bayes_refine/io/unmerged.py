@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
@@ -12,10 +13,13 @@ import numpy as np
 from ..geometry.miller import numbered, resolution
 from ..geometry.symmetry import asu_map
 from ..util.errors import InputError
-from ..util.large_arrays import stored
+from ..util.large_arrays import slices, stored
 from .gemmi_files import whole_indices
 
 SPAN = 2.0**24  # of float32: in 2²⁴ units, a change by one unit is lost
+ENOUGH = 1 << 20  # rows whose median is the level of all
+SHORT = "with d below half the wavelength"
+FAR = "with an Ewald offset longer than 1/d"
 SQUARES = 1e18  # float32 can hold the square of this number and of its reciprocal
 
 
@@ -88,8 +92,8 @@ class Unmerged:
         """The observations of a boolean mask (n,); the others are counted under ``reason``."""
         if keep.all():
             return self
-        rows = {
-            f.name: value[keep]
+        rows: dict[str, Any] = {
+            f.name: stored(value[keep])
             for f in fields(self)
             if f.name != "empty" and isinstance(value := getattr(self, f.name), np.ndarray)
         }
@@ -174,53 +178,72 @@ class _Good(NamedTuple):
 def _good_rows(
     columns: Mapping[str, np.ndarray | None], cell: gemmi.UnitCell, source: str, wavelength: float
 ) -> _Good:
-    hkl, good = whole_indices(np.asarray(columns["hkl"]))
-    J, sigma, batch = (np.asarray(columns[name], float) for name in ("J", "sigma", "batch"))
+    """As :func:`usable_observations` says; few rows are in memory at a time."""
     offset = columns.get("excitation_error")
     if offset is not None and not np.isfinite(offset).any():
         offset = None  # the column has no value
-    norm_q = 1 / np.where(good, resolution(hkl, cell), np.inf).clip(1e-9)
-    keep, left_out = np.ones(len(hkl), bool), dict[str, int]()
+    n = len(np.asarray(columns["hkl"]))
+    keep, whole = np.ones(n, bool), np.ones(n, bool)
+    left_out, among = Counter[str](), Counter[str]()
 
-    def set_aside(bad: np.ndarray, reason: str, most: str = "") -> None:
-        nonlocal keep
-        bad = keep & bad
-        if not bad.any():
-            return
-        if most and 2 * bad.sum() > keep.sum():
-            raise InputError(f"{source}: {bad.sum()} of {keep.sum()} rows {most}")
-        left_out[reason] = int(bad.sum())
-        keep = keep & ~bad
+    def numbers(name: str, rows: slice) -> np.ndarray:
+        return np.asarray(np.asarray(columns[name])[rows], float)
 
-    set_aside(~good, "without whole indices H K L")
-    whole = (np.abs(batch) < 2.0**31) & (batch == np.rint(batch))
-    set_aside(~whole, "without a batch number")
-    set_aside(~np.isfinite(J), "without an intensity")
-    set_aside(~np.isfinite(sigma), "without a sigma")
-    set_aside(~(sigma > 0), "with a sigma that is not positive")
-    if wavelength > 0:
-        limit = 2.06 / wavelength  # cells of images differ by a few per cent
-        most = f"have d below half the wavelength, {wavelength:.4f} Å: check the cell"
-        set_aside(norm_q > limit, "with d below half the wavelength", most)
-    if offset is not None:
-        offset = np.asarray(offset, float)
-        set_aside(~np.isfinite(offset), "without an Ewald offset")
-        most = "have an Ewald offset longer than 1/d: the column is not in Å⁻¹"
-        set_aside(np.abs(offset) > norm_q, "with an Ewald offset longer than 1/d", most)
+    def set_aside(faults: Callable[[slice], Iterator[tuple[np.ndarray, str]]]) -> None:
+        for rows in slices(n, *columns.values()):
+            for bad, reason in faults(rows):
+                among[reason] += int(keep[rows].sum())
+                left_out[reason] += int((keep[rows] & bad).sum())
+                keep[rows] &= ~bad
+
+    def faulty(rows: slice) -> Iterator[tuple[np.ndarray, str]]:
+        hkl, good = whole_indices(np.asarray(columns["hkl"])[rows])
+        norm_q = 1 / np.where(good, resolution(hkl, cell), np.inf).clip(1e-9)
+        J, sigma, batch = (numbers(name, rows) for name in ("J", "sigma", "batch"))
+        whole[rows] = (np.abs(batch) < 2.0**31) & (batch == np.rint(batch))
+        yield ~good, "without whole indices H K L"
+        yield ~whole[rows], "without a batch number"
+        yield ~np.isfinite(J), "without an intensity"
+        yield ~np.isfinite(sigma), "without a sigma"
+        yield ~(sigma > 0), "with a sigma that is not positive"
+        if wavelength > 0:  # cells of images differ by a few per cent
+            yield norm_q > 2.06 / wavelength, SHORT
+        if offset is not None:
+            away = numbers("excitation_error", rows)
+            yield ~np.isfinite(away), "without an Ewald offset"
+            yield np.abs(away) > norm_q, FAR
+
+    set_aside(faulty)
+    most = {
+        SHORT: f"have d below half the wavelength, {wavelength:.4f} Å: check the cell",
+        FAR: "have an Ewald offset longer than 1/d: the column is not in Å⁻¹",
+    }
+    for reason, sentence in most.items():
+        if 2 * left_out[reason] > among[reason]:
+            raise InputError(f"{source}: {left_out[reason]} of {among[reason]} rows {sentence}")
     if keep.any():
-        size = np.abs(J[keep & (J != 0)])
-        level = max(float(np.median(size)) if len(size) else 0.0, float(np.median(sigma[keep])))
+        some = np.flatnonzero(keep)
+        some = some[:: max(1, len(some) // ENOUGH)]
+        size, sigma = (np.abs(np.asarray(columns[x])[some].astype(float)) for x in ("J", "sigma"))
+        size = size[size > 0]
+        level = max(float(np.median(size)) if len(size) else 0.0, float(np.median(sigma)))
         if not 1 / SQUARES < level < SQUARES:
             raise InputError(
                 f"{source}: intensities of {level:.1e} are beyond float32: rescale them"
             )
-        beyond = np.maximum(np.abs(J), sigma) > SPAN * level
-        set_aside(beyond, f"with I or sigma beyond {SPAN * level:.1e}")
-        set_aside(sigma < level / SPAN, f"with a sigma below {level / SPAN:.1e}")
+
+        def beyond(rows: slice) -> Iterator[tuple[np.ndarray, str]]:
+            J, sigma = numbers("J", rows), numbers("sigma", rows)
+            most = np.maximum(np.abs(J), sigma)
+            yield most > SPAN * level, f"with I or sigma beyond {SPAN * level:.1e}"
+            yield sigma < level / SPAN, f"with a sigma below {level / SPAN:.1e}"
+
+        set_aside(beyond)
+    found = {reason: count for reason, count in left_out.items() if count}
     if not keep.any():
-        why = ", ".join(f"{n} {reason}" for reason, n in left_out.items())
+        why = ", ".join(f"{n} {reason}" for reason, n in found.items())
         raise InputError(f"{source}: no reflection with an intensity and a positive sigma ({why})")
-    return _Good(keep, whole, left_out, offset)
+    return _Good(keep, whole, found, offset)
 
 
 def _selected(
@@ -241,15 +264,15 @@ def _selected(
     used, image = numbered(batch)
     named = np.union1d(np.asarray(batches, int), np.unique(numbers[good.whole].astype(int)))
     return Unmerged(
-        hkl=hkl,
-        hkl_asu=asu,
-        isym=isym,
-        J=J,
-        sigma=sigma,
-        batch=batch,
-        image=image,
-        excitation_error=None if good.offset is None else good.offset[keep],
-        xy_px=None if xy is None else np.asarray(xy, float)[keep],
+        hkl=stored(hkl),
+        hkl_asu=stored(asu),
+        isym=stored(isym),
+        J=stored(J),
+        sigma=stored(sigma),
+        batch=stored(batch),
+        image=stored(image),
+        excitation_error=None if good.offset is None else stored(good.offset[keep]),
+        xy_px=None if xy is None else stored(np.asarray(xy, float)[keep]),
         cell=cell,
         space_group=space_group,
         source=source,

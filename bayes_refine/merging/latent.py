@@ -21,7 +21,7 @@ from ..physics.variance_of_J import variance_of_J
 from ..util.kept_programs import kept
 from ..util.large_arrays import release, room
 from .average import Merged, Sums, split_images
-from .pieces import in_pieces, joined, of_observations, rows_of, whole_reflections
+from .pieces import in_pieces, joined, of_images, of_observations, rows_of, whole_reflections
 
 # Of 40 reflections with 200 Student-t observations (ν = 3), the worst ln Z is off by 3e-4.
 NODES = 48
@@ -239,12 +239,7 @@ def likelihood_only(
     whole = merged_at(lambda code, half: np.asarray(expected)[code])
     halves = np.zeros((len(measured.hkl), 2))
     for k in (0, 1):
-        mine = room(len(code))
-        for rows in slices:
-            some = of_observations(measured, rows)
-            mine[rows] = some.weight * (half_of_image[some.image] == k)
-            release(mine)
-        of_half = replace(measured, weight=mine)
+        of_half = of_images(measured, half_of_image == k)
         halves[:, k] = intensity_posteriors(of_half, prior).posterior.intensity
     apart = merged_at(lambda code, half: halves[code, half])
     return replace(whole, half_intensity=apart.half_intensity, half_sigma=apart.half_sigma)

@@ -19,7 +19,7 @@ from ..indexing.unmerged_alike import unmerged_alike
 from ..io.unmerged import Unmerged, usable
 from ..physics.reference import Reference, check_symmetry, free_set, wilson_mean
 from ..util.errors import InputError
-from ..util.large_arrays import release, stored, trim
+from ..util.large_arrays import release, slices, stored, trim
 from ..util.progress import SILENT, Listener
 from ..util.status import Kind, Status
 from .merged_intensities import Estimate, Intensities, together
@@ -181,12 +181,15 @@ def mergeable(data: Unmerged, d_min: float) -> Unmerged:
             indices so high that the reflections between are too many.
     """
     data = usable(data)
-    d = resolution(data.hkl_asu, data.cell)
-    near = d >= d_min * (1 - 1e-6)
+    near, best, least = np.zeros(len(data), bool), np.inf, np.inf
+    for rows in slices(len(data), data.hkl_asu):
+        d = resolution(data.hkl_asu[rows], data.cell)
+        near[rows] = d >= d_min * (1 - 1e-6)
+        best, least = min(best, d.min()), d[near[rows]].min(initial=least)
     if not near.any():
-        raise InputError(f"{data.source}: no reflection to {d_min:g} Å; the best is {d.min():.2f}")
+        raise InputError(f"{data.source}: no reflection to {d_min:g} Å; the best is {best:.2f}")
     data = data.select(near, f"beyond {d_min:g} Å")
-    n, n_images, d_min = len(data), int(data.image.max()) + 1, float(d[near].min())
+    n, n_images, d_min = len(data), int(data.image.max()) + 1, float(least)
     laue = 2 * len(data.space_group.operations().sym_ops)
     possible = 4 / 3 * np.pi * data.cell.volume / (d_min**3 * laue)
     if possible > MAX_CANDIDATES:  # tables of completeness list them all
@@ -204,12 +207,22 @@ def mergeable(data: Unmerged, d_min: float) -> Unmerged:
             f"{data.source}: all {n} usable rows are of one image, batch {data.batch[0]}: scaling "
             "and merging need two or more"
         )
-    if n == len(np.unique(pack_hkl(data.hkl_asu))):
+    if not _any_twice(data.hkl_asu):
         raise InputError(
             f"{data.source}: no reflection occurs twice among {n} rows of {n_images} images: there "
             "is nothing to merge"
         )
     return data
+
+
+def _any_twice(hkl: np.ndarray) -> bool:
+    """Whether a reflection occurs twice in ``hkl`` (n, 3)."""
+    known = np.zeros(0, int)
+    for rows in slices(len(hkl), hkl):
+        known = np.union1d(known, pack_hkl(hkl[rows]))
+        if len(known) < rows.stop:
+            return True
+    return False
 
 
 def image_table(run: MergeRun) -> dict[str, np.ndarray]:

@@ -20,7 +20,7 @@ from ..util.errors import InputError
 from ..util.large_arrays import release, room, slices, stored, taken, trim
 from . import reference_scale
 from .amplitude_prior import LOG_BETA_MEAN, LOG_BETA_SD, N_KNOTS, knot_weights
-from .pieces import OBSERVED
+from .pieces import OBSERVED, rows_of_images
 from .reference_scale import ReferenceAmplitudes, amplitudes_of
 
 # Of 40 reflections with 200 Student-t observations (ν = 3), the worst ln Z is off by 2e-3 while
@@ -214,16 +214,14 @@ def of_images(obs: IntegratedObservations, images: np.ndarray) -> IntegratedObse
     """The observations of some images (k,), ascending, with all reflections."""
     place = np.full(obs.n_images, -1)
     place[images] = np.arange(len(images))
-    image = place[np.asarray(obs.image)]
-    rows = np.flatnonzero(image >= 0)
+    rows = rows_of_images(np.asarray(obs.image), place >= 0)
     columns: dict[str, Any] = {
-        name: np.asarray(getattr(obs, name))[rows] for name in OBSERVED if name != "image"
+        name: taken(np.asarray(getattr(obs, name)), rows) for name in OBSERVED
     }
-    release(*(getattr(obs, name) for name in OBSERVED))
+    columns["image"] = stored(place[columns["image"]])
     return replace(
         obs,
         **columns,
-        image=image[rows],
         log_G0=np.asarray(obs.log_G0)[images],
         n_images=len(images),
     )

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from ..util.large_arrays import release
+from ..util import large_arrays
+from ..util.large_arrays import release, slices, taken
 
 if TYPE_CHECKING:
     from .latent import Measured
@@ -22,6 +23,7 @@ OBSERVATIONS, REFLECTIONS = 8192, 4096  # largest numbers that a piece has room 
 LEAST = 256  # observations, or reflections, that any piece has room for
 PART = 1 << 17  # observations of a slice, about; a run of as many is one part
 SMALL_PART = 1 << 15  # observations of each part of a larger run, about
+IMAGES = 8  # of the run, at most, for each observation of a part: they take a tenth of its time
 GRAIN = 1 << 12  # the room of a part is a multiple of it
 T = TypeVar("T")
 OBSERVED = ("J", "sigma", "weight", "image", "code", "norm_q", "excitation_error")
@@ -92,6 +94,23 @@ def of_observations(measured: Measured, rows: slice) -> Measured:
     """Some observations, with the same reflections."""
     columns: dict[str, Any] = {
         name: _some(getattr(measured, name), rows) for name in (*COLUMNS, "code")
+    }
+    return replace(measured, **columns)
+
+
+def rows_of_images(image: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """(k,) which observations, of images (n,), are of those chosen (n_images,) bool."""
+    parts = slices(len(image), image)
+    return large_arrays.joined(
+        [part.start + np.flatnonzero(chosen[image[part]])] for part in parts
+    )[0]
+
+
+def of_images(measured: Measured, chosen: np.ndarray) -> Measured:
+    """The observations of some images, (n_images,) bool, with the same reflections."""
+    rows = rows_of_images(np.asarray(measured.image), chosen)
+    columns: dict[str, Any] = {
+        name: taken(np.asarray(getattr(measured, name)), rows) for name in (*COLUMNS, "code")
     }
     return replace(measured, **columns)
 
@@ -175,13 +194,14 @@ class Parts:
 
     Parts have one number of reflections, or one more, and one number of observations, so that two
     programs serve all of them.  ln p of the observations is the sum over parts, since all
-    observations of a reflection are in one part.
+    observations of a reflection are in one part.  A slope of it along the unknowns of all images
+    comes from each part, which therefore has more observations if there are very many images.
     """
 
     def __init__(self, obs: IntegratedObservations) -> None:
         self._obs, code = obs, np.asarray(obs.code)
         n, m = len(code), len(obs.hkl)
-        count = 1 if n <= PART else min(-(-n // SMALL_PART), m)
+        count = 1 if n <= PART else min(-(-n // max(SMALL_PART, obs.n_images // IMAGES)), m)
         bounds = m * np.arange(count + 1) // count
         ends = np.searchsorted(code, bounds)
         self._room = -(-int(np.diff(ends).max()) // GRAIN) * GRAIN

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ from .pieces import Part, Parts, joined
 N_DRAWS, N_SCALE_DRAWS = 200, 25  # draws for sd of images' unknowns; of ln g, to 1/7 of the sd
 IMAGES = 4096  # whose draws are in memory at a time
 FIRST_IMAGES = 1000  # whose mode a run of more than twice as many starts from
-CONTINUED = (Climb(50, 1.0),)
+CONTINUED = (Climb(50, 1.0, alone=4),)
 # Starting with large errors keeps every residual near the convex middle of its Student-t.
 BROAD = {"log_model_error": np.log(0.8), "log_sigma_factor": np.log(3.0)}
 
@@ -106,8 +106,10 @@ def fit_scales(
         ValueError: JAX is in single precision.
     """
     priors = priors or ScalingPriors()
-    fit, there = joint_mode(obs, model, priors, init, seed, progress)
-    fit = at_marginal_mode(fit, model, there, priors, _several(obs), seed, progress)
+    start = _start(obs, model, priors, init, seed, progress)
+    fit, there = _fitted(obs, model, priors, start.values, start.stages, progress)
+    parts = _several(obs)
+    fit = at_marginal_mode(fit, model, there, priors, parts, seed, progress, start.shift)
     values = fit.values()
     sites = sites_at(model, obs, priors, values)
     draws = pinned_draws(fit, seed, N_DRAWS)
@@ -145,14 +147,27 @@ def joint_mode(
 
     A large run starts from some of its images.  Arguments as :func:`fit_scales`.
     """
-    start: dict[str, Any] = (
+    start = _start(obs, model, priors, init, seed, progress)
+    return _fitted(obs, model, priors, start.values, start.stages, progress)
+
+
+class _Start(NamedTuple):
+    """Where a fit starts, by site; its stages; and how far it may be from the joint mode of the
+    shared unknowns to their marginal mode, (s,), 0 if not known."""
+
+    values: dict[str, Any]
+    stages: Sequence[Climb]
+    shift: np.ndarray | float
+
+
+def _start(obs, model, priors, init, seed, progress) -> _Start:
+    values: dict[str, Any] = (
         {"log_G": obs.log_G0, "log_Sigma": obs.log_Sigma0} | BROAD | (init or {})
     )
-    stages: Sequence[Climb] = STAGES
-    if obs.n_images > 2 * FIRST_IMAGES:
-        progress.say(f"scales of {FIRST_IMAGES} images first")
-        start, stages = _from_some(obs, model, priors, start, seed, progress), CONTINUED
-    return _fitted(obs, model, priors, start, stages, progress)
+    if obs.n_images <= 2 * FIRST_IMAGES:
+        return _Start(values, STAGES, 0.0)
+    progress.say(f"scales of {FIRST_IMAGES} images first")
+    return _from_some(obs, model, priors, values, seed, progress)
 
 
 def _fitted(obs, model, priors, start, stages, progress):
@@ -173,15 +188,18 @@ def _several(obs: IntegratedObservations):
     return (lambda obs: (part.obs for part in Parts(obs))) if len(Parts(obs)) > 1 else None
 
 
-def _from_some(obs, model, priors, start, seed, progress) -> dict[str, Any]:
-    """A start for all images from the mode of ``FIRST_IMAGES`` random ones.
+def _from_some(obs, model, priors, start, seed, progress) -> _Start:
+    """A start for all images from the modes of ``FIRST_IMAGES`` random ones.
 
     What the run shares is then nearly known, and so are the intensities, so that the number of
-    evaluations of the whole run does not grow with the run.
+    evaluations of the whole run does not grow with the run.  The way from the joint to the marginal
+    mode, which the freedom of each image makes, is nearly the same for any number of images; in
+    posterior sd of the whole run it is long.
     """
     some = np.sort(np.random.default_rng(seed).permutation(obs.n_images)[:FIRST_IMAGES])
     few = of_images(obs, some)
-    found, _ = _fitted(few, model, priors, start | {"log_G": few.log_G0}, STAGES, progress)
+    found, there = _fitted(few, model, priors, start | {"log_G": few.log_G0}, STAGES, progress)
+    marginal = at_marginal_mode(found, model, there, priors, _several(few), seed, progress)
     values, all_values = found.values(), dict(start)
     for site in found.sites:
         mine = np.asarray(values[site.name])
@@ -193,7 +211,7 @@ def _from_some(obs, model, priors, start, seed, progress) -> dict[str, Any]:
         whole = np.zeros((obs.n_images, *site.shape)) + np.asarray(whole) + mean
         whole[some] = mine
         all_values[site.name] = whole
-    return all_values
+    return _Start(all_values, CONTINUED, marginal.shared - found.shared)
 
 
 def renewed(
@@ -360,18 +378,13 @@ def refit_halves(
     priors: ScalingPriors | None = None,
     seed: int = 0,
 ) -> Halves:
-    """Fit each random half of the images from scratch, so that the halves share nothing.
-
-    The halves go through one compiled program, with the other half's weights at zero.
-    """
-    half_of_image = split_images(obs.n_images, seed)
-    of_observation = half_of_image[np.asarray(obs.image)]
-    m = len(obs.hkl)
+    """Fit each random half of the images from scratch, so that the halves share nothing."""
+    half_of_image, m = split_images(obs.n_images, seed), len(obs.hkl)
     post, merged, fits = np.full((m, 2), np.nan), np.full((m, 2), np.nan), []
     for half in (0, 1):
-        mine = of_observation == half
-        fit = fit_scales(replace(obs, weight=jnp.asarray(mine * 1.0)), model, priors, seed=seed)
-        seen = np.bincount(np.asarray(obs.code)[mine], minlength=m) > 0
+        mine = of_images(obs, np.flatnonzero(half_of_image == half))
+        fit = fit_scales(mine, model, priors, seed=seed)
+        seen = np.bincount(np.asarray(mine.code), minlength=m) > 0
         post[seen, half] = np.asarray(fit.posterior.intensity)[seen]
         merged[rows_of(fit.merged.hkl, np.asarray(obs.hkl)), half] = fit.merged.intensity
         fits.append(fit)

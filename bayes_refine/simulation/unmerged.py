@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import gemmi
 import numpy as np
@@ -76,12 +77,43 @@ class SimulatedUnmerged:
 
 def simulate_unmerged(simulation: UnmergedSimulation) -> SimulatedUnmerged:
     """Draw a run: J = G·exp(−B/4d²)·p·F² + Student-t noise, F of Wilson's statistics."""
+    rng = np.random.default_rng(simulation.seed)
+    return _stills(simulation, *_reflections(simulation, rng=rng), rng=rng)
+
+
+def simulate_in_parts(simulation: UnmergedSimulation, most: int) -> Iterator[SimulatedUnmerged]:
+    """Draw a run as :func:`simulate_unmerged` does, some images at a time.
+
+    Batch numbers go on from part to part.
+
+        for part in simulate_in_parts(UnmergedSimulation(n_images=100_000), 10_000):
+            part.data, part.log_G  # of 10,000 images; part.hkl and part.amplitude: the same
+
+    Args:
+        most: images of a part, the last of which has the rest.
+    """
     s, rng = simulation, np.random.default_rng(simulation.seed)
+    reflections = _reflections(s, rng=rng)
+    for first in range(0, s.n_images, most):
+        some = replace(s, n_images=min(most, s.n_images - first))
+        part = _stills(some, *reflections, rng=rng)
+        yield replace(part, data=replace(part.data, batch=part.data.batch + first))
+
+
+def _reflections(s: UnmergedSimulation, *, rng) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (m, 3) in the asymmetric unit, and amplitudes of the mates (m, 2)."""
     cell, group = gemmi.UnitCell(*s.cell), gemmi.SpaceGroup(s.space_group)
     hkl = gemmi.make_miller_array(cell, group, s.d_min)
     hkl = hkl[rng.permutation(len(hkl))[: s.n_unique]]
+    return hkl, _amplitudes(s, hkl, cell.calculate_d_array(hkl), group, rng=rng)
+
+
+def _stills(
+    s: UnmergedSimulation, hkl: np.ndarray, amplitude: np.ndarray, *, rng
+) -> SimulatedUnmerged:
+    """Observations of all images, given the reflections."""
+    cell, group = gemmi.UnitCell(*s.cell), gemmi.SpaceGroup(s.space_group)
     d = cell.calculate_d_array(hkl)
-    amplitude = _amplitudes(s, hkl, d, group, rng=rng)
     image = np.repeat(np.arange(s.n_images), s.each)
     which = rng.integers(len(hkl), size=len(image))
     mate = rng.integers(2, size=len(image))

@@ -94,6 +94,7 @@ def joined(parts: Iterable[Sequence[np.ndarray]]) -> list[np.ndarray]:
                 for file, column, kind in zip(files, part, kinds, strict=True):
                     size += file.write(np.ascontiguousarray(column, kind.dtype).data)
                     file.flush()
+                    release(column)
             except OSError as error:
                 raise _no_room(size, error) from None
         return [_array_in(file, n, kind) for file, kind in zip(files, kinds, strict=True)]

@@ -12,7 +12,9 @@ import pytest
 
 from bayes_refine.infer import krylov
 from bayes_refine.infer.coupled import at_marginal_mode, coupled_fit
+from bayes_refine.infer.gradient_differences import images_alone
 from bayes_refine.infer.krylov import inverse_columns
+from bayes_refine.util.progress import Listener
 
 N_IMAGES, N_REFLECTIONS, NOISE = 10, 40, 0.3
 SPREAD = 2.0  # prior sd of an image's scale
@@ -97,6 +99,32 @@ def test_errors_at_the_marginal_mode_allow_for_what_the_images_fit():
     assert np.exp(2 * joint.shared[0]) == pytest.approx(squares / (n * each), rel=1e-3)
     assert np.exp(2 * found.shared[0]) == pytest.approx(squares / (n * (each - 1)), rel=2e-3)
     np.testing.assert_allclose(found.image, joint.image, atol=1e-3)
+    said = []
+    heard = Listener(update=lambda fraction, line: said.append(line))
+    shift = found.shared - joint.shared
+    again = at_marginal_mode(joint, noisy_levels, obs, jnp.zeros(()), progress=heard, shift=shift)
+    assert len(said) == 1 and said[0].startswith("0.0")  # where it would end, a search ends at once
+    np.testing.assert_array_equal(again.shared, found.shared)
+
+
+def test_images_alone_reach_their_modes_however_far_one_of_them_is():
+    """Of Poisson counts of mean exp(x_i + y_i), whose mode is known; the shared unknown stays."""
+    counts = np.array([[3.0, 20.0], [40.0, 5.0], [1e4, 2.0]])
+
+    def gradient_at(x):
+        rate = np.exp(x[:-1].reshape(3, 2))
+        return float(np.sum(rate - counts * np.log(rate))), np.append((rate - counts).ravel(), 1.0)
+
+    def after(steps):
+        start, reach = np.append(np.zeros(6), 7.0), np.full((3, 2), 2.0)
+        return images_alone(gradient_at, start, reach, np.linalg.inv, steps)
+
+    found = after(12)
+    np.testing.assert_allclose(found[:-1].reshape(3, 2), np.log(counts), atol=1e-6)
+    assert found[-1] == 7.0
+    # a step is at most 2 long, the others of that image are shortened with it
+    np.testing.assert_allclose(after(1)[4:6], [2.0, 2.0 / 9999], rtol=1e-3)
+    np.testing.assert_array_equal(after(0)[:-1], 0.0)
 
 
 def test_columns_of_an_inverse_and_their_number_of_products(monkeypatch):

@@ -13,9 +13,11 @@ from bayes_refine.geometry.detector import Beam, Detector
 from bayes_refine.geometry.experiments import Still
 from bayes_refine.geometry.miller import unique_hkl
 from bayes_refine.geometry.symmetry import asu_map
+from bayes_refine.io import unmerged
 from bayes_refine.io.mtz import batches_of, write_merged, write_observations, write_unmerged
-from bayes_refine.io.unmerged import Unmerged, usable
+from bayes_refine.io.unmerged import Unmerged, usable, usable_observations
 from bayes_refine.io.unmerged_mtz import read_unmerged
+from bayes_refine.util import large_arrays
 from bayes_refine.util.errors import InputError
 
 GROUP = gemmi.SpaceGroup("P 61 2 2")
@@ -207,8 +209,10 @@ def test_bad_files_are_named(tmp_path, shared_data):
         write_unmerged(tmp_path / "none.mtz", hkl[:0], none, CELL, GROUP, [])
 
 
-def test_usable_observations_are_not_copied():
-    """The check of n rows takes less memory than the columns of n rows have, 84 B a row."""
+def test_usable_observations_are_not_copied(monkeypatch):
+    """The check of n rows takes far less memory than the columns of n rows have, 84 B a row."""
+    monkeypatch.setattr(large_arrays, "SLICE", 5000)
+    monkeypatch.setattr(unmerged, "ENOUGH", 5000)
     n, rng = 100_000, np.random.default_rng(0)
     data = Unmerged.observed(
         hkl=rng.integers(1, 12, (n, 3)).astype(np.int32),
@@ -224,10 +228,34 @@ def test_usable_observations_are_not_copied():
     tracemalloc.start()
     try:
         assert usable(data) is data
-        assert tracemalloc.get_traced_memory()[1] < 70 * n
+        assert tracemalloc.get_traced_memory()[1] < 20 * n
     finally:
         tracemalloc.stop()
     data.J[3] = np.nan
     left = usable(data)
     assert len(left) == n - 1 and left.left_out == {"without an intensity": 1}
     np.testing.assert_array_equal(left.image, data.image[np.arange(n) != 3])
+
+
+def test_rows_are_left_out_for_the_same_reasons_slice_by_slice(monkeypatch):
+    rng, n = np.random.default_rng(1), 200
+    J, sigma, offset = rng.normal(100, 10, n), np.ones(n), rng.normal(0, 1e-4, n)
+    batch = np.arange(n) // 10 + 1.0
+    for values, bad in (
+        (J, np.nan), (sigma, np.nan), (sigma, -1.0), (batch, 1.5), (offset, np.nan), (offset, 9.0),
+        (J, 1e20), (sigma, 1e-20),
+    ):  # fmt: skip
+        values[rng.permutation(n)[:5]] = bad
+    hkl = rng.integers(1, 12, (n, 3)).astype(float)
+    hkl[[3, 100]] = 0.5
+    hkl[[40, 41, 42]] = 300.0
+    columns = {"hkl": hkl, "J": J, "sigma": sigma, "batch": batch, "excitation_error": offset}
+    whole = usable_observations(columns, CELL, GROUP, "rows", 1.0)
+    assert len(whole.left_out) == 10
+    monkeypatch.setattr(large_arrays, "SLICE", 7)
+    parts = usable_observations(columns, CELL, GROUP, "rows", 1.0)
+    assert list(parts.left_out.items()) == list(whole.left_out.items())
+    np.testing.assert_array_equal(parts.J, whole.J)
+    np.testing.assert_array_equal(parts.empty, whole.empty)
+    with pytest.raises(InputError, match=r"(\d+) of \1 rows have d below half"):
+        usable_observations({**columns, "hkl": hkl * 0 + 300}, CELL, GROUP, "rows", 1.0)

@@ -9,8 +9,14 @@ import numpy as np
 import pytest
 
 from bayes_refine.io.expt import read_experiments
+from bayes_refine.io.mtz import new_batch, write_observations
 from bayes_refine.io.open_unmerged import open_unmerged
 from bayes_refine.io.recognise import Kind, expanded, kind_of
+from bayes_refine.simulation.unmerged import (
+    UnmergedSimulation,
+    simulate_in_parts,
+    simulate_unmerged,
+)
 from bayes_refine.util.errors import InputError
 
 from ..sound import XDS as HEADER
@@ -116,3 +122,27 @@ def test_observations_have_intensities_by_the_name_before(tmp_path):
     data = open_unmerged([path])
     np.testing.assert_array_equal(data.intensity, data.J)
     assert len(data.J) == 2
+
+
+def test_a_column_that_one_of_two_files_lacks_is_left_out(tmp_path):
+    stills = UnmergedSimulation(n_images=5, each=30)
+    whole = simulate_unmerged(stills).data
+    files, parts = [], [part.data for part in simulate_in_parts(stills, 3)]
+    for k, data in enumerate(parts):
+        columns = {"BATCH": data.batch, "I": data.J, "SIGI": data.sigma}
+        columns |= {"EPSILON_R": data.excitation_error} if k else {}
+        headers = [new_batch(int(b), "", data.cell, 1.0) for b in np.unique(data.batch)]
+        files.append(tmp_path / f"{k}.mtz")
+        write_observations(
+            files[-1], [(data.hkl, columns)], len(data), data.cell, data.space_group, headers
+        )
+    both, last = open_unmerged(files), open_unmerged(files[1:])
+    assert both.excitation_error is None and last.excitation_error is not None
+    np.testing.assert_array_equal(np.bincount(both.image), [30] * 5)
+    np.testing.assert_array_equal(both.batch, both.image + 1)
+    assert both.image.dtype == np.int32 and list(np.unique(parts[1].batch)) == [4, 5]
+    # each file has the reflections of its images in another order
+    first = np.sort(both.J[both.image == 0])
+    np.testing.assert_allclose(first, np.sort(parts[0].J[parts[0].image == 0]), rtol=1e-6)
+    everything = next(simulate_in_parts(stills, 5)).data
+    np.testing.assert_array_equal(everything.J, whole.J)

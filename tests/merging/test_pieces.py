@@ -10,6 +10,8 @@ import pytest
 from bayes_refine.merging import amplitude_prior, pieces
 from bayes_refine.merging.amplitude_prior import fit_prior
 from bayes_refine.merging.latent import Measured, intensity_posteriors, likelihood_only
+from bayes_refine.merging.observations import prepare
+from bayes_refine.simulation.unmerged import UnmergedSimulation, simulate_unmerged
 from bayes_refine.util import large_arrays
 
 
@@ -105,3 +107,28 @@ def test_a_reflection_is_never_divided(monkeypatch):
     code = np.array([0, 0, 1, 1, 1, 1, 1, 1, 2, 3])
     slices = list(pieces.whole_reflections(code))
     assert [(s.start, s.stop) for s in slices] == [(0, 2), (2, 8), (8, 10)]
+
+
+def test_observations_of_some_images_are_those_with_a_weight(measured, monkeypatch):
+    chosen = np.arange(12) % 3 == 1
+    d = np.linspace(8.0, 2.0, len(measured.hkl))
+    prior = fit_prior(measured, d, np.ones(len(d)), np.zeros(len(d), bool))
+    with_weight = replace(measured, weight=chosen[measured.image] * 1.0)
+    monkeypatch.setattr(large_arrays, "SLICE", 50)
+    some = pieces.of_images(measured, chosen)
+    assert len(some.J) == 4 * len(some.hkl)
+    one, other = (intensity_posteriors(x, prior).posterior for x in (with_weight, some))
+    np.testing.assert_allclose(other.intensity, one.intensity, rtol=1e-12)
+    np.testing.assert_allclose(other.log_evidence, one.log_evidence, rtol=1e-12)
+
+
+def test_parts_of_very_many_images_have_more_observations(monkeypatch):
+    """Each part makes a slope along the unknowns of all images: time would grow as their square."""
+    monkeypatch.setattr(pieces, "PART", 1000)
+    monkeypatch.setattr(pieces, "SMALL_PART", 100)
+
+    def count(n_images):
+        settings = UnmergedSimulation(n_images=n_images, each=6000 // n_images, n_unique=300)
+        return len(pieces.Parts(prepare(simulate_unmerged(settings).data, n_knots=4)))
+
+    assert (count(20), count(3000)) == (60, 16)  # of 3000 / 8 observations
