@@ -90,6 +90,20 @@ def test_columns_are_joined_part_by_part(monkeypatch):
     assert long[0].tolist() == [7.0, 7.0]
 
 
+def test_what_a_function_makes_of_slices_is_what_it_makes_of_all():
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((23, 3, 3)), rng.standard_normal((23, 3))
+
+    def both(a, b):
+        assert len(a) <= 5
+        return (a @ b[:, :, None])[..., 0], a.sum((1, 2)) > 0, b[:, :0]
+
+    found = large_arrays.in_slices(both, a, b, size=5)
+    np.testing.assert_array_equal(found[0], (a @ b[:, :, None])[..., 0])
+    np.testing.assert_array_equal(found[1], a.sum((1, 2)) > 0)
+    assert found[2].shape == (23, 0)
+
+
 def test_a_full_disk_is_one_sentence_for_joined_columns(monkeypatch):
     """Small columns need no disk."""
 
