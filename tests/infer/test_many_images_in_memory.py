@@ -49,7 +49,7 @@ def test_steps_of_many_images_take_little_memory():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert isinstance(found.pull.base, mmap.mmap)
-    assert matrices > 65e6 and peak < 20e6
+    assert matrices > 65e6 and peak < 12e6
 
 
 @pytest.mark.parametrize("n", [1, 3])
