@@ -11,7 +11,7 @@ import numpy as np
 
 from ..geometry.experiments import Still
 from ..io.hdf5_beam import FileBeam
-from ..io.images import read_beam
+from ..io.images import read_beams
 from ..util.errors import InputError
 
 _ALIKE = 0.05  # largest relative difference between wavelengths of file and list that is believed
@@ -20,13 +20,9 @@ _ALIKE = 0.05  # largest relative difference between wavelengths of file and lis
 def beams_of(stills: Sequence[Still]) -> list[FileBeam]:
     """The beam of each still as its image file states it; empty if the file cannot be read."""
 
-    def one(still: Still) -> FileBeam:
-        try:
-            return read_beam(still)
-        except InputError:  # the image's own status will say so when the image is read
-            return FileBeam()
-
-    return [one(still) for still in stills]
+    # of an image that cannot be read its own status will say so
+    found = read_beams(stills)
+    return [FileBeam() if isinstance(beam, InputError) else beam for beam in found]
 
 
 def with_own_wavelengths(stills: Sequence[Still], said: Sequence[FileBeam]) -> list[Still]:

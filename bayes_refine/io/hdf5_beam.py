@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,8 +32,8 @@ class FileBeam(NamedTuple):
     bandwidth: float | None = None
 
 
-def read_hdf5_beam(path: Path, frame: int, wavelength: float) -> FileBeam:
-    """Read the beam of an image.
+def read_hdf5_beams(path: Path, images: Sequence[tuple[int, float]]) -> list[FileBeam | InputError]:
+    """Read the beams of images of one file, which is opened once.
 
     ``incident_wavelength`` holds one number for each frame; or, beside
     ``incident_wavelength_weights``, a spectrum for all frames or a row for each.  The mean and the
@@ -40,18 +41,33 @@ def read_hdf5_beam(path: Path, frame: int, wavelength: float) -> FileBeam:
     spread.
 
     Args:
-        wavelength: Å; the spread refers to it if the file has no wavelength.
+        images: frame, and wavelength in Å, to which the spread refers if the file has none.
+
+    Returns:
+        For each image its beam, or why there is none: its numbers are impossible.
 
     Raises:
-        InputError: the file cannot be opened, or its numbers are impossible.
+        InputError: the file cannot be opened.
     """
-    with open_hdf5(path) as file, refusing(path):
-        for beam in _beams(file):
-            own, spread = _wavelength(beam, path, frame)
-            if spread is None:
-                spread = _spread(beam, path, frame, own or wavelength)
-            if own is not None or spread is not None:
-                return FileBeam(own, spread)
+    with open_hdf5(path) as file:
+        with refusing(path):
+            beams = [_Beam(group, path) for group in _beams(file)]
+        return [_beam_of(beams, path, *image) for image in images]
+
+
+def _beam_of(
+    beams: Sequence[_Beam], path: Path, frame: int, wavelength: float
+) -> FileBeam | InputError:
+    try:
+        with refusing(path):
+            for beam in beams:
+                own, spread = _wavelength(beam, path, frame)
+                if spread is None:
+                    spread = _spread(beam, path, frame, own or wavelength)
+                if own is not None or spread is not None:
+                    return FileBeam(own, spread)
+    except InputError as error:
+        return error
     return FileBeam()
 
 
@@ -61,17 +77,41 @@ def _beams(file: h5py.File) -> Iterator[h5py.Group]:
             yield from groups(instrument, "NXbeam", "beam")
 
 
-def _wavelength(beam: h5py.Group, path: Path, frame: int) -> tuple[float | None, float | None]:
+class _Beam:
+    """The data sets of a beam, each opened when it is asked for."""
+
+    def __init__(self, group: h5py.Group, path: Path) -> None:
+        self._group, self._path = group, path
+
+    @cached_property
+    def wavelength(self) -> tuple[h5py.Dataset | None, float]:
+        """``incident_wavelength``, and Å in its unit."""
+        given = self._numbers("incident_wavelength")
+        return given, _ANGSTROM.get(attribute(given, "units").lower(), 1.0)
+
+    @cached_property
+    def weights(self) -> h5py.Dataset | None:
+        """``incident_wavelength_weights``."""
+        return self._numbers("incident_wavelength_weights")
+
+    @cached_property
+    def spread(self) -> tuple[h5py.Dataset | None, str]:
+        """``incident_wavelength_spread``, and its unit."""
+        given = self._numbers("incident_wavelength_spread")
+        return given, attribute(given, "units").lower()
+
+    def _numbers(self, name: str) -> h5py.Dataset | None:
+        given = child(self._group, name, self._path)
+        return None if given is None else whole_numbers(given, self._path, name)
+
+
+def _wavelength(beam: _Beam, path: Path, frame: int) -> tuple[float | None, float | None]:
     """The wavelength of the frame, and the rms fraction of its spectrum."""
-    given = child(beam, "incident_wavelength", path)
+    given, unit = beam.wavelength
     if given is None:
         return None, None
-    given = whole_numbers(given, path, "incident_wavelength")
-    unit = _ANGSTROM.get(attribute(given, "units").lower(), 1.0)
-    weights = child(beam, "incident_wavelength_weights", path)
-    if weights is not None:
-        weights = whole_numbers(weights, path, "incident_wavelength_weights")
-        return _moments(unit * _row(given, path, frame), _row(weights, path, frame), path)
+    if beam.weights is not None:
+        return _moments(unit * _row(given, path, frame), _row(beam.weights, path, frame), path)
     if given.ndim != 1 or given.shape[0] < 2:
         return None, None
     if frame >= given.shape[0]:
@@ -110,16 +150,13 @@ def _checked(wavelength: float, path: Path) -> float:
     return wavelength
 
 
-def _spread(beam: h5py.Group, path: Path, frame: int, wavelength: float) -> float | None:
+def _spread(beam: _Beam, path: Path, frame: int, wavelength: float) -> float | None:
     """Fractional rms bandwidth from ``incident_wavelength_spread``."""
-    spread = child(beam, "incident_wavelength_spread", path)
-    if spread is None:
-        return None
-    n = int(whole_numbers(spread, path, "incident_wavelength_spread").size or 0)
+    spread, units = beam.spread
+    n = 0 if spread is None else int(spread.size or 0)
     if n == 0:
         return None
     value = float(_element(spread, frame if frame < n else 0))
-    units = attribute(spread, "units").lower()
     if units in _ANGSTROM:
         value *= _ANGSTROM[units] / (wavelength * _FWHM)
     if not 0 <= value < 1:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
+from itertools import groupby
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -15,7 +16,7 @@ from ..geometry.experiments import Still
 from ..util.errors import InputError
 from .boundary import content, head, packed, refusing, regular_file
 from .cbf_images import is_cbf, read_cbf
-from .hdf5_beam import FileBeam, read_hdf5_beam
+from .hdf5_beam import FileBeam, read_hdf5_beams
 from .hdf5_images import Hdf5Images, is_hdf5
 from .image_shape import ImageShape
 
@@ -191,16 +192,30 @@ class _Kept:
         self._bytes += raw.nbytes
 
 
+def read_beams(stills: Sequence[Still]) -> list[FileBeam | InputError]:
+    """The beam of each image as its file states it (``hdf5_beam``), or why it cannot be told; only
+    NXmx files state one."""
+    found: list[FileBeam | InputError] = []
+    for path, of_file in groupby(stills, lambda still: still.image_path):
+        images = [(still.frame, still.beam.wavelength) for still in of_file]
+        try:
+            is_stated = regular_file(path) and is_hdf5(path)
+            found += read_hdf5_beams(path, images) if is_stated else [FileBeam()] * len(images)
+        except InputError as error:
+            found += [error] * len(images)
+    return found
+
+
 def read_beam(still: Still) -> FileBeam:
-    """The beam of one image as its file states it (``hdf5_beam``); only NXmx files state one.
+    """The beam of one image as its file states it.
 
     Raises:
         InputError: the HDF5 file cannot be opened, or its numbers are impossible.
     """
-    path = still.image_path
-    if not (regular_file(path) and is_hdf5(path)):
-        return FileBeam()
-    return read_hdf5_beam(path, still.frame, still.beam.wavelength)
+    (found,) = read_beams([still])
+    if isinstance(found, InputError):
+        raise found
+    return found
 
 
 def read_bandwidth(still: Still) -> float | None:
