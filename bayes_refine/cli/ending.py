@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ from ..loading import place_in_model
 from ..util.errors import InputError
 
 UNUSABLE, NO_MEMORY = 2, 3
+AGAIN = 0.01  # s, after which an exception that was lost is raised again
 STOPPED = 128  # plus the number of the signal: 130 for Ctrl-C, 143 for SIGTERM
 
 
@@ -29,24 +32,35 @@ class Stopped(BaseException):
 def stoppable() -> Iterator[None]:
     """Let SIGINT and SIGTERM raise ``Stopped``, so that files are closed as at any other end.
 
-    A second signal ends the program at once.
+    A second signal ends the program at once.  Where Python cannot let an exception through (in a
+    callback for an object that goes), ``Stopped`` is raised again a moment later.
     """
     if threading.current_thread() is not threading.main_thread():  # gets no signals
         yield
         return
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in numbers}
+    hook = sys.unraisablehook
 
     def stop(number, _frame):
         for each in numbers:
             signal.signal(each, signal.SIG_DFL)
         raise Stopped(number)
 
+    def unraisable(lost):
+        if not isinstance(lost.exc_value, Stopped):
+            return hook(lost)
+        number = lost.exc_value.number
+        signal.signal(number, stop)
+        threading.Timer(AGAIN, os.kill, (os.getpid(), number)).start()
+
     for number in numbers:
         signal.signal(number, stop)
+    sys.unraisablehook = unraisable
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
 
