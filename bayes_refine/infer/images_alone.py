@@ -20,7 +20,7 @@ from .laplace import Fit
 from .search import Curvature, Look, Search, State, eased, fit_at
 
 FEW = 0.01  # of the images, that do not hold up the others
-RENEWED = 3  # steps with one curvature
+SERVES = 0.9  # of the way left after a step: with more, a new curvature (30 steps' time) pays
 STEPS = 15  # of the few, at most
 MAX_STEPS = 40  # of all images
 
@@ -64,15 +64,17 @@ def at_their_modes(
     """The images within ``tolerance`` posterior sd of their modes given the shared unknowns, or as
     near as ``max_steps`` lead, and the last look.
 
-    An image moves only if its ln p rises, by one prior sd at most.
+    An image moves only if its ln p rises, by one prior sd at most.  A curvature serves as long as
+    steps with it shorten the way, which is Σ ln(distance/tolerance).
 
     Args:
         but: share of the images that may be further.
     """
-    here, reach = search.look(state, curvature), search.reach[0]
+    here, reach, way = search.look(state, curvature), search.reach[0], np.inf
     for k in range(max_steps):
         used = search.weight > 0
         left = int(np.sum(here.steps.distance[used] >= tolerance))
+        way, before = np.log(np.maximum(here.steps.distance[used] / tolerance, 1.0)).sum(), way
         progress.update(None, f"step {k}: {left} of {used.sum()} images on their way")
         if left <= but * used.sum():
             break
@@ -81,7 +83,7 @@ def at_their_modes(
         helped = there.image > here.slope.image
         theta = state.theta + np.where(helped[:, None], move, 0.0)
         state = state._replace(theta=theta, damping=eased(state.damping, helped))
-        known = here.block_hessian if k % RENEWED else curvature
+        known = here.block_hessian if way < SERVES * before else curvature
         here = search.look(state, known, there.rows(helped, here.slope))
     return state, here
 

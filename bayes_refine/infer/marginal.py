@@ -41,6 +41,7 @@ TRIFLE = 1.0  # nats that a step may lose, and as many again for each hundredth 
 AROUND = 0.05  # posterior sd; points that were made further from the mode are made anew
 STILL = 5  # steps that together have not halved what is left, near the mode, end a search
 CHECKS = 3  # of a mode, at most
+LEADS = 3  # by few points, of many images, at most
 SETTLING = 5  # Newton steps of the images at the end
 
 
@@ -69,7 +70,7 @@ def marginal_fit(
         args: as they were given to ``map_fit``.
         fit: what ``map_fit`` returned, or ``images_fit``.
         near: the shared unknowns are near the marginal mode of some of the images, and these are
-            many: few points do not lead there first, and the scatter tells the curvature.
+            many: few points lead with the slope that all have, and the scatter tells the curvature.
         tolerance: posterior sd that are left at the end, unless several steps led no nearer.
         means: find posterior means too, and what each batch says; else the covariance is about what
             the search learned of it.
@@ -143,7 +144,7 @@ def _start(
     """Where all points take over: at the state of the search, or where few points led from there.
 
     Args:
-        near: no few points are to lead.
+        near: few points are to lead with the slope that all have.
         usable: (n,) images that are integrated.
         tolerance: of the images, posterior sd.
     """
@@ -153,7 +154,12 @@ def _start(
     if near:
         place = _placed(search, state, frame, tolerance)
         inverse = marginal_covariance.by_scatter(search, place.state, place.density)
-        return _Mode(place, inverse, np.inf, 0)
+        mode = _Mode(place, inverse, _distance(place.density, inverse), 0)
+        for _ in range(LEADS):
+            if mode.far < NEAR:
+                break
+            mode = _led(search, mode, max_steps, progress)
+        return mode
     inverse = upward_inverse(here.steps.schur[None], np.zeros(1), np)[0]
     state, frame, _ = _settled(search, state, frame, FAR)
     few = random_signs(*state.theta.shape)
@@ -162,6 +168,29 @@ def _start(
     mode = _climb(search, _Mode(place, inverse, np.inf, 0), follow, NEAR, max_steps, progress)
     (state, _, frame, _), inverse, _, steps = mode
     return _Mode(_placed(search, state, frame, tolerance), inverse, np.inf, steps)
+
+
+def _led(search: Search, mode: _Mode, max_steps: int, progress: Listener) -> _Mode:
+    """Where few points lead, their density tilted so that it slopes here as that of all points
+    does: the two differ by a slope that hardly changes on the way."""
+    first = mode.place
+    few = random_signs(*first.state.theta.shape)
+    alone = marginal_density(search, first.state, first.frame, few)
+    tilt = first.density.slope - alone.slope
+
+    def tilted(there: _Place) -> _Place:
+        value = there.density.log_density - tilt @ (there.state.phi - first.state.phi)
+        density = there.density._replace(log_density=value, slope=there.density.slope + tilt)
+        return there._replace(density=density)
+
+    def follow(state: State, place: _Place, far: float) -> _Place | None:
+        there = _by_few(search, few, state, place, far)
+        return None if there is None else tilted(there)
+
+    start = mode._replace(place=tilted(first._replace(density=alone)))
+    mode = _climb(search, start, follow, min(AROUND, mode.far / 10), max_steps, progress)
+    place = _placed(search, mode.place.state, mode.place.frame, AROUND)
+    return mode._replace(place=place, far=_distance(place.density, mode.inverse))
 
 
 def _marginal_mode(

@@ -8,6 +8,7 @@ import pytest
 
 from bayes_refine.fitting.prepare import described
 from bayes_refine.geometry.predict import candidate_indices, predict
+from bayes_refine.io import hdf5_beam
 from bayes_refine.io.expt import read_experiments, write_experiments
 from bayes_refine.io.images import read_bandwidth, read_beam
 from bayes_refine.simulation.files import simulate_run
@@ -48,6 +49,14 @@ def test_each_frame_has_its_own_wavelength_and_its_spots_stay(experiments, tmp_p
     write_experiments(tmp_path / "out.expt", replace(experiments, stills=found))
     back = read_experiments(tmp_path / "out.expt").stills
     assert [s.beam.wavelength for s in back] == [1.002, 1.0, 0.997]
+
+
+def test_a_file_of_many_images_is_opened_once(experiments, monkeypatch):
+    opened = []
+    real = hdf5_beam.open_hdf5
+    monkeypatch.setattr(hdf5_beam, "open_hdf5", lambda path: opened.append(path) or real(path))
+    described(experiments.stills)
+    assert opened == [experiments.stills[0].image_path]
 
 
 @pytest.mark.parametrize("frames", [1, 3])
