@@ -39,6 +39,7 @@ FAR = 1.0  # posterior sd; the points miss the mode of an image that is further 
 NEAR = 0.3  # posterior sd; few points lead no nearer
 TRIFLE = 1.0  # nats that a step may lose, and as many again for each hundredth image
 AROUND = 0.05  # posterior sd; points that were made further from the mode are made anew
+OF_ONE = 0.005  # the same of many images, in posterior sd by one of them
 STILL = 5  # steps that together have not halved what is left, near the mode, end a search
 CHECKS = 3  # of a mode, at most
 LEADS = 3  # by few points, of many images, at most
@@ -173,7 +174,7 @@ def _start(
 def _led(search: Search, mode: _Mode, max_steps: int, progress: Listener) -> _Mode:
     """Where few points lead, their density tilted so that it slopes here as that of all points
     does: the two differ by a slope that hardly changes on the way."""
-    first = mode.place
+    first, far = mode.place, mode.far
     few = random_signs(*first.state.theta.shape)
     alone = marginal_density(search, first.state, first.frame, few)
     tilt = first.density.slope - alone.slope
@@ -188,8 +189,8 @@ def _led(search: Search, mode: _Mode, max_steps: int, progress: Listener) -> _Mo
         return None if there is None else tilted(there)
 
     start = mode._replace(place=tilted(first._replace(density=alone)))
-    mode = _climb(search, start, follow, min(AROUND, mode.far / 10), max_steps, progress)
-    place = _placed(search, mode.place.state, mode.place.frame, AROUND)
+    mode = _climb(search, start, follow, min(AROUND, far / 10), max_steps, progress)
+    place = _by_all(search, AROUND, mode.place.state, mode.place, far)
     return mode._replace(place=place, far=_distance(place.density, mode.inverse))
 
 
@@ -279,12 +280,15 @@ def _by_few(
 
 
 def _by_all(search: Search, near: float, state: State, place: _Place, far: float) -> _Place:
-    """Where the images followed, by all points, which are made anew."""
+    """Where the images followed, by all points, which are made anew unless the shared unknowns move
+    so little that the images' curvature hardly changes."""
+    frame = place.frame
+    if far > max(AROUND, OF_ONE * np.sqrt(frame.usable.sum())):
+        return _placed(search, state, frame, near)
     if far > AROUND:
-        return _placed(search, state, place.frame, near)
-    # the images' curvature has hardly changed
-    density = marginal_density(search, state, place.frame, points(state.theta.shape[1]))
-    return place._replace(state=state, density=density)
+        state, frame, _ = _settled(search, state, frame, near)
+    density = marginal_density(search, state, frame, points(state.theta.shape[1]))
+    return place._replace(state=state, frame=frame, density=density)
 
 
 def _placed(search: Search, state: State, frame: Frame, near: float) -> _Place:
