@@ -20,7 +20,8 @@ from .laplace import Fit
 from .search import Curvature, Look, Search, State, eased, fit_at
 
 FEW = 0.01  # of the images, that do not hold up the others
-SERVES = 0.9  # of the way left after a step: with more, a new curvature (30 steps' time) pays
+SERVES = 0.9  # of the way left after a step: with more, ten steps or more are left, and a new
+# curvature pays, which takes the time of 15 (expected) to 30 (exact) of them
 STEPS = 15  # of the few, at most
 MAX_STEPS = 40  # of all images
 
