@@ -17,7 +17,7 @@ from ..physics.observations import Metadata, SpotStatistics
 from .state import Geometry, wavelengths_of
 
 WASTE = 10_000  # empty slots cost 3 s on two cores, a compilation 10 s
-SPARED = 100_000  # empty slots from which on a second shape of batches is worth its compilation
+SPARED = 100_000  # empty slots from which on another shape of batches is worth its compilation
 
 
 @dataclass(frozen=True)
@@ -59,20 +59,27 @@ def slots(counts: np.ndarray, at_least: int = 0, n_images: int | None = None) ->
 
 
 def shapes(counts: Sequence[np.ndarray], size: int, most: int) -> tuple[int, ...]:
-    """Slots of the batches of a run, one number or two; a batch takes the first that holds it.
+    """Slots of the batches of a run, ascending; a batch takes the first that holds it.
 
-    The image with the most reflections of a large run has many more than others have.
+    The images with the most reflections of a large run have many more than others have.  A number
+    is added, that which spares the most empty slots first, while it spares ``SPARED``.
 
     Args:
         counts: reflections of each image, batch by batch. size: images that a batch has room for.
         most: :func:`slots` of all images.
     """
-    largest = np.array([np.max(of_batch, initial=0) for of_batch in counts])
+    needed = np.array([np.max(of_batch, initial=0) for of_batch in counts])
     fewer = np.arange(32, most, 32)
-    spared = np.array([np.sum(largest <= m) * size * (most - m) for m in fewer])
-    if np.max(spared, initial=0) < SPARED:
-        return (most,)
-    return int(fewer[np.argmax(spared)]), most
+    found, taken = [most], np.full(len(needed), most)
+    while len(fewer):
+        holds = needed <= fewer[:, None]
+        spared = size * np.sum(holds * np.maximum(taken - fewer[:, None], 0), axis=1)
+        best = np.argmax(spared)
+        if spared[best] < SPARED:
+            break
+        found.append(int(fewer[best]))
+        taken = np.where(holds[best], np.minimum(taken, fewer[best]), taken)
+    return tuple(sorted(found))
 
 
 def layout(image: np.ndarray, n_image: int, m: int) -> Layout:

@@ -36,9 +36,10 @@ if TYPE_CHECKING:
     from .checkpoint import Checkpoint
 
 BATCH = 16  # images of a batch, and of the start of a run
-LARGER = (64, 32)  # images of a batch in runs of four or more of such batches
-SLOTS = 16_384  # reflections of a larger batch at most; a call of a program has 2 ms of its own
-ON_A_CARD = (512, 256, 128, *LARGER)  # images of a batch on a GPU, all of them at a time
+# images of a batch in runs of four or more of such batches, and its reflections at most: of few
+# reflections a call of a program costs 2 ms of its own, those of many do not stay in the cache
+LARGER = {256: 4_096, 128: 4_096, 64: 16_384, 32: 16_384}
+ON_A_CARD = (512, *LARGER)  # images of a batch on a GPU, all of them at a time
 SLOT_BYTES = 2**16  # of a card's memory: twice what the largest program asks for a reflection
 LOOKED_AT = 16  # stills whose reflections are counted
 IMAGE_BYTES = 36  # a pixel, while an image is unpacked, searched for rings and cut
@@ -235,12 +236,12 @@ def batch_size(stills: Sequence[Still], candidates: Candidates) -> int:
     n = len(stills)
     some = [stills[i] for i in np.linspace(0, n - 1, min(n, LOOKED_AT)).astype(int)]
     reflections = max(candidates.number_on(still) for still in some)
-    larger: tuple[int, ...] = LARGER
-    batches, slots = 4, SLOTS
+    larger, batches = LARGER, 4
     if jax.default_backend() != "cpu":
         memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
-        larger, batches, slots = ON_A_CARD, 1, max(SLOTS, memory // SLOT_BYTES)
-    fits = (k for k in larger if n >= batches * k and k * reflections <= slots)
+        slots = max(*LARGER.values(), memory // SLOT_BYTES)
+        larger, batches = dict.fromkeys(ON_A_CARD, slots), 1
+    fits = (k for k, most in larger.items() if n >= batches * k and k * reflections <= most)
     return next(fits, min(n, BATCH))
 
 

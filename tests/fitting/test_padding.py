@@ -21,12 +21,13 @@ from bayes_refine.simulation.truth import Simulation
 from bayes_refine.util.progress import SILENT
 
 
-def test_a_second_shape_only_where_it_spares_enough():
+def test_another_shape_only_where_it_spares_enough():
     few, many = np.full(64, 40), np.full(64, 85)
     assert padding.shapes([few] * 40 + [many], 64, 96) == (96,)  # 40 · 64 · 32 are too few
     assert padding.shapes([few] * 60 + [many], 64, 96) == (64, 96)
-    # 96 spares 160 · 64 · 32 slots, 64 only 60 · 64 · 64
-    assert padding.shapes([few] * 60 + [many] * 100 + [few + 60], 64, 128) == (96, 128)
+    # 96 spares 160 · 64 · 32 slots, 64 only 60 · 64 · 64; after it 64 spares 60 · 64 · 32
+    assert padding.shapes([few] * 60 + [many] * 100 + [few + 60], 64, 128) == (64, 96, 128)
+    assert padding.shapes([few] * 40 + [many] * 100 + [few + 60], 64, 128) == (96, 128)
     assert padding.shapes([np.zeros(0, int), many], 64, 96) == (96,)
 
 
