@@ -39,6 +39,7 @@ T = TypeVar("T")
 RESTART_S = 60.0  # s that a worker which was lost has to come back
 GONE_S = 180.0  # s without any worker of this program's own, after which none is expected
 GROUPS = 4  # for each worker: to share work evenly, and to do little again when one is lost
+MOST = 16  # items of a group, whose results a worker has in memory at a time
 LOOK = 1.0  # s between questions to the scheduler, for the progress
 STRANDED_S = 5.0  # s without a result; then groups that wait for lost workers are given out anew
 HELD = 0.3  # of a worker's memory: for data that it has read or made
@@ -146,7 +147,7 @@ class Cluster:
     def _size(self, n_items: int) -> int:
         """Items of a group: a power of two."""
         size, n_workers = 1, max(1, len(self.client.nthreads()))
-        while n_items > GROUPS * n_workers * size:
+        while size < MOST and n_items > GROUPS * n_workers * size:
             size *= 2
         return size
 
