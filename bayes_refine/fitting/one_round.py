@@ -79,12 +79,8 @@ def one_round(
     ready = time.perf_counter()
     old = {**state, "log_G": measurements.log_G}
     problem = run.model, measurements.observations, priors
-    if last:
-        fit = infer.mode_of_many(*problem, init=old, progress=progress)
-    else:
-        fit = infer.map_fit(
-            *problem, init=old, tolerance=0.5, stragglers=0.05, exact=False, progress=progress
-        )
+    search = infer.mode_of_many if last else infer.near_mode_of_many
+    fit = search(*problem, init=old, progress=progress)
     seconds = (ready - started, time.perf_counter() - ready)
     new = fit.values()
     return Round(new, fit, measurements, movement_of(old, new, measurements, fit, *seconds))

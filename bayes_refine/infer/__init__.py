@@ -11,7 +11,7 @@ from .importance import Nested, nested_draws
 from .integrated_out import Held, held_integrated, held_numbers, width_of_held
 from .laplace import Fit, laplace_draws, predictive_draws
 from .loo import Loo, ModelComparison, compare, leave_out, leave_out_images, log_likelihoods
-from .many_images import mode_of_many
+from .many_images import mode_of_many, near_mode_of_many
 from .marginal import marginal_fit
 from .newton import map_fit
 from .nuts import Chains, nuts_fit
@@ -47,6 +47,7 @@ __all__ = [
     "map_fit",
     "marginal_fit",
     "mode_of_many",
+    "near_mode_of_many",
     "nested_draws",
     "normal",
     "nuts_fit",

@@ -24,6 +24,7 @@ from bayes_refine.infer import (
     marginal_covariance,
     marginal_fit,
     mode_of_many,
+    near_mode_of_many,
 )
 from bayes_refine.infer.executor import InProcess
 from bayes_refine.infer.marginal_density import Frame, marginal_density, points
@@ -429,20 +430,32 @@ def test_nothing_is_known_worse_than_its_prior():
     assert map_fit(torn, Data(y)).sd("level") == pytest.approx(2.0, rel=1e-6)
 
 
-def test_of_many_images_some_are_fitted_first_and_the_end_is_the_same(monkeypatch):
-    """Forty batches, of which the first fit has five: 20 images for the way of 158."""
+class Counting(InProcess):
+    """Knows the number of items of each ``map``."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def map(self, work, items, finished=None, lost=None):
+        self.seen.append(len(items))
+        return super().map(work, items, finished, lost)
+
+
+@pytest.fixture
+def of_forty_batches():
+    """158 images."""
     rng = np.random.default_rng(3)
     y = (1.5 + rng.standard_normal((158, 3))) @ X.T + 0.5 * rng.standard_normal((158, M))
     padded = np.concatenate([y, y[-2:]])
-    seen: list[int] = []
+    return Batches([Data(x) for x in padded.reshape(40, 4, M)], 4, 158, Counting())
 
-    class Counting(InProcess):
-        def map(self, work, items, finished=None, lost=None):
-            seen.append(len(items))
-            return super().map(work, items, finished, lost)
 
-    data = Batches([Data(x) for x in padded.reshape(40, 4, M)], 4, 158, Counting())
-    init = {"c": np.zeros((158, 1, 3))}
+def test_of_many_images_some_are_fitted_first_and_the_end_is_the_same(
+    of_forty_batches, monkeypatch
+):
+    """Forty batches, of which the first fit has five: 20 images for the way of 158."""
+    data, init = of_forty_batches, {"c": np.zeros((158, 1, 3))}
+    seen = data.executor.seen
     at_once = mode_of_many(curves, data, init=init)
     passes = seen.count(40)
     seen.clear()
@@ -459,6 +472,25 @@ def test_of_many_images_some_are_fitted_first_and_the_end_is_the_same(monkeypatc
     precision = at_once.image_precision[:, 0, 0] ** 0.5
     np.testing.assert_allclose((found.image - at_once.image)[:, 0] * precision, 0, atol=0.1)
     assert set(found.status) == {"converged"}
+
+
+def test_near_the_mode_of_many_images_what_they_share_is_known_from_some(
+    of_forty_batches, monkeypatch
+):
+    """Twenty images know what is shared to √8 sd of all; a fit that stops when most images no
+    longer move, and without these, is further away."""
+    data, init = of_forty_batches, {"c": np.zeros((158, 1, 3))}
+    exact, seen = map_fit(curves, data), data.executor.seen
+    sd = np.sqrt(np.diag(exact.shared_covariance))
+    far, passes = {}, {}
+    for fewest in (16, 1000):
+        seen.clear()
+        monkeypatch.setattr("bayes_refine.infer.many_images.FEWEST", fewest)
+        found = near_mode_of_many(curves, data, init=init)
+        far[fewest] = np.abs((found.shared - exact.shared) / sd).max()
+        passes[fewest] = seen.count(40)
+    assert far[16] < 3 * np.sqrt(8) < far[1000]
+    assert passes[16] < passes[1000]
 
 
 def test_the_scatter_of_many_images_tells_the_curvature():
