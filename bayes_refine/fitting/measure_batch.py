@@ -74,7 +74,7 @@ class FixedForAll:
     """What all batches of a round have in common, decided before they are measured.
 
     Attributes:
-        slots: reflections that an image has room for, of one shape of batches or two
+        slots: reflections that an image has room for, of each shape of batches, ascending
             (``padding.shapes``). log_G0, pixel_inv_angstrom: as ``Plan``. shoebox: pixels of every
             spot. R0_eff: at the state.
     """
