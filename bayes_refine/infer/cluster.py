@@ -32,12 +32,11 @@ from ..util.kept_programs import folder_of_programs, keep_programs
 from ..util.large_arrays import keep_freed_memory
 from ..util.progress import peak_memory
 from ..util.store import hold_in_memory
-from .dask_clients import AGAIN_S, ATTEMPTS, again
+from .dask_clients import AGAIN_S, ATTEMPTS, GONE_S, again
 from .executor import InTwoSteps, tree_sum
 
 T = TypeVar("T")
 RESTART_S = 60.0  # s that a worker which was lost has to come back
-GONE_S = 180.0  # s without any worker of this program's own, after which none is expected
 GROUPS = 4  # for each worker: to share work evenly, and to do little again when one is lost
 MOST = 16  # items of a group, whose results a worker has in memory at a time
 LOOK = 1.0  # s between questions to the scheduler, for the progress

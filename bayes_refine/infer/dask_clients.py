@@ -19,6 +19,7 @@ from ..util.errors import InputError
 T = TypeVar("T")
 ATTEMPTS = 3  # workers that an item may end before it is set aside
 AGAIN_S = 0.3  # s to wait, for each time that an item has failed, if the same worker gets it again
+GONE_S = 180.0  # s after which a lost process of this program's own is no longer expected back
 ANSWER = 10  # seconds that a scheduler has for its first answer
 
 
@@ -63,7 +64,13 @@ def client_of(workers: int | None, scheduler: str | None, folder: Path) -> Itera
 
 def local(n: int, folder: Path) -> LocalCluster:
     """A cluster of ``n`` processes on this machine."""
-    dask.config.set({"distributed.scheduler.allowed-failures": ATTEMPTS - 1})
+    dask.config.set(
+        {
+            "distributed.scheduler.allowed-failures": ATTEMPTS - 1,
+            # Dask gives up a process after 15 s; on a busy machine its imports take longer
+            "distributed.deploy.lost-worker-timeout": f"{GONE_S} s",
+        }
+    )
     start = partial(
         LocalCluster,
         n_workers=n,

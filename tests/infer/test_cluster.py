@@ -9,6 +9,7 @@ import warnings
 from functools import partial
 
 import numpy as np
+import psutil
 import pytest
 
 from bayes_refine.infer import cluster, dask_clients
@@ -131,6 +132,20 @@ if os.getpid() != {os.getpid()} and not flag.exists():
     assert (tmp_path / "lost").exists()
     assert executor.map(partial(work.times, factor), [1.0, 2.0]) == [3.0, 6.0]
     executor.client.wait_for_workers(2, timeout=60)  # other tests want both
+
+
+def test_a_lost_worker_that_is_slow_to_come_back_is_expected(executor):
+    """As on a busy machine: for longer than the 15 s after which Dask gives it up."""
+    executor.client.wait_for_workers(2, timeout=60)
+    known = psutil.Process().children(recursive=True)
+    os.kill(min(executor.client.run(os.getpid).values()), signal.SIGKILL)
+    while not (fresh := set(psutil.Process().children(recursive=True)).difference(known)):
+        time.sleep(0.01)
+    (restarted,) = fresh
+    restarted.suspend()
+    time.sleep(20)
+    restarted.resume()
+    executor.client.wait_for_workers(2, timeout=60)
 
 
 def test_all_workers_are_lost_at_once(executor, work, monkeypatch):
