@@ -38,7 +38,7 @@ from .executor import InTwoSteps, tree_sum
 T = TypeVar("T")
 RESTART_S = 60.0  # s that a worker which was lost has to come back
 GROUPS = 4  # for each worker: to share work evenly, and to do little again when one is lost
-MOST = 16  # items of a group, whose results a worker has in memory at a time
+MOST = 8  # items of a group, whose results a worker has in memory at a time
 LOOK = 1.0  # s between questions to the scheduler, for the progress
 STRANDED_S = 5.0  # s without a result; then groups that wait for lost workers are given out anew
 HELD = 0.3  # of a worker's memory: for data that it has read or made
