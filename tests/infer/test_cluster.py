@@ -146,6 +146,7 @@ def test_a_lost_worker_that_is_slow_to_come_back_is_expected(executor):
     time.sleep(20)
     restarted.resume()
     executor.client.wait_for_workers(2, timeout=60)
+    assert restarted.pid in executor.client.run(os.getpid).values()
 
 
 def test_all_workers_are_lost_at_once(executor, work, monkeypatch):
